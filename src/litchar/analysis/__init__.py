@@ -1,0 +1,1 @@
+"""What texts and runs show."""

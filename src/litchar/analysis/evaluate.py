@@ -1,0 +1,123 @@
+"""`scripts/evaluate.py`: the exact loss of a checkpoint on a text."""
+
+import math
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor, nn
+
+from litchar.checkpoints import Checkpoint, find
+from litchar.checkpoints.checkpoint import trusted
+from litchar.data import TextDataModule
+from litchar.data.windows import SequentialWindows
+from litchar.device import choose_device
+from litchar.errors import UserError
+from litchar.text import Corpus
+from litchar.text.vocabulary import describe
+from litchar.training.module import summed_loss
+
+
+def run(config: DictConfig, output_dir: Path) -> float:
+    """Print the loss of a checkpoint on a split of its own text, or on another text.
+
+    Returns:
+        the mean loss in nats per character.
+
+    Raises:
+        UserError: the checkpoint or the text is unfit.
+    """
+    if not isinstance(config.batch_size, int) or config.batch_size < 1:
+        raise UserError(f"batch_size={config.batch_size}: must be a whole number from 1 on")
+    device = choose_device(config.device)
+    checkpoint = Checkpoint.load(find(config.checkpoint, Path(config.outputs_dir)))
+    console = Console(highlight=False)
+    if config.data.path is None:
+        tokens, what = split_of(checkpoint, config.split), f"the {config.split} split"
+    else:
+        corpus = Corpus.find(config.data.path, config.data.pattern)
+        tokens, unknown, left_out = encode_known(checkpoint, corpus)
+        what = str(corpus)
+        if left_out:
+            share = left_out / (left_out + len(tokens))
+            console.print(
+                f"Left out: {left_out:,} characters ({share:.2%}) that the model never saw: "
+                f"{describe(unknown)}",
+                soft_wrap=True,
+                markup=False,
+            )
+    if len(tokens) < 2:
+        raise UserError(f"{what} has {len(tokens)} characters that the model knows; it takes 2")
+    model = checkpoint.build_model(device)
+    loss = exact_loss(model, tokens, config.batch_size, device)
+    console.print(
+        f"{checkpoint.path}, step {checkpoint.step:,}, on {what}:\n"
+        f"{loss:.6f} nats per character, {loss / math.log(2):.4f} bits per character, "
+        f"perplexity {math.exp(loss):.3f}, over {len(tokens) - 1:,} characters",
+        soft_wrap=True,
+        markup=False,
+    )
+    return loss
+
+
+def split_of(checkpoint: Checkpoint, name: str) -> Tensor:
+    """Return a split of the text that `checkpoint` was trained on: (N,) ids.
+
+    Raises:
+        UserError: the text is not there any more or was changed, or has no such split.
+    """
+    try:
+        settings = dict(checkpoint.config["data"])
+        settings.pop("_target_")
+        if source := settings.pop("source", None):
+            source = dict(source)
+            function = trusted(source.pop("_target_"), "litchar.text.sources.", checkpoint.path)
+            source.pop("_partial_")
+            settings["source"] = partial(function, **source)
+        data = TextDataModule(**settings)
+        data.setup()
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{checkpoint.path}: it does not say which text it was trained on ({error!r}); score "
+            "one by its path: data.path=FILE"
+        ) from None
+    if data.store.fingerprint != checkpoint.provenance["fingerprint"]:
+        raise UserError(
+            f"{data.corpus()} has changed since {checkpoint.path} was trained on it; "
+            "score it as another text: data.path=FILE"
+        )
+    if name not in data.splits:
+        raise UserError(f"split={name}: this run has {', '.join(data.splits)}")
+    return data.splits[name]
+
+
+def encode_known(checkpoint: Checkpoint, corpus: Corpus) -> tuple[Tensor, str, int]:
+    """Return the ids of the characters of `corpus` that the model knows, the distinct ones that
+    it does not know, and how many of those were left out."""
+    pieces, unknown, left_out = [], set(), 0
+    for text in corpus.read():
+        ids = checkpoint.vocabulary.encode(text, unknown="skip")
+        pieces.append(ids)
+        if len(ids) < len(text):
+            left_out += len(text) - len(ids)
+            unknown.update(checkpoint.vocabulary.unknown(text))
+    tokens = np.concatenate(pieces) if pieces else np.zeros(0, checkpoint.vocabulary.dtype)
+    return torch.from_numpy(tokens), "".join(sorted(unknown)), left_out
+
+
+@torch.inference_mode()
+def exact_loss(model: nn.Module, tokens: Tensor, batch_size: int, device: torch.device) -> float:
+    """Return the mean loss over contiguous windows of `tokens`, each character counted once."""
+    windows = SequentialWindows(tokens, len(tokens), model.block_size, batch_size)
+    loss = count = 0.0
+    batches = track(range(len(windows)), "Scoring", transient=True, disable=len(windows) < 20)
+    for batch in batches:
+        idx, targets = windows[batch]
+        batch_loss, batch_count = summed_loss(model, idx.to(device), targets.to(device)).tolist()
+        loss += batch_loss
+        count += batch_count
+    return loss / count

@@ -1,0 +1,41 @@
+"""Benchmarks: each measures one thing, prints medians and spread, and can write JSON."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the benchmark that the command line names."""
+    from litchar.benchmarks import encode
+
+    parser = argparse.ArgumentParser(prog="benchmark.py", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="BENCHMARK")
+    for module in (encode,):
+        name = module.__name__.rpartition(".")[2]
+        command = commands.add_parser(name, help=module.__doc__, description=module.__doc__)
+        command.add_argument("--repeats", type=int, default=3, help="measurements of each (3)")
+        command.add_argument("--json", type=Path, help="write the figures to this file as well")
+        module.add_arguments(command)
+        command.set_defaults(measure=module.measure)
+    options = parser.parse_args(arguments)
+    rows = options.measure(options)
+    _print(rows)
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=2) + "\n")
+
+
+def _print(rows: list[dict]) -> None:
+    table = Table()
+    for column in rows[0]:
+        table.add_column(column, justify="left" if column == "what" else "right")
+    for row in rows:
+        cells = (f"{v:,.4g}" if isinstance(v, float) else f"{v}" for v in row.values())
+        table.add_row(*cells)
+    console = Console()
+    console.width = max(console.width, 100) if not sys.stdout.isatty() else console.width
+    console.print(table)

@@ -1,0 +1,80 @@
+"""Encode a text into a token store: MB/s and memory, beside the teaching script's look-up."""
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+MEASURED = """
+import os, sys, time
+from pathlib import Path
+from litchar.text import Corpus, open_store
+began = time.perf_counter()
+store = open_store(Corpus([Path(sys.argv[1])]))
+seconds = time.perf_counter() - began
+status = Path("/proc/self/status").read_text()
+print(seconds, int(status.split("VmHWM:")[1].split()[0]) / 1024, len(store.tokens))
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add this benchmark's options."""
+    parser.add_argument("--file", type=Path, help="text to repeat (the bundled primer)")
+    parser.add_argument("--megabytes", type=int, default=1000, help="how much to encode (1000)")
+
+
+def measure(options: argparse.Namespace) -> list[dict]:
+    """Return a row for each encoder: median and range of MB/s, peak resident memory.
+
+    The store is built in a fresh process, each time into an empty cache, on one core.
+    """
+    import litchar.text
+
+    source = options.file or Path(litchar.text.__file__).with_name("ml.txt")
+    text = source.read_bytes()
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "corpus.txt"
+        with open(path, "wb") as file:
+            for _ in range(max(1, options.megabytes * 1_000_000 // len(text))):
+                file.write(text)
+        megabytes = path.stat().st_size / 1e6
+        ours, memory = [], 0.0
+        for repeat in range(options.repeats):
+            seconds, peak = _build(path, Path(directory) / f"cache{repeat}")
+            ours.append(megabytes / seconds)
+            memory = max(memory, peak)
+    theirs = [_teaching_script(text.decode()) for _ in range(options.repeats)]
+    return [
+        _row(f"token store, {megabytes:,.0f} MB", ours, memory),
+        _row(f"dict look-up, {len(text) / 1e6:.1f} MB in memory", theirs, float("nan")),
+    ]
+
+
+def _build(path: Path, cache: Path) -> tuple[float, float]:
+    """Return seconds and peak MB of building the store in a process of its own."""
+    environment = {"LITCHAR_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", MEASURED, str(path)]
+    output = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    seconds, peak, _ = map(float, output.stdout.split())
+    return seconds, peak
+
+
+def _teaching_script(text: str) -> float:
+    """Return the MB/s of `[stoi[c] for c in text]`, with the whole text in memory."""
+    began = time.perf_counter()
+    stoi = {character: i for i, character in enumerate(sorted(set(text)))}
+    ids = [stoi[character] for character in text]
+    return len(ids) / 1e6 / (time.perf_counter() - began)
+
+
+def _row(what: str, rates: list[float], memory: float) -> dict:
+    return {
+        "what": what,
+        "MB/s": statistics.median(rates),
+        "least": min(rates),
+        "most": max(rates),
+        "peak MB": memory,
+    }

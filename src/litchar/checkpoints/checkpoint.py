@@ -1,0 +1,204 @@
+"""A checkpoint's content: enough to build the model and to read and write its text."""
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from litchar.checkpoints.files import load
+from litchar.errors import UserError
+from litchar.text import Vocabulary
+
+FORMAT = 1
+MODELS = "litchar.models."  # where a checkpoint's model may come from
+MOST_BUFFER_BYTES = 1 << 30  # that a model may compute when it is built: rotary tables and the like
+
+
+def make_card(
+    vocabulary: Vocabulary, model: dict[str, Any], config: dict[str, Any], **provenance: Any
+) -> dict[str, Any]:
+    """Return what a checkpoint says of itself beside the weights, as plain data.
+
+    Args:
+        model: its class under `_target_`, and every argument that it was built with.
+        config: the run's whole configuration, resolved.
+        provenance: where the run comes from: versions, the text's fingerprint.
+    """
+    return {
+        "format": FORMAT,
+        "vocabulary": vocabulary.to_json(),
+        "model": model,
+        "config": config,
+        "provenance": provenance,
+    }
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A loaded checkpoint.
+
+    Attributes:
+        path: its file.
+        vocabulary: the characters that the model knows.
+        model_settings: the model's class under `_target_`, and its arguments.
+        config: the configuration of the run that made it.
+        provenance: versions, git revision, the text's fingerprint.
+        step: how many optimiser steps it has seen.
+        weights: the model's parameters by name.
+    """
+
+    path: Path
+    vocabulary: Vocabulary
+    model_settings: dict[str, Any]
+    config: dict[str, Any]
+    provenance: dict[str, Any]
+    step: int
+    weights: dict[str, Tensor]
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Checkpoint":
+        """Return the checkpoint at `path`.
+
+        Raises:
+            UserError: it is missing, damaged, not ours, or of a newer format.
+        """
+        path = Path(path).expanduser()
+        data = load(path)
+        card = data["litchar"]
+        try:
+            if card["format"] > FORMAT:
+                raise UserError(
+                    f"{path}: written in format {card['format']}, and this litchar reads "
+                    f"{FORMAT}; update litchar"
+                )
+            vocabulary = Vocabulary.from_json(card["vocabulary"])
+            if len(vocabulary) != card["model"]["vocab_size"]:
+                raise ValueError(
+                    f"{len(vocabulary)} characters, and a model for {card['model']['vocab_size']}"
+                )
+            prefix = "model."
+            return cls(
+                path=path,
+                vocabulary=vocabulary,
+                model_settings=dict(card["model"]),
+                config=dict(card["config"]),
+                provenance={"fingerprint": None, **card["provenance"]},
+                step=int(data["global_step"]),
+                weights={
+                    name.removeprefix(prefix): tensor
+                    for name, tensor in data["state_dict"].items()
+                    if name.startswith(prefix)
+                },
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(f"{path}: not a checkpoint that litchar wrote ({error})") from None
+
+    def build_model(self, device: str | torch.device = "cpu") -> nn.Module:
+        """Return the model with its trained weights, in evaluation mode, on `device`.
+
+        Raises:
+            UserError: the weights are not this model's.
+        """
+        settings = dict(self.model_settings)
+        model = trusted(settings.pop("_target_", None), MODELS, self.path)
+        try:
+            if settings.get("n_layer", 0) > len(self.weights):
+                raise ValueError(f"{settings['n_layer']} layers, and {len(self.weights)} weights")
+            with torch.device("meta"):  # sizes are compared before any memory is taken
+                expected = model(**settings)
+            _check_weights(self.weights, expected)
+            built = model(**settings)
+            built.load_state_dict(self.weights)
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+            reason = str(error).split("\n")[0]
+            raise UserError(f"{self.path}: its weights and settings do not fit: {reason}") from None
+        return built.to(device).eval()
+
+
+def find(checkpoint: str, outputs: Path) -> Path:
+    """Return the checkpoint that `checkpoint` names.
+
+    Args:
+        checkpoint: a file, a run's directory (its best checkpoint, or its last if it has no best),
+            or `latest`: the newest run's.
+        outputs: the directory that holds `runs/`.
+
+    Raises:
+        UserError: there is none.
+    """
+    if checkpoint == "latest":
+        runs = [*outputs.glob("runs/*/checkpoints"), *outputs.glob("sweeps/*/*/checkpoints")]
+        files = [file for run in runs for file in _best_of(run)]
+        if not files:
+            raise UserError(
+                f"checkpoint=latest: no run under {outputs} has a checkpoint; "
+                "train one: python scripts/train.py"
+            )
+        return max(files, key=lambda file: file.stat().st_mtime)
+    path = Path(checkpoint).expanduser()
+    if path.is_dir():
+        files = _best_of(path / "checkpoints")
+        if not files:
+            raise UserError(f"checkpoint={checkpoint}: this directory has no checkpoints/best.ckpt")
+        return files[0]
+    return path
+
+
+def _best_of(directory: Path) -> list[Path]:
+    files = [directory / "best.ckpt", directory / "last.ckpt"]
+    return [file for file in files if file.is_file()][:1]
+
+
+def trusted(target: object, prefix: str, path: Path) -> Callable:
+    """Return the class or function that a checkpoint names, if it is the project's own.
+
+    Args:
+        target: its dotted name, as the checkpoint at `path` has it.
+        prefix: the modules in which it may be defined.
+
+    Raises:
+        UserError: it is defined elsewhere, or nowhere.
+    """
+    if isinstance(target, str) and target.startswith(prefix):
+        module, _, name = target.rpartition(".")
+        try:
+            found = getattr(importlib.import_module(module), name, None)
+        except ImportError:
+            found = None
+        if getattr(found, "__module__", "").startswith(prefix.rstrip(".")):
+            return found
+    raise UserError(f"{path}: it names {target!r}, which is not one of {prefix}*; it was not built")
+
+
+def _check_weights(weights: dict[str, Tensor], model: nn.Module) -> None:
+    """Refuse weights that are not those of `model`, which may be on the meta device.
+
+    Raises:
+        ValueError: a weight is missing, surplus, of another shape or of another kind; or the model
+            would take much memory beside its weights.
+    """
+    expected = model.state_dict()
+    missing = expected.keys() - weights.keys()
+    surplus = weights.keys() - expected.keys()
+    if missing or surplus:
+        raise ValueError(f"missing {sorted(missing)[:3]}, surplus {sorted(surplus)[:3]}")
+    for name, tensor in expected.items():
+        found = weights[name]
+        if not isinstance(found, Tensor) or found.layout != torch.strided or found.is_meta:
+            raise ValueError(f"{name} is no plain tensor")
+        if found.shape != tensor.shape:
+            raise ValueError(f"{name} has shape {tuple(found.shape)}, not {tuple(tensor.shape)}")
+        if found.numel() * found.element_size() > found.untyped_storage().nbytes():
+            raise ValueError(f"{name} claims more numbers than are stored")
+        if found.is_floating_point() != tensor.is_floating_point():
+            raise ValueError(f"{name} has type {found.dtype}, not {tensor.dtype}")
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage() for t in weights.values()}
+    stored = sum(storage.nbytes() for storage in storages.values())
+    if sum(tensor.numel() for tensor in expected.values()) > 2 * stored:  # one byte each at least
+        raise ValueError("its weights claim more numbers than are stored")
+    if sum(buffer.nbytes for buffer in model.buffers()) > MOST_BUFFER_BYTES:
+        raise ValueError("its buffers would take more than 1 GiB")

@@ -1,0 +1,84 @@
+"""Weights from a model of one vocabulary to a model of another."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from litchar.checkpoints.checkpoint import Checkpoint
+from litchar.errors import UserError
+from litchar.text import Vocabulary
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """How many characters two vocabularies share.
+
+    Attributes:
+        matched: characters that both have, whose rows were taken over.
+        new: characters that only the new text has, whose rows are freshly initialised.
+        dropped: characters that only the old text had.
+    """
+
+    matched: int
+    new: int
+    dropped: int
+
+
+@torch.no_grad()
+def transfer_weights(
+    parent: Checkpoint,
+    model: nn.Module,
+    vocabulary: Vocabulary,
+    build: Callable[[int], nn.Module],
+) -> Transfer:
+    """Copy the weights of `parent` into `model`, rows of the vocabulary by character.
+
+    Which dimensions of which parameters run over the vocabulary is found by building the model
+    for two sizes of it, so that no model has to say.
+
+    Args:
+        model: freshly initialised; it keeps what `parent` does not know.
+        vocabulary: of `model`.
+        build: returns the model for a vocabulary of the size given.
+
+    Raises:
+        UserError: the models differ in more than the vocabulary.
+    """
+    shared = [c for c in vocabulary.characters if c in parent.vocabulary]
+    old_rows = torch.tensor([parent.vocabulary.characters.index(c) for c in shared])
+    new_rows = torch.tensor([vocabulary.characters.index(c) for c in shared])
+    with torch.device("meta"):
+        small, large = build(2).state_dict(), build(3).state_dict()
+
+    weights, old_weights = model.state_dict(), parent.build_model().state_dict()
+    if weights.keys() != old_weights.keys():
+        differing = sorted(weights.keys() ^ old_weights.keys())
+        raise UserError(
+            f"init_from={parent.path}: its model differs from this one in {differing[0]}"
+        )
+    for name, new in weights.items():
+        old = old_weights[name]
+        sizes = zip(small[name].shape, large[name].shape, strict=True)
+        over_vocabulary = [i for i, (a, b) in enumerate(sizes) if a != b]
+        if any(old.shape[i] != new.shape[i] for i in range(new.ndim) if i not in over_vocabulary):
+            raise UserError(
+                f"init_from={parent.path}: {name} has shape {tuple(old.shape)} there and "
+                f"{tuple(new.shape)} here; leave the model's sizes out to take over the old ones"
+            )
+        new[_rows(new, over_vocabulary, new_rows)] = old[_rows(old, over_vocabulary, old_rows)]
+    return Transfer(
+        matched=len(shared),
+        new=len(vocabulary) - len(shared),
+        dropped=len(parent.vocabulary) - len(shared),
+    )
+
+
+def _rows(tensor: Tensor, dimensions: list[int], rows: Tensor) -> tuple[Tensor, ...]:
+    """Return the index that picks `rows` along `dimensions`, and everything along the others."""
+    index = []
+    for i, size in enumerate(tensor.shape):
+        picked = rows if i in dimensions else torch.arange(size)
+        index.append(picked.view(-1, *[1] * (tensor.ndim - 1 - i)))
+    return tuple(index)

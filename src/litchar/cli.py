@@ -1,0 +1,191 @@
+"""The command line: from what was typed to a function of the package, and back to an exit code.
+
+Nothing heavy is imported here, so that `--help` and `--cfg job` answer at once.
+"""
+
+import difflib
+import importlib
+import os
+import re
+import secrets
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import (
+    MissingConfigException,
+    OverrideParseException,
+)
+from omegaconf import DictConfig, OmegaConf
+
+from litchar import signals
+from litchar.errors import DivergedError, UserError, is_users
+
+# Keys whose values are a person's own text, which Hydra's grammar must not read.
+TEXTS = frozenset({"prompt", "unknown", "name"})
+PATHS = frozenset(
+    {"data.path", "data.pattern", "checkpoint", "init_from", "resume", "run_dir", "outputs_dir"}
+)
+
+
+def hydra_main(
+    script: str,
+    config_name: str,
+    target: str,
+    before: Callable[[list[str], Path, str], list[str]] = lambda arguments, *_: arguments,
+) -> None:
+    """Compose `conf/<config_name>.yaml` with the command line and call `target` with it.
+
+    Exits with 0, with 2 and one line if the input was wrong, with 128 + the signal if one came,
+    and with 1 and a traceback otherwise.
+
+    Args:
+        script: the calling script's `__file__`; `conf/` and `outputs/` lie beside its directory.
+        target: `module:function`, imported once the configuration stands; called with the
+            configuration and Hydra's output directory.
+        before: is given the arguments, the directory of configurations and `config_name` before
+            Hydra is, and returns the arguments to go on with.
+    """
+    root = Path(script).resolve().parents[1]
+    os.environ.setdefault("LITCHAR_OUTPUTS", str(root / "outputs"))
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come back here, as they are
+    OmegaConf.register_new_resolver(
+        "unique", lambda: secrets.token_hex(2), use_cache=True, replace=True
+    )
+    conf = root / "conf"
+    sys.argv[1:] = [quote(argument) for argument in sys.argv[1:]]
+    signals.install()
+
+    started = False
+    failures: list[Exception] = []
+
+    def task(config: DictConfig) -> object:
+        nonlocal started
+        started = True
+        output_dir = Path(HydraConfig.get().runtime.output_dir)
+        module, _, function = target.partition(":")
+        try:
+            return getattr(importlib.import_module(module), function)(config, output_dir)
+        except Exception as error:  # raised again below: Hydra would print a line of its own
+            failures.append(error)
+            return None
+
+    try:
+        check(sys.argv[1:], conf, config_name)
+        sys.argv[1:] = before(sys.argv[1:], conf, config_name)
+        hydra.main(version_base="1.3", config_path=str(conf), config_name=config_name)(task)()
+        if failures:
+            raise failures[0]
+    except Exception as error:
+        if isinstance(error, DivergedError):
+            _exit_with(str(error), 1)
+        if isinstance(error, OSError) and error.filename and not started:
+            reason = f"cannot be written ({error.strerror}); try run_dir=DIRECTORY"
+            _exit_with(f"{error.filename}: {reason}")
+        # Before our own code starts, nothing but the command line can be at fault.
+        if is_users(error) or not started:
+            _exit_with(_explain(error, conf, config_name))
+        raise
+
+
+def quote(argument: str) -> str:
+    """Return a command-line argument so that Hydra takes a text or a path as it is.
+
+    A value that is quoted already stays as it is; so do `null` and, for `data.path`, a list.
+    """
+    key, equals, value = argument.partition("=")
+    name = key.lstrip("+")
+    if not equals or name not in TEXTS | PATHS or _QUOTED.fullmatch(value):
+        return argument
+    if name in PATHS and (value == "null" or (value[:1] == "[" and value[-1:] == "]")):
+        return argument
+    # OmegaConf reads ${...} unless the dollar is escaped, and takes backslashes before it as
+    # escaped too; Hydra does the same with \" and the backslashes before a quote.
+    value = re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", value)
+    value = re.sub(r'(\\*)"', lambda match: match[1] * 2 + r"\"", value)
+    value = re.sub(r"(\\+)\Z", lambda match: match[1] * 2, value)
+    return f'{key}="{value}"'
+
+
+_QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
+
+
+def check(arguments: list[str], conf: Path, config_name: str) -> None:
+    """Refuse what Hydra would take or trip over: a nameless key, and `+key` that nothing reads.
+
+    Raises:
+        UserError: the command line has one.
+    """
+    known = [*OmegaConf.load(conf / f"{config_name}.yaml"), *_groups(conf)]
+    for argument in arguments:
+        prefix, name = re.match(r"([+~]*)([\w/]*)", argument).groups()
+        if (prefix and not name) or argument.startswith("="):
+            raise UserError(f"{argument}: there is no key before the value; write KEY=VALUE")
+        if "+" in prefix and name.split("/")[0] not in known:
+            raise UserError(f"{name}: there is no such key or group{_nearest(name, known)}")
+
+
+def _groups(conf: Path) -> list[str]:
+    return sorted(entry.name for entry in conf.iterdir() if entry.is_dir())
+
+
+def _exit_with(message: str, code: int = 2) -> None:
+    """Print one line and exit with `code`."""
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    sys.exit(code)
+
+
+def _explain(error: Exception, conf: Path, config_name: str) -> str:
+    """Return one line for an error of the user's, with the nearest right name."""
+    causes = list(_causes(error))
+    for cause in causes:
+        if isinstance(cause, UserError):
+            return str(cause)
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, name = error.missing_cfg_file.rpartition("/")
+        return f"{group}={name}: there is no such file in conf/{group}" + _nearest(
+            name, error.options or []
+        )
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: Hydra cannot read this; write KEY=VALUE, quoting what is special"
+    unknown = next((key for cause in causes if (key := getattr(cause, "full_key", None))), None)
+    misplaced = re.match(r"Could not override '([^']+)'", str(error))
+    if misplaced or (unknown and "is not in struct" in str(causes[-1])):
+        key = unknown or misplaced[1]
+        return f"{key}: there is no such key" + _nearest(key, list(_keys(conf, config_name)))
+    return str(causes[-1])
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def _nearest(name: str, names: list[str]) -> str:
+    """Return a hint at the name that was meant, looked for beside it first."""
+    parent = name.rpartition(".")[0]
+    beside = [other for other in names if other.rpartition(".")[0] == parent] or names
+    close = difflib.get_close_matches(name, beside, n=1)
+    close = close or difflib.get_close_matches(name, names, n=1)
+    if close:
+        return f"; did you mean {close[0]}?"
+    return f"; there are {', '.join(sorted(set(beside)))}" if len(beside) < 40 else ""
+
+
+def _keys(conf: Path, config_name: str) -> Iterator[str]:
+    """Yield the dotted keys of the configuration as it stands without overrides, and its groups."""
+    with hydra.initialize_config_dir(str(conf), version_base="1.3"):
+        config = hydra.compose(config_name)
+    yield from _groups(conf)
+
+    def walk(node: DictConfig, prefix: str) -> Iterator[str]:
+        for key in node:
+            yield f"{prefix}{key}"
+            child = node._get_node(key)
+            if OmegaConf.is_dict(child):
+                yield from walk(child, f"{prefix}{key}.")
+
+    yield from walk(config, "")

@@ -1,0 +1,5 @@
+"""Windows of ids -> batches."""
+
+from litchar.data.module import TextDataModule, make_data_module
+
+__all__ = ["TextDataModule", "make_data_module"]

@@ -1,0 +1,264 @@
+"""The data module: a corpus, split by position, as batches of windows."""
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+
+import lightning as L
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from litchar.data.windows import RandomWindows, SequentialWindows, gather
+from litchar.errors import UserError
+from litchar.text import Corpus, TokenStore, open_store
+
+
+class TextDataModule(L.LightningDataModule):
+    """Batches of windows of a text: inputs and targets, (B, T) int64 each.
+
+    The splits follow each other in the text: train, validation, test. Training windows begin at
+    random places; validation and test windows are contiguous and exact, see `data.windows`.
+
+    Args:
+        path: the text: a file, a directory, or a list of either; goes before `source`.
+        pattern: which files of a directory.
+        source: a function that returns the corpus, for texts with a name.
+        block_size: T, the characters in a window.
+        batch_size: B, the windows in a training batch over all devices.
+        val_batch_size: the windows in a validation batch on one device; no figure depends on it.
+        val_fraction: the share of the text that validates.
+        test_fraction: the share that is kept for the very end.
+        train_sample: at least so many characters of the training split are scored as well, for a
+            training loss that is measured like the validation loss; 0: none.
+        num_workers: processes that gather windows, where the device does not.
+        seed: chooses the training windows.
+
+    Raises:
+        UserError: (in `setup`) the text or a setting is unfit.
+    """
+
+    def __init__(
+        self,
+        *,
+        path: str | Sequence[str] | None = None,
+        pattern: str = "**/*.txt",
+        source: Callable[[], Corpus] | None = None,
+        block_size: int,
+        batch_size: int,
+        val_batch_size: int,
+        val_fraction: float = 0.1,
+        test_fraction: float = 0.0,
+        train_sample: int = 16_384,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.path = path
+        self.pattern = pattern
+        self.source = source
+        self.block_size = block_size
+        self.batch_size = batch_size
+        self.val_batch_size = val_batch_size
+        self.val_fraction = val_fraction
+        self.test_fraction = test_fraction
+        self.train_sample = train_sample
+        self.num_workers = num_workers
+        self.seed = seed
+        self.store: TokenStore | None = None
+        self.splits: dict[str, Tensor] = {}
+        self._on_device: dict[str, Tensor] = {}
+
+    # Setting up
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the token store and split it; a second call does nothing."""
+        if self.store is not None:
+            return
+        least = {"block_size": 1, "batch_size": 1, "val_batch_size": 1}
+        for name, smallest in (least | {"num_workers": 0, "train_sample": 0}).items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < smallest:
+                raise UserError(f"data.{name}={value}: must be at least {smallest}, a whole number")
+        self._check_fractions()
+        self.store = open_store(self.corpus())
+        self.splits = split(self.store, self.val_fraction, self.test_fraction)
+        shortest = min(self.splits, key=lambda name: len(self.splits[name]))
+        if len(self.splits[shortest]) <= self.block_size:
+            largest = len(self.splits[shortest]) - 1
+            remedy = f"the largest that fits is data.block_size={largest}"
+            if largest < 1:
+                remedy = "the text is too short to be split; give a longer one"
+            raise UserError(
+                f"data.block_size={self.block_size} needs at least {self.block_size + 1} "
+                f"characters in each split, and {shortest} has {len(self.splits[shortest])}; "
+                + remedy
+            )
+
+    def corpus(self) -> Corpus:
+        """Return the corpus that `path` or `source` names."""
+        if self.path is not None:
+            return Corpus.find(self.path, self.pattern)
+        if self.source is None:
+            raise UserError("data.path is not set; say which text to train on: data.path=FILE")
+        return self.source()
+
+    def _check_fractions(self) -> None:
+        for name in ("val_fraction", "test_fraction"):
+            if not isinstance(getattr(self, name), int | float):
+                raise UserError(f"data.{name}={getattr(self, name)}: must be a number, such as 0.1")
+        if not 0 < self.val_fraction < 1:
+            raise UserError(
+                f"data.val_fraction={self.val_fraction}: must lie between 0 and 1, such as 0.1"
+            )
+        if not 0 <= self.test_fraction < 1 - self.val_fraction:
+            raise UserError(
+                f"data.test_fraction={self.test_fraction}: must be at least 0 and leave room for "
+                f"training beside data.val_fraction={self.val_fraction}"
+            )
+
+    # Loaders
+
+    def train_dataloader(self) -> DataLoader:
+        """Return the endless stream of training batches, from where the run stands."""
+        batch_progress = self.trainer.fit_loop.epoch_loop.batch_progress
+        return self._loader(
+            "train", self._random_windows(), _FromHere(lambda: batch_progress.total.ready)
+        )
+
+    def _random_windows(self) -> RandomWindows:
+        world_size = self.trainer.world_size
+        if self.batch_size % world_size:
+            raise UserError(
+                f"data.batch_size={self.batch_size} cannot be shared by {world_size} devices; "
+                "make it a multiple of trainer.devices"
+            )
+        return RandomWindows(
+            self._tokens_for_loader("train"),
+            len(self.splits["train"]),
+            self.block_size,
+            self.batch_size,
+            self.seed,
+            rank=self.trainer.global_rank,
+            world_size=world_size,
+        )
+
+    def val_dataloader(self) -> list[DataLoader]:
+        """Return the loaders of the validation split and of an even sample of the training split.
+
+        The sample has windows of the same length, `train_sample` characters in all, or the whole
+        split if that is shorter. With `trainer.overfit_batches` it is the batches trained on.
+        """
+        if self.trainer.overfit_batches:
+            return [self._sequential("val"), self._loader("train", self._random_windows())]
+        if not self.train_sample:
+            return [self._sequential("val")]
+        stride = self.block_size * max(1, len(self.splits["train"]) // self.train_sample)
+        return [self._sequential("val"), self._sequential("train", stride)]
+
+    def test_dataloader(self) -> DataLoader:
+        """Return the loader of the test split."""
+        return self._sequential("test")
+
+    def _sequential(self, name: str, stride: int | None = None) -> DataLoader:
+        windows = SequentialWindows(
+            self._tokens_for_loader(name),
+            len(self.splits[name]),
+            self.block_size,
+            self.val_batch_size,
+            stride,
+            rank=self.trainer.global_rank,
+            world_size=self.trainer.world_size,
+        )
+        return self._loader(name, windows)
+
+    def _loader(self, name: str, windows: Dataset, sampler: Sampler | None = None) -> DataLoader:
+        return DataLoader(
+            windows,
+            batch_size=None,  # the dataset makes whole batches
+            sampler=sampler,
+            num_workers=0 if self._lives_on_device(name) else self.num_workers,
+        )
+
+    # Where windows are gathered
+
+    def _lives_on_device(self, name: str) -> bool:
+        """Return whether this split is kept on the accelerator: it takes a quarter at most of
+        what is free there. On the CPU the memory map itself serves."""
+        device = self.trainer.strategy.root_device
+        if device.type != "cuda":
+            return device.type == "mps"
+        if name in self._on_device:
+            return True
+        free, _ = torch.cuda.mem_get_info(device)
+        return self.splits[name].nbytes <= free // 4
+
+    def _tokens_for_loader(self, name: str) -> Tensor | None:
+        if not self._lives_on_device(name):
+            return self.splits[name]
+        if name not in self._on_device:
+            self._on_device[name] = self.splits[name].to(self.trainer.strategy.root_device)
+        return None
+
+    def on_after_batch_transfer(
+        self, batch: Tensor | tuple[Tensor, Tensor], dataloader_idx: int
+    ) -> tuple[Tensor, Tensor]:
+        """Gather the windows here if the split lives on the device."""
+        if not isinstance(batch, Tensor):
+            return batch
+        name = "train"
+        if self.trainer.testing:
+            name = "test"
+        elif not self.trainer.training and dataloader_idx == 0:
+            name = "val"
+        return gather(self._on_device[name], batch, self.block_size)
+
+
+def make_data_module(settings: DictConfig) -> TextDataModule:
+    """Return the data module that `conf/data` describes.
+
+    The path goes past `instantiate`, which would read `${...}` in it as an interpolation.
+
+    Raises:
+        UserError: there is a setting that it does not have.
+    """
+    try:
+        return instantiate(settings, path=None, _partial_=True)(path=settings.path)
+    except TypeError as error:
+        raise UserError(f"data: {error}") from None
+
+
+def split(store: TokenStore, val_fraction: float, test_fraction: float) -> dict[str, Tensor]:
+    """Return the splits of `store` by position: train, val and, if asked for, test.
+
+    Returns:
+        name -> ids: (N,) views of the memory map
+    """
+    n = len(store.tokens)
+    slack = 1e-6  # 1 - 0.05 - 0.05 is a little less than 0.9
+    train_end = int(n * (1 - val_fraction - test_fraction) + slack)
+    val_end = n if test_fraction == 0 else int(n * (1 - test_fraction) + slack)
+    bounds = {"train": (0, train_end), "val": (train_end, val_end), "test": (val_end, n)}
+    with warnings.catch_warnings():
+        # The map is read-only and torch cannot say so; nothing here writes to it.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        tokens = torch.from_numpy(store.tokens)
+    return {
+        name: tokens[start:stop]
+        for name, (start, stop) in bounds.items()
+        if name != "test" or test_fraction > 0
+    }
+
+
+class _FromHere(Sampler[int]):
+    """Counts batches without end, from the one that the run has reached when it is iterated."""
+
+    def __init__(self, position: Callable[[], int]) -> None:
+        self.position = position
+
+    def __iter__(self) -> Iterator[int]:
+        batch = self.position()
+        while True:
+            yield batch
+            batch += 1

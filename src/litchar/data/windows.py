@@ -1,0 +1,133 @@
+"""Which windows of a text make which batch: pure functions, with no state to save or restore."""
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+IGNORED = -1  # a target that no loss counts
+
+
+def random_offsets(seed: int, start: int, count: int, places: int) -> np.ndarray:
+    """Return where the random windows `start` to `start + count - 1` of a run begin.
+
+    Window i is a function of (seed, i) alone: word i of the counter-based generator Philox-4x64
+    (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011), reduced to `places`.
+
+    Args:
+        places: how many places there are for a window to begin.
+
+    Returns:
+        offsets from 0 to `places - 1`: (count,) int64
+    """
+    words_a_block = 4
+    first_block, skipped = divmod(start, words_a_block)
+    words = np.random.Philox(key=seed, counter=first_block).random_raw(skipped + count)[skipped:]
+    return (words % np.uint64(places)).astype(np.int64)
+
+
+def gather(tokens: Tensor, offsets: Tensor, block_size: int) -> tuple[Tensor, Tensor]:
+    """Return the windows that begin at `offsets`, and their targets: the next characters.
+
+    Args:
+        tokens: a split: (N,) of an integer type, on any device
+        offsets: (B,) int64, on the same device
+
+    Returns:
+        inputs and targets: (B, T) int64 each. A window that reaches past the end of the split is
+        filled up; targets there are `IGNORED`.
+    """
+    positions = offsets[:, None] + torch.arange(block_size + 1, device=offsets.device)
+    last = len(tokens) - 1
+    windows = tokens[positions.clamp(max=last)].long()  # (B, T + 1)
+    return windows[:, :-1], windows[:, 1:].masked_fill(positions[:, 1:] > last, IGNORED)
+
+
+class _Windows(Dataset):
+    """A batch for each index: windows if the loader gathers, their offsets if the device does."""
+
+    def __init__(self, tokens: Tensor | None, block_size: int) -> None:
+        self.tokens = tokens
+        self.block_size = block_size
+
+    def offsets(self, batch: int) -> np.ndarray:
+        raise NotImplementedError
+
+    def __getitem__(self, batch: int) -> Tensor | tuple[Tensor, Tensor]:
+        offsets = torch.from_numpy(self.offsets(batch))
+        if self.tokens is None:
+            return offsets
+        return gather(self.tokens, offsets, self.block_size)
+
+
+class RandomWindows(_Windows):
+    """The training batches of one rank: batch k has windows k * B to (k + 1) * B - 1 of the run.
+
+    Args:
+        tokens: the split to gather from, or None to yield offsets.
+        length: of the split, in characters.
+        batch_size: B, over all ranks.
+    """
+
+    def __init__(
+        self,
+        tokens: Tensor | None,
+        length: int,
+        block_size: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        super().__init__(tokens, block_size)
+        self.places = length - block_size
+        self.batch_size = batch_size
+        self.seed = seed
+        self.share = batch_size // world_size
+        self.first = rank * self.share
+
+    def __len__(self) -> int:
+        return 2**62 // self.batch_size  # the stream does not end; the Trainer does
+
+    def offsets(self, batch: int) -> np.ndarray:
+        start = batch * self.batch_size + self.first
+        return random_offsets(self.seed, start, self.share, self.places)
+
+
+class SequentialWindows(_Windows):
+    """Contiguous windows in which each character but the first is a target exactly once.
+
+    Ranks take batches in turn. The last batches are filled up with windows that lie past the end,
+    where nothing is counted, so that every batch of every rank has the same shape.
+
+    Args:
+        tokens: the split to gather from, or None to yield offsets.
+        length: of the split, in characters.
+        stride: from one window to the next; `block_size` covers the split, more takes an even
+            sample of it.
+    """
+
+    def __init__(
+        self,
+        tokens: Tensor | None,
+        length: int,
+        block_size: int,
+        batch_size: int,
+        stride: int | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        super().__init__(tokens, block_size)
+        self.length = length
+        self.stride = stride or block_size
+        self.batch_size = batch_size
+        self.rank = rank
+        self.world_size = world_size
+
+    def __len__(self) -> int:
+        windows = -(-(self.length - 1) // self.stride)
+        return -(-windows // (self.batch_size * self.world_size))
+
+    def offsets(self, batch: int) -> np.ndarray:
+        start = (batch * self.world_size + self.rank) * self.batch_size
+        return (start + np.arange(self.batch_size, dtype=np.int64)) * self.stride

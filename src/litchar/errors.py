@@ -1,0 +1,35 @@
+"""Errors that end a program with a meaning: wrong input, a diverged run, or a signal."""
+
+from hydra.errors import HydraException, InstantiationException
+from omegaconf.errors import OmegaConfBaseException
+
+
+class UserError(Exception):
+    """The user's input was wrong. The message is one line: what, where, and how to mend it."""
+
+
+class DivergedError(Exception):
+    """The loss or a weight is no longer a finite number. The message says since when."""
+
+
+class Interrupted(SystemExit):
+    """A signal ended the run, after its state was saved; the exit code is 128 + the signal."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(128 + signum)
+        self.signum = signum
+
+
+def is_users(error: Exception) -> bool:
+    """Return whether the user's input, and not the program, is at fault."""
+    if isinstance(error, InstantiationException) and not isinstance(error.__cause__, UserError):
+        # A constructor refused its arguments; anything else that it raises is a fault of ours.
+        return type(error.__cause__).__name__ in (
+            "ValueError",
+            "TypeError",
+            "MisconfigurationException",
+            "ModuleNotFoundError",  # of an extra, by name
+        )
+    # Lightning's own exception, which would take seconds to import here.
+    misconfigured = type(error).__name__ == "MisconfigurationException"
+    return misconfigured or isinstance(error, UserError | HydraException | OmegaConfBaseException)

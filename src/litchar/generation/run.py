@@ -1,0 +1,54 @@
+"""`scripts/generate.py`: text from a checkpoint, shown as it is sampled."""
+
+import sys
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+
+from litchar.checkpoints import Checkpoint, find
+from litchar.device import choose_device
+from litchar.errors import UserError
+from litchar.generation.sampling import check_sampling, generate
+from litchar.text.vocabulary import printable
+
+
+def run(config: DictConfig, output_dir: Path) -> None:
+    """Print `num_samples` texts that begin with `prompt`.
+
+    Raises:
+        UserError: the checkpoint, the prompt or a setting is unfit.
+    """
+    check_sampling(config.temperature, config.top_k, config.top_p)
+    for name in ("max_new_tokens", "num_samples"):
+        if not isinstance(config[name], int) or config[name] < 1:
+            raise UserError(f"{name}={config[name]}: must be a whole number of at least 1")
+    if not isinstance(config.seed, int) or config.seed < 0:
+        raise UserError(f"seed={config.seed}: must be a whole number from 0 on")
+    device = choose_device(config.device)
+    checkpoint = Checkpoint.load(find(config.checkpoint, Path(config.outputs_dir)))
+    vocabulary = checkpoint.vocabulary
+    prompt = vocabulary.encode(config.prompt, config.unknown)
+    shown_prompt = vocabulary.decode(prompt)
+    idx = torch.tensor([prompt.tolist() or [0]], device=device)
+    model = checkpoint.build_model(device)
+
+    # A terminal obeys control characters, and a model may have learned some; a file takes all.
+    show = printable if sys.stdout.isatty() else str
+    generator = torch.Generator(device).manual_seed(config.seed)
+    for number in range(config.num_samples):
+        if number:
+            print("\n" + "-" * 8)
+        sys.stdout.write(show(shown_prompt))
+        for next_id in generate(
+            model,
+            idx,
+            config.max_new_tokens,
+            temperature=config.temperature,
+            top_k=config.top_k,
+            top_p=config.top_p,
+            generator=generator,
+        ):
+            sys.stdout.write(show(vocabulary.decode(next_id.cpu())))
+            sys.stdout.flush()
+    print()

@@ -1,0 +1,312 @@
+"""The transformer: a causal, pre-norm decoder, from the teaching script's to Qwen3's arithmetic."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Transformer(nn.Module):
+    """A character-level transformer language model (Vaswani et al., 2017; pre-norm).
+
+    The defaults are the arithmetic of Qwen3: RMSNorm, per-head RMSNorm of queries and keys before
+    rotary positions, SwiGLU, no biases. The other options reach back to GPT-2 and to the teaching
+    script, or aside to what trains faster.
+
+    Args:
+        vocab_size: V, the number of distinct characters.
+        block_size: T, the longest context.
+        n_layer: blocks.
+        n_head: attention heads in a block.
+        n_embd: C, the width of the residual stream; a multiple of `n_head`.
+        dropout: of embeddings, attention weights and what each sublayer adds.
+        position: `rotary` (Su et al., 2021) or `learned`.
+        rope_theta: the base of the rotary wavelengths.
+        norm: `rms` (Zhang and Sennrich, 2019) or `layer`.
+        norm_eps: added to the variance under the norm's root.
+        qk_norm: whether queries and keys are normed, head by head (Henry et al., 2020).
+        activation: of the feed-forward: `swiglu` (Shazeer, 2020), `gelu`, `relu`, or `relu2`,
+            ReLU squared (So et al., 2021).
+        n_hidden: the feed-forward's width; by default 4 C, or for `swiglu` the multiple of 32 next
+            above 8/3 C, which costs as many parameters.
+        bias: whether linear layers and LayerNorms have biases.
+        qkv_bias: the same for the query, key and value projections; by default as `bias`.
+        head_bias: the same for the head.
+        tie_head: whether the head's weight is the embedding's.
+        logit_cap: c in `c tanh(logits / c)`, which bounds the logits (Gemma 2, 2024), or None.
+        init: how weights begin, see `init_weights`.
+
+    Raises:
+        ValueError: a setting is unfit; the message names it.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        block_size: int,
+        n_layer: int,
+        n_head: int,
+        n_embd: int,
+        *,
+        dropout: float = 0.0,
+        position: str = "rotary",
+        rope_theta: float = 10_000.0,
+        norm: str = "rms",
+        norm_eps: float = 1e-6,
+        qk_norm: bool = True,
+        activation: str = "swiglu",
+        n_hidden: int | None = None,
+        bias: bool = False,
+        qkv_bias: bool | None = None,
+        head_bias: bool = False,
+        tie_head: bool = False,
+        logit_cap: float | None = None,
+        init: str = "zero",
+    ) -> None:
+        super().__init__()
+        _check_sizes(vocab_size=vocab_size, block_size=block_size)
+        _check_sizes(n_layer=n_layer, n_head=n_head, n_embd=n_embd, n_hidden=n_hidden or 1)
+        _check_choice("position", position, ("rotary", "learned"))
+        _check_choice("norm", norm, ("rms", "layer"))
+        _check_choice("activation", activation, ("swiglu", *_POINTWISE))
+        _check_choice("init", init, ("zero", "gpt2", "torch"))
+        if n_embd % n_head:
+            raise ValueError(f"n_embd={n_embd} is not divisible by n_head={n_head}")
+        if position == "rotary" and n_embd // n_head % 2:
+            raise ValueError(
+                f"n_embd / n_head = {n_embd // n_head} is odd, and position=rotary turns pairs"
+            )
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout={dropout} does not lie in [0, 1)")
+        if logit_cap is not None and not logit_cap > 0:
+            raise ValueError(f"logit_cap={logit_cap} is not above 0")
+        if tie_head and init == "zero":
+            raise ValueError("tie_head=true needs init=gpt2: init=zero would zero the embedding")
+
+        def make_norm(width: int) -> nn.Module:
+            if norm == "rms":
+                return nn.RMSNorm(width, eps=norm_eps)
+            return nn.LayerNorm(width, eps=norm_eps, bias=bias)
+
+        self.block_size = block_size
+        self.n_layer = n_layer
+        self.logit_cap = logit_cap
+
+        self.token_embedding = nn.Embedding(vocab_size, n_embd)
+        self.position_embedding = self.rotary = None
+        if position == "learned":
+            self.position_embedding = nn.Embedding(block_size, n_embd)
+        else:
+            self.rotary = Rotary(n_embd // n_head, block_size, rope_theta)
+        self.dropout = nn.Dropout(dropout)
+        self.blocks = nn.ModuleList(
+            Block(
+                attention_norm=make_norm(n_embd),
+                attention=CausalSelfAttention(
+                    n_embd,
+                    n_head,
+                    dropout=dropout,
+                    bias=bias,
+                    qkv_bias=bias if qkv_bias is None else qkv_bias,
+                    q_norm=make_norm(n_embd // n_head) if qk_norm else None,
+                    k_norm=make_norm(n_embd // n_head) if qk_norm else None,
+                ),
+                feed_forward_norm=make_norm(n_embd),
+                feed_forward=FeedForward(
+                    n_embd, n_hidden, activation=activation, bias=bias, dropout=dropout
+                ),
+            )
+            for _ in range(n_layer)
+        )
+        self.norm = make_norm(n_embd)
+        self.head = nn.Linear(n_embd, vocab_size, bias=head_bias)
+        if tie_head:
+            self.head.weight = self.token_embedding.weight
+        self.init_weights(init)
+
+    @torch.no_grad()
+    def init_weights(self, init: str) -> None:
+        """Draw the initial weights.
+
+        | init    | linear                 | sublayer outputs            | head     | embeddings |
+        |---------|------------------------|-----------------------------|----------|------------|
+        | `zero`  | U(+-sqrt(3 / fan_in))  | 0                           | 0        | N(0, 1)    |
+        | `gpt2`  | N(0, 0.02)             | N(0, 0.02 / sqrt(2 layers)) | as linear| N(0, 0.02) |
+        | `torch` | torch's own throughout |                             |          |            |
+
+        Sublayer outputs are the projections that write to the residual stream. With `zero` every
+        block begins as the identity, and every character as equally likely. Biases begin at 0
+        (`torch` apart), gains at 1.
+        """
+        if init == "torch":
+            return
+        for name, module in self.named_modules():
+            writes_to_stream = name.endswith(("attention.output", "feed_forward.output"))
+            if isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, std=1.0 if init == "zero" else 0.02)
+            elif isinstance(module, nn.Linear):
+                if init == "gpt2":
+                    std = 0.02 / math.sqrt(2 * self.n_layer) if writes_to_stream else 0.02
+                    nn.init.normal_(module.weight, std=std)
+                elif writes_to_stream or module is self.head:
+                    nn.init.zeros_(module.weight)
+                else:
+                    bound = math.sqrt(3 / module.in_features)
+                    nn.init.uniform_(module.weight, -bound, bound)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def forward(self, idx: Tensor) -> Tensor:
+        """Return logits: (B, T) int64 -> (B, T, V), with T at most `block_size`.
+
+        The logits at t depend on the ids up to t alone.
+        """
+        T = idx.shape[1]  # noqa: N806
+        x = self.token_embedding(idx)  # (B, T, C)
+        if self.position_embedding is not None:
+            x = x + self.position_embedding.weight[:T]
+        x = self.dropout(x)
+
+        for block in self.blocks:
+            x = block(x, self.rotary)
+
+        logits = self.head(self.norm(x))  # (B, T, V)
+        if self.logit_cap is not None:
+            logits = self.logit_cap * torch.tanh(logits / self.logit_cap)
+        return logits
+
+
+class Block(nn.Module):
+    """Attention, then a feed-forward; each reads the normed residual stream and adds to it."""
+
+    def __init__(
+        self,
+        attention_norm: nn.Module,
+        attention: nn.Module,
+        feed_forward_norm: nn.Module,
+        feed_forward: nn.Module,
+    ) -> None:
+        super().__init__()
+        self.attention_norm = attention_norm
+        self.attention = attention
+        self.feed_forward_norm = feed_forward_norm
+        self.feed_forward = feed_forward
+
+    def forward(self, x: Tensor, rotary: nn.Module | None) -> Tensor:
+        """Return the residual stream after the block: (B, T, C) -> (B, T, C)."""
+        x = x + self.attention(self.attention_norm(x), rotary)
+        return x + self.feed_forward(self.feed_forward_norm(x))
+
+
+class CausalSelfAttention(nn.Module):
+    """Multi-head attention in which a position sees itself and what came before.
+
+    Scores are divided by the root of the head size, D = C / n_head.
+    """
+
+    def __init__(
+        self,
+        n_embd: int,
+        n_head: int,
+        *,
+        dropout: float,
+        bias: bool,
+        qkv_bias: bool,
+        q_norm: nn.Module | None,
+        k_norm: nn.Module | None,
+    ) -> None:
+        super().__init__()
+        self.n_head = n_head
+        self.dropout = dropout
+        self.qkv = nn.Linear(n_embd, 3 * n_embd, bias=qkv_bias)
+        self.q_norm = q_norm
+        self.k_norm = k_norm
+        self.output = nn.Linear(n_embd, n_embd, bias=bias)
+        self.output_dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, rotary: nn.Module | None) -> Tensor:
+        """Return what each position gathers: (B, T, C) -> (B, T, C)."""
+        B, T, C = x.shape  # noqa: N806
+
+        q, k, v = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head).unbind(2)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)  # (B, T, H, D)
+        if rotary is not None:
+            q, k = rotary(q), rotary(k)
+
+        y = F.scaled_dot_product_attention(
+            q.transpose(1, 2),  # (B, H, T, D)
+            k.transpose(1, 2),
+            v.transpose(1, 2),
+            dropout_p=self.dropout if self.training else 0.0,
+            is_causal=True,
+        )
+
+        y = y.transpose(1, 2).reshape(B, T, C)
+        return self.output_dropout(self.output(y))
+
+
+class Rotary(nn.Module):
+    """Rotary positions (Su et al., 2021): turns each pair of dimensions by the position's angle.
+
+    Dimension i is paired with i + D / 2, as in GPT-NeoX, Llama and Qwen.
+    """
+
+    def __init__(self, head_size: int, block_size: int, theta: float) -> None:
+        super().__init__()
+        frequencies = theta ** (-torch.arange(0, head_size, 2).float() / head_size)
+        angles = torch.outer(torch.arange(block_size).float(), frequencies)  # (T, D / 2)
+        self.register_buffer("cos", angles.cos()[:, None], persistent=False)  # (T, 1, D / 2)
+        self.register_buffer("sin", angles.sin()[:, None], persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Turn queries or keys: (B, T, H, D) -> (B, T, H, D)."""
+        cos, sin = self.cos[: x.shape[1]].type_as(x), self.sin[: x.shape[1]].type_as(x)
+        a, b = x.chunk(2, dim=-1)
+        return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+
+
+def _relu2(x: Tensor) -> Tensor:
+    return F.relu(x).square()
+
+
+_POINTWISE = {"gelu": F.gelu, "relu": F.relu, "relu2": _relu2}
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with a non-linearity between, at each position by itself."""
+
+    def __init__(
+        self, n_embd: int, n_hidden: int | None, *, activation: str, bias: bool, dropout: float
+    ) -> None:
+        super().__init__()
+        gated = activation == "swiglu"
+        if n_hidden is None:
+            n_hidden = -(-8 * n_embd // (3 * 32)) * 32 if gated else 4 * n_embd
+        self.pointwise = None if gated else _POINTWISE[activation]
+        # With SwiGLU one matrix holds the gate's rows, then the linear ones.
+        self.input = nn.Linear(n_embd, 2 * n_hidden if gated else n_hidden, bias=bias)
+        self.output = nn.Linear(n_hidden, n_embd, bias=bias)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return what the layer adds to each position: (B, T, C) -> (B, T, C)."""
+        hidden = self.input(x)
+        if self.pointwise is None:
+            gate, linear = hidden.chunk(2, dim=-1)
+            hidden = F.silu(gate) * linear
+        else:
+            hidden = self.pointwise(hidden)
+        return self.dropout(self.output(hidden))
+
+
+def _check_sizes(**sizes: int) -> None:
+    for name, size in sizes.items():
+        if not isinstance(size, int) or size < 1:
+            raise ValueError(f"{name}={size} is not a whole number of at least 1")
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name}={value} is not one of {', '.join(choices)}")

@@ -1,0 +1,7 @@
+"""Characters <-> ids: vocabularies, corpora and the token store (numpy only)."""
+
+from litchar.text.corpus import Corpus
+from litchar.text.store import TokenStore, open_store
+from litchar.text.vocabulary import Vocabulary
+
+__all__ = ["Corpus", "TokenStore", "Vocabulary", "open_store"]

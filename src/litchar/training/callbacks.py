@@ -1,0 +1,325 @@
+"""Callbacks: what a run measures, keeps and shows, at no cost to a step that does not need it."""
+
+import contextlib
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.utilities.throughput import get_available_flops
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+from litchar import signals
+from litchar.errors import DivergedError
+from litchar.generation import generate
+from litchar.text import Vocabulary
+from litchar.training.loggers import TensorBoard
+from litchar.training.summary import write_summary
+
+
+class Metrics(Callback):
+    """Measures the run and writes the figures to its loggers and to `summary.json`.
+
+    Steps are counted from 1: figures of step n are of the state after n optimiser steps.
+
+    Args:
+        run_dir: where `summary.json` is kept up to date.
+        characters_per_batch: over all devices.
+        target_val_loss: ends training when the validation loss is at or below it.
+    """
+
+    def __init__(
+        self, run_dir: Path, characters_per_batch: int, target_val_loss: float | None
+    ) -> None:
+        self.run_dir = run_dir
+        self.characters_per_batch = characters_per_batch
+        self.target_val_loss = target_val_loss
+        self.clock = Clock()
+        # What a resumed run goes on from:
+        self.history: list[dict[str, float]] = []  # of the validations: step and losses
+        self.best_step = 0
+        self.best_val_loss = math.inf
+        self.seconds_to_target: float | None = None
+        self._losses: list[Tensor] = []  # since the last report
+        # What the next report measures:
+        self._since = (0, 0.0)  # batches and seconds at the last report
+        self._grad_norm: Tensor | None = None
+
+    # Each step
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Begin to measure."""
+        self._losses = [loss.to(pl_module.device) for loss in self._losses]
+        self._since = (batches_seen(trainer), self.clock.seconds)
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        """Let the clock run."""
+        self.clock.start()
+
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Measure the gradient, before it is clipped, on the steps that are reported."""
+        if self._reports(trainer, trainer.global_step + 1):
+            self._grad_norm = gradient_norm(trainer)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *_: Any
+    ) -> None:
+        """Keep the loss; write a report every `trainer.log_every_n_steps`."""
+        self._losses.append(outputs["loss"].detach())
+        if self._grad_norm is not None and self._reports(trainer, trainer.global_step):
+            self._report(trainer)
+        if trainer.global_step == trainer.max_steps:
+            trainer.should_stop = True  # so that the last step is validated, whatever the interval
+
+    def _reports(self, trainer: L.Trainer, step: int) -> bool:
+        every = trainer.log_every_n_steps
+        return every > 0 and (step % every == 0 or step == 1)
+
+    def _report(self, trainer: L.Trainer) -> None:
+        losses = self.check_finite(trainer)  # waits for the device; then the clock
+        batches, seconds = batches_seen(trainer), self.clock.seconds
+        characters = (batches - self._since[0]) * self.characters_per_batch
+        metrics = {
+            "train/loss": sum(losses) / len(losses),
+            "lr": trainer.optimizers[0].param_groups[0]["lr"],
+            "grad_norm": float(self._grad_norm),
+            "speed/chars_per_second": characters / max(seconds - self._since[1], 1e-9),
+        }
+        mfu = model_flops_utilization(trainer, metrics["speed/chars_per_second"])
+        if mfu is not None:
+            metrics["speed/mfu"] = mfu
+        self.write(trainer, metrics)
+        self._losses, self._grad_norm = [], None
+        self._since = (batches, seconds)
+
+    def check_finite(self, trainer: L.Trainer) -> list[float]:
+        """Return the losses of the batches since the last report.
+
+        They are looked at together, since each look waits for the device.
+
+        Raises:
+            DivergedError: one is not a finite number.
+        """
+        losses = torch.stack(self._losses).tolist() if self._losses else []
+        for i, loss in enumerate(losses):
+            if not math.isfinite(loss):
+                batch = batches_seen(trainer) - len(losses) + i + 1
+                step = math.ceil(batch / trainer.accumulate_grad_batches)
+                raise DivergedError(
+                    f"the loss is {loss} at step {step:,} (the norm of the gradient is "
+                    f"{gradient_norm(trainer):.3g} at step {trainer.global_step:,}); try a lower "
+                    "optimizer.lr, a longer scheduler.warmup_steps or a lower "
+                    "trainer.gradient_clip_val"
+                )
+        return losses
+
+    # Each validation
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Stop the clock: it counts steps alone."""
+        self.clock.stop(pl_module.device)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the losses, note the best, and stop if the target is met."""
+        if not trainer.training and trainer.state.fn != "fit":
+            return
+        self.check_finite(trainer)
+        losses = pl_module.losses
+        step, val_loss = trainer.global_step, losses["val/loss"]
+        if not math.isfinite(val_loss):
+            raise DivergedError(
+                f"the validation loss is {val_loss} at step {step:,} (the norm of the gradient is "
+                f"{gradient_norm(trainer):.3g}); try a lower optimizer.lr"
+            )
+        self.history.append({"step": step, "seconds": self.clock.seconds, **losses})
+        if val_loss < self.best_val_loss:
+            self.best_val_loss, self.best_step = val_loss, step
+        if self.target_val_loss is not None and val_loss <= self.target_val_loss:
+            if self.seconds_to_target is None:
+                self.seconds_to_target = self.clock.seconds
+            trainer.should_stop = True
+        self.write(trainer, {**losses, "val/bpc": val_loss / math.log(2)})
+        if trainer.is_global_zero:
+            with contextlib.suppress(OSError):  # a full disk: the next validation tries again
+                write_summary(self.run_dir, **self.figures(trainer))
+
+    def write(self, trainer: L.Trainer, metrics: dict[str, float]) -> None:
+        """Give figures of this step to every logger, and to the progress bar."""
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics, step=trainer.global_step)
+        if trainer.progress_bar_callback is not None:
+            trainer.progress_bar_callback.show(metrics)
+
+    def figures(self, trainer: L.Trainer) -> dict[str, Any]:
+        """Return what `summary.json` says of the training so far."""
+        last = self.history[-1] if self.history else {}
+        best = self.best_val_loss if self.history else None
+        characters = batches_seen(trainer) * self.characters_per_batch
+        return {
+            "steps": trainer.global_step,
+            "best_step": self.best_step,
+            "train_loss": last.get("train/eval_loss"),
+            "val_loss": last.get("val/loss"),
+            "best_val_loss": best,
+            "best_val_bpc": best and best / math.log(2),
+            "seconds_to_target": self.seconds_to_target,
+            "characters_seen": characters,
+            "train_seconds": self.clock.seconds,
+            "characters_per_second": characters / self.clock.seconds if self.clock.seconds else 0.0,
+        }
+
+    # Resuming
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run goes on from."""
+        return {
+            "history": self.history,
+            "best_step": self.best_step,
+            "best_val_loss": self.best_val_loss,
+            "seconds_to_target": self.seconds_to_target,
+            "seconds": self.clock.seconds,
+            "losses": torch.stack(self._losses).tolist() if self._losses else [],
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from what `state_dict` returned."""
+        self.history = list(state_dict["history"])
+        self.best_step = state_dict["best_step"]
+        self.best_val_loss = state_dict["best_val_loss"]
+        self.seconds_to_target = state_dict["seconds_to_target"]
+        self.clock = Clock(state_dict["seconds"])
+        self._losses = list(torch.tensor(state_dict["losses"]))
+
+
+class Clock:
+    """Counts the seconds between starts and stops."""
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self._seconds = seconds
+        self._started: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        """The seconds counted so far."""
+        running = 0.0 if self._started is None else time.perf_counter() - self._started
+        return self._seconds + running
+
+    def start(self) -> None:
+        """Count from here; does nothing if the clock runs already."""
+        if self._started is None:
+            self._started = time.perf_counter()
+
+    def stop(self, device: torch.device) -> None:
+        """Count up to here, when the work that `device` was given is done."""
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
+        self._seconds, self._started = self.seconds, None
+
+
+class Samples(Callback):
+    """Writes a short sample at each validation: to `samples.txt`, TensorBoard and the terminal.
+
+    Args:
+        path: of `samples.txt`.
+        seed: the same for each sample, so that samples differ by what was learned.
+        max_new_tokens: the length of a sample.
+    """
+
+    def __init__(
+        self, path: Path, vocabulary: Vocabulary, seed: int, max_new_tokens: int = 200
+    ) -> None:
+        self.path = path
+        self.vocabulary = vocabulary
+        self.seed = seed
+        self.max_new_tokens = max_new_tokens
+        self.text = ""
+        self._length = 0  # of the file, in bytes
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Sample from the model as it is."""
+        if trainer.state.fn != "fit" or not trainer.is_global_zero:
+            return
+        self.text = sample(pl_module.model, self.vocabulary, self.seed, self.max_new_tokens)
+        step = trainer.global_step
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(OSError), open(self.path, "ab") as file:
+            # What a run that was killed wrote after its last checkpoint is written again.
+            file.truncate(min(self._length, file.tell()))
+            file.write(f"--- step {step}\n{self.text}\n".encode())
+            self._length = file.tell()
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoard):
+                logger.log_text("samples", self.text, step)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return how long the file is."""
+        return {"length": self._length}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there."""
+        self._length = state_dict["length"]
+
+
+class StopSignals(Callback):
+    """Lets a signal wait for the end of the step while training runs."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Note that a signal must wait from here on."""
+        signals.defer(stage == "fit")
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take the signals back from the Trainer, whose own handler ends with exit code 0."""
+        signals.install()
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Let signals end the program at once again."""
+        signals.defer(False)
+
+
+def sample(model: torch.nn.Module, vocabulary: Vocabulary, seed: int, max_new_tokens: int) -> str:
+    """Return a text that `model` writes, beginning as the teaching script does: from id 0."""
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    generator = torch.Generator(device).manual_seed(seed)
+    start = torch.zeros((1, 1), dtype=torch.long, device=device)
+    ids = [int(i) for i in generate(model, start, max_new_tokens, generator=generator)]
+    model.train(was_training)
+    return vocabulary.decode(ids)
+
+
+def gradient_norm(trainer: L.Trainer) -> Tensor:
+    """Return the norm of the gradient that the model holds."""
+    parameters = trainer.lightning_module.parameters()
+    return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+
+
+def model_flops_utilization(trainer: L.Trainer, characters_per_second: float) -> float | None:
+    """Return the share of the device's peak that the model's own arithmetic takes, if known.
+
+    A character costs 6 operations for each weight that is multiplied, and 12 L C T for attention
+    (forward and backward; PaLM, Chowdhery et al., 2022, appendix B).
+    """
+    model = trainer.lightning_module.model
+    device = trainer.strategy.root_device
+    if device.type != "cuda":
+        return None
+    dtype = torch.bfloat16 if "bf16" in str(trainer.precision) else torch.float32
+    peak = get_available_flops(device, dtype)
+    if peak is None:
+        return None
+    weights = sum(p.numel() for p in model.parameters() if p.ndim > 1)
+    blocks = getattr(model, "blocks", [])
+    width = model.token_embedding.embedding_dim if len(blocks) else 0
+    flops = 6 * weights + 12 * len(blocks) * width * model.block_size
+    return characters_per_second * flops / (peak * trainer.world_size)
+
+
+def batches_seen(trainer: L.Trainer) -> int:
+    """Return how many batches the run has drawn."""
+    return trainer.fit_loop.epoch_loop.batch_progress.total.ready

@@ -1,0 +1,217 @@
+"""When a run saves its checkpoints, and how Lightning is made to write them whole."""
+
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Checkpoint as CheckpointCallback
+from lightning.pytorch.plugins import CheckpointIO
+
+from litchar import signals
+from litchar.checkpoints import Checkpoint, load, save
+from litchar.checkpoints.files import DRAFT, remove_drafts
+from litchar.errors import DivergedError, Interrupted, UserError
+from litchar.training.callbacks import Metrics, batches_seen, gradient_norm
+from litchar.training.resume import differences
+
+
+class AtomicCheckpointIO(CheckpointIO):
+    """Lets the Trainer save and load as `litchar.checkpoints` does."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        """Save `checkpoint` at `path`, whole or not at all."""
+        save(checkpoint, Path(path))
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Return the checkpoint at `path`; nothing in it is run."""
+        return load(Path(path), map_location or "cpu")
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Delete the checkpoint at `path`, if there is one."""
+        Path(path).unlink(missing_ok=True)
+
+
+class Checkpoints(CheckpointCallback):
+    """Saves `last.ckpt` at each validation and every so often, and `best.ckpt` at the best one.
+
+    The last but one is kept as `previous.ckpt`, for the case that the disk damages the last.
+
+    Args:
+        directory: where they are kept.
+        metrics: knows which validation was the best.
+        every_seconds: the longest time of training that a crash may cost.
+        warn: tells the person that a checkpoint could not be saved.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        metrics: Metrics,
+        every_seconds: float,
+        warn: Callable[[str], None],
+    ) -> None:
+        self.directory = directory
+        self.metrics = metrics
+        self.every_seconds = every_seconds
+        self.warn = warn
+        self._saved_at = 0.0
+        self._saved_step = 0
+        self._best_is_due = False
+        self._best_saved = (math.inf, 0)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Begin to count the time since the last checkpoint."""
+        self._saved_at = time.monotonic()
+        self._saved_step = trainer.global_step
+        self._best_saved = (self.metrics.best_val_loss, self.metrics.best_step)
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        """Save after `every_seconds`; or, if a signal asks for it, save and end.
+
+        A step that is validated is saved after that: a run resumed from before would skip it. And
+        only whole steps are saved, no accumulated gradients.
+        """
+        due = signals.received() or time.monotonic() - self._saved_at > self.every_seconds
+        if due and not _is_validated(trainer) and not _accumulates(trainer):
+            self._save(trainer, pl_module)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save the last state, and the best."""
+        if trainer.state.fn != "fit":
+            return
+        if self.metrics.best_step == trainer.global_step:
+            self._best_is_due = True
+        self._save(trainer, pl_module)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save the last state, if no validation has."""
+        if trainer.global_step > self._saved_step:
+            self._save(trainer, pl_module)
+
+    def _save(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save what is due, outside of the clock that counts steps; end if a signal says so."""
+        self.metrics.clock.stop(pl_module.device)
+        self.metrics.check_finite(trainer)
+        weights = torch.nn.utils.get_total_norm(list(pl_module.parameters()))
+        if not math.isfinite(weights):
+            raise DivergedError(
+                f"a weight is not a finite number at step {trainer.global_step:,} (the norm of "
+                f"the gradient is {gradient_norm(trainer):.3g}); try a lower optimizer.lr"
+            )
+        try:
+            for logger in trainer.loggers:
+                logger.save()
+            if self._best_is_due:
+                trainer.save_checkpoint(self.directory / "best.ckpt")
+                self._best_is_due = False
+                self._best_saved = (self.metrics.best_val_loss, self.metrics.best_step)
+            if trainer.is_global_zero:
+                self._keep_previous()
+            trainer.save_checkpoint(self.directory / "last.ckpt")
+            self._saved_step = trainer.global_step
+        except OSError as error:
+            if self._best_is_due:  # not on disk: the next validation that is better than that is
+                self.metrics.best_val_loss, self.metrics.best_step = self._best_saved
+                self._best_is_due = False
+            self.warn(
+                f"step {trainer.global_step:,}: the checkpoint was not saved ({error.strerror}); "
+                "training goes on and tries again"
+            )
+        self._saved_at = time.monotonic()
+        if signals.received():
+            raise Interrupted(signals.received())
+
+    def _keep_previous(self) -> None:
+        """Let `previous.ckpt` name the file that `last.ckpt` names, at every moment a whole one."""
+        last = self.directory / "last.ckpt"
+        if last.exists():
+            draft = self.directory / f"{DRAFT}previous.ckpt"
+            draft.unlink(missing_ok=True)
+            try:
+                os.link(last, draft)
+            except OSError:  # a file system without hard links
+                shutil.copyfile(last, draft)
+            os.replace(draft, self.directory / "previous.ckpt")
+
+
+def _newest(directory: Path, warn: Callable[[str], None]) -> Path | None:
+    """Return the newest whole checkpoint in `directory`, if there is one; name damaged ones.
+
+    Raises:
+        UserError: there are checkpoints, and all are damaged.
+    """
+    damaged = None
+    for name in ("last.ckpt", "previous.ckpt", "best.ckpt"):
+        path = directory / name
+        if not path.exists():
+            continue
+        try:
+            load(path)
+            return path
+        except UserError as error:
+            damaged = error
+            warn(str(error))
+    if damaged:
+        raise UserError(f"{directory}: no checkpoint here is whole; begin anew in another run_dir")
+    return None
+
+
+def find_resumed(
+    resume: str | None, run_dir: Path, say: Callable[[str], None]
+) -> Checkpoint | None:
+    """Return the checkpoint that `resume` means: null, `auto` (the newest whole one in `run_dir`),
+    a file, or a run's directory."""
+    if resume is None:
+        return None
+    path = run_dir if resume == "auto" else Path(resume).expanduser()
+    if path.is_dir() or resume == "auto":
+        remove_drafts(path / "checkpoints")
+        path = _newest(path / "checkpoints", say)
+        if path is None and resume != "auto":
+            raise UserError(f"resume={resume}: there is no checkpoint in this directory")
+    return path and Checkpoint.load(path)
+
+
+def check_same_run(resumed: Checkpoint, settings: dict[str, Any], fingerprint: str) -> None:
+    """Refuse to go on with a run under other settings or on another text.
+
+    Raises:
+        UserError: it would not be the same run, and the message says in what; or its weights are
+            not its model's.
+    """
+    changed = differences(resumed.config, settings)
+    if changed:
+        raise UserError(
+            f"resume: {resumed.path} was trained with other settings ({'; '.join(changed)}); "
+            "give the same ones, or begin anew from its weights with init_from"
+        )
+    if resumed.provenance["fingerprint"] != fingerprint:
+        raise UserError(
+            f"resume: the text has changed since {resumed.path} was saved; restore it, or begin "
+            "anew from its weights with init_from"
+        )
+    resumed.build_model()  # refuses weights that are not its model's
+
+
+def _is_validated(trainer: L.Trainer) -> bool:
+    """Return whether validation follows the batch that has just ended."""
+    if not trainer.enable_validation:
+        return False
+    every = trainer.val_check_batch
+    stops = trainer.should_stop and trainer.fit_loop._can_stop_early
+    return stops or (bool(every) and batches_seen(trainer) % every == 0)
+
+
+def _accumulates(trainer: L.Trainer) -> bool:
+    """Return whether the batch that has just ended was not the last of its step."""
+    return batches_seen(trainer) % trainer.accumulate_grad_batches != 0

@@ -1,0 +1,93 @@
+"""Where a run took place: versions, hardware, the state of the code."""
+
+import contextlib
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[3]  # of the checkout that the package is installed from
+_started = {"jobs": 0, "at": time.time()}
+
+
+def describe(device: torch.device) -> dict[str, Any]:
+    """Return versions, device and git revision as plain data."""
+    names = ("litchar", "torch", "lightning", "hydra-core", "omegaconf", "numpy")
+    return {
+        "python": platform.python_version(),
+        **{name: version(name) for name in names},
+        "platform": platform.platform(),
+        "device": device_name(device),
+        "cpu_threads": torch.get_num_threads(),
+        "revision": _git("rev-parse", "HEAD").strip() or None,
+        "uncommitted": bool(_git("status", "--porcelain").strip()),
+    }
+
+
+def record(run_dir: Path, described: dict[str, Any]) -> None:
+    """Write `environment.json`, and `code.diff` if the code differs from its revision."""
+    text = json.dumps({**described, "command": sys.argv, "cwd": os.getcwd()}, indent=2)
+    (run_dir / "environment.json").write_text(text + "\n")
+    if difference := _git("diff", "HEAD"):
+        (run_dir / "code.diff").write_text(difference)
+
+
+def device_name(device: torch.device) -> str:
+    """Return what a person calls the device."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "mps":
+        return "Apple GPU"
+    return f"CPU, {torch.get_num_threads()} threads"
+
+
+def begin() -> None:
+    """Begin to count a run's time and memory: a sweep has several in one process."""
+    if _started["jobs"]:
+        _started["at"] = time.time()
+    _started["jobs"] += 1
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM, see proc(5)
+
+
+def seconds_since_start() -> float:
+    """Return the seconds since this process began, or since the run did if it is not the first."""
+    if _started["jobs"] > 1:
+        return time.time() - _started["at"]
+    try:
+        clock_ticks = int(Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()[19])
+        uptime = float(Path("/proc/uptime").read_text().split()[0])
+        return uptime - clock_ticks / os.sysconf("SC_CLK_TCK")
+    except OSError:  # no /proc outside of Linux
+        return time.time() - _started["at"]
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Return the most memory in use so far: on a CUDA device, or of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024
+    except (OSError, IndexError):
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _git(*arguments: str) -> str:
+    try:
+        return subprocess.run(
+            ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True
+        ).stdout
+    except (OSError, subprocess.CalledProcessError):  # no git, or no checkout
+        return ""

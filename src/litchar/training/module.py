@@ -1,0 +1,150 @@
+"""The LightningModule: a model, its loss, its optimiser, and what its checkpoints carry."""
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from litchar.data.windows import IGNORED
+
+Batch = tuple[Tensor, Tensor]  # inputs and targets: (B, T) int64 each
+
+
+class LanguageModel(L.LightningModule):
+    """Trains a model to predict the next character.
+
+    Args:
+        model: ids (B, T) in, logits (B, T, V) out.
+        optimizer: takes the model and returns its optimiser.
+        schedule: takes the step and the number of all steps, and returns a factor on the learning
+            rate.
+        card: what makes a checkpoint enough by itself, as plain data; saved under `litchar`.
+        seed: with the step, it chooses what dropout drops.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Callable[[nn.Module], torch.optim.Optimizer],
+        schedule: Callable[[int, int], float],
+        card: dict[str, Any],
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.optimizer = optimizer
+        self.schedule = schedule
+        self.card = card
+        self.seed = seed
+        self.mean_loss = mean_loss
+        self.losses: dict[str, float] = {}
+        self._generator: torch.Generator | None = None
+        self._sums: list[list[Tensor]] = []
+
+    def compile_loss(self) -> None:
+        """Compile the training loss, model included."""
+        self.mean_loss = torch.compile(mean_loss)
+
+    def forward(self, idx: Tensor) -> Tensor:
+        """Return logits: (B, T) int64 -> (B, T, V)."""
+        return self.model(idx)
+
+    # Training
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Return the optimiser and its schedule, stepped once for each optimiser step."""
+        optimizer = self.optimizer(self.model)
+        total_steps = int(self.trainer.estimated_stepping_batches)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: self.schedule(step, total_steps)
+        )
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    def on_train_start(self) -> None:
+        """Find the generator that dropout draws from on this device."""
+        index = self.device.index or 0
+        if self.device.type == "cuda":
+            self._generator = torch.cuda.default_generators[index]
+        elif self.device.type == "mps":
+            self._generator = torch.mps._get_default_mps_generator()
+        else:
+            self._generator = torch.default_generator
+
+    def training_step(self, batch: Batch) -> Tensor:
+        """Return the mean loss of a batch, in nats per character."""
+        # Dropout is a function of (seed, batch, rank), as batches are: a resumed run drops the
+        # same units, and no generator's state has to be saved.
+        position = self.trainer.fit_loop.epoch_loop.total_batch_idx
+        stream = position * self.trainer.world_size + self.trainer.global_rank
+        self._generator.manual_seed(dropout_seed(self.seed, stream))
+        return self.mean_loss(self.model, *batch)
+
+    # Validation: exact means over all characters, however they are batched
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the sums of the last evaluation."""
+        self._sums = []
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Add a batch's loss to its split's sum."""
+        if dataloader_idx == len(self._sums):
+            self._sums.append([])
+        self._sums[dataloader_idx].append(summed_loss(self.model, *batch))
+
+    def on_validation_epoch_end(self) -> None:
+        """Set `losses`, by the loaders' order: the validation split, the training sample."""
+        self._finish(("val/loss", "train/eval_loss"))
+
+    on_test_epoch_start = on_validation_epoch_start
+    test_step = validation_step
+
+    def on_test_epoch_end(self) -> None:
+        """Set `losses`."""
+        self._finish(("test/loss",))
+
+    def _finish(self, names: tuple[str, ...]) -> None:
+        for name, sums in zip(names, self._sums, strict=False):  # there may be no training sample
+            # Each batch's sum is float32; batches are added up in double precision.
+            total = torch.stack(sums).cpu().double().sum(0)
+            total = self.trainer.strategy.reduce(total, reduce_op="sum")
+            self.losses[name] = (total[0] / total[1]).item()
+            self.log(name, self.losses[name], logger=False)  # for callbacks such as EarlyStopping
+
+    # Checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add vocabulary, configuration and provenance."""
+        checkpoint["litchar"] = self.card
+        checkpoint["hyper_parameters"] = self.card["model"]
+
+
+def dropout_seed(seed: int, stream: int) -> int:
+    """Return a seed for torch's generators that depends on every bit of both numbers.
+
+    The generator of the CPU takes the low 32 bits alone, so these must differ as well: a finaliser
+    mixes them (SplitMix64; Steele, Lea and Flood, 2014).
+    """
+    mask = (1 << 64) - 1
+    z = (seed * 0x9E3779B97F4A7C15 + (stream + 1) * 0xD1B54A32D192ED03) & mask
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
+    return (z ^ (z >> 31)) >> 1
+
+
+def mean_loss(model: nn.Module, idx: Tensor, targets: Tensor) -> Tensor:
+    """Return the mean loss of a batch in nats: () float32."""
+    logits = model(idx)  # (B, T, V)
+    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+
+
+def summed_loss(model: nn.Module, idx: Tensor, targets: Tensor) -> Tensor:
+    """Return the summed loss in nats and how many characters were counted: (2,) float32."""
+    logits = model(idx).flatten(0, 1).float()
+    loss = F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORED, reduction="sum")
+    return torch.stack((loss, (targets != IGNORED).sum()))

@@ -1,0 +1,108 @@
+"""What a finished run says to the person who started it."""
+
+import math
+import shlex
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from litchar.text.vocabulary import printable
+
+
+def verdict(history: list[dict[str, float]]) -> str:
+    """Say in words what the validation curve means.
+
+    The last fifth of the run decides: the curve is still improving if the loss fell there by more
+    than 1% of the best, it shows overfitting if the last loss lies more than 1% above the best,
+    and is flat otherwise.
+
+    Args:
+        history: `step` and `val/loss` of each validation.
+    """
+    if len(history) < 2:
+        return f"validated {len(history)} times: too few to see a trend"
+    best = min(history, key=lambda point: point["val/loss"])
+    last = history[-1]
+    margin = 0.01 * best["val/loss"]
+    if last["val/loss"] > best["val/loss"] + margin:
+        if last.get("train/eval_loss", -math.inf) > best.get("train/eval_loss", math.inf):
+            return (
+                f"worse since step {best['step']:,}, on the training text too: "
+                "the learning rate may be too high"
+            )
+        return (
+            f"overfitting since step {best['step']:,}: stop there, or give it more text, "
+            "more model.dropout or a smaller model"
+        )
+    before = [p for p in history[:-1] if p["step"] <= 0.8 * last["step"]] or history[:1]
+    if before[-1]["val/loss"] - last["val/loss"] > margin:
+        return "still improving: more steps (trainer.max_steps) should lower the loss further"
+    return "flat: more steps alone will not help much; a larger model or more text may"
+
+
+def print_outcome(
+    console: Console,
+    summary: dict[str, Any],
+    history: list[dict[str, float]],
+    sample: str,
+    run_dir: Path,
+) -> None:
+    """Print the last sample, the table of figures and what to do next."""
+    console.print("\nA sample:", style="bold")
+    console.print(Text(printable(sample)))
+
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, value in _figures(summary, history):
+        table.add_row(name, value)
+    console.print()
+    console.print(table)
+
+    if summary["checkpoint"] is None:
+        return
+    checkpoint = _shortest(Path(summary["checkpoint"]))
+    console.print("\nNext:", style="bold")
+    for command in (
+        f"python scripts/generate.py checkpoint={shlex.quote(checkpoint)}",
+        f"python scripts/evaluate.py checkpoint={shlex.quote(checkpoint)}",
+        f"tensorboard --logdir {shlex.quote(_shortest(run_dir))}",
+    ):
+        console.print(f"  {command}", soft_wrap=True, markup=False)
+
+
+def _figures(summary: dict[str, Any], history: list[dict[str, float]]) -> list[tuple[str, str]]:
+    rows = []
+    if summary["train_loss"] is not None:
+        rows.append(("train loss", f"{summary['train_loss']:.4f} nats per character"))
+    if summary["val_loss"] is not None:
+        rows.append(("val loss", f"{summary['val_loss']:.4f} nats per character"))
+        best = f"{summary['best_val_loss']:.4f} at step {summary['best_step']:,}"
+        bpc = f"{summary['best_val_bpc']:.3f} bits per character"
+        rows.append(("best val loss", f"{best}, {bpc}"))
+    if summary["test_loss"] is not None:
+        bpc = summary["test_loss"] / math.log(2)
+        rows.append(("test loss", f"{summary['test_loss']:.4f}, {bpc:.3f} bits per character"))
+    if summary["seconds_to_target"] is not None:
+        rows.append(("target", f"reached after {summary['seconds_to_target']:.1f} s of steps"))
+    return [
+        *rows,
+        ("the curve", verdict(history)),
+        (
+            "speed",
+            f"{summary['characters_per_second']:,.0f} characters per second; "
+            f"{summary['train_seconds']:.1f} s of steps, {summary['total_seconds']:.1f} s in all",
+        ),
+        ("checkpoint", _shortest(Path(summary["checkpoint"] or "none"))),
+    ]
+
+
+def _shortest(path: Path) -> str:
+    """Return `path` relative to the working directory, if it lies below it."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

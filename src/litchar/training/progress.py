@@ -1,0 +1,97 @@
+"""What a person sees of a run while it trains."""
+
+import math
+import time
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import ProgressBar as ProgressBarCallback
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from litchar.text.vocabulary import printable
+from litchar.training.callbacks import Samples
+
+REFRESH_SECONDS = 0.25
+
+
+class ProgressBar(ProgressBarCallback):
+    """One bar on a terminal, and a line for each validation anywhere.
+
+    Args:
+        console: where to print.
+        samples: makes the sample whose beginning is shown with each validation.
+    """
+
+    def __init__(self, console: Console, samples: Samples) -> None:
+        super().__init__()
+        self.console = console
+        self.samples = samples
+        self._bar: Progress | None = None
+        self._shown: dict[str, float] = {}
+        self._refresh_at = 0.0
+
+    def show(self, metrics: dict[str, float]) -> None:
+        """Take note of figures to show."""
+        self._shown |= metrics
+
+    def disable(self) -> None:
+        """Show nothing: Lightning's word to ranks other than the first."""
+        self.console.quiet = True
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Draw the bar."""
+        if self.console.is_terminal and trainer.is_global_zero:
+            total = trainer.max_steps if trainer.max_steps > 0 else None
+            self._bar = Progress(
+                BarColumn(bar_width=None),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[figures]}"),
+                TimeRemainingColumn(compact=True),
+                console=self.console,
+                auto_refresh=False,  # a thread that redraws would take the step's time
+                transient=True,
+                expand=True,
+            )
+            self._bar.add_task("", total=total, completed=trainer.global_step, figures="")
+            self._bar.start()
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        """Move the bar on, a few times a second."""
+        if self._bar is None or time.monotonic() < self._refresh_at:
+            return
+        self._refresh_at = time.monotonic() + REFRESH_SECONDS
+        shown = {
+            "loss": ("train/loss", "{:.3f}"),
+            "val": ("val/loss", "{:.3f}"),
+            "chars/s": ("speed/chars_per_second", "{:,.0f}"),
+        }
+        figures = "  ".join(
+            f"{label} {form.format(self._shown[key])}"
+            for label, (key, form) in shown.items()
+            if key in self._shown
+        )
+        task = self._bar.task_ids[0]
+        self._bar.update(task, completed=trainer.global_step, figures=figures, refresh=True)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Print a line: step, losses, and how the model writes by now."""
+        if trainer.state.fn != "fit":
+            return
+        losses = pl_module.losses
+        figures = f"step {trainer.global_step:>6,}"
+        if "train/eval_loss" in losses:
+            figures += f"   train {losses['train/eval_loss']:.4f}"
+        figures += f"   val {losses['val/loss']:.4f} ({losses['val/loss'] / math.log(2):.3f} bpc)"
+        room = self.console.width - len(figures) - 6
+        text = printable(" ".join(self.samples.text.split()))
+        text = text if len(text) <= room else text[: max(0, room - 3)] + "..."
+        line = Text(figures).append(f"   {text}", "dim")  # in one piece: the bar redraws after each
+        self.console.print(line, no_wrap=True)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None

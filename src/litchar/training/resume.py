@@ -1,0 +1,161 @@
+"""Which run a command line goes on with: settled before Hydra makes or changes any directory.
+
+Nothing heavy is imported here; see `litchar.cli`.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import hydra
+from filelock import FileLock, Timeout
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
+
+from litchar.errors import UserError
+
+# What may change when a run is resumed: how long, where and how it is watched. Of the rest each
+# key would make it another run.
+MAY_CHANGE = (
+    "resume",
+    "name",
+    "run_dir",
+    "outputs_dir",
+    "init_from",
+    "target_val_loss",
+    "checkpoint",
+    "logger",
+    "callbacks",
+    "data.path",  # the text itself is compared
+    "data.pattern",
+    "data.num_workers",
+    "trainer.accelerator",
+    "trainer.devices",
+    "trainer.num_nodes",
+    "trainer.strategy",
+    "trainer.max_steps",
+    "trainer.max_epochs",
+    "trainer.max_time",
+    "trainer.min_steps",
+    "trainer.min_epochs",
+    "trainer.log_every_n_steps",
+    "trainer.enable_progress_bar",
+    "trainer.enable_model_summary",
+    "trainer.profiler",
+    "trainer.detect_anomaly",
+    "trainer.deterministic",
+    "trainer.benchmark",
+)
+
+
+def redirect(arguments: list[str], conf: Path, config_name: str) -> list[str]:
+    """Return the command line with the run directory that `resume` means.
+
+    `resume=PATH` goes on in the run of that checkpoint, `resume=auto` in `run_dir`, or in the
+    newest unfinished run of the same configuration. Where there is none, the line stays as it is.
+
+    Raises:
+        UserError: the checkpoint is not there; or `run_dir` holds a run that would be overwritten.
+    """
+    if any(argument.startswith("-") for argument in arguments):
+        return arguments  # --help, --cfg, or a sweep, whose jobs have their own directories
+    if not any(argument.startswith(("resume=", "run_dir=")) for argument in arguments):
+        return arguments
+    with hydra.initialize_config_dir(str(conf), version_base="1.3"):
+        config = hydra.compose(config_name, arguments)
+    parsed = OverridesParser.create().parse_overrides(arguments)
+    given = {override.key_or_group for override in parsed}
+    if config.resume is None:
+        if "run_dir" in given and (Path(config.run_dir) / "summary.json").exists():
+            raise UserError(
+                f"run_dir={config.run_dir} holds a run already; go on with it (resume=auto), name "
+                "another directory, or delete it"
+            )
+        return arguments
+    if config.resume != "auto":
+        run_dir = run_of(Path(config.resume).expanduser())
+    elif "run_dir" in given:
+        run_dir = Path(config.run_dir)
+    else:
+        run_dir = next(unfinished_runs(config), None)
+    if run_dir is None:
+        return arguments
+    if "run_dir" not in given:
+        arguments = [*arguments, f"run_dir={_quoted(run_dir)}"]
+    else:
+        run_dir = Path(config.run_dir)
+    if (run_dir / ".hydra").is_dir():  # what the run began with is kept
+        number = len(list((run_dir / ".hydra").glob("resumed-*"))) + 1
+        arguments = [*arguments, f"hydra.output_subdir=.hydra/resumed-{number}"]
+    return arguments
+
+
+def run_of(checkpoint: Path) -> Path | None:
+    """Return the run directory that `checkpoint`, a file or that directory itself, belongs to.
+
+    A file that lies in no directory `checkpoints` was taken from its run: that goes on elsewhere.
+
+    Raises:
+        UserError: it is not there.
+    """
+    if not checkpoint.exists():
+        raise UserError(f"resume={checkpoint}: no such checkpoint or run directory")
+    if checkpoint.is_dir():
+        return checkpoint.absolute()
+    directory = checkpoint.absolute().parent
+    return directory.parent if directory.name == "checkpoints" else None
+
+
+def unfinished_runs(config: DictConfig) -> Iterator[Path]:
+    """Yield the runs of the same configuration that have not completed, the newest first."""
+    wanted = OmegaConf.to_container(config)
+    runs = Path(config.outputs_dir).glob("runs/*/summary.json")
+    for place in sorted(runs, key=lambda run: run.stat().st_mtime_ns, reverse=True):
+        began = place.parent / ".hydra" / "config.yaml"
+        try:
+            status = json.loads(place.read_text())["status"]
+            if status in ("completed", "diverged") or not began.exists():
+                continue
+            before = OmegaConf.to_container(OmegaConf.load(began))
+            if differences(before, wanted, also=("data.path", "data.pattern", "init_from")):
+                continue
+            with FileLock(place.parent / ".lock", timeout=0):
+                pass
+        except (OSError, ValueError, KeyError, Timeout):
+            continue  # not a run to go on with, or another process trains it just now
+        yield place.parent.absolute()
+
+
+def differences(then: dict[str, Any], now: dict[str, Any], also: tuple[str, ...] = ()) -> list[str]:
+    """Return how two configurations differ where a resumed run may not: `key: 1 then, 2 now`.
+
+    Args:
+        also: keys to compare although they may change.
+    """
+    old, new = dict(flat(then)), dict(flat(now))
+    return [
+        f"{key}: {old.get(key, 'not set')} then, {new.get(key, 'not set')} now"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and (key in also or not may_change(key))
+    ]
+
+
+def may_change(key: str) -> bool:
+    """Return whether a resumed run may have another value of this dotted key."""
+    return any(key == free or key.startswith(f"{free}.") for free in MAY_CHANGE)
+
+
+def flat(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the dotted keys of nested dictionaries, and their values."""
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _quoted(path: Path) -> str:
+    from litchar.cli import quote
+
+    return quote(f"run_dir={path}").partition("=")[2]

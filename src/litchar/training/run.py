@@ -1,0 +1,273 @@
+"""One run: from a composed configuration to a trained model and its record."""
+
+import contextlib
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from filelock import FileLock, Timeout
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from litchar import signals
+from litchar.checkpoints import Checkpoint
+from litchar.checkpoints.checkpoint import make_card
+from litchar.checkpoints.transfer import transfer_weights
+from litchar.data import TextDataModule, make_data_module
+from litchar.errors import DivergedError, Interrupted, UserError, is_users
+from litchar.training import environment
+from litchar.training.callbacks import Metrics, Samples
+from litchar.training.checkpointing import check_same_run, find_resumed
+from litchar.training.loggers import TensorBoard
+from litchar.training.module import LanguageModel
+from litchar.training.outcome import print_outcome
+from litchar.training.resolve import (
+    resolve_as_before,
+    resolve_device,
+    resolve_parent,
+    resolve_paths,
+    resolve_steps,
+)
+from litchar.training.summary import write_summary
+from litchar.training.trainer import compile_or_say_why_not, make_trainer, quiet_libraries
+
+
+def run(config: DictConfig, run_dir: Path) -> float:
+    """Train as `config` says, with everything recorded in `run_dir`; or go on with what is there.
+
+    Args:
+        config: as `conf/train.yaml` composes it.
+
+    Returns:
+        the best validation loss, in nats per character.
+
+    Raises:
+        UserError: the configuration or the text is unfit.
+        DivergedError: the loss is no longer finite.
+        Interrupted: a signal ended the run.
+    """
+    quiet_libraries()
+    console = Console(highlight=False)
+
+    def say(line: str) -> None:
+        console.print(line, soft_wrap=True, markup=False)
+
+    environment.begin()
+    signals.reset()
+    with _sole_owner(run_dir):
+        try:
+            prepared = prepare(config.copy(), run_dir, say)
+            trained_by = make_trainer(
+                prepared.config,
+                run_dir,
+                prepared.data.store.vocabulary,
+                prepared.resumed.step if prepared.resumed else 0,
+                console,
+                say,
+            )
+        except Exception as error:
+            if is_users(error):
+                _remove_traces(run_dir)
+            raise
+        try:
+            return train(prepared, *trained_by, run_dir, console, say)
+        finally:
+            signals.defer(False)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a run is made of, once nothing is left open.
+
+    Attributes:
+        config: the configuration, resolved by device and text.
+        resumed: the checkpoint to go on from, if any.
+    """
+
+    config: DictConfig
+    device: torch.device
+    data: TextDataModule
+    module: LanguageModel
+    resumed: Checkpoint | None
+
+
+def prepare(config: DictConfig, run_dir: Path, say: Callable[[str], None]) -> Prepared:
+    """Settle what `config` leaves open, open the text and build the model; nothing is written.
+
+    Raises:
+        UserError: the configuration or the text is unfit.
+    """
+    config.run_dir = str(run_dir)  # a sweep's job has its own
+    resumed = find_resumed(config.resume, run_dir, say)
+    if resumed is not None:
+        resolve_as_before(config, resumed.config)
+    resolve_paths(config)
+    parent = resolve_parent(config)
+    device = resolve_device(config)
+    L.seed_everything(config.seed, workers=True, verbose=False)
+    data = make_data_module(config.data)
+    data.setup()
+    resolve_steps(config, len(data.splits["train"]))
+    settings: dict[str, Any] = OmegaConf.to_container(config, resolve=True)
+    if resumed is not None:
+        check_same_run(resumed, settings, data.store.fingerprint)
+
+    vocabulary, block_size = data.store.vocabulary, config.data.block_size
+
+    def build(vocab_size: int) -> torch.nn.Module:
+        return instantiate(config.model, vocab_size=vocab_size, block_size=block_size)
+
+    model = build(len(vocabulary))
+    if parent is not None and resumed is None:
+        transfer = transfer_weights(parent, model, vocabulary, build)
+        say(
+            f"From {parent.path}: {transfer.matched} characters matched, {transfer.new} new, "
+            f"{transfer.dropped} dropped"
+        )
+    card = make_card(
+        vocabulary,
+        settings["model"] | {"vocab_size": len(vocabulary), "block_size": block_size},
+        settings,
+        fingerprint=data.store.fingerprint,
+        **environment.describe(device),
+    )
+    optimizer, schedule = instantiate(config.optimizer), instantiate(config.scheduler)
+    try:  # now rather than when training begins
+        optimizer(model)
+        schedule(0, max(1, config.trainer.max_steps))
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        raise UserError(f"optimizer or scheduler: {error}") from None
+    module = LanguageModel(model, optimizer, schedule, card, config.seed)
+    return Prepared(config, device, data, module, resumed)
+
+
+def train(
+    prepared: Prepared,
+    trainer: L.Trainer,
+    metrics: Metrics,
+    samples: Samples,
+    run_dir: Path,
+    console: Console,
+    say: Callable[[str], None],
+) -> float:
+    """Train what was prepared, and return the best validation loss."""
+    config, data, module = prepared.config, prepared.data, prepared.module
+    resumed, settings = prepared.resumed, module.card["config"]
+
+    def record(**figures: Any) -> dict[str, Any]:
+        return write_summary(
+            run_dir,
+            **figures,
+            total_seconds=environment.seconds_since_start(),
+            peak_memory_bytes=environment.peak_memory_bytes(prepared.device),
+        )
+
+    summary = record(
+        status="running",
+        error=None,
+        parameters=sum(parameter.numel() for parameter in module.model.parameters()),
+        vocab_size=len(data.store.vocabulary),
+        device=str(trainer.strategy.root_device),
+        precision=str(trainer.precision),
+        seed=config.seed,
+    )
+    environment.record(run_dir, module.card["provenance"])
+    OmegaConf.save(config, run_dir / "config.yaml", resolve=True)
+    say(_headline(prepared, summary))
+    say(str(run_dir))
+
+    best, last = (run_dir / "checkpoints" / f"{name}.ckpt" for name in ("best", "last"))
+    try:
+        if config.compile:
+            compile_or_say_why_not(module, data, trainer, say)
+        for logger in trainer.loggers:
+            logger.log_hyperparams(settings)
+        trainer.fit(module, data, ckpt_path=resumed and resumed.path, weights_only=True)
+        if "test" in data.splits:
+            tested = best if best.exists() else None
+            trainer.test(module, data, ckpt_path=tested, weights_only=True, verbose=False)
+    except BaseException as error:
+        status = _status_after(error)
+        reason = f"signal {error.signum}" if status == "interrupted" else str(error)
+        with contextlib.suppress(OSError):  # a full disk must not hide what happened
+            record(**metrics.figures(trainer), status=status, error=reason)
+        if status == "interrupted":
+            say(f"Interrupted at step {trainer.global_step:,}; saved in {run_dir}")
+        if isinstance(error, torch.OutOfMemoryError):
+            raise UserError(_smaller_batch(prepared, trainer.global_step)) from None
+        raise
+
+    summary = record(
+        **metrics.figures(trainer),
+        status="completed",
+        test_loss=module.losses.get("test/loss"),
+        checkpoint=next((str(path) for path in (best, last) if path.exists()), None),
+    )
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoard) and metrics.history:  # a row of its HParams page
+            logger.log_hyperparams(settings, {"best_val_loss": summary["best_val_loss"]})
+            logger.save()
+    print_outcome(console, summary, metrics.history, samples.text, run_dir)
+    return summary["best_val_loss"]
+
+
+def _sole_owner(run_dir: Path) -> FileLock:
+    """Return a lock on `run_dir`: two processes that train in one would spoil both.
+
+    Raises:
+        UserError: another process trains there.
+    """
+    lock = FileLock(run_dir / ".lock")
+    try:
+        return lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(
+            f"{run_dir}: another process is training here; wait for it or name another run_dir"
+        ) from None
+
+
+def _remove_traces(run_dir: Path) -> None:
+    """Take away what Hydra wrote for a run that was refused: its directory, or its part of one."""
+    if {entry.name for entry in run_dir.iterdir()} <= {".hydra", ".lock", "train.log"}:
+        shutil.rmtree(run_dir)
+        return
+    resumed = sorted(run_dir.glob(".hydra/resumed-*"), key=lambda path: path.stat().st_mtime_ns)
+    if resumed:
+        shutil.rmtree(resumed[-1])
+
+
+def _status_after(error: BaseException) -> str:
+    if isinstance(error, Interrupted):
+        return "interrupted"
+    return "diverged" if isinstance(error, DivergedError) else "failed"
+
+
+def _headline(prepared: Prepared, summary: dict[str, Any]) -> str:
+    """Return what a person should know as training begins."""
+    store = prepared.data.store
+    lines = [
+        f"{prepared.data.corpus()}: {len(store.tokens):,} characters, "
+        f"{len(store.vocabulary)} distinct",
+        f"{type(prepared.module.model).__name__}: {summary['parameters']:,} parameters; "
+        f"{environment.device_name(prepared.device)}, {summary['precision']}",
+    ]
+    if prepared.resumed is not None:
+        resumed = prepared.resumed
+        lines.append(f"Going on from {resumed.path.name}, step {resumed.step:,}")
+    return "\n".join(lines)
+
+
+def _smaller_batch(prepared: Prepared, step: int) -> str:
+    """Return what to try when the device has no more memory."""
+    batch_size = prepared.config.data.batch_size
+    batches = prepared.config.trainer.accumulate_grad_batches
+    return (
+        f"{prepared.device} is out of memory at step {step:,}; try "
+        f"data.batch_size={max(1, batch_size // 2)} (with "
+        f"trainer.accumulate_grad_batches={2 * batches} the steps stay as large)"
+    )

@@ -1,0 +1,43 @@
+"""Learning-rate schedules: the factor on the learning rate as a function of the step."""
+
+import math
+
+
+def constant(step: int, total_steps: int, warmup_steps: int = 0) -> float:
+    """Rise linearly over `warmup_steps`, then stay at 1."""
+    return _warmup(step, warmup_steps)
+
+
+def cosine(
+    step: int, total_steps: int, warmup_steps: int = 100, final_factor: float = 0.1
+) -> float:
+    """Rise linearly, then fall along half a cosine to `final_factor` (Loshchilov and Hutter, 2017).
+
+    Args:
+        step: how many steps have been taken, from 0.
+        total_steps: how many will be.
+    """
+    warmup = _warmup(step, warmup_steps)
+    if step < warmup_steps:
+        return warmup
+    progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+    return final_factor + (1 - final_factor) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def wsd(
+    step: int,
+    total_steps: int,
+    warmup_steps: int = 100,
+    decay_fraction: float = 0.3,
+    final_factor: float = 0.0,
+) -> float:
+    """Warm up, stay at 1, decay: linearly over the last `decay_fraction` (Hu et al., 2024)."""
+    decay_steps = max(1, round(decay_fraction * total_steps))
+    left = min(1.0, (total_steps - step) / decay_steps)
+    return _warmup(step, warmup_steps) * (final_factor + (1 - final_factor) * max(0.0, left))
+
+
+def _warmup(step: int, warmup_steps: int) -> float:
+    if warmup_steps < 0:
+        raise ValueError(f"warmup_steps={warmup_steps} is below 0")
+    return min(1.0, (step + 1) / (warmup_steps + 1))

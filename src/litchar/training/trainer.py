@@ -1,0 +1,103 @@
+"""The Trainer of a run: Lightning's, with the callbacks and loggers that make the run's record."""
+
+import logging
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import lightning as L
+import torch
+from hydra.utils import instantiate
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.warnings import PossibleUserWarning
+from omegaconf import DictConfig
+from rich.console import Console
+
+from litchar.data import TextDataModule
+from litchar.text import Vocabulary
+from litchar.training.callbacks import Metrics, Samples, StopSignals
+from litchar.training.checkpointing import AtomicCheckpointIO, Checkpoints
+from litchar.training.loggers import MetricsCSV
+from litchar.training.module import LanguageModel, mean_loss
+from litchar.training.progress import ProgressBar
+
+
+def make_trainer(
+    config: DictConfig,
+    run_dir: Path,
+    vocabulary: Vocabulary,
+    step: int,
+    console: Console,
+    say: Callable[[str], None],
+) -> tuple[L.Trainer, Metrics, Samples]:
+    """Return the Trainer that `config.trainer` describes, and what measures and samples in it.
+
+    Args:
+        config: the run's, resolved.
+        step: the one that a resumed run goes on from; 0 if it begins.
+        console: where the progress is shown.
+        say: prints a line there.
+    """
+    characters_per_batch = config.data.batch_size * config.data.block_size
+    metrics = Metrics(run_dir, characters_per_batch, config.target_val_loss)
+    samples = Samples(run_dir / "samples.txt", vocabulary, config.seed)
+    checkpoints = Checkpoints(
+        run_dir / "checkpoints", metrics, config.checkpoint.every_seconds, say
+    )
+    trainer = instantiate(
+        config.trainer,
+        default_root_dir=str(run_dir),
+        plugins=[AtomicCheckpointIO()],
+        logger=make_loggers(config.logger, step),
+        callbacks=[
+            metrics,
+            samples,
+            *([ProgressBar(console, samples)] if config.trainer.enable_progress_bar else []),
+            StopSignals(),
+            *(instantiate(callback) for callback in config.callbacks.values()),
+            *([checkpoints] if config.trainer.enable_checkpointing else []),
+        ],
+    )
+    return trainer, metrics, samples
+
+
+def make_loggers(configs: DictConfig, step: int) -> list[Logger]:
+    """Return the loggers; those that a resumed run writes on forget what came after `step`."""
+    loggers = []
+    for config in configs.values():
+        purge = {"purge_step": step + 1} if config["_target_"].endswith(".TensorBoard") else {}
+        logger = instantiate(config, **purge)
+        if isinstance(logger, MetricsCSV):
+            logger.cut(step)
+        loggers.append(logger)
+    return loggers
+
+
+def compile_or_say_why_not(
+    module: LanguageModel, data: TextDataModule, trainer: L.Trainer, say: Callable[[str], None]
+) -> None:
+    """Compile the training loss and try it forward and backward; if that fails, go on without."""
+    device = trainer.strategy.root_device
+    module.to(device)
+    shape = (data.batch_size // trainer.world_size, data.block_size)
+    idx = torch.zeros(shape, dtype=torch.long, device=device)
+    module.compile_loss()
+    try:
+        with trainer.precision_plugin.forward_context():
+            module.mean_loss(module.model, idx, idx).backward()
+    except Exception as error:  # whatever the compiler raises: training can go on without it
+        reason = str(error).strip().split("\n")[0]
+        say(f"Not compiled ({type(error).__name__}: {reason}); going on without.")
+        module.mean_loss = mean_loss
+    module.zero_grad(set_to_none=True)
+
+
+def quiet_libraries() -> None:
+    """Silence what libraries say that a person who trains a model cannot act on."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", category=PossibleUserWarning)
+    warnings.filterwarnings("ignore", message="You requested to overfit")
+    warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    warnings.filterwarnings("ignore", category=FutureWarning)

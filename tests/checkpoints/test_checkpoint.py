@@ -1,0 +1,149 @@
+import os
+import pickle
+
+import pytest
+import torch
+
+from litchar import checkpoints
+from litchar.checkpoints import Checkpoint, find
+from litchar.checkpoints.checkpoint import make_card
+from litchar.errors import UserError
+from litchar.models import Transformer
+from litchar.text import Vocabulary
+
+SIZES = {"vocab_size": 5, "block_size": 8, "n_layer": 1, "n_head": 2, "n_embd": 8}
+
+
+@pytest.fixture
+def content():
+    torch.manual_seed(0)
+    model = Transformer(**SIZES)
+    settings = {"_target_": "litchar.models.Transformer", **SIZES}
+    return {
+        "state_dict": {f"model.{name}": tensor for name, tensor in model.state_dict().items()},
+        "global_step": 7,
+        "litchar": make_card(Vocabulary("abcde"), settings, {"seed": 1}, fingerprint="f"),
+    }
+
+
+@pytest.fixture
+def save(tmp_path):
+    def save(content):
+        path = tmp_path / "model.ckpt"
+        checkpoints.save(content, path)
+        return path
+
+    return save
+
+
+def test_a_checkpoint_is_enough_to_build_the_model_again(content, save):
+    checkpoint = Checkpoint.load(save(content))
+    assert checkpoint.step == 7
+    assert checkpoint.vocabulary == Vocabulary("abcde")
+    model = checkpoint.build_model()
+    assert not model.training
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, content["state_dict"][f"model.{name}"])
+
+
+def test_a_failed_save_keeps_the_one_before_and_leaves_nothing(content, save, monkeypatch):
+    path = save(content)
+    before = path.read_bytes()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        save(content | {"global_step": 8})
+    assert path.read_bytes() == before
+    assert os.listdir(path.parent) == ["model.ckpt"]
+
+
+class Gadget:
+    def __reduce__(self):
+        return (os.system, ("touch /tmp/litchar-was-here",))
+
+
+def test_a_pickled_payload_is_refused_and_does_not_run(content, tmp_path):
+    path = tmp_path / "hostile.ckpt"
+    torch.save(content | {"payload": Gadget()}, path)
+    plain = tmp_path / "plain.pkl"
+    plain.write_bytes(pickle.dumps(Gadget()))
+    for file in (path, plain):
+        with pytest.raises(UserError, match=f"{file.name}: not a whole checkpoint"):
+            Checkpoint.load(file)
+    assert not os.path.exists("/tmp/litchar-was-here")
+
+
+@pytest.mark.parametrize("kept", [0, 1, 100, -100])
+def test_a_truncated_checkpoint_is_refused_by_name(content, save, kept):
+    path = save(content)
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(UserError, match=r"model\.ckpt: not a whole checkpoint"):
+        Checkpoint.load(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"litchar": None}, "not a checkpoint that litchar wrote"),
+        ({"state_dict": None}, "not a checkpoint that litchar wrote"),
+        ({"litchar": "text"}, "not a checkpoint that litchar wrote"),
+    ],
+)
+def test_a_file_of_something_else_is_refused(content, save, change, words):
+    content |= change
+    with pytest.raises(UserError, match=words):
+        Checkpoint.load(save({key: value for key, value in content.items() if value is not None}))
+
+
+def test_a_newer_format_is_refused(content, save):
+    content["litchar"]["format"] = 99
+    with pytest.raises(UserError, match="format 99"):
+        Checkpoint.load(save(content))
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "os.system",
+        "torch.nn.Linear",
+        "litchar.models.Nothing",
+        "litchar.models.transformer.F",
+        None,
+    ],
+)
+def test_only_the_projects_models_are_built(content, save, target):
+    content["litchar"]["model"]["_target_"] = target
+    with pytest.raises(UserError, match="it was not built"):
+        Checkpoint.load(save(content)).build_model()
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"n_embd": 16}, "has shape"),
+        ({"n_layer": 2}, "missing"),
+        ({"vocab_size": 6}, "5 characters, and a model for 6"),
+        ({"n_embd": 2**20}, "has shape"),  # refused before memory is taken
+        ({"surprise": 1}, "surprise"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(content, save, settings, words):
+    content["litchar"]["model"] |= settings
+    with pytest.raises(UserError, match=words):
+        Checkpoint.load(save(content)).build_model()
+
+
+def test_latest_is_the_newest_runs_best(tmp_path):
+    for number, names in enumerate((["best", "last"], ["last"])):
+        directory = tmp_path / "runs" / f"run{number}" / "checkpoints"
+        directory.mkdir(parents=True)
+        for name in names:
+            (directory / f"{name}.ckpt").touch()
+            os.utime(directory / f"{name}.ckpt", (number, number))
+    assert find("latest", tmp_path) == tmp_path / "runs/run1/checkpoints/last.ckpt"
+    assert find(str(tmp_path / "runs/run0"), tmp_path).name == "best.ckpt"
+    with pytest.raises(UserError, match=r"python scripts/train\.py"):
+        find("latest", tmp_path / "empty")

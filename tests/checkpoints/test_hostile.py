@@ -1,0 +1,231 @@
+"""Files from strangers: nothing in them runs, and nothing that does not fit takes memory."""
+
+import builtins
+import collections
+import os
+import pickle
+import random
+import zipfile
+
+import pytest
+import torch
+
+from litchar import checkpoints
+from litchar.checkpoints import Checkpoint
+from litchar.checkpoints.checkpoint import make_card
+from litchar.errors import UserError
+from litchar.models import Transformer
+from litchar.text import Vocabulary
+
+SIZES = {"vocab_size": 5, "block_size": 8, "n_layer": 1, "n_head": 2, "n_embd": 8}
+
+
+@pytest.fixture
+def content():
+    torch.manual_seed(0)
+    settings = {"_target_": "litchar.models.Transformer", **SIZES}
+    weights = Transformer(**SIZES).state_dict()
+    return {
+        "state_dict": {f"model.{name}": tensor for name, tensor in weights.items()},
+        "global_step": 7,
+        "litchar": make_card(Vocabulary("abcde"), settings, {"seed": 1}, fingerprint="f"),
+    }
+
+
+def refused(path):
+    """Load the checkpoint and build its model, as every script does; return how it was refused."""
+    with pytest.raises(UserError) as refusal:
+        Checkpoint.load(path).build_model()
+    assert path.name in str(refusal.value)
+    return str(refusal.value)
+
+
+HUGE = torch.zeros(1).expand(2**42, 8)  # claims 140 TB, and stores four bytes
+
+
+class Gadget:
+    """Pickles as a call of `function`."""
+
+    def __init__(self, function, *arguments):
+        self.call = (function, arguments)
+
+    def __reduce__(self):
+        return self.call
+
+
+def gadgets(mark):
+    return {
+        "os.system": Gadget(os.system, f"touch {mark}"),
+        "eval": Gadget(builtins.eval, f"open({str(mark)!r}, 'w')"),
+        "exec": Gadget(builtins.exec, f"open({str(mark)!r}, 'w')"),
+        "import": Gadget(builtins.__import__, "antigravity"),
+        "nested": collections.OrderedDict(a=[{"b": Gadget(os.mkdir, str(mark))}]),
+    }
+
+
+@pytest.mark.parametrize("kind", gadgets(""))
+@pytest.mark.parametrize("place", ["beside", "within", "as a weight", "in the vocabulary", "alone"])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_payload_is_refused_and_does_not_run(content, tmp_path, kind, place, zipped):
+    mark = tmp_path / "it ran"
+    gadget = gadgets(mark)[kind]
+    if place == "beside":
+        content["payload"] = gadget
+    elif place == "within":
+        content["litchar"]["config"]["data"] = gadget
+    elif place == "as a weight":
+        content["state_dict"]["model.head.weight"] = gadget
+    elif place == "in the vocabulary":
+        content["litchar"]["vocabulary"]["characters"] = gadget
+    else:
+        content = gadget
+    path = tmp_path / "hostile.ckpt"
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    refused(path)
+    assert not mark.exists()
+
+
+def test_a_plain_pickle_is_refused_and_does_not_run(tmp_path):
+    mark = tmp_path / "it ran"
+    path = tmp_path / "hostile.ckpt"
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        path.write_bytes(pickle.dumps(gadgets(mark)["os.system"], protocol=protocol))
+        refused(path)
+    assert not mark.exists()
+
+
+def test_a_compiled_torchscript_archive_is_refused(tmp_path):
+    path = tmp_path / "hostile.ckpt"
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), path)
+    refused(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda c: c["litchar"]["vocabulary"].update(characters="abc"), "3 characters"),
+        (lambda c: c["litchar"]["vocabulary"].update(characters=[1, 2, 3, 4, 5]), "litchar wrote"),
+        (lambda c: c["litchar"].update(vocabulary=None), "litchar wrote"),
+        (lambda c: c.update(global_step="many"), "litchar wrote"),
+        (lambda c: c["state_dict"].pop("model.head.weight"), "missing"),
+        (lambda c: c["state_dict"].update({"model.more": torch.zeros(1)}), "surplus"),
+        (lambda c: c["state_dict"].update({"model.head.weight": [1.0]}), "no plain tensor"),
+        (
+            lambda c: c["state_dict"].update({"model.head.weight": torch.zeros(5, 8).to_sparse()}),
+            "no plain tensor",
+        ),
+        (
+            lambda c: c["state_dict"].update(
+                {"model.head.weight": torch.zeros(5, 8, dtype=torch.int64)}
+            ),
+            "has type",
+        ),
+        (
+            lambda c: c["state_dict"].update({"model.head.weight": HUGE}),
+            "has shape",
+        ),
+        (lambda c: c["litchar"]["model"].update(n_embd=2**20, n_head=2**10), "has shape"),
+        (lambda c: c["litchar"]["model"].update(n_embd=2**40, n_head=2**20), "overflow"),
+        (lambda c: c["litchar"]["model"].update(n_layer=10**12), "layers"),
+        (lambda c: c["litchar"]["model"].update(block_size=2**40), "buffers"),
+        (lambda c: c["litchar"]["model"].update(block_size=2**70), "do not fit"),
+        (lambda c: c["litchar"]["model"].update(n_layer="1"), "do not fit"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_memory_is_taken(content, tmp_path, change, words):
+    change(content)
+    path = tmp_path / "odd.ckpt"
+    torch.save(content, path)
+    before = peak_kilobytes()
+    assert words in refused(path)
+    assert peak_kilobytes() - before < 200_000
+
+
+def test_weights_that_claim_more_than_is_stored_are_refused(content, tmp_path):
+    sizes = SIZES | {"n_embd": 2**13}
+    with torch.device("meta"):
+        shapes = {name: t.shape for name, t in Transformer(**sizes).state_dict().items()}
+    content["litchar"]["model"] |= sizes
+    content["state_dict"] = {
+        f"model.{name}": torch.zeros(1).expand(shape) for name, shape in shapes.items()
+    }
+    path = tmp_path / "claims.ckpt"
+    torch.save(content, path)
+    before = peak_kilobytes()
+    assert "claims more numbers than are stored" in refused(path)
+    assert peak_kilobytes() - before < 200_000
+
+
+def peak_kilobytes():
+    with open("/proc/self/status") as status:
+        return int(status.read().split("VmHWM:")[1].split()[0])
+
+
+def test_an_archive_that_unpacks_to_more_than_its_size_is_refused(content, tmp_path):
+    plain, bomb = tmp_path / "plain.ckpt", tmp_path / "bomb.ckpt"
+    content["state_dict"]["model.head.weight"] = torch.zeros(5000, 8000)
+    torch.save(content, plain)
+    with (
+        zipfile.ZipFile(plain) as source,
+        zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as target,
+    ):
+        for entry in source.infolist():
+            target.writestr(entry.filename, source.read(entry))
+    assert bomb.stat().st_size < plain.stat().st_size / 100
+    assert "would unpack to more than its size" in refused(bomb)
+
+
+@pytest.mark.parametrize(
+    "target", ["os.system", "builtins.eval", "litchar.text.sources.urllib.request.urlopen", "os"]
+)
+def test_a_data_source_from_a_checkpoint_is_the_projects_own(content, tmp_path, target):
+    from litchar.analysis.evaluate import split_of
+
+    content["litchar"]["config"]["data"] = {
+        "_target_": "litchar.data.TextDataModule",
+        "source": {"_target_": target, "_partial_": True, "command": "touch /tmp/it-ran"},
+    }
+    path = tmp_path / "hostile.ckpt"
+    torch.save(content, path)
+    with pytest.raises(UserError, match="it was not built"):
+        split_of(Checkpoint.load(path), "val")
+
+
+def test_a_thousand_flipped_bytes_are_refused_or_change_nothing(content, tmp_path):
+    path = tmp_path / "model.ckpt"
+    checkpoints.save(content, path)
+    whole = path.read_bytes()
+    draw = random.Random(0)
+    refusals = 0
+    for _ in range(1000):
+        damaged = bytearray(whole)
+        for _ in range(draw.choice((1, 1, 2, 8))):
+            damaged[draw.randrange(len(damaged))] ^= draw.randrange(1, 256)
+        path.write_bytes(damaged)
+        try:
+            loaded = checkpoints.load(path)
+        except UserError:
+            refusals += 1
+            continue
+        weights = (content["state_dict"], loaded["state_dict"])
+        torch.testing.assert_close(*weights, rtol=0, atol=0)
+        assert loaded["litchar"] == content["litchar"]
+    assert refusals > 950
+
+
+def test_a_text_with_escape_codes_and_html_is_shown_as_text(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugin_util import markdown_to_safe_html
+
+    from litchar.training.loggers import TensorBoard
+
+    logger = TensorBoard(tmp_path, name="", version="tensorboard")
+    logger.log_text("samples", "<script>alert(1)</script>\n# no heading\n<b>bold</b>", 1)
+    logger.finalize("success")
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    stored = events.Tensors("samples/text_summary")[0].tensor_proto.string_val[0]
+    html = markdown_to_safe_html(stored)
+    assert "<script" not in html
+    assert "<b>" not in html
+    assert "<h1>" not in html
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in html

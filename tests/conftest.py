@@ -1,0 +1,170 @@
+"""What tests share: caches and outputs of their own, and a way to train in this process."""
+
+import contextlib
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+# The models here are so small that a second thread costs more than it brings. Before torch, which
+# reads it once, and for the processes that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import hydra
+import pytest
+from lightning.pytorch.callbacks import Callback
+from omegaconf import OmegaConf
+
+from litchar import signals
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _own_places(tmp_path, monkeypatch):
+    monkeypatch.setenv("LITCHAR_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("LITCHAR_OUTPUTS", str(tmp_path / "outputs"))
+
+
+@pytest.fixture(autouse=True)
+def _own_signals():
+    before = {signum: signal.getsignal(signum) for signum in signals.SIGNALS}
+    yield
+    signals.reset()
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
+
+
+@pytest.fixture
+def text_file(tmp_path):
+    """A small text with some structure, 8,000 characters of 15 distinct ones."""
+    path = tmp_path / "text.txt"
+    path.write_text("".join(f"{a} and {b}\n" for a in range(40) for b in range(40))[:8000])
+    return path
+
+
+@pytest.fixture
+def compose():
+    """Compose `conf/train.yaml` with overrides, as the command line does."""
+
+    def compose(*overrides: str):
+        OmegaConf.register_new_resolver("unique", lambda: "test", replace=True)
+        with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            return hydra.compose("train", ["name=test", *overrides])
+
+    return compose
+
+
+@pytest.fixture
+def train(compose, text_file, tmp_path):
+    """Train a small transformer on `text_file` in this process; return its run directory."""
+    small = (
+        f"data.path={text_file}",
+        "data.block_size=16",
+        "data.batch_size=8",
+        "data.train_sample=512",
+        "model.n_layer=2",
+        "model.n_head=2",
+        "model.n_embd=16",
+        "trainer.accelerator=cpu",
+        "trainer.max_steps=20",
+        "trainer.log_every_n_steps=5",
+        "trainer.val_check_interval=10",
+    )
+
+    def train(*overrides: str, name: str = "run", only: bool = False) -> Path:
+        from litchar.training.run import run
+
+        signals.reset()
+        run_dir = tmp_path / "outputs" / "runs" / name
+        run_dir.mkdir(parents=True, exist_ok=True)
+        run(compose(*(() if only else small), *overrides), run_dir)
+        return run_dir
+
+    return train
+
+
+@pytest.fixture
+def script(tmp_path):
+    """Run a script as a person would, in a directory of its own."""
+
+    def script(name: str, *arguments: str, **options) -> subprocess.CompletedProcess:
+        directory = tmp_path / "elsewhere"
+        directory.mkdir(exist_ok=True)
+        return subprocess.run(
+            [sys.executable, str(ROOT / "scripts" / name), *arguments],
+            capture_output=True,
+            text=True,
+            cwd=directory,
+            env=os.environ | {"COLUMNS": "80"},
+            check=False,
+            **options,
+        )
+
+    return script
+
+
+def summary(run_dir: Path) -> dict:
+    """Return the figures of a run."""
+    return json.loads((run_dir / "summary.json").read_text())
+
+
+class SignalAt(Callback):
+    """Sends this process a signal in the middle of a step."""
+
+    def __init__(self, step: int, signum: int = signal.SIGTERM):
+        self.step = step
+        self.signum = signum
+
+    def on_before_optimizer_step(self, trainer, *_):
+        if trainer.global_step + 1 == self.step:
+            os.kill(os.getpid(), self.signum)
+
+
+class DeleteAt(Callback):
+    """Deletes the run's directory in the middle of a step."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_before_optimizer_step(self, trainer, *_):
+        if trainer.global_step + 1 == self.step:
+            shutil.rmtree(trainer.default_root_dir)
+
+
+class FullDisk(Callback):
+    """Lets no file grow past `most_bytes` from one step to another, as a full disk would."""
+
+    def __init__(self, first: int, last: int, most_bytes: int):
+        self.first, self.last, self.most_bytes = first, last, most_bytes
+
+    def on_train_batch_start(self, trainer, *_):
+        _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        if trainer.global_step + 1 == self.first:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (self.most_bytes, hard))
+        if trainer.global_step == self.last:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, hard))
+
+    def teardown(self, *_, **__):
+        _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, hard))
+
+
+class FillDisk(Callback):
+    """Fills the disk of the run's directory to the last byte from one step to another."""
+
+    def __init__(self, first: int, last: int):
+        self.first, self.last = first, last
+
+    def on_train_batch_start(self, trainer, *_):
+        filler = Path(trainer.default_root_dir) / "filler"
+        if trainer.global_step + 1 == self.first:
+            with contextlib.suppress(OSError), open(filler, "wb", buffering=0) as file:
+                while True:
+                    file.write(bytes(512))
+        if trainer.global_step == self.last:
+            filler.unlink()

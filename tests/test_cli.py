@@ -1,0 +1,330 @@
+"""The command line, run as a person runs it."""
+
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
+from conftest import ROOT, summary
+from litchar.checkpoints import Checkpoint
+from litchar.cli import quote
+from litchar.errors import is_users
+
+SMALL = (
+    "data.block_size=16",
+    "data.batch_size=8",
+    "model.n_layer=1",
+    "model.n_head=2",
+    "model.n_embd=16",
+    "trainer.accelerator=cpu",
+    "trainer.max_steps=10",
+)
+
+
+def through_hydra(text: str) -> str:
+    override = OverridesParser.create().parse_override(quote(f"prompt={text}"))
+    assert not override.is_sweep_override()
+    config = OmegaConf.create({"prompt": ""})
+    OmegaConf.update(config, "prompt", override.value())
+    return config.prompt
+
+
+def test_any_text_reaches_the_program_unchanged():
+    draw = random.Random(0)
+    pieces = [
+        "\\",
+        '"',
+        "'",
+        "${",
+        "$",
+        "}",
+        "a",
+        " ",
+        "=",
+        ",",
+        "\n",
+        "~",
+        "[",
+        "]",
+        "(",
+        ":",
+        "#",
+        "你",
+        "\t",
+    ]
+    for _ in range(3000):
+        text = "".join(draw.choices(pieces, k=draw.randrange(8)))
+        if quote(f"prompt={text}") != f"prompt={text}":  # a text in quotes stays as Hydra has it
+            assert through_hydra(text) == text
+    for text in ("Once ", "To be, or not", "it's", "~/x", 'say "hi"', '"a", "b"', "null", "[1,2]"):
+        assert through_hydra(text) == text
+
+
+def test_values_that_hydra_should_read_stay_as_they_are():
+    for argument in (
+        "model.n_layer=2,4",
+        'prompt="quoted, already"',
+        "data.path=[a.txt,b.txt]",
+        "init_from=null",
+        "--cfg",
+        "-m",
+    ):
+        assert quote(argument) == argument
+
+
+@pytest.fixture
+def hostile_path(tmp_path, text_file):
+    path = tmp_path / "a, b = 'c' \"d\" ${e} [f] 文字.txt"
+    path.write_text(text_file.read_text())
+    return path
+
+
+def test_train_generate_and_evaluate_from_any_directory(script, hostile_path, tmp_path):
+    """The whole way in three commands, with a path that Hydra's grammar would not take."""
+    trained = script("train.py", *SMALL, f"data.path={hostile_path}")
+    assert trained.returncode == 0, trained.stderr
+    assert trained.stderr == ""
+    for noise in ("Tip", "lightning.ai", "Warning", "GPU available"):
+        assert noise not in trained.stdout
+    (run_dir,) = (tmp_path / "outputs" / "runs").iterdir()
+    assert {entry.name for entry in run_dir.iterdir()} >= {
+        ".hydra",
+        "checkpoints",
+        "tensorboard",
+        "metrics.csv",
+        "train.log",
+        "environment.json",
+        "summary.json",
+    }
+    figures = summary(run_dir)
+
+    written = script("generate.py", "prompt=1 and ", "max_new_tokens=40", "seed=3")
+    assert written.returncode == 0, written.stderr
+    assert written.stdout.startswith("1 and ")
+    assert len(written.stdout) == len("1 and ") + 40 + 1
+    assert (
+        script("generate.py", "prompt=1 and ", "max_new_tokens=40", "seed=3").stdout
+        == written.stdout
+    )
+    two = script("generate.py", "max_new_tokens=5", "num_samples=2", "temperature=0")
+    assert two.stdout.count("-" * 8) == 1
+
+    scored = script("evaluate.py", "split=val")
+    assert scored.returncode == 0, scored.stderr
+    nats = float(scored.stdout.split(" nats per character")[0].split()[-1])
+    assert nats == pytest.approx(figures["best_val_loss"], abs=1e-5)
+
+    other = tmp_path / "other.txt"
+    other.write_text("1 and 2!?!\n" * 20)
+    scored = script("evaluate.py", f"data.path={other}")
+    assert "Left out: 60 characters (27.27%)" in scored.stdout
+    assert "'!' (EXCLAMATION MARK), '?' (QUESTION MARK)" in scored.stdout
+
+    unknown = script("generate.py", "prompt=你1")
+    assert unknown.returncode == 2
+    assert (tmp_path / "elsewhere").is_dir()
+    assert "CJK UNIFIED IDEOGRAPH-4F60" in unknown.stderr
+    assert script("generate.py", "prompt=你1", "unknown=skip", "max_new_tokens=1").stdout[0] == "1"
+    assert script("generate.py", "prompt=你1", "unknown=0", "max_new_tokens=1").stdout[:2] == "01"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["modl.n_layer=3"], "did you mean model"),
+        (["model.n_layr=3"], "did you mean model.n_layer?"),
+        (["trainer.max_step=3"], "did you mean trainer.max_steps?"),
+        (["model=transformr"], "did you mean transformer?"),
+        (["experiment=nanogpt"], "did you mean nanogpt_char"),
+        (["+typo=1"], "typo"),
+        (["optimizer.lr=["], "optimizer.lr=[: Hydra cannot read this"),
+        (["run_dir=/proc/nowhere"], "/proc/nowhere"),
+    ],
+)
+def test_a_wrong_command_line_is_refused_in_one_line(script, arguments, words):
+    result = script("train.py", *arguments)
+    assert result.returncode == 2
+    assert words in result.stderr
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+
+
+def write(path, content):
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("content", "arguments", "words"),
+    [
+        ("", [], "the text is empty"),
+        ("aaaaaa", [], "one distinct character, 'a'"),
+        ("abcdefgh" * 20, ["data.block_size=16"], "the largest that fits is data.block_size=15"),
+        (b"good text \xff here", [], "0xff at offset 10"),
+        ("abcdefgh" * 99, ["data.val_fraction=0"], "data.val_fraction=0"),
+        (
+            "abcdefgh" * 99,
+            ["model.n_embd=18", "model.n_head=4"],
+            "n_embd=18 is not divisible by n_head=4",
+        ),
+    ],
+)
+def test_an_unfit_text_or_setting_leaves_nothing_behind(train, tmp_path, content, arguments, words):
+    path = write(tmp_path / "text.txt", content)
+    with pytest.raises(Exception, match=re.escape(words)) as refusal:
+        train(*SMALL, f"data.path={path}", *arguments, only=True)
+    assert is_users(refusal.value)
+    assert not list(tmp_path.glob("outputs/runs/*"))
+
+
+def test_an_unfit_text_ends_with_2_and_one_line(script, tmp_path):
+    path = write(tmp_path / "text.txt", b"good text \xff here")
+    result = script("train.py", *SMALL, f"data.path={path}")
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: ")
+    assert "0xff at offset 10" in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert not list(tmp_path.glob("outputs/runs/*"))
+
+
+@pytest.mark.parametrize("option", [["--help"], ["--cfg", "job"]])
+def test_help_and_config_need_nothing_heavy(option):
+    check = (
+        "import runpy, sys; sys.argv = ['train.py', *sys.argv[1:]]\n"
+        f"try: runpy.run_path({str(ROOT / 'scripts/train.py')!r}, run_name='__main__')\n"
+        "except SystemExit: pass\n"
+        "print([m for m in ('torch', 'lightning', 'tensorboard', 'numpy') if m in sys.modules])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", check, *option], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.splitlines()[-1] == "[]"
+    assert "n_layer" in result.stdout
+
+
+def test_multirun_trains_each_job_in_its_own_directory(script, text_file, tmp_path):
+    result = script("train.py", "-m", *SMALL, f"data.path={text_file}", "seed=1,2")
+    assert result.returncode == 0, result.stderr
+    jobs = sorted(path.parent for path in tmp_path.glob("outputs/sweeps/*/*/summary.json"))
+    assert [summary(job)["seed"] for job in jobs] == [1, 2]
+    assert all((job / "metrics.csv").exists() and (job / "tensorboard").is_dir() for job in jobs)
+
+
+@pytest.fixture
+def endless(text_file, tmp_path):
+    """Start a run that would not end, and wait until it trains."""
+    processes = []
+
+    def endless(*arguments):
+        run_dir = tmp_path / "run"
+        process = subprocess.Popen(
+            [
+                sys.executable,
+                ROOT / "scripts/train.py",
+                *SMALL,
+                f"data.path={text_file}",
+                f"run_dir={run_dir}",
+                "trainer.max_steps=1000000",
+                "trainer.val_check_interval=1000000",
+                "trainer.log_every_n_steps=1",
+                *arguments,
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        processes.append(process)
+        deadline = time.monotonic() + 60
+        while not (run_dir / "metrics.csv").exists() and time.monotonic() < deadline:
+            assert process.poll() is None, process.communicate()[0]
+        return process, run_dir
+
+    yield endless
+    for process in processes:
+        process.kill()
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2])
+def test_a_signal_saves_and_ends_with_its_exit_code(endless, signum):
+    process, run_dir = endless()
+    process.send_signal(signum)
+    output, _ = process.communicate(timeout=20)
+    assert process.returncode == 128 + signum, output
+    figures = summary(run_dir)
+    assert figures["status"] == "interrupted"
+    assert figures["steps"] > 0
+    assert Checkpoint.load(run_dir / "checkpoints/last.ckpt").step == figures["steps"]
+    assert "Traceback" not in output
+
+
+def test_a_second_signal_ends_at_once(endless):
+    # Nearly all the time goes to validation, whose end the first signal would wait for.
+    process, run_dir = endless("trainer.val_check_interval=2", "data.val_batch_size=1")
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=20)
+    # A shell shows 130 in both cases: the interpreter may be closing when the second one comes.
+    assert process.returncode in (128 + signal.SIGINT, -signal.SIGINT), output
+    assert summary(run_dir)["status"] == "interrupted"
+    for path in (run_dir / "checkpoints").glob("*"):
+        assert path.name in ("best.ckpt", "last.ckpt", "previous.ckpt")
+        Checkpoint.load(path)
+
+
+def test_a_run_is_gone_on_with_from_the_command_line(script, text_file, tmp_path):
+    setting = (*SMALL, f"data.path={text_file}", f"run_dir={tmp_path / 'run'}")
+    assert script("train.py", *setting).returncode == 0
+    again = script("train.py", *setting)
+    assert again.returncode == 2
+    assert "holds a run already" in again.stderr
+    began = (tmp_path / "run/.hydra/overrides.yaml").read_text()
+    other = script("train.py", *setting, "resume=auto", "optimizer.lr=0.5")
+    assert other.returncode == 2
+    assert "optimizer.lr: 0.002 then, 0.5 now" in other.stderr
+    longer = script("train.py", *setting, "resume=auto", "trainer.max_steps=15")
+    assert longer.returncode == 0, longer.stderr
+    assert "Going on from last.ckpt, step 10" in longer.stdout
+    assert summary(tmp_path / "run")["steps"] == 15
+    assert (tmp_path / "run/.hydra/overrides.yaml").read_text() == began
+    assert [path.name for path in (tmp_path / "run/.hydra").glob("resumed-*")] == ["resumed-1"]
+
+
+def test_a_relative_path_is_found_again_from_another_directory(script, text_file, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "near.txt").write_text(text_file.read_text())
+    assert script("train.py", *SMALL, "data.path=near.txt").returncode == 0
+    scored = subprocess.run(
+        [sys.executable, str(ROOT / "scripts/evaluate.py")], cwd="/", capture_output=True, text=True
+    )
+    assert scored.returncode == 0, scored.stderr
+
+
+def test_an_unwritable_cache_is_refused_in_one_line(script, text_file, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("LITCHAR_CACHE", str(tmp_path / "file" / "cache"))
+    result = script("train.py", *SMALL, f"data.path={text_file}")
+    assert result.returncode == 2
+    assert "LITCHAR_CACHE" in result.stderr
+
+
+def test_a_diverged_run_ends_with_1_and_one_line(script, text_file, tmp_path):
+    run_dir = tmp_path / "run"
+    result = script(
+        "train.py",
+        *SMALL,
+        f"data.path={text_file}",
+        f"run_dir={run_dir}",
+        "optimizer.lr=1e38",
+        "scheduler=constant",
+        "trainer.val_check_interval=1",
+    )
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    assert summary(run_dir)["status"] == "diverged"

@@ -1,0 +1,44 @@
+"""What only a GPU can show: `pytest -m gpu` on a machine that has one."""
+
+import pytest
+import torch
+
+from conftest import summary
+from litchar.checkpoints import load
+from litchar.errors import Interrupted
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
+]
+GPU = ("trainer.accelerator=gpu", "model.dropout=0.1", "data.block_size=32")
+
+
+def test_a_gpu_run_is_compiled_in_bf16_and_learns_what_the_cpu_learns(train):
+    here = summary(train("data.block_size=32", name="cpu"))
+    there = summary(train("data.block_size=32", "trainer.accelerator=gpu", name="gpu"))
+    assert there["device"] == "cuda:0"
+    assert there["precision"] == "bf16-mixed"
+    assert there["peak_memory_bytes"] > 0
+    assert there["val_loss"] == pytest.approx(here["val_loss"], abs=0.02)
+
+
+def test_a_gpu_draws_the_windows_that_the_cpu_draws(train):
+    exact = ("trainer.precision=32-true", "compile=false", "data.block_size=32")
+    here = summary(train(*exact, name="cpu"))
+    there = summary(train(*exact, "trainer.accelerator=gpu", name="gpu"))
+    assert there["val_loss"] == pytest.approx(here["val_loss"], abs=1e-3)
+
+
+@pytest.mark.parametrize("compiled", ["true", "false"])
+@pytest.mark.parametrize("step", [7, 10])
+def test_a_deterministic_gpu_run_goes_on_exactly(train, step, compiled):
+    setting = (*GPU, "trainer.deterministic=true", f"compile={compiled}")
+    whole = train(*setting, name="whole")
+    stop = ("+callbacks.stop._target_=conftest.SignalAt", f"+callbacks.stop.step={step}")
+    with pytest.raises(Interrupted):
+        train(*setting, *stop, name="stopped")
+    stopped = train(*setting, "resume=auto", name="stopped")
+    a, b = (load(run / "checkpoints/last.ckpt") for run in (whole, stopped))
+    torch.testing.assert_close(a["state_dict"], b["state_dict"], rtol=0, atol=0)
+    assert summary(whole)["val_loss"] == summary(stopped)["val_loss"]

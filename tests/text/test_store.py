@@ -1,0 +1,255 @@
+"""The token store."""
+
+import multiprocessing
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from litchar.errors import UserError
+from litchar.text import Corpus, open_store
+from litchar.text.store import cache_dir
+
+
+class CountingCorpus(Corpus):
+    """Counts how often the text is read."""
+
+    reads = 0
+
+    def read(self) -> Iterator[str]:
+        self.reads += 1
+        return super().read()
+
+
+def corpus_of(path: Path, text: str | bytes) -> CountingCorpus:
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return CountingCorpus([path])
+
+
+def in_the_cache() -> list[Path]:
+    """The stores, drafts and whatever else is in the cache, but for its (empty) locks."""
+    entries = (cache_dir() / "tokens").glob("*")
+    return [entry for entry in entries if entry.suffix != ".lock" or entry.stat().st_size]
+
+
+def test_tokens_decode_to_the_text_and_ids_follow_the_vocabulary(tmp_path):
+    text = "Ünïcödé €😀\n" * 50 + "\0 end"
+    store = open_store(corpus_of(tmp_path / "a.txt", text.replace("\n", "\r\n")))
+    assert store.vocabulary.characters == "".join(sorted(set(text)))
+    assert store.vocabulary.decode(store.tokens) == text
+    assert store.tokens.tolist() == store.vocabulary.encode(text).tolist()
+
+
+def test_a_text_of_several_files_and_chunks_is_encoded_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr("litchar.text.corpus.CHUNK_BYTES", 5)
+    (tmp_path / "a.txt").write_bytes("first é\r".encode())
+    (tmp_path / "b.txt").write_bytes("\nsecond 😀".encode())
+    store = open_store(Corpus([tmp_path / "a.txt", tmp_path / "b.txt"]))
+    assert store.vocabulary.decode(store.tokens) == "first é\n\nsecond 😀"
+
+
+@pytest.mark.parametrize(("distinct", "dtype"), [(2, "u1"), (256, "u1"), (257, "u2")])
+def test_tokens_have_the_smallest_dtype_on_disk_too(tmp_path, distinct, dtype):
+    text = "".join(map(chr, range(0x4E00, 0x4E00 + distinct)))
+    store = open_store(corpus_of(tmp_path / "a.txt", text))
+    assert store.tokens.dtype == store.vocabulary.dtype == np.dtype(dtype)
+    assert store.tokens.tolist() == list(range(distinct))
+    file = Path(store.tokens.filename)
+    assert file.stat().st_size < 200 + distinct * np.dtype(dtype).itemsize
+
+
+def test_tokens_are_memory_mapped_and_read_only(tmp_path):
+    store = open_store(corpus_of(tmp_path / "a.txt", "abab"))
+    assert isinstance(store.tokens, np.memmap)
+    assert Path(store.tokens.filename).is_relative_to(cache_dir())
+    with pytest.raises(ValueError, match="read-only"):
+        store.tokens[0] = 1
+
+
+def test_a_second_open_reads_the_text_no_more_and_leaves_the_files_as_they_are(tmp_path):
+    corpus = corpus_of(tmp_path / "a.txt", "some text")
+    first = open_store(corpus)
+    before = {p: (p.stat().st_ino, p.stat().st_mtime_ns) for p in cache_dir().rglob("*.*")}
+    reads = corpus.reads
+
+    elsewhere = corpus_of(tmp_path / "renamed.md", "some text")
+    for again in (open_store(corpus), open_store(elsewhere)):
+        assert again.vocabulary == first.vocabulary
+        assert again.fingerprint == first.fingerprint
+        assert again.tokens.tolist() == first.tokens.tolist()
+    assert (reads, corpus.reads, elsewhere.reads) == (2, 2, 0)
+    assert {p: (p.stat().st_ino, p.stat().st_mtime_ns) for p in cache_dir().rglob("*.*")} == before
+
+
+def test_changed_content_gives_another_store_beside_the_first(tmp_path):
+    path = tmp_path / "a.txt"
+    first = open_store(corpus_of(path, "some text"))
+    second = open_store(corpus_of(path, "some_text"))
+    assert second.fingerprint != first.fingerprint
+    assert second.vocabulary.decode(second.tokens) == "some_text"
+    assert first.vocabulary.decode(first.tokens) == "some text"
+    back = open_store(corpus_of(path, "some text"))
+    assert back.vocabulary.decode(back.tokens) == "some text"
+    assert len(in_the_cache()) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (b"", "the text is empty"),
+        (b"\xef\xbb\xbf", "the text is empty"),
+        (b"aaaa", "one distinct character, 'a'"),
+        (b"\r\n\n\r", "one distinct character, '\\\\n'"),
+    ],
+)
+def test_a_text_with_nothing_to_predict_is_refused_and_leaves_nothing(tmp_path, text, reason):
+    with pytest.raises(UserError, match=reason) as error:
+        open_store(corpus_of(tmp_path / "a.txt", text))
+    assert str(tmp_path / "a.txt") in str(error.value)
+    assert in_the_cache() == []
+
+
+def test_bytes_that_are_not_utf8_far_into_a_file_leave_nothing_and_can_be_mended(tmp_path):
+    far = 600_000  # beyond the second chunk
+    path = tmp_path / "a.txt"
+    with pytest.raises(UserError, match=f"0xe9 at offset {far};"):
+        open_store(corpus_of(path, b"ab" * (far // 2) + b"\xe9t\xe9"))
+    assert in_the_cache() == []
+    mended = open_store(corpus_of(path, "ab" * (far // 2) + "été"))
+    assert len(mended.tokens) == far + 3
+
+
+class ChangingCorpus(Corpus):
+    """A file that somebody writes to between the two readings."""
+
+    later: str
+
+    def read(self) -> Iterator[str]:
+        yield from super().read()
+        self.paths[0].write_text(self.later)
+
+
+# A new character, fewer characters, more, and as many others.
+@pytest.mark.parametrize("later", ["ababz", "ab", "babaab", "baba"])
+def test_a_text_that_changes_while_it_is_encoded_is_never_stored_as_what_it_was(tmp_path, later):
+    path = tmp_path / "a.txt"
+    path.write_text("abab")
+    corpus = ChangingCorpus([path])
+    corpus.later = later
+    try:
+        store = open_store(corpus)
+    except UserError:
+        assert in_the_cache() == []
+    else:
+        assert store.vocabulary.decode(store.tokens) == "abab"  # what its fingerprint stands for
+
+
+def flip_a_byte(store: Path) -> None:
+    data = bytearray((store / "tokens.npy").read_bytes())
+    data[-3] ^= 1
+    (store / "tokens.npy").write_bytes(data)
+
+
+def cut(store: Path) -> None:
+    data = (store / "tokens.npy").read_bytes()
+    (store / "tokens.npy").write_bytes(data[:-1])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        flip_a_byte,
+        cut,
+        lambda store: (store / "tokens.npy").unlink(),
+        lambda store: (store / "meta.json").unlink(),
+        lambda store: (store / "meta.json").write_text(""),
+        lambda store: (store / "meta.json").write_text("[]"),
+        lambda store: (store / "meta.json").write_text("{}"),
+        lambda store: (store / "meta.json").write_bytes(b"\xff"),
+    ],
+)
+def test_a_damaged_store_is_built_again(tmp_path, damage):
+    corpus = corpus_of(tmp_path / "a.txt", "some text")
+    open_store(corpus)
+    (place,) = in_the_cache()
+    damage(place)
+    again = open_store(corpus)
+    assert again.vocabulary.decode(again.tokens) == "some text"
+    assert corpus.reads == 4
+    assert in_the_cache() == [place]
+
+
+def test_what_a_killed_build_left_is_in_nobodys_way(tmp_path):
+    corpus = corpus_of(tmp_path / "a.txt", "some text")
+    open_store(corpus)
+    (place,) = in_the_cache()
+    place.rename(f"{place}.draft")
+    (Path(f"{place}.draft") / "more").touch()
+    again = open_store(corpus)
+    assert again.vocabulary.decode(again.tokens) == "some text"
+    assert in_the_cache() == [place]
+
+
+class MeetingCorpus(CountingCorpus):
+    """Waits, before a store is looked for, until every builder is there."""
+
+    def __init__(self, paths: list[Path], barrier) -> None:
+        super().__init__(paths)
+        self.barrier = barrier
+
+    def fingerprint(self) -> str:
+        fingerprint = super().fingerprint()
+        if self.barrier is not None:
+            self.barrier.wait(timeout=30)
+            self.barrier = None
+        return fingerprint
+
+
+def _open_and_report(path: Path, barrier, results) -> None:
+    corpus = MeetingCorpus([path], barrier)
+    try:
+        store = open_store(corpus)
+        results.put((store.vocabulary.decode(store.tokens) == path.read_text(), corpus.reads))
+    except BaseException as error:
+        results.put((repr(error), corpus.reads))
+
+
+def test_of_two_processes_that_want_a_store_at_once_one_builds_it_and_both_have_it(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("built once " * 100_000)  # takes longer than the way from barrier to lock
+    processes = multiprocessing.get_context("spawn")
+    barrier, results = processes.Barrier(2), processes.Queue()
+    builders = [
+        processes.Process(target=_open_and_report, args=(path, barrier, results), daemon=True)
+        for _ in range(2)
+    ]
+    for builder in builders:
+        builder.start()
+    outcomes, reads = zip(*(results.get(timeout=60) for _ in builders), strict=True)
+    for builder in builders:
+        builder.join(timeout=60)
+    assert outcomes == (True, True)
+    assert sorted(reads) == [0, 2]
+    (store,) = in_the_cache()
+    assert sorted(file.name for file in store.iterdir()) == ["meta.json", "tokens.npy"]
+
+
+@pytest.mark.parametrize(
+    ("variables", "place"),
+    [
+        ({"LITCHAR_CACHE": "/l", "XDG_CACHE_HOME": "/x"}, "/l"),
+        ({"LITCHAR_CACHE": "", "XDG_CACHE_HOME": "/x"}, "/x/litchar"),
+        ({"LITCHAR_CACHE": None, "XDG_CACHE_HOME": "/x"}, "/x/litchar"),
+        ({"LITCHAR_CACHE": None, "XDG_CACHE_HOME": ""}, "/h/.cache/litchar"),
+        ({"LITCHAR_CACHE": None, "XDG_CACHE_HOME": None}, "/h/.cache/litchar"),
+    ],
+)
+def test_the_cache_is_where_the_environment_says(monkeypatch, variables, place):
+    monkeypatch.setenv("HOME", "/h")
+    for name, value in variables.items():
+        if value is None:
+            monkeypatch.delenv(name, raising=False)
+        else:
+            monkeypatch.setenv(name, value)
+    assert cache_dir() == Path(place)

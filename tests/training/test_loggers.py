@@ -1,0 +1,36 @@
+import csv
+
+from litchar.training.loggers import MetricsCSV
+
+
+def read(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_step_has_one_row_whatever_was_logged_for_it(tmp_path):
+    path = tmp_path / "metrics.csv"
+    logger = MetricsCSV(path)
+    logger.log_metrics({"train/loss": 2.0}, step=5)
+    logger.log_metrics({"train/loss": 1.5}, step=10)
+    logger.log_metrics({"val/loss": 1.75}, step=10)
+    logger.log_metrics({"train/loss": 1.25}, step=15)
+    logger.finalize("success")
+    assert read(path) == [
+        {"step": "5", "train/loss": "2.0", "val/loss": ""},
+        {"step": "10", "train/loss": "1.5", "val/loss": "1.75"},
+        {"step": "15", "train/loss": "1.25", "val/loss": ""},
+    ]
+
+
+def test_a_file_that_is_there_is_continued(tmp_path):
+    path = tmp_path / "metrics.csv"
+    first = MetricsCSV(path)
+    first.log_metrics({"b": 1}, step=1)
+    first.log_metrics({"b": 5}, step=2)  # after the checkpoint
+    first.save()
+    second = MetricsCSV(path)
+    second.cut(step=1)
+    second.log_metrics({"a": 2, "b": 3}, step=2)
+    second.save()
+    assert read(path) == [{"step": "1", "b": "1", "a": ""}, {"step": "2", "b": "3", "a": "2"}]

@@ -1,0 +1,402 @@
+"""A run that was stopped and resumed is the run that was never stopped, bit for bit."""
+
+import csv
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from filelock import FileLock
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from conftest import ROOT, summary
+from litchar.checkpoints import Checkpoint, load
+from litchar.errors import DivergedError, Interrupted, UserError
+from litchar.training.resume import redirect
+
+CONF = ROOT / "conf"
+
+
+def figures(run_dir):
+    """Everything that a run wrote down, but for times and speeds."""
+    with open(run_dir / "metrics.csv", newline="") as file:
+        rows = [
+            {key: value for key, value in row.items() if "speed" not in key}
+            for row in csv.DictReader(file)
+        ]
+    events = EventAccumulator(str(run_dir / "tensorboard")).Reload()
+    scalars = {  # sorted: files of one second, which only a test writes, are read in any order
+        tag: sorted((event.step, event.value) for event in events.Scalars(tag))
+        for tag in events.Tags()["scalars"]
+        if "speed" not in tag
+    }
+    kept = {
+        key: value
+        for key, value in summary(run_dir).items()
+        if key not in ("checkpoint", "peak_memory_bytes", "characters_per_second")
+        and "seconds" not in key
+    }
+    return rows, scalars, kept, (run_dir / "samples.txt").read_text()
+
+
+def assert_same_run(one, other):
+    assert figures(one) == figures(other)
+    a, b = (load(run / "checkpoints/last.ckpt") for run in (one, other))
+    torch.testing.assert_close(a["state_dict"], b["state_dict"], rtol=0, atol=0)
+    torch.testing.assert_close(a["optimizer_states"], b["optimizer_states"], rtol=0, atol=0)
+    assert not list(other.rglob(".draft*")) + list(other.rglob("*.draft"))
+
+
+def stopped_at(step, signum=signal.SIGTERM):
+    return (
+        "+callbacks.stop._target_=conftest.SignalAt",
+        f"+callbacks.stop.step={step}",
+        f"+callbacks.stop.signum={int(signum)}",
+    )
+
+
+SETTING = ("model.dropout=0.2", "trainer.max_steps=25", "trainer.log_every_n_steps=4")
+
+
+@pytest.mark.parametrize(
+    ("step", "setting"),
+    [
+        (1, ()),
+        (7, ("data.num_workers=2",)),  # within an interval
+        (10, ()),  # as validation is due
+        (20, ("scheduler=wsd", "callbacks=early_stopping")),
+        (12, ("trainer.accumulate_grad_batches=2",)),
+        (25, ()),  # the last step
+    ],
+)
+def test_a_run_stopped_by_a_signal_goes_on_exactly(train, step, setting):
+    whole = train(*SETTING, *setting, name="whole")
+    with pytest.raises(Interrupted) as stop:
+        train(*SETTING, *setting, *stopped_at(step), name="stopped")
+    assert stop.value.code == 128 + signal.SIGTERM
+    stopped = whole.with_name("stopped")
+    assert summary(stopped)["status"] == "interrupted"
+    assert Checkpoint.load(stopped / "checkpoints/last.ckpt").step == step
+    train(*SETTING, *setting, "resume=auto", name="stopped")
+    assert summary(stopped)["status"] == "completed"
+    assert_same_run(whole, stopped)
+
+
+def test_a_run_stopped_many_times_goes_on_exactly(train):
+    whole = train(*SETTING, name="whole")
+    for step in (3, 4, 10, 17):
+        with pytest.raises(Interrupted):
+            train(*SETTING, *stopped_at(step, signal.SIGUSR1), "resume=auto", name="stopped")
+    train(*SETTING, "resume=auto", name="stopped")
+    assert_same_run(whole, whole.with_name("stopped"))
+
+
+def test_more_steps_go_on_from_a_completed_run(train):
+    constant = ("scheduler=constant", "trainer.val_check_interval=5")
+    whole = train(*constant, "trainer.max_steps=20", name="whole")
+    train(*constant, "trainer.max_steps=10", name="longer")
+    longer = train(*constant, "trainer.max_steps=20", "resume=auto", name="longer")
+    a, b = (load(run / "checkpoints/last.ckpt")["state_dict"] for run in (whole, longer))
+    torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_more_steps_keep_the_interval_that_was_left_open(train):
+    open_interval = ("trainer.val_check_interval=null", "trainer.max_steps=100")
+    train(*open_interval, name="run")
+    run_dir = train(*open_interval[:1], "trainer.max_steps=200", "resume=auto", name="run")
+    assert summary(run_dir)["steps"] == 200
+    with open(run_dir / "metrics.csv", newline="") as file:
+        validated = [int(row["step"]) for row in csv.DictReader(file) if row["val/loss"]]
+    assert validated == list(range(10, 201, 10))
+
+
+def test_a_run_killed_before_its_first_checkpoint_leaves_no_points_behind(train):
+    whole = train(name="whole")
+    stopped = whole.with_name("stopped")
+    with pytest.raises(Interrupted):
+        train(*stopped_at(8), name="stopped")
+    shutil.rmtree(stopped / "checkpoints")
+    train("resume=auto", name="stopped")
+    assert_same_run(whole, stopped)
+
+
+def test_a_directory_without_checkpoints_is_not_resumed(train, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no checkpoint in this directory"):
+        train(f"resume={tmp_path / 'empty'}")
+
+
+def test_a_checkpoint_goes_on_only_after_whole_steps(train):
+    with pytest.raises(UserError, match="must be a multiple"):
+        train("trainer.accumulate_grad_batches=2", "trainer.val_check_interval=5")
+
+
+def test_a_checkpoint_can_be_named(train):
+    run_dir = train(name="first")
+    again = train(f"resume={run_dir}/checkpoints/best.ckpt", "trainer.max_steps=30", name="again")
+    assert summary(again)["steps"] == 30
+
+
+def test_resume_auto_begins_where_there_is_nothing(train):
+    assert summary(train("resume=auto"))["status"] == "completed"
+
+
+def test_another_setting_or_text_is_refused_and_named(train, text_file):
+    train(name="run")
+    before = sorted((path, path.stat().st_mtime_ns) for path in (text_file.parent).rglob("*.ckpt"))
+    with pytest.raises(UserError, match=r"optimizer.lr: 0.002 then, 0.1 now"):
+        train("resume=auto", "optimizer.lr=0.1", name="run")
+    text_file.write_text(text_file.read_text().replace("and", "dan"))
+    with pytest.raises(UserError, match="the text has changed"):
+        train("resume=auto", name="run")
+    assert before == sorted(
+        (path, path.stat().st_mtime_ns) for path in (text_file.parent).rglob("*.ckpt")
+    )
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(train, capsys, damage):
+    whole = train(*SETTING, name="whole")
+    with pytest.raises(Interrupted):
+        train(*SETTING, *stopped_at(17), name="run")
+    last = whole.with_name("run") / "checkpoints/last.ckpt"
+    content = bytearray(last.read_bytes())
+    if damage == "flipped":
+        content[len(content) // 2] ^= 1
+    last.write_bytes({"truncated": content[:-1000], "empty": b"", "flipped": content}[damage])
+    capsys.readouterr()
+    run_dir = train(*SETTING, "resume=auto", name="run")
+    output = capsys.readouterr().out
+    assert "last.ckpt: not a whole checkpoint" in output
+    assert "Going on from previous.ckpt, step 10" in output
+    assert_same_run(whole, run_dir)
+
+
+def test_when_every_checkpoint_is_damaged_nothing_is_overwritten(train):
+    run_dir = train(name="run")
+    for path in (run_dir / "checkpoints").iterdir():
+        path.write_bytes(b"damaged")
+    with pytest.raises(UserError, match="no checkpoint here is whole"):
+        train("resume=auto", name="run")
+    assert {path.read_bytes() for path in (run_dir / "checkpoints").iterdir()} == {b"damaged"}
+
+
+def test_a_full_disk_costs_no_step_and_no_checkpoint(train, capsys):
+    whole = train(*SETTING, name="whole")
+    full = (
+        "+callbacks.full._target_=conftest.FullDisk",
+        "+callbacks.full.first=12",
+        "+callbacks.full.last=22",
+        "+callbacks.full.most_bytes=50000",
+    )
+    capsys.readouterr()
+    run_dir = train(*SETTING, *full, name="full")
+    assert "the checkpoint was not saved (File too large)" in capsys.readouterr().out
+    assert_same_run(whole, run_dir)
+    assert load(run_dir / "checkpoints/previous.ckpt")["global_step"] == 10
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A run directory on a file system of 1 MB."""
+    place = tmp_path / "outputs/runs/small"
+    place.mkdir(parents=True)
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a tmpfs takes root")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_full_tmpfs_costs_no_step_and_no_checkpoint(train, small_disk, capsys):
+    whole = train(*SETTING, name="whole")
+    full = ("+callbacks.full._target_=conftest.FillDisk", "+callbacks.full.first=12")
+    capsys.readouterr()
+    run_dir = train(*SETTING, *full, "+callbacks.full.last=22", name="small")
+    assert "the checkpoint was not saved (No space left on device)" in capsys.readouterr().out
+    rows, _, kept, _ = figures(whole)
+    assert (rows, kept) == (figures(run_dir)[0], figures(run_dir)[2])
+    assert load(run_dir / "checkpoints/last.ckpt")["global_step"] == 25
+    assert load(run_dir / "checkpoints/previous.ckpt")["global_step"] == 10
+
+
+def test_a_deleted_run_directory_is_made_again(train):
+    run_dir = train(
+        "+callbacks.delete._target_=conftest.DeleteAt", "+callbacks.delete.step=15", name="run"
+    )
+    assert summary(run_dir)["status"] == "completed"
+    assert Checkpoint.load(run_dir / "checkpoints/last.ckpt").step == 20
+
+
+def test_a_diverged_run_stops_and_names_the_step_and_the_gradient(train):
+    with pytest.raises(DivergedError, match=r"the loss is (nan|inf) at step [23] .*gradient"):
+        train(
+            "optimizer.lr=1e30",
+            "scheduler=constant",
+            "trainer.gradient_clip_val=null",
+            "trainer.log_every_n_steps=1",
+            name="run",
+        )
+
+
+def test_weights_that_are_not_finite_are_not_saved(train, tmp_path):
+    with pytest.raises(DivergedError):
+        train(
+            "optimizer.lr=1e38",
+            "scheduler=constant",
+            "trainer.max_steps=200",
+            "scheduler.warmup_steps=0",
+            "trainer.val_check_interval=1",
+            name="run",
+        )
+    run_dir = tmp_path / "outputs/runs/run"
+    assert summary(run_dir)["status"] == "diverged"
+    for path in (run_dir / "checkpoints").glob("*.ckpt"):
+        assert all(weight.isfinite().all() for weight in Checkpoint.load(path).weights.values())
+
+
+def test_two_processes_cannot_train_in_one_directory(train, tmp_path):
+    (tmp_path / "outputs/runs/run").mkdir(parents=True)
+    with FileLock(tmp_path / "outputs/runs/run/.lock"), pytest.raises(UserError, match="another"):
+        train(name="run")
+
+
+# Which run a command line means
+
+
+@pytest.fixture
+def finished_like(train, tmp_path):
+    """Make a run directory as if the command line had, with a status."""
+
+    def make(name, arguments, status):
+        from omegaconf import OmegaConf
+
+        run_dir = tmp_path / "outputs/runs" / name
+        (run_dir / ".hydra").mkdir(parents=True)
+        import hydra
+
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            config = hydra.compose("train", list(arguments))
+        OmegaConf.save(config, run_dir / ".hydra/config.yaml")
+        (run_dir / "summary.json").write_text(f'{{"status": "{status}"}}')
+        return run_dir
+
+    return make
+
+
+def test_auto_means_the_newest_unfinished_run_of_the_same_configuration(finished_like):
+    same = ["model.n_layer=3"]
+    finished_like("2026-01-01_a", same, "interrupted")
+    wanted = finished_like("2026-01-02_b", [*same, "trainer.max_steps=9"], "running")
+    finished_like("2026-01-03_c", ["model.n_layer=4"], "interrupted")
+    finished_like("2026-01-04_d", same, "completed")
+    finished_like("2026-01-05_e", same, "diverged")
+    busy = finished_like("2026-01-06_f", same, "running")
+    with FileLock(busy / ".lock"):
+        found = redirect([*same, "resume=auto"], CONF, "train")
+    assert found[-2:] == [f'run_dir="{wanted}"', "hydra.output_subdir=.hydra/resumed-1"]
+    shutil.rmtree(busy)
+    found = redirect([*same, "resume=auto"], CONF, "train")
+    assert found[-2:] == [f'run_dir="{wanted}"', "hydra.output_subdir=.hydra/resumed-1"]
+    alone = ["model.n_layer=5", "resume=auto"]
+    assert redirect(alone, CONF, "train") == alone
+    assert redirect(same, CONF, "train") == same
+
+
+def test_auto_begins_anew_for_another_text_and_takes_the_newest_whatever_its_name(finished_like):
+    mine = ["data.path=/a.txt"]
+    older = finished_like("zzz", mine, "interrupted")
+    newer = finished_like("2026-01-02_b", mine, "interrupted")
+    os.utime(older / "summary.json", (1, 1))
+    assert f'run_dir="{newer}"' in redirect([*mine, "resume=auto"], CONF, "train")
+    other = ["data.path=/b.txt", "resume=auto"]
+    assert redirect(other, CONF, "train") == other
+
+
+def test_a_checkpoint_away_from_its_run_goes_on_elsewhere(tmp_path):
+    checkpoint = tmp_path / "downloaded.ckpt"
+    checkpoint.touch()
+    line = [f"resume='{checkpoint}'"]
+    assert redirect(line, CONF, "train") == line
+
+
+def test_a_path_means_the_run_of_that_checkpoint(finished_like):
+    run_dir = finished_like("2026-01-01_a", [], "interrupted")
+    (run_dir / "checkpoints").mkdir()
+    checkpoint = run_dir / "checkpoints/last.ckpt"
+    checkpoint.touch()
+    for name in (run_dir, checkpoint):
+        found = redirect([f"resume='{name}'"], CONF, "train")
+        assert f'run_dir="{run_dir}"' in found
+    with pytest.raises(UserError, match="no such checkpoint"):
+        redirect(["resume=/nowhere.ckpt"], CONF, "train")
+
+
+def test_a_directory_that_holds_a_run_is_not_overwritten(finished_like):
+    run_dir = finished_like("2026-01-01_a", [], "completed")
+    with pytest.raises(UserError, match="holds a run already"):
+        redirect([f"run_dir='{run_dir}'"], CONF, "train")
+
+
+# Killed at random moments, in processes of their own
+
+
+def storm(kills, tmp_path, text_file, steps, seconds):
+    """Kill a run `kills` times, resume it each time, and compare with an undisturbed one."""
+    command = [
+        sys.executable,
+        str(ROOT / "scripts/train.py"),
+        f"data.path={text_file}",
+        "data.block_size=16",
+        "data.batch_size=8",
+        "data.train_sample=512",
+        "model.n_layer=1",
+        "model.n_head=2",
+        "model.n_embd=16",
+        "model.dropout=0.1",
+        "trainer.accelerator=cpu",
+        f"trainer.max_steps={steps}",
+        f"trainer.val_check_interval={steps // 10}",
+        "trainer.log_every_n_steps=7",
+        "checkpoint.every_seconds=0.05",
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    whole, run_dir = tmp_path / "whole", tmp_path / "storm"
+    subprocess.run([*command, f"run_dir={whole}"], env=environment, check=True, capture_output=True)
+    draw = random.Random(0)
+    killed = 0
+    while killed < kills:
+        process = subprocess.Popen(
+            [*command, f"run_dir={run_dir}", "resume=auto"],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        last = run_dir / "checkpoints/last.ckpt"
+        before = last.stat().st_mtime_ns if last.exists() else 0
+        while process.poll() is None and not (last.exists() and last.stat().st_mtime_ns > before):
+            time.sleep(0.01)  # until it trains
+        time.sleep(draw.uniform(0, seconds))
+        process.kill()
+        output, _ = process.communicate()
+        assert process.returncode == -signal.SIGKILL, f"after {killed} kills: {output}"
+        assert "not a whole checkpoint" not in output
+        killed += 1
+    end = [*command, f"run_dir={run_dir}", "resume=auto"]
+    subprocess.run(end, env=environment, check=True, capture_output=True)
+    assert_same_run(whole, run_dir)
+
+
+def test_a_run_killed_at_random_moments_goes_on_exactly(tmp_path, text_file):
+    storm(2, tmp_path, text_file, steps=600, seconds=0.15)
+
+
+@pytest.mark.slow
+def test_a_run_killed_fifty_times_goes_on_exactly(tmp_path, text_file):
+    storm(50, tmp_path, text_file, steps=40_000, seconds=1.0)

@@ -1,0 +1,281 @@
+"""Whole runs, in this process."""
+
+import csv
+import math
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from conftest import summary
+from litchar.checkpoints import Checkpoint
+from litchar.errors import UserError, is_users
+from litchar.training.summary import KEYS
+
+
+def test_a_run_directory_tells_the_whole_story(train):
+    run_dir = train("data.test_fraction=0.1")
+    figures = summary(run_dir)
+    assert list(figures) == list(KEYS)
+    assert figures["status"] == "completed"
+    assert figures["steps"] == figures["best_step"] == 20
+    assert figures["characters_seen"] == 20 * 8 * 16
+    assert figures["vocab_size"] == 15
+    assert figures["device"] == "cpu"
+    assert figures["best_val_bpc"] == pytest.approx(figures["best_val_loss"] / math.log(2))
+    for key in ("train_loss", "val_loss", "test_loss", "best_val_loss"):
+        assert 1 < figures[key] < math.log(15)
+    assert 0 < figures["train_seconds"] < figures["total_seconds"]
+    assert Checkpoint.load(figures["checkpoint"]).step == 20
+
+    with open(run_dir / "metrics.csv", newline="") as file:
+        rows = {int(row["step"]): row for row in csv.DictReader(file)}
+    assert list(rows) == [1, 5, 10, 15, 20]
+    assert float(rows[20]["val/loss"]) == figures["val_loss"]
+
+    events = EventAccumulator(str(run_dir / "tensorboard")).Reload()
+    scalars = {
+        tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]
+    }
+    assert [step for step, _ in scalars["train/loss"]] == [1, 5, 10, 15, 20]
+    assert {"val/bpc", "lr", "grad_norm", "speed/chars_per_second"} <= scalars.keys()
+    assert scalars["val/loss"][-1] == (20, pytest.approx(figures["val_loss"], rel=1e-6))
+    assert scalars["best_val_loss"][-1][1] == pytest.approx(figures["best_val_loss"], rel=1e-6)
+    assert "_hparams_/session_start_info" in events.summary_metadata
+    assert (run_dir / "samples.txt").read_text().count("--- step") == 2
+
+
+def test_two_runs_of_a_seed_agree_bit_for_bit_and_seeds_differ(train):
+    first, second, other = (
+        Checkpoint.load(
+            train("model.dropout=0.1", f"seed={seed}", name=name) / "checkpoints/last.ckpt"
+        )
+        for name, seed in (("a", 1), ("b", 1), ("c", 2))
+    )
+    for name, weight in first.weights.items():
+        assert torch.equal(weight, second.weights[name])
+    assert not torch.equal(first.weights["head.weight"], other.weights["head.weight"])
+
+
+@pytest.mark.parametrize("setting", ["data.num_workers=2", "data.val_batch_size=3"])
+def test_workers_and_validation_batches_change_no_figure(train, setting):
+    plain, changed = summary(train(name="plain")), summary(train(setting, name="changed"))
+    assert changed["val_loss"] == pytest.approx(plain["val_loss"], abs=1e-6)
+    assert changed["train_loss"] == pytest.approx(plain["train_loss"], abs=1e-6)
+
+
+def test_accumulated_batches_equal_one_large_batch(train):
+    # Windows are numbered through, so two batches of 4 are the windows of one batch of 8.
+    large = Checkpoint.load(train(name="large") / "checkpoints/last.ckpt")
+    small = Checkpoint.load(
+        train(
+            "data.batch_size=4",
+            "trainer.accumulate_grad_batches=2",
+            "trainer.val_check_interval=20",
+            name="s",
+        )
+        / "checkpoints/last.ckpt"
+    )
+    assert large.step == small.step == 20
+    for name, weight in large.weights.items():
+        torch.testing.assert_close(weight, small.weights[name], atol=2e-4, rtol=1e-3)
+
+
+def test_the_last_step_is_validated_whatever_the_interval(train):
+    figures = summary(train("trainer.max_steps=13", "trainer.val_check_interval=10"))
+    assert figures["steps"] == figures["best_step"] == 13
+
+
+def test_max_epochs_counts_passes_over_the_training_characters(train):
+    figures = summary(train("trainer.max_steps=null", "trainer.max_epochs=1"))
+    assert figures["steps"] == math.ceil(7200 / (8 * 16))
+
+
+def test_target_val_loss_ends_the_run_and_is_timed(train):
+    figures = summary(train("target_val_loss=2.8", "trainer.max_steps=200"))
+    assert figures["status"] == "completed"
+    assert figures["val_loss"] <= 2.8
+    assert figures["steps"] < 200
+    assert 0 < figures["seconds_to_target"] <= figures["train_seconds"]
+
+
+def test_early_stopping_ends_a_run_that_gets_no_better(train):
+    figures = summary(
+        train(
+            "callbacks=early_stopping",
+            "callbacks.early_stopping.patience=2",
+            "optimizer.lr=0.0",
+            "trainer.max_steps=200",
+        )
+    )
+    assert figures["steps"] == 30  # the first validation, and two that are no better
+
+
+def test_the_best_checkpoint_is_the_best_validation(train, tmp_path):
+    turned = tmp_path / "turned.txt"  # what training learns makes the validation text a surprise
+    turned.write_text("abcdefghij" * 720 + "jihgfedcba" * 80)
+    run_dir = train(f"data.path={turned}", "trainer.max_steps=60")
+    figures = summary(run_dir)
+    assert figures["best_val_loss"] < figures["val_loss"]
+    assert Checkpoint.load(run_dir / "checkpoints/best.ckpt").step == figures["best_step"] < 60
+    assert Checkpoint.load(run_dir / "checkpoints/last.ckpt").step == 60
+
+
+def test_debug_overfit_learns_one_batch_by_heart(train):
+    figures = summary(
+        train(
+            "debug=overfit",
+            "optimizer.lr=1e-2",
+            "model.n_embd=32",
+            "trainer.max_steps=300",
+            "trainer.val_check_interval=100",
+        )
+    )
+    assert figures["train_loss"] < 0.1
+
+
+def test_debug_fast_takes_every_path_in_seconds(train):
+    figures = summary(train("debug=fast", only=True))
+    assert figures["status"] == "completed"
+    assert figures["test_loss"] is not None
+    assert figures["train_seconds"] < 30
+
+
+def test_init_from_matches_rows_by_character(train, tmp_path):
+    parent = train(name="parent")
+    other = tmp_path / "other.txt"
+    other.write_text("xyz and 0123456789\n" * 400)  # new: x y z; not there: nothing but the rest
+    child = train(f"init_from={parent}", f"data.path={other}", "optimizer.lr=0.0", name="child")
+    old = Checkpoint.load(parent / "checkpoints/best.ckpt")
+    new = Checkpoint.load(child / "checkpoints/best.ckpt")
+    for c in "and 0123456789\n":
+        i, j = (v.characters.index(c) for v in (old.vocabulary, new.vocabulary))
+        for name in ("token_embedding.weight", "head.weight"):
+            assert torch.equal(old.weights[name][i], new.weights[name][j])
+    for name in old.weights.keys() - {"token_embedding.weight", "head.weight"}:
+        assert torch.equal(old.weights[name], new.weights[name])
+
+
+def test_init_from_a_bigram_moves_rows_and_columns(train, tmp_path):
+    bigram = (
+        "model=bigram",
+        "data.block_size=8",
+        "data.batch_size=8",
+        "trainer.max_steps=5",
+        "trainer.accelerator=cpu",
+        "trainer.val_check_interval=5",
+    )
+    one, two = tmp_path / "one.txt", tmp_path / "two.txt"
+    one.write_text("abcabd\n" * 100)
+    two.write_text("_dcb_ae" * 100)
+    parent = train(*bigram, f"data.path={one}", only=True, name="parent")
+    child = train(
+        *bigram,
+        f"data.path={two}",
+        f"init_from={parent}",
+        "optimizer.lr=0.0",
+        only=True,
+        name="child",
+    )
+    old, new = (Checkpoint.load(d / "checkpoints/best.ckpt") for d in (parent, child))
+    table, other = (c.weights["next_logits.weight"] for c in (old, new))
+    for a in "abcd":
+        for b in "abcd":
+            assert (
+                table[old.vocabulary.characters.index(a), old.vocabulary.characters.index(b)]
+                == other[new.vocabulary.characters.index(a), new.vocabulary.characters.index(b)]
+            )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["seed=-1"], "seed=-1"),
+        (["trainer.accelerator=gpu"], "trainer.accelerator=gpu"),
+        (["data.path=/nowhere.txt"], "/nowhere.txt"),
+        (["init_from=/nowhere.ckpt"], "/nowhere.ckpt"),
+    ],
+)
+def test_bad_settings_are_refused_by_name(train, overrides, words):
+    if words == "trainer.accelerator=gpu" and torch.accelerator.is_available():
+        pytest.skip("this machine has an accelerator")
+    with pytest.raises(UserError, match=words):
+        train(*overrides)
+
+
+def test_lightnings_csv_files_stand_beside_tensorboard(train):
+    run_dir = train("logger=csv")
+    assert (run_dir / "csv/metrics.csv").exists()
+    assert (run_dir / "metrics.csv").exists()
+    assert list(run_dir.glob("tensorboard/events*"))
+
+
+def test_out_of_memory_names_a_batch_size_that_may_fit(train, monkeypatch):
+    from litchar.training import module
+
+    def exhausted(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(module, "mean_loss", exhausted)
+    with pytest.raises(UserError, match=r"out of memory at step 0; try data\.batch_size=4 "):
+        train()
+
+
+def test_every_bit_of_seed_and_batch_chooses_what_dropout_drops():
+    from litchar.training.module import dropout_seed
+
+    def draw(seed, stream):
+        generator = torch.Generator().manual_seed(dropout_seed(seed, stream))
+        return tuple(torch.rand(4, generator=generator).tolist())
+
+    seeds, streams = (0, 1, 2, 1337, 2**32 - 1), (0, 1, 2, 3, 2**20, 2**33)
+    drawn = {draw(seed, stream) for seed in seeds for stream in streams}
+    assert len(drawn) == 5 * 6
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "data.block_size=abc",
+        "data.val_fraction=abc",
+        "data.num_workers=-1",
+        "+data.typo=1",
+        "model.n_hidden=-5",
+        "seed=abc",
+        "optimizer.lr=-1",
+        "optimizer.decay=foo",
+        "+optimizer.typo=1",
+        "scheduler.warmup_steps=-1",
+        "trainer.val_check_interval=0.5",
+        "trainer.precision=nonsense",
+    ],
+)
+def test_a_wrong_setting_is_the_users_error(train, tmp_path, setting):
+    with pytest.raises(Exception) as refusal:  # noqa: PT011
+        train(setting)
+    assert is_users(refusal.value), repr(refusal.value)
+    assert not (tmp_path / "outputs/runs/run").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "steps"),
+    [
+        ("trainer.precision=bf16-mixed", 20),  # clipped, with a fused optimiser
+        ("trainer.precision=bf16-true", 20),
+        ("trainer.limit_val_batches=0", 20),
+        ("trainer.enable_progress_bar=false", 20),
+        ("trainer.enable_checkpointing=false", 20),
+        ("trainer.log_every_n_steps=0", 20),
+        ("trainer.max_steps=0", 0),
+        ("trainer.fast_dev_run=true", 1),
+        ("data.train_sample=0", 20),
+        ("data.test_fraction=0.1", 20),
+    ],
+)
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_what_the_trainer_takes_a_run_takes(train, setting, steps):
+    run_dir = train(setting)
+    assert summary(run_dir)["status"] == "completed"
+    assert summary(run_dir)["steps"] == steps
+    if setting == "trainer.limit_val_batches=0":
+        assert Checkpoint.load(summary(run_dir)["checkpoint"]).step == 20

@@ -1,0 +1,40 @@
+import math
+
+import pytest
+
+from litchar.training.schedules import constant, cosine, wsd
+
+
+def test_constant_rises_linearly_and_stays():
+    factors = [constant(step, 10, warmup_steps=3) for step in range(6)]
+    assert factors == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1])
+    assert constant(0, 10) == 1
+
+
+def test_cosine_warms_up_halves_midway_and_ends_at_the_final_factor():
+    assert cosine(0, 1100, 100, 0.1) == pytest.approx(1 / 101)
+    assert cosine(99, 1100, 100, 0.1) == pytest.approx(100 / 101)
+    assert cosine(100, 1100, 100, 0.1) == pytest.approx(1)
+    assert cosine(600, 1100, 100, 0.1) == pytest.approx(0.55)
+    assert cosine(350, 1100, 100, 0.0) == pytest.approx(0.5 * (1 + math.cos(math.pi / 4)))
+    assert cosine(1100, 1100, 100, 0.1) == pytest.approx(0.1)
+    assert cosine(5000, 1100, 100, 0.1) == pytest.approx(0.1)
+
+
+def test_cosine_is_nanogpts_schedule():
+    def nanogpt(it, lr=1e-3, min_lr=1e-4, warmup=100, decay=5000):
+        if it < warmup:
+            return lr * (it + 1) / (warmup + 1)
+        ratio = (it - warmup) / (decay - warmup)
+        return min_lr + 0.5 * (1.0 + math.cos(math.pi * ratio)) * (lr - min_lr)
+
+    for step in (0, 50, 99, 100, 101, 2500, 4999):
+        assert 1e-3 * cosine(step, 5000, 100, 0.1) == pytest.approx(nanogpt(step))
+
+
+def test_wsd_is_flat_then_decays_linearly():
+    factors = [
+        wsd(step, 100, warmup_steps=0, decay_fraction=0.2) for step in (0, 50, 80, 90, 99, 100)
+    ]
+    assert factors == pytest.approx([1, 1, 1, 0.5, 0.05, 0])
+    assert wsd(90, 100, 0, 0.2, final_factor=0.5) == pytest.approx(0.75)
