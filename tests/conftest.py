@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 # The models here are so small that a second thread costs more than it brings. Before torch, which
@@ -18,6 +19,7 @@ import hydra
 import pytest
 from lightning.pytorch.callbacks import Callback
 from omegaconf import OmegaConf
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from litchar import signals
 
@@ -106,6 +108,23 @@ def script(tmp_path):
         )
 
     return script
+
+
+def scalars(directory: Path) -> dict[str, list[tuple[int, float]]]:
+    """Return what TensorBoard shows of `directory`: steps and values of each tag.
+
+    TensorBoard reads files in the order of their names, which is that of time, but for files that
+    one process began within one second, as only a test does. Here the order is always that of time.
+    """
+    in_order = sorted(directory.glob("events*"), key=lambda file: file.stat().st_mtime_ns)
+    with tempfile.TemporaryDirectory() as folder:
+        for i, file in enumerate(in_order):
+            os.symlink(file.absolute(), Path(folder, f"events.out.tfevents.{i:010}.host"))
+        events = EventAccumulator(folder).Reload()
+        return {
+            tag: [(event.step, event.value) for event in events.Scalars(tag)]
+            for tag in events.Tags()["scalars"]
+        }
 
 
 def summary(run_dir: Path) -> dict:

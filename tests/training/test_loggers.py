@@ -1,6 +1,8 @@
 import csv
+import errno
 
-from litchar.training.loggers import MetricsCSV
+from conftest import scalars
+from litchar.training.loggers import MetricsCSV, TensorBoard
 
 
 def read(path):
@@ -34,3 +36,18 @@ def test_a_file_that_is_there_is_continued(tmp_path):
     second.log_metrics({"a": 2, "b": 3}, step=2)
     second.save()
     assert read(path) == [{"step": "1", "b": "1", "a": ""}, {"step": "2", "b": "3", "a": "2"}]
+
+
+def test_a_curve_outlives_a_file_that_could_not_be_written(tmp_path):
+    logger = TensorBoard(tmp_path, name="", version="", purge_step=1)
+    logger.log_metrics({"train/loss": 3.0}, step=1)
+    logger.save()
+
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    logger.experiment.add_scalar = fail
+    logger.log_metrics({"train/loss": 2.0}, step=2)
+    logger.log_metrics({"train/loss": 1.0}, step=3)
+    logger.finalize("success")
+    assert scalars(tmp_path) == {"train/loss": [(1, 3.0), (3, 1.0)]}

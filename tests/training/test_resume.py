@@ -12,9 +12,8 @@ import time
 import pytest
 import torch
 from filelock import FileLock
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from conftest import ROOT, summary
+from conftest import ROOT, scalars, summary
 from litchar.checkpoints import Checkpoint, load
 from litchar.errors import DivergedError, Interrupted, UserError
 from litchar.training.resume import redirect
@@ -29,19 +28,15 @@ def figures(run_dir):
             {key: value for key, value in row.items() if "speed" not in key}
             for row in csv.DictReader(file)
         ]
-    events = EventAccumulator(str(run_dir / "tensorboard")).Reload()
-    scalars = {  # sorted: files of one second, which only a test writes, are read in any order
-        tag: sorted((event.step, event.value) for event in events.Scalars(tag))
-        for tag in events.Tags()["scalars"]
-        if "speed" not in tag
-    }
+    curves = scalars(run_dir / "tensorboard")
+    curves = {tag: points for tag, points in curves.items() if "speed" not in tag}
     kept = {
         key: value
         for key, value in summary(run_dir).items()
         if key not in ("checkpoint", "peak_memory_bytes", "characters_per_second")
         and "seconds" not in key
     }
-    return rows, scalars, kept, (run_dir / "samples.txt").read_text()
+    return rows, curves, kept, (run_dir / "samples.txt").read_text()
 
 
 def assert_same_run(one, other):

@@ -48,6 +48,7 @@ class TensorBoard(TensorBoardLogger):
             if not isinstance(error, OSError) and not isinstance(error.__cause__, OSError):
                 raise  # Lightning wraps what goes wrong in a ValueError
             self._experiment = None
+            self._kwargs.pop("purge_step", None)  # or the new file would hide the points before it
 
 
 class MetricsCSV(Logger):
