@@ -9,10 +9,8 @@ import pytest
 import torch
 
 from litchar.data import TextDataModule
-from litchar.data.module import split
 from litchar.data.windows import IGNORED, random_offsets
 from litchar.errors import UserError
-from litchar.text import TokenStore, Vocabulary
 
 LENGTH = 1003  # 902 characters to train on and 101 to validate
 
@@ -97,7 +95,7 @@ def record(make_trainer):
     def record(data: TextDataModule, **trainer_changes) -> dict[str, list]:
         recorder, trainer = Recorder(), make_trainer(**trainer_changes)
         trainer.fit(recorder, data)
-        if data.test_fraction:
+        if data.text.test_fraction:
             trainer.test(recorder, data, verbose=False)
         return recorder.seen
 
@@ -252,18 +250,6 @@ def test_the_splits_of_tiny_shakespeare_have_their_published_sizes(make_data, tm
         "val": 111_540,
     }
     assert data.splits["train"].dtype == torch.uint8
-
-
-def test_splits_follow_each_other_in_the_text_and_share_nothing():
-    tokens = np.arange(1000, dtype=np.int64)
-    store = TokenStore(tokens, Vocabulary("ab"), "")
-    for val, test in [(0.1, 0.0), (0.1, 0.2), (0.05, 0.05), (0.3, 0.69), (0.001, 0.0), (0.25, 0.5)]:
-        splits = split(store, val, test)
-        assert list(splits) == ["train", "val", *(["test"] if test else [])]
-        assert torch.cat(list(splits.values())).tolist() == tokens.tolist()
-        for name, fraction in {"train": 1 - val - test, "val": val, "test": test}.items():
-            if name in splits:
-                assert abs(len(splits[name]) - 1000 * fraction) <= 1
 
 
 def test_splits_are_views_of_the_memory_map(make_data):

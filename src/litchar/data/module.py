@@ -1,7 +1,8 @@
 """The data module: a corpus, split by position, as batches of windows."""
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import lightning as L
 import torch
@@ -12,57 +13,45 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from litchar.data.windows import RandomWindows, SequentialWindows, gather
 from litchar.errors import UserError
-from litchar.text import Corpus, TokenStore, open_store
+from litchar.text import Corpus, Text, TokenStore
 
 
 class TextDataModule(L.LightningDataModule):
     """Batches of windows of a text: inputs and targets, (B, T) int64 each.
 
-    The splits follow each other in the text: train, validation, test. Training windows begin at
-    random places; validation and test windows are contiguous and exact, see `data.windows`.
+    Training windows begin at random places; validation and test windows are contiguous and exact,
+    see `data.windows`.
 
     Args:
-        path: the text: a file, a directory, or a list of either; goes before `source`.
-        pattern: which files of a directory.
-        source: a function that returns the corpus, for texts with a name.
         block_size: T, the characters in a window.
         batch_size: B, the windows in a training batch over all devices.
         val_batch_size: the windows in a validation batch on one device; no figure depends on it.
-        val_fraction: the share of the text that validates.
-        test_fraction: the share that is kept for the very end.
         train_sample: at least so many characters of the training split are scored as well, for a
             training loss that is measured like the validation loss; 0: none.
         num_workers: processes that gather windows, where the device does not.
         seed: chooses the training windows.
+        text: which text, and how it is split: what `litchar.text.Text` takes.
 
     Raises:
-        UserError: (in `setup`) the text or a setting is unfit.
+        UserError: (some in `setup`) the text or a setting is unfit.
     """
 
     def __init__(
         self,
         *,
-        path: str | Sequence[str] | None = None,
-        pattern: str = "**/*.txt",
-        source: Callable[[], Corpus] | None = None,
         block_size: int,
         batch_size: int,
         val_batch_size: int,
-        val_fraction: float = 0.1,
-        test_fraction: float = 0.0,
         train_sample: int = 16_384,
         num_workers: int = 0,
         seed: int = 0,
+        **text: Any,
     ) -> None:
         super().__init__()
-        self.path = path
-        self.pattern = pattern
-        self.source = source
+        self.text = Text(**text)
         self.block_size = block_size
         self.batch_size = batch_size
         self.val_batch_size = val_batch_size
-        self.val_fraction = val_fraction
-        self.test_fraction = test_fraction
         self.train_sample = train_sample
         self.num_workers = num_workers
         self.seed = seed
@@ -81,9 +70,13 @@ class TextDataModule(L.LightningDataModule):
             value = getattr(self, name)
             if not isinstance(value, int) or value < smallest:
                 raise UserError(f"data.{name}={value}: must be at least {smallest}, a whole number")
-        self._check_fractions()
-        self.store = open_store(self.corpus())
-        self.splits = split(self.store, self.val_fraction, self.test_fraction)
+        self.store = self.text.open()
+        with warnings.catch_warnings():
+            # The map is read-only and torch cannot say so; nothing here writes to it.
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+            tokens = torch.from_numpy(self.store.tokens)
+        bounds = self.text.bounds(len(tokens))
+        self.splits = {name: tokens[start:stop] for name, (start, stop) in bounds.items()}
         shortest = min(self.splits, key=lambda name: len(self.splits[name]))
         if len(self.splits[shortest]) <= self.block_size:
             largest = len(self.splits[shortest]) - 1
@@ -97,26 +90,8 @@ class TextDataModule(L.LightningDataModule):
             )
 
     def corpus(self) -> Corpus:
-        """Return the corpus that `path` or `source` names."""
-        if self.path is not None:
-            return Corpus.find(self.path, self.pattern)
-        if self.source is None:
-            raise UserError("data.path is not set; say which text to train on: data.path=FILE")
-        return self.source()
-
-    def _check_fractions(self) -> None:
-        for name in ("val_fraction", "test_fraction"):
-            if not isinstance(getattr(self, name), int | float):
-                raise UserError(f"data.{name}={getattr(self, name)}: must be a number, such as 0.1")
-        if not 0 < self.val_fraction < 1:
-            raise UserError(
-                f"data.val_fraction={self.val_fraction}: must lie between 0 and 1, such as 0.1"
-            )
-        if not 0 <= self.test_fraction < 1 - self.val_fraction:
-            raise UserError(
-                f"data.test_fraction={self.test_fraction}: must be at least 0 and leave room for "
-                f"training beside data.val_fraction={self.val_fraction}"
-            )
+        """Return the files that the text is read from."""
+        return self.text.corpus()
 
     # Loaders
 
@@ -227,28 +202,6 @@ def make_data_module(settings: DictConfig) -> TextDataModule:
         return instantiate(settings, path=None, _partial_=True)(path=settings.path)
     except TypeError as error:
         raise UserError(f"data: {error}") from None
-
-
-def split(store: TokenStore, val_fraction: float, test_fraction: float) -> dict[str, Tensor]:
-    """Return the splits of `store` by position: train, val and, if asked for, test.
-
-    Returns:
-        name -> ids: (N,) views of the memory map
-    """
-    n = len(store.tokens)
-    slack = 1e-6  # 1 - 0.05 - 0.05 is a little less than 0.9
-    train_end = int(n * (1 - val_fraction - test_fraction) + slack)
-    val_end = n if test_fraction == 0 else int(n * (1 - test_fraction) + slack)
-    bounds = {"train": (0, train_end), "val": (train_end, val_end), "test": (val_end, n)}
-    with warnings.catch_warnings():
-        # The map is read-only and torch cannot say so; nothing here writes to it.
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        tokens = torch.from_numpy(store.tokens)
-    return {
-        name: tokens[start:stop]
-        for name, (start, stop) in bounds.items()
-        if name != "test" or test_fraction > 0
-    }
 
 
 class _FromHere(Sampler[int]):

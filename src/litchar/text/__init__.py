@@ -1,7 +1,8 @@
 """Characters <-> ids: vocabularies, corpora and the token store (numpy only)."""
 
 from litchar.text.corpus import Corpus
+from litchar.text.split import Text
 from litchar.text.store import TokenStore, open_store
 from litchar.text.vocabulary import Vocabulary
 
-__all__ = ["Corpus", "TokenStore", "Vocabulary", "open_store"]
+__all__ = ["Corpus", "Text", "TokenStore", "Vocabulary", "open_store"]
