@@ -25,8 +25,19 @@ from litchar.errors import DivergedError, UserError, is_users
 
 # Keys whose values are a person's own text, which Hydra's grammar must not read.
 TEXTS = frozenset({"prompt", "unknown", "name"})
-PATHS = frozenset(
-    {"data.path", "data.pattern", "checkpoint", "init_from", "resume", "run_dir", "outputs_dir"}
+PATHS = frozenset(  # and names, which may be null as well
+    {
+        "data.path",
+        "data.pattern",
+        "data.field",
+        "data.column",
+        "data.name",
+        "checkpoint",
+        "init_from",
+        "resume",
+        "run_dir",
+        "outputs_dir",
+    }
 )
 
 

@@ -39,7 +39,7 @@ def run(config: DictConfig, output_dir: Path) -> float:
     if config.data.path is None:
         tokens, what = split_of(checkpoint, config.split), f"the {config.split} split"
     else:
-        corpus = Corpus.find(config.data.path, config.data.pattern)
+        corpus = Corpus.find(**config.data)
         tokens, unknown, left_out = encode_known(checkpoint, corpus)
         what = str(corpus)
         if left_out:

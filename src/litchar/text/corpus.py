@@ -3,10 +3,12 @@
 import codecs
 import hashlib
 import io
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from litchar.errors import UserError
+from litchar.text.formats import compression, is_jsonl, is_parquet, jsonl_rows, opened, parquet_rows
 
 CHUNK_BYTES = 1 << 18  # small enough that a piece and its ids stay in a core's cache
 
@@ -15,22 +17,44 @@ class Corpus:
     """The text of one or several files, one after the other with nothing between.
 
     Files are UTF-8; a byte-order mark at a file's start is dropped, and line ends become `\\n` as
-    in Python's text mode.
+    in Python's text mode. A `.gz`, `.xz`, `.zst` or `.zip` file is read as what it holds. A row of
+    JSON-lines or Parquet is read like a line: a newline follows it.
 
     Args:
         paths: the files, in the order in which they are read.
+        field: the files are JSON-lines, and this field of each row is the text.
+        column: the files are Parquet, and this column is the text.
+
+    Raises:
+        UserError: both a field and a column are given.
     """
 
-    def __init__(self, paths: Sequence[Path]) -> None:
+    def __init__(
+        self, paths: Sequence[Path], field: str | None = None, column: str | None = None
+    ) -> None:
+        if field is not None and column is not None:
+            raise UserError(
+                f"data.field={field} is for JSON-lines, data.column={column} for Parquet; give one"
+            )
         self.paths = list(paths)
+        self.field = field
+        self.column = column
 
     @classmethod
-    def find(cls, path: str | Sequence[str], pattern: str = "**/*.txt") -> "Corpus":
+    def find(
+        cls,
+        path: str | Sequence[str],
+        pattern: str = "**/*.txt",
+        field: str | None = None,
+        column: str | None = None,
+    ) -> "Corpus":
         """Return the corpus at `path`: a file, several files, or a directory.
 
         Args:
             path: a file, a directory, or a list of either.
             pattern: which files of a directory, as `Path.glob` has it; read in sorted order.
+            field: of JSON-lines, see the class.
+            column: of Parquet.
 
         Raises:
             UserError: there is no such file, or nothing in the directory matches.
@@ -54,55 +78,90 @@ class Corpus:
                 )
         if not found:
             raise UserError("data.path names no file; give one: data.path=FILE")
-        return cls(found)
+        return cls(found, field, column)
 
     def __repr__(self) -> str:
         first = str(self.paths[0])
         return first if len(self.paths) == 1 else f"{first} and {len(self.paths) - 1} more files"
 
     def fingerprint(self) -> str:
-        """Return the SHA-256 of the files' bytes and lengths: the corpus's identity."""
+        """Return the SHA-256 of the files' bytes and lengths, and of what is read of them: the
+        corpus's identity."""
         digest = hashlib.sha256()
         for path in self.paths:
             length = 0
-            with _open(path) as file:
+            with opened(path, decompressed=False) as file:
                 while chunk := file.read(CHUNK_BYTES):
                     digest.update(chunk)
                     length += len(chunk)
             digest.update(f"\0{length}\0".encode())
+            read_as = [compression(path), self.field, self.column]
+            if any(read_as):
+                digest.update(f"{json.dumps(read_as)}\0".encode())
         return digest.hexdigest()
 
     def read(self) -> Iterator[str]:
         """Yield the text in pieces of about `CHUNK_BYTES` bytes.
 
         Raises:
-            UserError: a file is not UTF-8; the message gives the offset of the first such byte.
+            UserError: a file cannot be read, or is not what its name and the settings say.
         """
         for path in self.paths:
-            # The decoder that Python's own text files use, without their small reads.
-            decoder = io.IncrementalNewlineDecoder(
-                codecs.getincrementaldecoder("utf-8")(), translate=True
-            )
-            with _open(path) as file:
-                offset = file.seek(len(codecs.BOM_UTF8) if file.read(3) == codecs.BOM_UTF8 else 0)
-                while True:
-                    chunk = file.read(CHUNK_BYTES)
-                    try:
-                        text = decoder.decode(chunk, final=not chunk)
-                    except UnicodeDecodeError as error:
-                        # The decoder's input is what it held back before this chunk, then the chunk
-                        held_back = len(error.object) - len(chunk)
-                        raise UserError(
-                            f"{path}: not UTF-8 text; the first wrong byte is "
-                            f"0x{error.object[error.start]:02x} at offset "
-                            f"{offset - held_back + error.start}; convert the file, for example: "
-                            "iconv -f WINDOWS-1252 -t UTF-8"
-                        ) from None
-                    offset += len(chunk)
-                    if text:
-                        yield text
-                    if not chunk:
-                        break
+            rows = self._rows(path)
+            yield from _decoded(path) if rows is None else as_lines(rows)
+
+    def _rows(self, path: Path) -> Iterator[str] | None:
+        """Return the rows of a file that has rows."""
+        if self.column is not None or is_parquet(path):
+            return parquet_rows(path, self.column)
+        if self.field is not None or is_jsonl(path):
+            return jsonl_rows(path, self.field)
+        return None
+
+
+def as_lines(rows: Iterable[str]) -> Iterator[str]:
+    """Yield rows, each with a newline behind it, in pieces of about `CHUNK_BYTES` characters."""
+    held, length = [], 0
+    for row in rows:
+        held.append(row)
+        length += len(row) + 1
+        if length >= CHUNK_BYTES:
+            yield "\n".join(held) + "\n"
+            held, length = [], 0
+    if held:
+        yield "\n".join(held) + "\n"
+
+
+def _decoded(path: Path) -> Iterator[str]:
+    """Yield the text of a UTF-8 file in pieces.
+
+    Raises:
+        UserError: it is not UTF-8; the message gives the offset of the first such byte.
+    """
+    # The decoder that Python's own text files use, without their small reads.
+    decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8")(), translate=True)
+    offset, at_start = 0, True
+    with opened(path) as file:
+        while True:
+            chunk = file.read(CHUNK_BYTES)
+            try:
+                text = decoder.decode(chunk, final=not chunk)
+            except UnicodeDecodeError as error:
+                # The decoder's input is what it held back before this chunk, then the chunk
+                held_back = len(error.object) - len(chunk)
+                raise UserError(
+                    f"{path}: not UTF-8 text; the first wrong byte is "
+                    f"0x{error.object[error.start]:02x} at offset "
+                    f"{offset - held_back + error.start}; convert the file, for example: "
+                    "iconv -f WINDOWS-1252 -t UTF-8"
+                ) from None
+            offset += len(chunk)
+            if text:
+                text, at_start = text.removeprefix("\ufeff") if at_start else text, False
+            if text:
+                yield text
+            if not chunk:
+                break
 
 
 def _matches(directory: Path, pattern: str) -> list[Path]:
@@ -112,10 +171,3 @@ def _matches(directory: Path, pattern: str) -> list[Path]:
         raise UserError(
             f"data.pattern={pattern}: not a pattern for files ({error}); an example is '**/*.txt'"
         ) from None
-
-
-def _open(path: Path) -> io.BufferedReader:
-    try:
-        return open(path, "rb")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None

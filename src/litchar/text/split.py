@@ -20,6 +20,8 @@ class Text:
     Attributes:
         path: the text: a file, a directory, or a list of either; goes before `source`.
         pattern: which files of a directory.
+        field: of JSON-lines files, the field that is the text.
+        column: of Parquet files, the column that is the text.
         source: a function that returns the corpus, for texts with a name.
         val_fraction: the share of the text that validates.
         test_fraction: the share that is kept for the very end.
@@ -30,6 +32,8 @@ class Text:
 
     path: str | Sequence[str] | None = None
     pattern: str = "**/*.txt"
+    field: str | None = None
+    column: str | None = None
     source: Callable[[], Corpus] | None = None
     val_fraction: float = 0.1
     test_fraction: float = 0.0
@@ -61,7 +65,7 @@ class Text:
             UserError: there is none.
         """
         if self.path is not None:
-            return Corpus.find(self.path, self.pattern)
+            return Corpus.find(self.path, self.pattern, self.field, self.column)
         if self.source is None:
             raise UserError("data.path is not set; say which text to train on: data.path=FILE")
         return self.source()

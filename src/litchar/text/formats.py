@@ -1,0 +1,224 @@
+"""What lies in a file: bytes that may be compressed, and rows of JSON-lines or Parquet."""
+
+import contextlib
+import gzip
+import importlib
+import json
+import lzma
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from backports import zstd
+
+from litchar.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow
+
+DECOMPRESSED_BY = {".gz": gzip.open, ".xz": lzma.open, ".zst": zstd.open}
+DAMAGED = (
+    EOFError,
+    gzip.BadGzipFile,
+    lzma.LZMAError,
+    zipfile.BadZipFile,
+    zlib.error,
+    zstd.ZstdError,
+)
+ROWS_AT_ONCE = 256
+LONGEST_LINE = 1 << 28  # bytes of a row: a file that is no JSON-lines may be a single line
+
+
+def compression(path: Path) -> str:
+    """Return how a file is compressed, by its name: one of `.gz`, `.xz`, `.zst`, `.zip`, or ``."""
+    suffix = path.suffix.lower()
+    return suffix if suffix in (".zip", *DECOMPRESSED_BY) else ""
+
+
+def is_jsonl(path: Path) -> bool:
+    """Return whether a file, which may be compressed, is JSON-lines by its name."""
+    return path.name.lower().removesuffix(compression(path)).endswith((".jsonl", ".ndjson"))
+
+
+def is_parquet(path: Path) -> bool:
+    """Return whether a file is Parquet by its name."""
+    return path.suffix.lower() == ".parquet"
+
+
+@contextlib.contextmanager
+def opened(path: Path, decompressed: bool = True) -> Iterator[BinaryIO]:
+    """Open a file: what a `.gz`, `.xz`, `.zst` or `.zip` file holds, others as they are.
+
+    Args:
+        decompressed: False: as it is, in any case.
+
+    Raises:
+        UserError: (while it is open, too) the file cannot be read or is damaged.
+    """
+    suffix = compression(path) if decompressed else ""
+    try:
+        with open(path, "rb") as file:
+            try:
+                if suffix == ".zip":
+                    with zipfile.ZipFile(file) as archive, _only_member(archive, path) as content:
+                        yield content
+                elif suffix:
+                    with DECOMPRESSED_BY[suffix](file) as content:
+                        yield content
+                else:
+                    yield file
+            except DAMAGED as error:  # the file is read ahead, so this is where it was noticed
+                raise UserError(
+                    f"{path}: damaged, at offset {file.tell():,} or before it ({error}); fetch or "
+                    f"make the {suffix} file again"
+                ) from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def _only_member(archive: zipfile.ZipFile, path: Path) -> BinaryIO:
+    members = [member for member in archive.infolist() if not member.is_dir()]
+    if len(members) != 1:
+        raise UserError(
+            f"{path}: holds {len(members)} files, and one is read; unpack it and give the directory"
+        )
+    try:
+        return archive.open(members[0])
+    except (RuntimeError, NotImplementedError) as error:  # a password, an unknown method
+        raise UserError(f"{path}: cannot be unpacked ({error}); unpack it by other means") from None
+
+
+def jsonl_rows(path: Path, field: str | None) -> Iterator[str]:
+    """Yield the text of each row of a JSON-lines file; rows in which it is null are left out.
+
+    Args:
+        field: the text's name, with dots where it lies in an object within: `meta.title`.
+
+    Raises:
+        UserError: there is no such field, or it holds no text; a line is not a JSON object.
+    """
+    with opened(path) as file:
+        for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE), b""), start=1):
+            where = f"{path}, line {number:,}"
+            if len(line) == LONGEST_LINE:
+                raise UserError(f"{where}: longer than {LONGEST_LINE:,} bytes; is it JSON-lines?")
+            if line.isspace():
+                continue
+            try:
+                row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+            except (ValueError, RecursionError) as error:
+                raise UserError(f"{where}: not JSON ({error}); each line is one object") from None
+            if not isinstance(row, dict):
+                raise UserError(f"{where}: {type(row).__name__}, where each line is one object")
+            value = _value(row, field, where)
+            if value is not None:
+                yield _text(value, f"{where}: data.field={field}")
+
+
+def _value(row: dict[str, Any], field: str | None, where: str) -> Any:
+    """Return a field of a row, by its whole name or by the parts of it between dots."""
+    if field in row:
+        return row[field]
+    value: Any = row
+    for part in (field or "").split("."):
+        if value is None:
+            break
+        if not isinstance(value, dict) or part not in value:
+            names = ", ".join(text_fields(row)) or "none with text"
+            wrong = "data.field is not set" if field is None else f"there is no data.field={field}"
+            raise UserError(f"{where}: {wrong}; there are {names}")
+        value = value[part]
+    return value
+
+
+def text_fields(row: dict[str, Any], prefix: str = "") -> list[str]:
+    """Return the dotted names of the fields of a row that are text."""
+    names = []
+    for name, value in row.items():
+        if isinstance(value, dict):
+            names += text_fields(value, f"{prefix}{name}.")
+        elif isinstance(value, str):
+            names.append(prefix + name)
+    return names
+
+
+def parquet_rows(path: Path, column: str | None) -> Iterator[str]:
+    """Yield the text of each row of a Parquet file; rows in which it is null are left out.
+
+    Raises:
+        UserError: there is no such column, or it holds no text; the file is damaged.
+    """
+    pyarrow = extra("pyarrow", needed_for="data.column")
+    from pyarrow.parquet import ParquetFile
+
+    read = 0
+    try:
+        # With these settings a row group is read in parts, not as a whole.
+        with ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
+            check_column(file.schema_arrow, column, str(path))
+            for batch in file.iter_batches(ROWS_AT_ONCE, columns=[column]):
+                rows = batch.column(0).to_pylist()
+                what = f"{path}: data.column={column}"
+                yield from (_text(row, what) for row in rows if row is not None)
+                read += len(rows)
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        reason = str(error).split("\n")[0]
+        raise UserError(f"{path}: damaged after row {read:,}, or not Parquet: {reason}") from None
+
+
+def check_column(schema: "pyarrow.Schema", column: str | None, where: str) -> None:
+    """Refuse a column that a table does not have, or that is no text.
+
+    Raises:
+        UserError: it is so; the message names the columns that would do.
+    """
+    kinds = {field.name: field.type for field in schema}
+    if column is None:
+        wrong = "data.column is not set"
+    elif column not in kinds:
+        wrong = f"there is no data.column={column}"
+    elif not _is_text(kinds[column]):
+        wrong = f"data.column={column} holds {kinds[column]}, not text"
+    else:
+        return
+    names = ", ".join(name for name in kinds if _is_text(kinds[name])) or "none with text"
+    raise UserError(f"{where}: {wrong}; there are {names}")
+
+
+def _is_text(kind: "pyarrow.DataType") -> bool:
+    from pyarrow import types
+
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+
+
+def extra(module: str, needed_for: str) -> ModuleType:
+    """Return a module that is not installed with the package.
+
+    Raises:
+        UserError: it is not there.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError:
+        raise UserError(f"{needed_for} needs {module}: pip install {module}") from None
+
+
+def _text(value: Any, what: str) -> str:
+    """Return `value`, with line ends as `\\n`.
+
+    Raises:
+        UserError: it is no text, or has half a character, which JSON can write.
+    """
+    if not isinstance(value, str):
+        raise UserError(f"{what} is {type(value).__name__}, not text")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        half = value[error.start]
+        raise UserError(f"{what} holds {half!r}, half a surrogate pair: no character") from None
+    return value.replace("\r\n", "\n").replace("\r", "\n")
