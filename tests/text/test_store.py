@@ -1,5 +1,6 @@
 """The token store."""
 
+import gzip
 import multiprocessing
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from litchar.errors import UserError
-from litchar.text import Corpus, open_store
+from litchar.text import ByteVocabulary, Corpus, open_store
 from litchar.text.store import cache_dir
 
 
@@ -253,3 +254,40 @@ def test_the_cache_is_where_the_environment_says(monkeypatch, variables, place):
         else:
             monkeypatch.setenv(name, value)
     assert cache_dir() == Path(place)
+
+
+# Bytes
+
+
+def test_the_bytes_of_any_file_are_its_tokens_as_they_are(tmp_path, monkeypatch):
+    monkeypatch.setattr("litchar.text.corpus.CHUNK_BYTES", 5)
+    data = b"\xef\xbb\xbfline\r\nline\r\xff\x00\xc3" + bytes(range(256))
+    (tmp_path / "a.bin").write_bytes(data)
+    (tmp_path / "b.bin").write_bytes(b"\xa9")
+    store = open_store(Corpus([tmp_path / "a.bin", tmp_path / "b.bin"]), "byte")
+    assert bytes(store.tokens) == data + b"\xa9"
+    assert store.vocabulary == ByteVocabulary()
+    again = open_store(Corpus([tmp_path / "a.bin", tmp_path / "b.bin"]), "byte")
+    assert again.vocabulary == ByteVocabulary()
+
+
+def test_bytes_are_those_of_what_a_compressed_file_holds_and_of_a_field_that_is_named(tmp_path):
+    row = '{"text": "né"}\n'.encode()
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(row * 2))
+    path = tmp_path / "a.jsonl.gz"
+    assert bytes(open_store(Corpus([path]), "byte").tokens) == row * 2
+    assert bytes(open_store(Corpus([path], field="text"), "byte").tokens) == "né\n".encode() * 2
+
+
+def test_a_text_has_a_store_of_its_own_for_each_unit(tmp_path):
+    corpus = corpus_of(tmp_path / "a.txt", "éa")
+    for unit, length in (("character", 2), ("byte", 3), ("character", 2)):
+        store = open_store(corpus, unit)
+        assert (store.vocabulary.unit, len(store.tokens)) == (unit, length)
+
+
+@pytest.mark.parametrize(("data", "reason"), [(b"", "is empty"), (b"\0\0", "one distinct byte")])
+def test_bytes_with_nothing_to_predict_are_refused(tmp_path, data, reason):
+    with pytest.raises(UserError, match=reason):
+        open_store(corpus_of(tmp_path / "a.bin", data), "byte")
+    assert in_the_cache() == []

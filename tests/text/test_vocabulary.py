@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from litchar.errors import UserError
-from litchar.text import Vocabulary
+from litchar.text import ByteVocabulary, Vocabulary
 
 # All of Unicode: NUL, the astral planes, and lone surrogates as a command line may hold them.
 any_text = st.text(alphabet=st.characters(codec=None, categories=None), min_size=1, max_size=60)
@@ -167,3 +167,70 @@ def test_characters_named_like_the_modes_are_replacements_only_when_single():
 def test_decoding_an_id_outside_the_vocabulary_is_an_index_error(bad_id):
     with pytest.raises(IndexError):
         Vocabulary("abc").decode([0, bad_id])
+
+
+# Bytes
+
+valid_text = st.text(min_size=1, max_size=60)
+
+
+@given(valid_text)
+@laws
+def test_the_ids_of_bytes_are_the_utf8_bytes_and_decode_to_the_text(text):
+    ids = ByteVocabulary().encode(text)
+    assert ids.tolist() == list(text.encode())
+    assert ids.dtype == np.uint8
+    assert ByteVocabulary().decode(ids) == text
+
+
+@pytest.mark.parametrize("kind", [Vocabulary, lambda _: ByteVocabulary()])
+@given(text=valid_text)
+@laws
+def test_sizes_add_up_to_the_characters_and_bytes_of_any_text(kind, text):
+    vocabulary = kind(text)
+    sizes = vocabulary.sizes
+    assert sizes.shape == (len(vocabulary), 2)
+    assert sizes[vocabulary.encode(text)].sum(0).tolist() == [len(text), len(text.encode())]
+
+
+@given(valid_text, st.integers(1, 5))
+@laws
+def test_a_stream_of_bytes_shows_each_character_when_it_is_complete(text, piece):
+    ids = ByteVocabulary().encode(text)
+    decode = ByteVocabulary().decoder()
+    shown = ""
+    for start in range(0, len(ids), piece):
+        shown += decode(ids[start : start + piece])
+        complete = bytes(ids[: start + piece].tolist()).decode(errors="ignore")
+        assert shown == complete
+    assert decode([], final=True) == ""
+
+
+@given(st.binary(max_size=40))
+@laws
+def test_a_stream_of_any_bytes_ends_as_they_decode_at_once(data):
+    decode = ByteVocabulary().decoder()
+    pieces = [decode([byte]) for byte in data]
+    assert "".join(pieces) + decode([], final=True) == data.decode(errors="replace")
+
+
+@pytest.mark.parametrize("vocabulary", [Vocabulary("aé\ud800"), ByteVocabulary()])
+def test_a_vocabulary_of_either_unit_comes_back_from_json(vocabulary):
+    back = Vocabulary.from_json(json.loads(json.dumps(vocabulary.to_json())))
+    assert back == vocabulary
+    assert type(back) is type(vocabulary)
+
+
+def test_all_latin1_characters_are_another_vocabulary_than_all_bytes():
+    assert Vocabulary(map(chr, range(256))) != ByteVocabulary()
+
+
+def test_what_python_makes_of_a_command_lines_bytes_are_those_bytes_again():
+    argument = b"a\xff\xc3"
+    text = argument.decode("utf-8", "surrogateescape")
+    assert bytes(ByteVocabulary().encode(text).tolist()) == argument
+
+
+def test_a_surrogate_that_no_bytes_stand_for_is_refused():
+    with pytest.raises(UserError, match="is no character"):
+        ByteVocabulary().encode("a\ud800")

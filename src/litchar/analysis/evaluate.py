@@ -18,15 +18,16 @@ from litchar.data.windows import SequentialWindows
 from litchar.device import choose_device
 from litchar.errors import UserError
 from litchar.text import Corpus
+from litchar.text.store import read_codes
 from litchar.text.vocabulary import describe
-from litchar.training.module import summed_loss
+from litchar.training.module import bits, size_table, summed_loss
 
 
 def run(config: DictConfig, output_dir: Path) -> float:
     """Print the loss of a checkpoint on a split of its own text, or on another text.
 
     Returns:
-        the mean loss in nats per character.
+        the mean loss in nats per token.
 
     Raises:
         UserError: the checkpoint or the text is unfit.
@@ -35,6 +36,7 @@ def run(config: DictConfig, output_dir: Path) -> float:
         raise UserError(f"batch_size={config.batch_size}: must be a whole number from 1 on")
     device = choose_device(config.device)
     checkpoint = Checkpoint.load(find(config.checkpoint, Path(config.outputs_dir)))
+    unit = checkpoint.vocabulary.unit
     console = Console(highlight=False)
     if config.data.path is None:
         tokens, what = split_of(checkpoint, config.split), f"the {config.split} split"
@@ -51,13 +53,17 @@ def run(config: DictConfig, output_dir: Path) -> float:
                 markup=False,
             )
     if len(tokens) < 2:
-        raise UserError(f"{what} has {len(tokens)} characters that the model knows; it takes 2")
+        raise UserError(f"{what} has {len(tokens)} {unit}s that the model knows; it takes 2")
     model = checkpoint.build_model(device)
-    loss = exact_loss(model, tokens, config.batch_size, device)
+    sizes = size_table(checkpoint.vocabulary)
+    total = exact_loss(model, tokens, config.batch_size, device, sizes)
+    nats, count, characters, utf8_bytes = total.tolist()
+    loss, in_bits = nats / count, bits(nats, characters, utf8_bytes)
     console.print(
         f"{checkpoint.path}, step {checkpoint.step:,}, on {what}:\n"
-        f"{loss:.6f} nats per character, {loss / math.log(2):.4f} bits per character, "
-        f"perplexity {math.exp(loss):.3f}, over {len(tokens) - 1:,} characters",
+        f"{loss:.6f} nats per {unit}, {in_bits['bpc']:.4f} bits per character, "
+        f"{in_bits['bpb']:.4f} bits per byte, perplexity {math.exp(loss):.3f}, "
+        f"over {count:,.0f} {unit}s",
         soft_wrap=True,
         markup=False,
     )
@@ -98,26 +104,33 @@ def split_of(checkpoint: Checkpoint, name: str) -> Tensor:
 def encode_known(checkpoint: Checkpoint, corpus: Corpus) -> tuple[Tensor, str, int]:
     """Return the ids of the characters of `corpus` that the model knows, the distinct ones that
     it does not know, and how many of those were left out."""
-    pieces, unknown, left_out = [], set(), 0
-    for text in corpus.read():
-        ids = checkpoint.vocabulary.encode(text, unknown="skip")
-        pieces.append(ids)
-        if len(ids) < len(text):
-            left_out += len(text) - len(ids)
-            unknown.update(checkpoint.vocabulary.unknown(text))
-    tokens = np.concatenate(pieces) if pieces else np.zeros(0, checkpoint.vocabulary.dtype)
-    return torch.from_numpy(tokens), "".join(sorted(unknown)), left_out
+    vocabulary = checkpoint.vocabulary
+    pieces, unknown, left_out = [np.zeros(0, vocabulary.dtype)], set(), 0
+    for codes in read_codes(corpus, vocabulary.unit):
+        ids = vocabulary.lookup(codes)
+        outside = ids == len(vocabulary)
+        pieces.append(ids[~outside].astype(vocabulary.dtype))
+        unknown.update(map(chr, np.unique(codes[outside])))
+        left_out += int(outside.sum())
+    return torch.from_numpy(np.concatenate(pieces)), "".join(sorted(unknown)), left_out
 
 
 @torch.inference_mode()
-def exact_loss(model: nn.Module, tokens: Tensor, batch_size: int, device: torch.device) -> float:
-    """Return the mean loss over contiguous windows of `tokens`, each character counted once."""
+def exact_loss(
+    model: nn.Module, tokens: Tensor, batch_size: int, device: torch.device, sizes: Tensor
+) -> Tensor:
+    """Return the summed loss over contiguous windows of `tokens`, each token counted once.
+
+    Args:
+        sizes: of `size_table`
+
+    Returns:
+        nats, tokens, characters and bytes: (4,) float64
+    """
     windows = SequentialWindows(tokens, len(tokens), model.block_size, batch_size)
-    loss = count = 0.0
+    total, sizes = torch.zeros(4, dtype=torch.float64), sizes.to(device)
     batches = track(range(len(windows)), "Scoring", transient=True, disable=len(windows) < 20)
     for batch in batches:
         idx, targets = windows[batch]
-        batch_loss, batch_count = summed_loss(model, idx.to(device), targets.to(device)).tolist()
-        loss += batch_loss
-        count += batch_count
-    return loss / count
+        total += summed_loss(model, idx.to(device), targets.to(device), sizes).cpu()
+    return total

@@ -43,7 +43,7 @@ class Checkpoint:
 
     Attributes:
         path: its file.
-        vocabulary: the characters that the model knows.
+        vocabulary: the characters that the model knows, or the byte values.
         model_settings: the model's class under `_target_`, and its arguments.
         config: the configuration of the run that made it.
         provenance: versions, git revision, the text's fingerprint.
@@ -78,7 +78,8 @@ class Checkpoint:
             vocabulary = Vocabulary.from_json(card["vocabulary"])
             if len(vocabulary) != card["model"]["vocab_size"]:
                 raise ValueError(
-                    f"{len(vocabulary)} characters, and a model for {card['model']['vocab_size']}"
+                    f"{len(vocabulary)} {vocabulary.unit}s, and a model for "
+                    f"{card['model']['vocab_size']}"
                 )
             prefix = "model."
             return cls(

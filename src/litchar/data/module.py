@@ -85,8 +85,8 @@ class TextDataModule(L.LightningDataModule):
                 remedy = "the text is too short to be split; give a longer one"
             raise UserError(
                 f"data.block_size={self.block_size} needs at least {self.block_size + 1} "
-                f"characters in each split, and {shortest} has {len(self.splits[shortest])}; "
-                + remedy
+                f"{self.text.unit}s in each split, and {shortest} has "
+                f"{len(self.splits[shortest])}; {remedy}"
             )
 
     def corpus(self) -> Corpus:

@@ -29,7 +29,6 @@ def run(config: DictConfig, output_dir: Path) -> None:
     checkpoint = Checkpoint.load(find(config.checkpoint, Path(config.outputs_dir)))
     vocabulary = checkpoint.vocabulary
     prompt = vocabulary.encode(config.prompt, config.unknown)
-    shown_prompt = vocabulary.decode(prompt)
     idx = torch.tensor([prompt.tolist() or [0]], device=device)
     model = checkpoint.build_model(device)
 
@@ -38,8 +37,9 @@ def run(config: DictConfig, output_dir: Path) -> None:
     generator = torch.Generator(device).manual_seed(config.seed)
     for number in range(config.num_samples):
         if number:
-            print("\n" + "-" * 8)
-        sys.stdout.write(show(shown_prompt))
+            print("-" * 8)
+        decode = vocabulary.decoder()
+        sys.stdout.write(show(decode(prompt)))
         for next_id in generate(
             model,
             idx,
@@ -49,6 +49,6 @@ def run(config: DictConfig, output_dir: Path) -> None:
             top_p=config.top_p,
             generator=generator,
         ):
-            sys.stdout.write(show(vocabulary.decode(next_id.cpu())))
+            sys.stdout.write(show(decode(next_id.cpu())))
             sys.stdout.flush()
-    print()
+        print(show(decode([], final=True)))

@@ -1,8 +1,8 @@
-"""Characters <-> ids: vocabularies, corpora and the token store (numpy only)."""
+"""Text <-> ids: vocabularies, corpora and the token store (numpy only)."""
 
 from litchar.text.corpus import Corpus
 from litchar.text.split import Text
 from litchar.text.store import TokenStore, open_store
-from litchar.text.vocabulary import Vocabulary
+from litchar.text.vocabulary import ByteVocabulary, Vocabulary
 
-__all__ = ["Corpus", "Text", "TokenStore", "Vocabulary", "open_store"]
+__all__ = ["ByteVocabulary", "Corpus", "Text", "TokenStore", "Vocabulary", "open_store"]

@@ -100,6 +100,21 @@ class Corpus:
                 digest.update(f"{json.dumps(read_as)}\0".encode())
         return digest.hexdigest()
 
+    def read_bytes(self) -> Iterator[bytes]:
+        """Yield the files' bytes as they are in pieces of about `CHUNK_BYTES`, or those of the rows
+        if a field or a column is named.
+
+        Raises:
+            UserError: a file cannot be read, or is not what its name and the settings say.
+        """
+        if self.field is not None or self.column is not None:
+            yield from (text.encode() for text in self.read())
+            return
+        for path in self.paths:
+            with opened(path) as file:
+                while chunk := file.read(CHUNK_BYTES):
+                    yield chunk
+
     def read(self) -> Iterator[str]:
         """Yield the text in pieces of about `CHUNK_BYTES` bytes.
 

@@ -9,6 +9,7 @@ from hydra.utils import instantiate
 from litchar.errors import UserError
 from litchar.text.corpus import Corpus
 from litchar.text.store import TokenStore, open_store
+from litchar.text.vocabulary import UNITS, Vocabulary
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Text:
         field: of JSON-lines files, the field that is the text.
         column: of Parquet files, the column that is the text.
         source: a function that returns the corpus, for texts with a name.
+        unit: what a token is, `character` or `byte`.
         val_fraction: the share of the text that validates.
         test_fraction: the share that is kept for the very end.
 
@@ -35,10 +37,13 @@ class Text:
     field: str | None = None
     column: str | None = None
     source: Callable[[], Corpus] | None = None
+    unit: str = Vocabulary.unit
     val_fraction: float = 0.1
     test_fraction: float = 0.0
 
     def __post_init__(self) -> None:
+        if self.unit not in UNITS:
+            raise UserError(f"data.unit={self.unit}: there are {' and '.join(UNITS)}")
         for name in ("val_fraction", "test_fraction"):
             if not isinstance(getattr(self, name), int | float):
                 raise UserError(f"data.{name}={getattr(self, name)}: must be a number, such as 0.1")
@@ -76,7 +81,7 @@ class Text:
         Raises:
             UserError: the text is unfit.
         """
-        return open_store(self.corpus())
+        return open_store(self.corpus(), self.unit)
 
     def bounds(self, length: int) -> dict[str, tuple[int, int]]:
         """Return where each split of a text of `length` tokens begins and ends.

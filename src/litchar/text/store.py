@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from filelock import FileLock
 
 from litchar.errors import UserError
 from litchar.text.corpus import Corpus
-from litchar.text.vocabulary import Vocabulary, codepoints
+from litchar.text.vocabulary import ByteVocabulary, Vocabulary, codepoints
 
 FORMAT = 1  # of a store; another number leaves older ones alone
 
@@ -23,8 +24,9 @@ class TokenStore:
     """An encoded corpus.
 
     Attributes:
-        tokens: the ids, one for each character; memory-mapped, read-only, in `vocabulary.dtype`.
-        vocabulary: the corpus's characters.
+        tokens: the ids, one for each character or byte; memory-mapped, read-only, in
+            `vocabulary.dtype`.
+        vocabulary: the corpus's characters, or the byte values.
         fingerprint: the content's identity, `Corpus.fingerprint`.
     """
 
@@ -56,7 +58,7 @@ def make_cache(directory: Path) -> None:
         ) from None
 
 
-def open_store(corpus: Corpus) -> TokenStore:
+def open_store(corpus: Corpus, unit: str = "character") -> TokenStore:
     """Return the token store of `corpus`, from the cache or built now.
 
     The corpus is read with bounded memory: once to fingerprint it and, if it is new, once to find
@@ -64,16 +66,20 @@ def open_store(corpus: Corpus) -> TokenStore:
     damaged is built again; of processes that want the same one at once, the first builds it and
     the others wait.
 
+    Args:
+        unit: what a token is, `character` or `byte`.
+
     Raises:
-        UserError: the corpus is empty, has one distinct character only, or is not UTF-8.
+        UserError: the corpus is empty, has one distinct character or byte only, or is not UTF-8
+            although it shall be read by character.
     """
     fingerprint = corpus.fingerprint()
-    place = cache_dir() / "tokens" / f"{fingerprint[:32]}-{FORMAT}"
+    place = cache_dir() / "tokens" / f"{fingerprint[:32]}-{unit}-{FORMAT}"
     make_cache(place.parent)
     with FileLock(f"{place}.lock"):
         vocabulary = _vocabulary_of(place)
         if vocabulary is None:
-            vocabulary = _build(corpus, place, fingerprint)
+            vocabulary = _build(corpus, unit, place, fingerprint)
     tokens = np.load(place / "tokens.npy", mmap_mode="r")
     return TokenStore(tokens, vocabulary, fingerprint)
 
@@ -89,7 +95,7 @@ def _vocabulary_of(place: Path) -> Vocabulary | None:
     return None
 
 
-def _build(corpus: Corpus, place: Path, fingerprint: str) -> Vocabulary:
+def _build(corpus: Corpus, unit: str, place: Path, fingerprint: str) -> Vocabulary:
     """Encode `corpus` into the directory `place`, which appears whole or not at all.
 
     Raises:
@@ -98,7 +104,7 @@ def _build(corpus: Corpus, place: Path, fingerprint: str) -> Vocabulary:
     draft = place.with_name(f"{place.name}.draft")
     for leftover in (draft, place):  # of a process that was killed, or damaged
         shutil.rmtree(leftover, ignore_errors=True)
-    vocabulary, length = _scan(corpus)
+    vocabulary, length = _scan(corpus, unit)
     draft.mkdir()
     try:
         with open(draft / "tokens.npy", "wb") as file:  # not through a memory map: its pages would
@@ -110,8 +116,8 @@ def _build(corpus: Corpus, place: Path, fingerprint: str) -> Vocabulary:
                     "shape": (length,),
                 },
             )
-            for text in corpus.read():
-                vocabulary.encode(text).tofile(file)
+            for codes in read_codes(corpus, unit):
+                vocabulary.lookup(codes).astype(vocabulary.dtype, copy=False).tofile(file)
             file.flush()
             os.fsync(file.fileno())
         meta = {
@@ -136,18 +142,27 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _scan(corpus: Corpus) -> tuple[Vocabulary, int]:
-    """Return the vocabulary of `corpus` and its length in characters."""
+def read_codes(corpus: Corpus, unit: str) -> Iterator[np.ndarray]:
+    """Yield the corpus in pieces: its code points, or its bytes."""
+    if unit == ByteVocabulary.unit:
+        return (np.frombuffer(chunk, np.uint8) for chunk in corpus.read_bytes())
+    return (codepoints(text) for text in corpus.read())
+
+
+def _scan(corpus: Corpus, unit: str) -> tuple[Vocabulary, int]:
+    """Return the vocabulary of `corpus` and its length in tokens."""
     counts = np.zeros(0x110000, dtype=np.int64)  # Unicode's code points
-    for text in corpus.read():
-        chunk_counts = np.bincount(codepoints(text))
+    for codes in read_codes(corpus, unit):
+        chunk_counts = np.bincount(codes)
         counts[: len(chunk_counts)] += chunk_counts
     present = np.flatnonzero(counts)
     if len(present) == 0:
         raise UserError(f"{corpus}: the text is empty")
     if len(present) == 1:
         raise UserError(
-            f"{corpus}: the text has one distinct character, {chr(present[0])!r}; "
+            f"{corpus}: the text has one distinct {unit}, {chr(present[0])!r}; "
             "there is nothing to predict"
         )
-    return Vocabulary(map(chr, present)), int(counts.sum())
+    byte = unit == ByteVocabulary.unit
+    vocabulary = ByteVocabulary() if byte else Vocabulary(map(chr, present))
+    return vocabulary, int(counts.sum())

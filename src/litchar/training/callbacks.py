@@ -143,7 +143,7 @@ class Metrics(Callback):
             if self.seconds_to_target is None:
                 self.seconds_to_target = self.clock.seconds
             trainer.should_stop = True
-        self.write(trainer, {**losses, "val/bpc": val_loss / math.log(2)})
+        self.write(trainer, losses)
         if trainer.is_global_zero:
             with contextlib.suppress(OSError):  # a full disk: the next validation tries again
                 write_summary(self.run_dir, **self.figures(trainer))
@@ -158,15 +158,16 @@ class Metrics(Callback):
     def figures(self, trainer: L.Trainer) -> dict[str, Any]:
         """Return what `summary.json` says of the training so far."""
         last = self.history[-1] if self.history else {}
-        best = self.best_val_loss if self.history else None
+        best = next((point for point in self.history if point["step"] == self.best_step), {})
         characters = batches_seen(trainer) * self.characters_per_batch
         return {
             "steps": trainer.global_step,
             "best_step": self.best_step,
             "train_loss": last.get("train/eval_loss"),
             "val_loss": last.get("val/loss"),
-            "best_val_loss": best,
-            "best_val_bpc": best and best / math.log(2),
+            "best_val_loss": best.get("val/loss"),
+            "best_val_bpc": best.get("val/bpc"),
+            "best_val_bpb": best.get("val/bpb"),
             "seconds_to_target": self.seconds_to_target,
             "characters_seen": characters,
             "train_seconds": self.clock.seconds,

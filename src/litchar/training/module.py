@@ -1,5 +1,6 @@
 """The LightningModule: a model, its loss, its optimiser, and what its checkpoints carry."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,15 +10,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from litchar.data.windows import IGNORED
+from litchar.text import Vocabulary
 
 Batch = tuple[Tensor, Tensor]  # inputs and targets: (B, T) int64 each
 
 
 class LanguageModel(L.LightningModule):
-    """Trains a model to predict the next character.
+    """Trains a model to predict the next token.
 
     Args:
         model: ids (B, T) in, logits (B, T, V) out.
+        vocabulary: says how much text an id stands for.
         optimizer: takes the model and returns its optimiser.
         schedule: takes the step and the number of all steps, and returns a factor on the learning
             rate.
@@ -28,6 +31,7 @@ class LanguageModel(L.LightningModule):
     def __init__(
         self,
         model: nn.Module,
+        vocabulary: Vocabulary,
         optimizer: Callable[[nn.Module], torch.optim.Optimizer],
         schedule: Callable[[int, int], float],
         card: dict[str, Any],
@@ -41,6 +45,7 @@ class LanguageModel(L.LightningModule):
         self.seed = seed
         self.mean_loss = mean_loss
         self.losses: dict[str, float] = {}
+        self.register_buffer("sizes", size_table(vocabulary), persistent=False)
         self._generator: torch.Generator | None = None
         self._sums: list[list[Tensor]] = []
 
@@ -77,7 +82,7 @@ class LanguageModel(L.LightningModule):
             self._generator = torch.default_generator
 
     def training_step(self, batch: Batch) -> Tensor:
-        """Return the mean loss of a batch, in nats per character."""
+        """Return the mean loss of a batch, in nats per token."""
         # Dropout is a function of (seed, batch, rank), as batches are: a resumed run drops the
         # same units, and no generator's state has to be saved.
         position = self.trainer.fit_loop.epoch_loop.total_batch_idx
@@ -85,17 +90,17 @@ class LanguageModel(L.LightningModule):
         self._generator.manual_seed(dropout_seed(self.seed, stream))
         return self.mean_loss(self.model, *batch)
 
-    # Validation: exact means over all characters, however they are batched
+    # Validation: exact means over all tokens, however they are batched
 
     def on_validation_epoch_start(self) -> None:
         """Forget the sums of the last evaluation."""
         self._sums = []
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Add a batch's loss to its split's sum."""
+        """Add a batch's loss and size to its split's sums."""
         if dataloader_idx == len(self._sums):
             self._sums.append([])
-        self._sums[dataloader_idx].append(summed_loss(self.model, *batch))
+        self._sums[dataloader_idx].append(summed_loss(self.model, *batch, self.sizes))
 
     def on_validation_epoch_end(self) -> None:
         """Set `losses`, by the loaders' order: the validation split, the training sample."""
@@ -113,8 +118,13 @@ class LanguageModel(L.LightningModule):
             # Each batch's sum is float32; batches are added up in double precision.
             total = torch.stack(sums).cpu().double().sum(0)
             total = self.trainer.strategy.reduce(total, reduce_op="sum")
-            self.losses[name] = (total[0] / total[1]).item()
-            self.log(name, self.losses[name], logger=False)  # for callbacks such as EarlyStopping
+            nats, tokens, characters, utf8_bytes = total.tolist()
+            figures = {name: nats / tokens}
+            if name.endswith("/loss"):
+                prefix = name.removesuffix("loss")
+                figures |= bits(nats, characters, utf8_bytes, prefix)
+            self.losses |= figures
+            self.log_dict(figures, logger=False)  # for callbacks such as EarlyStopping
 
     # Checkpoints
 
@@ -143,8 +153,34 @@ def mean_loss(model: nn.Module, idx: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
 
 
-def summed_loss(model: nn.Module, idx: Tensor, targets: Tensor) -> Tensor:
-    """Return the summed loss in nats and how many characters were counted: (2,) float32."""
+def summed_loss(model: nn.Module, idx: Tensor, targets: Tensor, sizes: Tensor) -> Tensor:
+    """Return a batch's loss in nats and what it was counted over: tokens, characters and bytes.
+
+    Args:
+        sizes: of `size_table`
+
+    Returns:
+        (4,) float32
+    """
     logits = model(idx).flatten(0, 1).float()
     loss = F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORED, reduction="sum")
-    return torch.stack((loss, (targets != IGNORED).sum()))
+    return torch.cat((loss[None], (targets != IGNORED).sum()[None], sizes[targets].sum((0, 1))))
+
+
+def size_table(vocabulary: Vocabulary) -> Tensor:
+    """Return how many characters and bytes of text each id stands for, in a row of its own.
+
+    Returns:
+        (V + 1, 2) int64; the last row, which the index `IGNORED` means, is of nothing.
+    """
+    return F.pad(torch.from_numpy(vocabulary.sizes), (0, 0, 0, 1))
+
+
+def bits(nats: float, characters: float, utf8_bytes: float, prefix: str = "") -> dict[str, float]:
+    """Return a text's loss in bits per character (`bpc`) and bits per byte (`bpb`).
+
+    Both are of the whole text's loss, so that they compare models of whatever tokens. A file that
+    is no UTF-8 may have no character; it counts as one.
+    """
+    total = nats / math.log(2)
+    return {f"{prefix}bpc": total / max(characters, 1), f"{prefix}bpb": total / utf8_bytes}

@@ -76,16 +76,20 @@ def print_outcome(
 
 def _figures(summary: dict[str, Any], history: list[dict[str, float]]) -> list[tuple[str, str]]:
     rows = []
+    unit = summary["unit"]
+
+    def in_bits(name: str) -> str:
+        per_character, per_byte = summary[f"{name}_bpc"], summary[f"{name}_bpb"]
+        return f"{per_character:.3f} bits per character, {per_byte:.3f} per byte"
+
     if summary["train_loss"] is not None:
-        rows.append(("train loss", f"{summary['train_loss']:.4f} nats per character"))
+        rows.append(("train loss", f"{summary['train_loss']:.4f} nats per {unit}"))
     if summary["val_loss"] is not None:
-        rows.append(("val loss", f"{summary['val_loss']:.4f} nats per character"))
+        rows.append(("val loss", f"{summary['val_loss']:.4f} nats per {unit}"))
         best = f"{summary['best_val_loss']:.4f} at step {summary['best_step']:,}"
-        bpc = f"{summary['best_val_bpc']:.3f} bits per character"
-        rows.append(("best val loss", f"{best}, {bpc}"))
+        rows.append(("best val loss", f"{best}, {in_bits('best_val')}"))
     if summary["test_loss"] is not None:
-        bpc = summary["test_loss"] / math.log(2)
-        rows.append(("test loss", f"{summary['test_loss']:.4f}, {bpc:.3f} bits per character"))
+        rows.append(("test loss", f"{summary['test_loss']:.4f}, {in_bits('test')}"))
     if summary["seconds_to_target"] is not None:
         rows.append(("target", f"reached after {summary['seconds_to_target']:.1f} s of steps"))
     return [
@@ -93,7 +97,7 @@ def _figures(summary: dict[str, Any], history: list[dict[str, float]]) -> list[t
         ("the curve", verdict(history)),
         (
             "speed",
-            f"{summary['characters_per_second']:,.0f} characters per second; "
+            f"{summary['characters_per_second']:,.0f} {unit}s per second; "
             f"{summary['train_seconds']:.1f} s of steps, {summary['total_seconds']:.1f} s in all",
         ),
         ("checkpoint", _shortest(Path(summary["checkpoint"] or "none"))),

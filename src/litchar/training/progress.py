@@ -1,6 +1,5 @@
 """What a person sees of a run while it trains."""
 
-import math
 import time
 from typing import Any
 
@@ -83,7 +82,7 @@ class ProgressBar(ProgressBarCallback):
         figures = f"step {trainer.global_step:>6,}"
         if "train/eval_loss" in losses:
             figures += f"   train {losses['train/eval_loss']:.4f}"
-        figures += f"   val {losses['val/loss']:.4f} ({losses['val/loss'] / math.log(2):.3f} bpc)"
+        figures += f"   val {losses['val/loss']:.4f} ({losses['val/bpc']:.3f} bpc)"
         room = self.console.width - len(figures) - 6
         text = printable(" ".join(self.samples.text.split()))
         text = text if len(text) <= room else text[: max(0, room - 3)] + "..."

@@ -74,6 +74,11 @@ def resolve_parent(config: DictConfig) -> Checkpoint | None:
             f"and model is a {config.model['_target_'].rpartition('.')[2]}"
         )
     _fill(config.model, settings)
+    if config.data.unit != parent.vocabulary.unit:
+        raise UserError(
+            f"init_from={config.init_from} is a model of {parent.vocabulary.unit}s, and "
+            f"data.unit={config.data.unit}; set data.unit={parent.vocabulary.unit}"
+        )
     if config.data.block_size is None:
         config.data.block_size = settings["block_size"]
     return parent

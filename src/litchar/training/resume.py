@@ -48,6 +48,9 @@ MAY_CHANGE = (
     "trainer.benchmark",
 )
 
+# What a run did before there was such a key.
+BEFORE = {"data.unit": "character"}
+
 
 def redirect(arguments: list[str], conf: Path, config_name: str) -> list[str]:
     """Return the command line with the run directory that `resume` means.
@@ -133,7 +136,7 @@ def differences(then: dict[str, Any], now: dict[str, Any], also: tuple[str, ...]
     Args:
         also: keys to compare although they may change.
     """
-    old, new = dict(flat(then)), dict(flat(now))
+    old, new = BEFORE | dict(flat(then)), BEFORE | dict(flat(now))
     return [
         f"{key}: {old.get(key, 'not set')} then, {new.get(key, 'not set')} now"
         for key in sorted(old.keys() | new.keys())

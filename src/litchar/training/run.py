@@ -44,7 +44,7 @@ def run(config: DictConfig, run_dir: Path) -> float:
         config: as `conf/train.yaml` composes it.
 
     Returns:
-        the best validation loss, in nats per character.
+        the best validation loss, in nats per token.
 
     Raises:
         UserError: the configuration or the text is unfit.
@@ -126,8 +126,8 @@ def prepare(config: DictConfig, run_dir: Path, say: Callable[[str], None]) -> Pr
     if parent is not None and resumed is None:
         transfer = transfer_weights(parent, model, vocabulary, build)
         say(
-            f"From {parent.path}: {transfer.matched} characters matched, {transfer.new} new, "
-            f"{transfer.dropped} dropped"
+            f"From {parent.path}: {transfer.matched} {config.data.unit}s matched, "
+            f"{transfer.new} new, {transfer.dropped} dropped"
         )
     card = make_card(
         vocabulary,
@@ -142,7 +142,7 @@ def prepare(config: DictConfig, run_dir: Path, say: Callable[[str], None]) -> Pr
         schedule(0, max(1, config.trainer.max_steps))
     except (TypeError, ValueError, ZeroDivisionError) as error:
         raise UserError(f"optimizer or scheduler: {error}") from None
-    module = LanguageModel(model, optimizer, schedule, card, config.seed)
+    module = LanguageModel(model, vocabulary, optimizer, schedule, card, config.seed)
     return Prepared(config, device, data, module, resumed)
 
 
@@ -172,6 +172,7 @@ def train(
         error=None,
         parameters=sum(parameter.numel() for parameter in module.model.parameters()),
         vocab_size=len(data.store.vocabulary),
+        unit=data.store.vocabulary.unit,
         device=str(trainer.strategy.root_device),
         precision=str(trainer.precision),
         seed=config.seed,
@@ -205,7 +206,7 @@ def train(
     summary = record(
         **metrics.figures(trainer),
         status="completed",
-        test_loss=module.losses.get("test/loss"),
+        **{f"test_{name}": module.losses.get(f"test/{name}") for name in ("loss", "bpc", "bpb")},
         checkpoint=next((str(path) for path in (best, last) if path.exists()), None),
     )
     for logger in trainer.loggers:
@@ -251,8 +252,8 @@ def _headline(prepared: Prepared, summary: dict[str, Any]) -> str:
     """Return what a person should know as training begins."""
     store = prepared.data.store
     lines = [
-        f"{prepared.data.corpus()}: {len(store.tokens):,} characters, "
-        f"{len(store.vocabulary)} distinct",
+        f"{prepared.data.corpus()}: {len(store.tokens):,} {store.vocabulary.unit}s, "
+        f"a vocabulary of {len(store.vocabulary)}",
         f"{type(prepared.module.model).__name__}: {summary['parameters']:,} parameters; "
         f"{environment.device_name(prepared.device)}, {summary['precision']}",
     ]

@@ -11,15 +11,19 @@ KEYS = (
     "error",
     "steps",
     "best_step",
-    "train_loss",  # nats per character, as are all losses
+    "unit",  # what a token is: character or byte
+    "train_loss",  # nats per token, as are all losses
     "val_loss",
     "best_val_loss",
     "best_val_bpc",  # bits per character
+    "best_val_bpb",  # bits per byte
     "seconds_to_target",
     "test_loss",
+    "test_bpc",
+    "test_bpb",
     "parameters",
     "vocab_size",
-    "characters_seen",
+    "characters_seen",  # tokens, as are those per second
     "train_seconds",  # steps alone
     "total_seconds",  # process start to end
     "characters_per_second",
