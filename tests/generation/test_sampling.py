@@ -3,13 +3,15 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from litchar.errors import UserError
-from litchar.generation import generate, logits_to_probs
-from litchar.generation.sampling import check_sampling
+from litchar.generation import Sampling, generate
+from litchar.generation import logits_to_probs as distribution
+from litchar.generation.sampling import choose
 from litchar.models import Bigram, Transformer
 
 LOGITS = torch.tensor(
@@ -21,6 +23,12 @@ LOGITS = torch.tensor(
     ]
 )
 INFINITY = float("inf")
+
+
+def logits_to_probs(logits: torch.Tensor, *settings, **named) -> torch.Tensor:
+    """The distribution in torch's float32, in which what is expected is written."""
+    named |= dict(zip(("temperature", "top_k", "top_p"), settings, strict=False))
+    return torch.from_numpy(distribution(logits.numpy(), Sampling(**named))).float()
 
 
 def softmax(row: list[float]) -> list[float]:
@@ -161,23 +169,30 @@ def model() -> Transformer:
 
 
 def texts(model, idx, n, *, seed=0, **settings) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    steps = list(generate(model, idx, n, generator=generator, **settings))
-    return torch.stack(steps, dim=1)  # (B, n)
+    seeds = range(seed, seed + len(idx))
+    steps = generate(model, idx.numpy(), n, Sampling(**settings), seeds)
+    return torch.from_numpy(np.stack([step.ids for step in steps], axis=1))  # (B, n)
 
 
 @pytest.mark.parametrize("settings", [{}, {"temperature": 0.7}, {"top_k": 3}, {"temperature": 0}])
 @pytest.mark.parametrize("prompt_length", [1, 6, 15])
-def test_each_id_is_drawn_given_the_last_block_size_ids(model, prompt_length, settings):
+def test_each_id_is_drawn_given_the_last_block_size_ids(settings, prompt_length):
+    """With learned positions as with any plain module: the teaching script's crop."""
+    torch.manual_seed(0)
+    model = Transformer(9, 6, 2, 2, 16, position="learned", init="torch").eval()
     prompt = torch.randint(9, (3, prompt_length), generator=torch.Generator().manual_seed(1))
-    generator = torch.Generator().manual_seed(5)
+    generators = [np.random.default_rng(seed) for seed in (5, 6, 7)]
     idx = prompt
     with torch.no_grad():
         for _ in range(20):
-            logits = model(idx[:, -6:])[:, -1]
-            probs = logits_to_probs(logits, **settings)
-            idx = torch.cat((idx, torch.multinomial(probs, 1, generator=generator)), dim=1)
+            probs = logits_to_probs(model(idx[:, -6:])[:, -1], **settings).double()
+            uniform = np.array([generator.random() for generator in generators])
+            ids = (probs.cumsum(-1) <= torch.from_numpy(uniform)[:, None]).sum(-1)
+            idx = torch.cat((idx, ids[:, None]), dim=1)
     assert torch.equal(texts(model, prompt, 20, seed=5, **settings), idx[:, prompt_length:])
+    plain = nn.Sequential(model)  # read by the loop that any module is
+    plain.block_size = 6
+    assert torch.equal(texts(plain, prompt, 20, seed=5, **settings), idx[:, prompt_length:])
 
 
 class Successor(nn.Module):
@@ -203,17 +218,17 @@ def test_generation_goes_on_past_the_block_size_with_a_sliding_context():
 
 def test_ids_come_as_they_are_sampled_and_no_sooner():
     model = Successor()
-    stream = generate(model, torch.tensor([[0]]), 1000)
+    stream = generate(model, np.array([[0]]), 1000)
     assert model.contexts == []
-    assert [next(stream).tolist() for _ in range(3)] == [[1], [2], [3]]
+    assert [next(stream).ids.tolist() for _ in range(3)] == [[1], [2], [3]]
     assert len(model.contexts) == 3
 
 
 @pytest.mark.parametrize("n", [0, 1, 7])
 def test_as_many_ids_come_as_were_asked_for(model, n):
-    steps = list(generate(model, torch.zeros(2, 1, dtype=torch.int64), n))
-    assert [step.shape for step in steps] == [(2,)] * n
-    assert all(step.dtype == torch.int64 for step in steps)
+    steps = list(generate(model, np.zeros((2, 1), dtype=np.int64), n))
+    assert [step.ids.shape for step in steps] == [(2,)] * n
+    assert all(step.ids.dtype == np.int64 for step in steps)
 
 
 def test_a_seed_gives_one_text_and_another_seed_another(model):
@@ -228,10 +243,10 @@ def test_temperature_0_and_top_k_1_give_the_likeliest_text_whatever_the_seed(mod
     prompt = torch.tensor([[3]])
     idx = prompt
     with torch.no_grad():
-        for _ in range(15):
-            idx = torch.cat((idx, model(idx[:, -6:])[:, -1:].argmax(-1)), dim=1)
+        for _ in range(6):
+            idx = torch.cat((idx, model(idx)[:, -1:].argmax(-1)), dim=1)
     for seed, settings in enumerate([{"temperature": 0}, {"top_k": 1}, {"top_p": 1e-9}]):
-        assert torch.equal(texts(model, prompt, 15, seed=seed, **settings), idx[:, 1:])
+        assert torch.equal(texts(model, prompt, 6, seed=seed, **settings), idx[:, 1:])
 
 
 @pytest.mark.parametrize(
@@ -240,7 +255,7 @@ def test_temperature_0_and_top_k_1_give_the_likeliest_text_whatever_the_seed(mod
 def test_characters_come_as_often_as_their_probabilities_say(settings):
     torch.manual_seed(0)
     model = Bigram(5, block_size=1).eval()
-    n = 20_000
+    n = 3_000
     previous = torch.arange(5).repeat_interleave(n)[:, None]
     drawn = texts(model, previous, 1, seed=3, **settings).view(5, n)
     probs = logits_to_probs(model.next_logits.weight.detach(), **settings)
@@ -259,7 +274,7 @@ def test_half_precision_logits_are_sampled_in_single_precision():
         def forward(self, idx):
             return torch.tensor([8.0, 8.0625]).bfloat16().expand(len(idx), 1, 2)
 
-    n = 20_000
+    n = 5_000
     drawn = texts(Half(), torch.zeros(n, 1, dtype=torch.int64), 1, temperature=0.02)
     expected = 1 / (1 + math.exp(3.125))
     sigma = (expected * (1 - expected) / n) ** 0.5
@@ -267,8 +282,74 @@ def test_half_precision_logits_are_sampled_in_single_precision():
 
 
 def test_generating_keeps_no_graph(model):
-    (step,) = generate(model, torch.tensor([[0]]), 1)
-    assert step.is_inference()
+    class Watched(nn.Module):
+        block_size = 6
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+            self.graphs = []
+
+        def forward(self, idx):
+            logits = self.model(idx)
+            self.graphs.append(logits.requires_grad)
+            return logits
+
+    watched = Watched()
+    list(generate(watched, np.array([[0]]), 2))
+    assert watched.graphs == [False, False]
+    assert torch.is_grad_enabled()
+
+
+# min-p, repetition, the choice, log-probabilities
+
+
+def test_min_p_keeps_what_is_not_much_less_likely_than_the_likeliest():
+    logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
+    close(logits_to_probs(logits, min_p=0.25), [[0.5 / 0.95, 0.3 / 0.95, 0.15 / 0.95, 0]])
+    assert kept(logits_to_probs(logits, min_p=1.0)) == [{0}]
+    assert torch.equal(logits_to_probs(logits, min_p=0.0), logits_to_probs(logits))
+    flatter = logits_to_probs(logits, temperature=10.0, min_p=0.5)  # after the temperature
+    assert kept(flatter) == [{0, 1, 2, 3}]
+
+
+def test_a_repetition_penalty_makes_what_was_seen_less_likely_whatever_the_sign():
+    logits = np.array([[2.0, -2.0, 2.0, -2.0]])
+    seen = np.array([[True, True, False, False]])
+    probs = distribution(logits, Sampling(repetition_penalty=2.0), seen)
+    np.testing.assert_allclose(probs[0], softmax([1.0, -4.0, 2.0, -2.0]))
+
+
+@pytest.mark.parametrize("penalty", [1.0, 1e6])
+def test_prompt_and_text_count_as_seen(penalty):
+    torch.manual_seed(0)
+    model = Bigram(9, block_size=1).eval()
+    with torch.no_grad():
+        model.next_logits.weight.abs_()
+    prompt = torch.tensor([[0, 1, 2, 3]])
+    drawn = texts(model, prompt, 5, temperature=0, repetition_penalty=penalty)[0].tolist()
+    everything = sorted([0, 1, 2, 3, *drawn])
+    assert (everything == list(range(9))) == (penalty > 1)
+
+
+def test_a_choice_never_falls_on_an_id_without_probability():
+    probs = np.array([[0.0, 0.3, 0.0, 0.7, 0.0]] * 5)
+    almost_one = np.nextafter(1.0, 0)
+    ids = choose(probs, np.array([0.0, np.nextafter(0.3, 0), 0.3, 0.5, almost_one]))
+    assert ids.tolist() == [1, 1, 3, 3, 3]
+    thirds = np.full((1, 3), 1 / 3) * (1 + 1e-9)  # a sum that is not 1
+    assert choose(np.hstack((thirds, [[0.0]])), np.array([almost_one])).tolist() == [2]
+
+
+def test_log_probabilities_are_those_of_the_model_before_any_setting(model):
+    prompt = np.array([[1, 2, 3]])
+    steps = list(generate(model, prompt, 3, Sampling(temperature=0.3, top_k=2), [4]))
+    ids = np.concatenate([prompt[0], *[step.ids for step in steps]])
+    with torch.no_grad():
+        expected = model(torch.from_numpy(ids)[None]).log_softmax(-1)[0]
+    for t, step in enumerate(steps):
+        want = expected[2 + t, step.ids[0]].item()
+        assert step.log_probs()[0] == pytest.approx(want, abs=1e-5)
 
 
 # Refusals
@@ -277,26 +358,31 @@ def test_generating_keeps_no_graph(model):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ((-0.1, None, None), r"temperature=-0\.1: must be 0 .* or more"),
-        ((float("nan"), None, None), r"temperature=nan"),
-        ((1.0, 0, None), r"top_k=0: must be at least 1"),
-        ((1.0, -3, None), r"top_k=-3: must be at least 1"),
-        ((1.0, None, 0.0), r"top_p=0\.0: must lie in \(0, 1\]"),
-        ((1.0, None, -0.5), r"top_p=-0\.5"),
-        ((1.0, None, 1.01), r"top_p=1\.01"),
-        ((1.0, None, float("nan")), r"top_p=nan"),
-        ((1.0, 2.5, None), r"top_k=2\.5"),
+        ({"temperature": -0.1}, r"temperature=-0\.1: must be 0 .* or more"),
+        ({"temperature": float("nan")}, r"temperature=nan"),
+        ({"top_k": 0}, r"top_k=0: must be at least 1"),
+        ({"top_k": -3}, r"top_k=-3: must be at least 1"),
+        ({"top_p": 0.0}, r"top_p=0\.0: must lie in \(0, 1\]"),
+        ({"top_p": -0.5}, r"top_p=-0\.5"),
+        ({"top_p": 1.01}, r"top_p=1\.01"),
+        ({"top_p": float("nan")}, r"top_p=nan"),
+        ({"top_k": 2.5}, r"top_k=2\.5"),
+        ({"top_k": True}, r"top_k=True"),
+        ({"min_p": -0.1}, r"min_p=-0\.1: must lie in \[0, 1\]"),
+        ({"min_p": 1.5}, r"min_p=1\.5"),
+        ({"repetition_penalty": 0}, r"repetition_penalty=0: must be above 0"),
+        ({"repetition_penalty": None}, r"repetition_penalty=None"),
+        ({"temperature": "hot"}, r"temperature=hot: must be a number"),
     ],
 )
 def test_a_setting_that_no_distribution_has_is_refused_by_name(settings, message):
     with pytest.raises(UserError, match=message):
-        check_sampling(*settings)
+        Sampling(**settings)
 
 
 @pytest.mark.parametrize("temperature", [0, 0.0, 1e-9, 1.0, 100.0])
 @pytest.mark.parametrize("top_k", [None, 1, 10**9])
 @pytest.mark.parametrize("top_p", [None, 1e-9, 1, 1.0])
 def test_settings_at_their_limits_are_fit(temperature, top_k, top_p):
-    check_sampling(temperature, top_k, top_p)
     probs = logits_to_probs(LOGITS, temperature, top_k, top_p)
     assert (probs.sum(-1) - 1).abs().max() < 1e-6

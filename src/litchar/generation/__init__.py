@@ -1,5 +1,5 @@
 """Sampling from a model."""
 
-from litchar.generation.sampling import generate, logits_to_probs
+from litchar.generation.sampling import Sampling, Step, generate, log_softmax, logits_to_probs
 
-__all__ = ["generate", "logits_to_probs"]
+__all__ = ["Sampling", "Step", "generate", "log_softmax", "logits_to_probs"]

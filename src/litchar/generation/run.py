@@ -1,15 +1,16 @@
 """`scripts/generate.py`: text from a checkpoint, shown as it is sampled."""
 
 import sys
+from dataclasses import fields
 from pathlib import Path
 
-import torch
+import numpy as np
 from omegaconf import DictConfig
 
 from litchar.checkpoints import Checkpoint, find
 from litchar.device import choose_device
 from litchar.errors import UserError
-from litchar.generation.sampling import check_sampling, generate
+from litchar.generation.sampling import Sampling, generate
 from litchar.text.vocabulary import printable
 
 
@@ -19,7 +20,7 @@ def run(config: DictConfig, output_dir: Path) -> None:
     Raises:
         UserError: the checkpoint, the prompt or a setting is unfit.
     """
-    check_sampling(config.temperature, config.top_k, config.top_p)
+    sampling = Sampling(**{field.name: config[field.name] for field in fields(Sampling)})
     for name in ("max_new_tokens", "num_samples"):
         if not isinstance(config[name], int) or config[name] < 1:
             raise UserError(f"{name}={config[name]}: must be a whole number of at least 1")
@@ -29,26 +30,18 @@ def run(config: DictConfig, output_dir: Path) -> None:
     checkpoint = Checkpoint.load(find(config.checkpoint, Path(config.outputs_dir)))
     vocabulary = checkpoint.vocabulary
     prompt = vocabulary.encode(config.prompt, config.unknown)
-    idx = torch.tensor([prompt.tolist() or [0]], device=device)
+    idx = np.array([prompt.tolist() or [0]])
     model = checkpoint.build_model(device)
 
     # A terminal obeys control characters, and a model may have learned some; a file takes all.
     show = printable if sys.stdout.isatty() else str
-    generator = torch.Generator(device).manual_seed(config.seed)
     for number in range(config.num_samples):
         if number:
             print("-" * 8)
         decode = vocabulary.decoder()
         sys.stdout.write(show(decode(prompt)))
-        for next_id in generate(
-            model,
-            idx,
-            config.max_new_tokens,
-            temperature=config.temperature,
-            top_k=config.top_k,
-            top_p=config.top_p,
-            generator=generator,
-        ):
-            sys.stdout.write(show(decode(next_id.cpu())))
+        seeds = [config.seed + number]
+        for step in generate(model, idx, config.max_new_tokens, sampling, seeds):
+            sys.stdout.write(show(decode(step.ids)))
             sys.stdout.flush()
         print(show(decode([], final=True)))

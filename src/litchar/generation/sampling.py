@@ -1,87 +1,164 @@
 """Sampling: the next character, and the next, and the next."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from litchar.errors import UserError
+from litchar.generation.readers import open_reader
 
 LEAST_TEMPERATURE = 1e-6
 
 
-def check_sampling(temperature: float, top_k: int | None, top_p: float | None) -> None:
-    """Refuse settings that no distribution can have.
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How the next character is chosen among all.
 
-    Raises:
-        UserError: one is out of its range.
-    """
-    for name, value in (("temperature", temperature), ("top_p", top_p)):
-        if value is not None and not isinstance(value, int | float):
-            raise UserError(f"{name}={value}: must be a number")
-    if temperature is None or not temperature >= 0:
-        raise UserError(f"temperature={temperature}: must be 0 (the likeliest character) or more")
-    if top_k is not None and (not isinstance(top_k, int) or top_k < 1):
-        raise UserError(f"top_k={top_k}: must be at least 1, a whole number, or null")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise UserError(f"top_p={top_p}: must lie in (0, 1], or be null")
-
-
-def logits_to_probs(
-    logits: Tensor,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-) -> Tensor:
-    """Return the distribution to sample from: (B, V) -> (B, V).
-
-    Args:
+    Attributes:
         temperature: divides the logits; 0 (or so little that logits over it are no numbers any
             more) puts all probability on the likeliest character.
         top_k: keep the k likeliest (Fan et al., 2018).
         top_p: keep the fewest that together have at least this probability, nucleus sampling
             (Holtzman et al., 2020).
+        min_p: keep those at least this fraction as likely as the likeliest (Nguyen et al., 2024).
+        repetition_penalty: divides the positive logits of characters that the text already has,
+            prompt included, and multiplies the negative ones (CTRL; Keskar et al., 2019).
+
+    Raises:
+        UserError: a setting is out of its range.
     """
-    if temperature < LEAST_TEMPERATURE:
-        return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
-    probs = torch.softmax(logits / temperature, dim=-1)
-    if top_k is not None and top_k < probs.shape[-1]:
-        kept = probs.topk(top_k, dim=-1)
-        probs = torch.zeros_like(probs).scatter_(-1, kept.indices, kept.values)
-        probs = probs / probs.sum(-1, keepdim=True)
-    if top_p is not None and top_p < 1:
-        ranked, order = probs.sort(dim=-1, descending=True, stable=True)
-        ranked[ranked.cumsum(-1) - ranked >= top_p] = 0
-        probs = torch.zeros_like(probs).scatter_(-1, order, ranked)
-        probs = probs / probs.sum(-1, keepdim=True)
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("temperature", "top_p", "min_p", "repetition_penalty"):
+            value = getattr(self, name)
+            if value is not None and (
+                isinstance(value, bool) or not isinstance(value, int | float)
+            ):
+                raise UserError(f"{name}={value}: must be a number")
+        if self.temperature is None or not self.temperature >= 0:
+            raise UserError(
+                f"temperature={self.temperature}: must be 0 (the likeliest character) or more"
+            )
+        k = self.top_k
+        if k is not None and (not isinstance(k, int) or isinstance(k, bool) or k < 1):
+            raise UserError(f"top_k={k}: must be at least 1, a whole number, or null")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise UserError(f"top_p={self.top_p}: must lie in (0, 1], or be null")
+        if self.min_p is not None and not 0 <= self.min_p <= 1:
+            raise UserError(f"min_p={self.min_p}: must lie in [0, 1], or be null")
+        penalty = self.repetition_penalty
+        if penalty is None or not 0 < penalty < float("inf"):
+            raise UserError(f"repetition_penalty={penalty}: must be above 0; 1 changes nothing")
+
+
+def logits_to_probs(
+    logits: np.ndarray, sampling: Sampling = Sampling(), seen: np.ndarray | None = None
+) -> np.ndarray:
+    """Return the distribution to sample from: (B, V) -> (B, V) float64.
+
+    The repetition penalty comes first, then the temperature, then `top_k`, `top_p` and `min_p`,
+    each on what the one before has left.
+
+    Args:
+        seen: which ids the text already has: (B, V) bool
+    """
+    logits = logits.astype(np.float64)
+    if seen is not None and sampling.repetition_penalty != 1:
+        penalty = sampling.repetition_penalty
+        logits = np.where(seen, np.where(logits > 0, logits / penalty, logits * penalty), logits)
+    if sampling.temperature < LEAST_TEMPERATURE:
+        likeliest = logits.argmax(-1, keepdims=True)
+        return (np.arange(logits.shape[-1]) == likeliest).astype(np.float64)
+    probs = softmax(logits / sampling.temperature)
+    if sampling.top_k is not None and sampling.top_k < probs.shape[-1]:
+        order = (-probs).argsort(axis=-1, kind="stable")
+        np.put_along_axis(probs, order[:, sampling.top_k :], 0, axis=-1)
+        probs /= probs.sum(-1, keepdims=True)
+    if sampling.top_p is not None and sampling.top_p < 1:
+        order = (-probs).argsort(axis=-1, kind="stable")
+        ranked = np.take_along_axis(probs, order, axis=-1)
+        ranked[ranked.cumsum(-1) - ranked >= sampling.top_p] = 0
+        np.put_along_axis(probs, order, ranked, axis=-1)
+        probs /= probs.sum(-1, keepdims=True)
+    if sampling.min_p is not None:
+        probs[probs < sampling.min_p * probs.max(-1, keepdims=True)] = 0
+        probs /= probs.sum(-1, keepdims=True)
     return probs
 
 
-@torch.inference_mode()
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Return probabilities: (..., V) -> (..., V)."""
+    exponentials = np.exp(logits - logits.max(-1, keepdims=True))
+    return exponentials / exponentials.sum(-1, keepdims=True)
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Return log-probabilities in nats: (..., V) -> (..., V) float64."""
+    shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+
+def choose(probs: np.ndarray, uniform: np.ndarray) -> np.ndarray:
+    """Return the id at whose probability a uniform number falls: (B, V), (B,) -> (B,) int64."""
+    cumulative = probs.cumsum(-1)
+    total = cumulative[:, -1:]
+    # Rounding could take the product up to the total, and the choice to an id of no probability.
+    target = np.minimum(uniform[:, None] * total, np.nextafter(total, 0))
+    return (cumulative <= target).sum(-1)
+
+
+class Step(NamedTuple):
+    """What `generate` yields: the ids chosen, (B,) int64, and the logits behind, (B, V) float32."""
+
+    ids: np.ndarray
+    logits: np.ndarray
+
+    def log_probs(self) -> np.ndarray:
+        """Return the log-probability that the model gave each id, in nats: (B,) float64."""
+        return np.take_along_axis(log_softmax(self.logits), self.ids[:, None], axis=-1)[:, 0]
+
+
 def generate(
     model: nn.Module,
-    idx: Tensor,
+    idx: np.ndarray,
     max_new_tokens: int,
-    *,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    generator: torch.Generator | None = None,
-) -> Iterator[Tensor]:
-    """Yield `max_new_tokens` times the next id of each sequence, as it is sampled.
+    sampling: Sampling = Sampling(),
+    seeds: Sequence[int] | None = None,
+) -> Iterator[Step]:
+    """Yield `max_new_tokens` times the next id of each text, as it is sampled.
 
-    The model reads the last `block_size` ids, so the text may grow past that.
+    On a CPU in float32 a text depends on its prompt, its seed and the settings alone, and not on
+    the texts beside it.
 
     Args:
         model: in evaluation mode.
         idx: the prompts, at least one id each: (B, T) int64
-
-    Yields:
-        (B,) int64
+        seeds: of each text; its uniform numbers, one for each id, are drawn from its own generator.
+            By default 0, 1, 2, ...
     """
+    B = len(idx)  # noqa: N806
+    generators = [np.random.default_rng(seed) for seed in (range(B) if seeds is None else seeds)]
+    with torch.inference_mode():
+        reader = open_reader(model, B, idx.shape[1] + max_new_tokens)
+    seen = None
     for _ in range(max_new_tokens):
-        context = idx[:, -model.block_size :]
-        probs = logits_to_probs(model(context)[:, -1].float(), temperature, top_k, top_p)
-        next_id = torch.multinomial(probs, 1, generator=generator)  # (B, 1)
-        yield next_id[:, 0]
-        idx = torch.cat((context, next_id), dim=1)
+        with torch.inference_mode():
+            logits = reader.read(idx)
+        if sampling.repetition_penalty != 1:
+            seen = np.zeros(logits.shape, dtype=bool) if seen is None else seen
+            np.put_along_axis(seen, idx, True, axis=-1)
+        probs = logits_to_probs(logits, sampling, seen)
+        uniform = np.array([generator.random() for generator in generators])
+        ids = choose(probs, uniform)
+        yield Step(ids, logits)
+        idx = ids[:, None]

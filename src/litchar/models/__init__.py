@@ -6,6 +6,7 @@ ids to (B, T, V) logits. A YAML file in `conf/model` names it.
 """
 
 from litchar.models.bigram import Bigram
+from litchar.models.recurrent import Recurrent
 from litchar.models.transformer import Transformer
 
-__all__ = ["Bigram", "Transformer"]
+__all__ = ["Bigram", "Recurrent", "Transformer"]

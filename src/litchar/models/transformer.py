@@ -171,7 +171,11 @@ class Transformer(nn.Module):
         for block in self.blocks:
             x = block(x, self.rotary)
 
-        logits = self.head(self.norm(x))  # (B, T, V)
+        return self.logits(x)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Return what the last residual stream says of the next character: (..., C) -> (..., V)."""
+        logits = self.head(self.norm(x))
         if self.logit_cap is not None:
             logits = self.logit_cap * torch.tanh(logits / self.logit_cap)
         return logits
@@ -229,9 +233,7 @@ class CausalSelfAttention(nn.Module):
         """Return what each position gathers: (B, T, C) -> (B, T, C)."""
         B, T, C = x.shape  # noqa: N806
 
-        q, k, v = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head).unbind(2)
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)  # (B, T, H, D)
+        q, k, v = self.project(x)  # (B, T, H, D)
         if rotary is not None:
             q, k = rotary(q), rotary(k)
 
@@ -246,6 +248,14 @@ class CausalSelfAttention(nn.Module):
         y = y.transpose(1, 2).reshape(B, T, C)
         return self.output_dropout(self.output(y))
 
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries, keys and values, not rotated: (B, T, C) -> (B, T, H, D) each."""
+        B, T, C = x.shape  # noqa: N806
+        q, k, v = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head).unbind(2)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        return q, k, v
+
 
 class Rotary(nn.Module):
     """Rotary positions (Su et al., 2021): turns each pair of dimensions by the position's angle.
@@ -255,16 +265,30 @@ class Rotary(nn.Module):
 
     def __init__(self, head_size: int, block_size: int, theta: float) -> None:
         super().__init__()
-        frequencies = theta ** (-torch.arange(0, head_size, 2).float() / head_size)
-        angles = torch.outer(torch.arange(block_size).float(), frequencies)  # (T, D / 2)
-        self.register_buffer("cos", angles.cos()[:, None], persistent=False)  # (T, 1, D / 2)
-        self.register_buffer("sin", angles.sin()[:, None], persistent=False)
+        self.head_size = head_size
+        self.theta = theta
+        cos, sin = self.tables(block_size)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+
+    def frequencies(self) -> Tensor:
+        """Return the angle between neighbouring positions, for each pair: (D / 2,) float64."""
+        return self.theta ** (-torch.arange(0, self.head_size, 2).double() / self.head_size)
+
+    def tables(self, length: int) -> tuple[Tensor, Tensor]:
+        """Return cosines and sines of the angles at positions below `length`: (T, 1, D / 2)."""
+        angles = torch.outer(torch.arange(length).double(), self.frequencies())[:, None]
+        return angles.cos().float(), angles.sin().float()
 
     def forward(self, x: Tensor) -> Tensor:
         """Turn queries or keys: (B, T, H, D) -> (B, T, H, D)."""
-        cos, sin = self.cos[: x.shape[1]].type_as(x), self.sin[: x.shape[1]].type_as(x)
-        a, b = x.chunk(2, dim=-1)
-        return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+        return rotate(x, self.cos[: x.shape[1]].type_as(x), self.sin[: x.shape[1]].type_as(x))
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn pairs of dimensions by the angles whose cosines and sines are given: (..., D)."""
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
 
 
 def _relu2(x: Tensor) -> Tensor:

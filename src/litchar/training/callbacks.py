@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.fabric.utilities.throughput import get_available_flops
 from lightning.pytorch.callbacks import Callback
@@ -284,12 +285,10 @@ class StopSignals(Callback):
 
 def sample(model: torch.nn.Module, vocabulary: Vocabulary, seed: int, max_new_tokens: int) -> str:
     """Return a text that `model` writes, beginning as the teaching script does: from id 0."""
-    device = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    generator = torch.Generator(device).manual_seed(seed)
-    start = torch.zeros((1, 1), dtype=torch.long, device=device)
-    ids = [int(i) for i in generate(model, start, max_new_tokens, generator=generator)]
+    start = np.zeros((1, 1), dtype=np.int64)
+    ids = [step.ids[0] for step in generate(model, start, max_new_tokens, seeds=[seed])]
     model.train(was_training)
     return vocabulary.decode(ids)
 

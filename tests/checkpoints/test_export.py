@@ -1,0 +1,73 @@
+"""Exported models say what ours say."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from conftest import ROOT
+from litchar.checkpoints import Checkpoint
+from litchar.checkpoints.export import run
+from litchar.errors import UserError
+
+onnxruntime = pytest.importorskip("onnxruntime")
+TINY = ("trainer.max_steps=2", "trainer.val_check_interval=2")
+
+
+def export(checkpoint, output, **changes) -> None:
+    config = OmegaConf.load(ROOT / "conf" / "export.yaml")
+    config.merge_with({"checkpoint": str(checkpoint), "output": str(output), **changes})
+    run(config, output.parent)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (),  # the default transformer
+        ("model=gru", "model.n_layer=2"),
+        pytest.param(("model=bigram",), marks=pytest.mark.slow),
+        pytest.param(("model=gpt2", "model.logit_cap=5.0"), marks=pytest.mark.slow),
+        pytest.param(("model=lstm", "model.n_layer=1"), marks=pytest.mark.slow),
+    ],
+    ids=["transformer", "gru", "bigram", "gpt2", "lstm"],
+)
+def test_onnx_gives_our_logits_at_any_batch_size_and_length(
+    train, text_file, tmp_path, capsys, overrides
+):
+    small = ("data.block_size=12", f"data.path={text_file}", "trainer.accelerator=cpu", *TINY)
+    sizes = () if "model=bigram" in overrides else ("model.n_embd=16",)
+    if not overrides or "model=gpt2" in overrides[0]:
+        sizes += ("model.n_layer=2", "model.n_head=2")
+    run_dir = train(*small, *sizes, *overrides, only=True)
+    output = tmp_path / "m.onnx"
+    export(run_dir, output)
+    assert "within" in capsys.readouterr().out
+    checkpoint = Checkpoint.load(run_dir / "checkpoints/best.ckpt")
+    model = checkpoint.build_model()
+    session = onnxruntime.InferenceSession(output)
+    assert session.get_outputs()[0].shape == ["batch", "time", len(checkpoint.vocabulary)]
+    for shape in ((1, 1), (1, 12), (5, 3), (2, 11)):
+        ids = np.random.default_rng(0).integers(len(checkpoint.vocabulary), size=shape)
+        with torch.inference_mode():
+            ours = model(torch.from_numpy(ids)).numpy()
+        theirs = session.run(["logits"], {"ids": ids})[0]
+        np.testing.assert_allclose(theirs, ours, atol=1e-5)
+    metadata = session.get_modelmeta().custom_metadata_map
+    assert json.loads(metadata["litchar.vocabulary"]) == checkpoint.vocabulary.to_json()
+    assert json.loads(metadata["litchar.block_size"]) == 12
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".draft")] == []
+
+
+def test_what_cannot_be_exported_is_refused_and_nothing_is_written(train, tmp_path):
+    run_dir = train(*TINY)
+    with pytest.raises(UserError, match=r"format=pickle: there are onnx"):
+        export(run_dir, tmp_path / "m", format="pickle")
+    with pytest.raises(UserError, match=r"output=.*nowhere.m.onnx: there is no directory"):
+        export(run_dir, tmp_path / "nowhere" / "m.onnx")
+    with pytest.raises(UserError, match=r"output=.*: is a directory"):
+        export(run_dir, tmp_path)
+    with pytest.raises(UserError, match="no such checkpoint"):
+        export(tmp_path / "none.ckpt", tmp_path / "m.onnx")
+    assert not list(tmp_path.glob("*.onnx"))
