@@ -90,6 +90,7 @@ def test_train_generate_and_evaluate_from_any_directory(script, hostile_path, tm
     trained = script("train.py", *SMALL, f"data.path={hostile_path}")
     assert trained.returncode == 0, trained.stderr
     assert trained.stderr == ""
+    assert re.search(r"yardsticks +uniform 3\.907, unigram \d", trained.stdout)  # 15 characters
     for noise in ("Tip", "lightning.ai", "Warning", "GPU available"):
         assert noise not in trained.stdout
     (run_dir,) = (tmp_path / "outputs" / "runs").iterdir()

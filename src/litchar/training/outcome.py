@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from litchar.text.vocabulary import printable
+from litchar.text.yardsticks import Yardstick
 
 
 def verdict(history: list[dict[str, float]]) -> str:
@@ -48,6 +49,7 @@ def print_outcome(
     summary: dict[str, Any],
     history: list[dict[str, float]],
     sample: str,
+    yardsticks: list[Yardstick],
     run_dir: Path,
 ) -> None:
     """Print the last sample, the table of figures and what to do next."""
@@ -57,7 +59,7 @@ def print_outcome(
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
-    for name, value in _figures(summary, history):
+    for name, value in _figures(summary, history, yardsticks):
         table.add_row(name, value)
     console.print()
     console.print(table)
@@ -74,7 +76,9 @@ def print_outcome(
         console.print(f"  {command}", soft_wrap=True, markup=False)
 
 
-def _figures(summary: dict[str, Any], history: list[dict[str, float]]) -> list[tuple[str, str]]:
+def _figures(
+    summary: dict[str, Any], history: list[dict[str, float]], yardsticks: list[Yardstick]
+) -> list[tuple[str, str]]:
     rows = []
     unit = summary["unit"]
 
@@ -90,6 +94,9 @@ def _figures(summary: dict[str, Any], history: list[dict[str, float]]) -> list[t
         rows.append(("best val loss", f"{best}, {in_bits('best_val')}"))
     if summary["test_loss"] is not None:
         rows.append(("test loss", f"{summary['test_loss']:.4f}, {in_bits('test')}"))
+    if yardsticks:
+        bpc = ", ".join(f"{row.name} {row.bits_per_character:.3f}" for row in yardsticks)
+        rows.append(("yardsticks", f"{bpc} bits per character"))
     if summary["seconds_to_target"] is not None:
         rows.append(("target", f"reached after {summary['seconds_to_target']:.1f} s of steps"))
     return [

@@ -20,6 +20,7 @@ from litchar.checkpoints.checkpoint import make_card
 from litchar.checkpoints.transfer import transfer_weights
 from litchar.data import TextDataModule, make_data_module
 from litchar.errors import DivergedError, Interrupted, UserError, is_users
+from litchar.text.yardsticks import quick_yardsticks
 from litchar.training import environment
 from litchar.training.callbacks import Metrics, Samples
 from litchar.training.checkpointing import check_same_run, find_resumed
@@ -213,7 +214,8 @@ def train(
         if isinstance(logger, TensorBoard) and metrics.history:  # a row of its HParams page
             logger.log_hyperparams(settings, {"best_val_loss": summary["best_val_loss"]})
             logger.save()
-    print_outcome(console, summary, metrics.history, samples.text, run_dir)
+    yardsticks = quick_yardsticks(data.text, data.store)
+    print_outcome(console, summary, metrics.history, samples.text, yardsticks, run_dir)
     return summary["best_val_loss"]
 
 

@@ -1,0 +1,112 @@
+"""`scripts/baselines.py`: what a text costs counting and compressing, beside any model of it."""
+
+import bz2
+import gzip
+import lzma
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from backports import zstd
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+
+from litchar.errors import UserError
+from litchar.text import Text, TokenStore
+from litchar.text.vocabulary import ByteVocabulary
+from litchar.text.yardsticks import Yardstick, characters_and_bytes, count_yardsticks, splits
+
+BEFORE = 16_000_000  # tokens of the training split that a compressor reads before it is measured
+
+
+def run(config: DictConfig, output_dir: Path) -> list[Yardstick]:
+    """Print the table of yardsticks of a text.
+
+    Raises:
+        UserError: the text or a setting is unfit.
+    """
+    if not isinstance(config.order, int) or not 1 <= config.order <= 64:
+        raise UserError(f"order={config.order}: must be a whole number from 1 to 64")
+    if not isinstance(config.memory_gb, int | float) or not config.memory_gb > 0:
+        raise UserError(f"memory_gb={config.memory_gb}: must be a number above 0, such as 2")
+    console = Console(highlight=False)
+    text = Text.of(config.data)
+    with console.status("Reading"):
+        store = text.open()
+        train, val = splits(text, store)
+    console.print(
+        f"{text.corpus()}: {len(store.tokens):,} {text.unit}s, {len(store.vocabulary)} distinct\n"
+        f"counted on the first {len(train):,}, scored on the {len(val):,} of the validation split",
+        soft_wrap=True,
+        markup=False,
+    )
+    with console.status("Counting"):
+        found = count_yardsticks(text, store, config.order, config.memory_gb * 1e9)
+    with console.status("Compressing"):
+        found += compress(text, store)
+    console.print(_table(found))
+    return found
+
+
+def _table(found: list[Yardstick]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("yardstick", style="bold")
+    table.add_column("bits/character", justify="right")
+    table.add_column("bits/byte", justify="right")
+    table.add_column(overflow="fold")
+    for row in found:
+        figures = (f"{row.bits_per_character:.3f}", f"{row.bits_per_byte:.3f}")
+        table.add_row(row.name, *figures, row.note)
+    return table
+
+
+def _gzip(data: bytes) -> bytes:
+    return gzip.compress(data, 9, mtime=0)
+
+
+def _xz(data: bytes) -> bytes:
+    dictionary = min(max(len(data), 4096), 1 << 26)  # -9's 64 MiB, as far as the data fills them
+    preset = 9 | lzma.PRESET_EXTREME
+    filters = [{"id": lzma.FILTER_LZMA2, "preset": preset, "dict_size": dictionary}]
+    return lzma.compress(data, filters=filters)
+
+
+COMPRESSORS = {
+    "gzip -9": _gzip,
+    "bzip2 -9": lambda data: bz2.compress(data, 9),
+    "xz -9e": _xz,
+    "zstd --ultra -22": lambda data: zstd.compress(data, level=22),
+}
+
+
+def compress(text: Text, store: TokenStore) -> Iterator[Yardstick]:
+    """Yield what each compressor takes for the validation split: alone, and after other text.
+
+    After the last `BEFORE` characters of the training split the split costs as many bytes as both
+    together take more than those characters by themselves.
+    """
+    train, val = splits(text, store)
+    before, split = _bytes(store, train[-BEFORE:]), _bytes(store, val)
+    sizes = characters_and_bytes(store, val)
+    part = "" if len(train) <= BEFORE else f"the last {BEFORE // 10**6} million {text.unit}s of "
+    with ThreadPoolExecutor(2) as pool:  # each takes some twelve times the text; none holds the GIL
+        jobs = {
+            name: [pool.submit(compressor, data) for data in (split, before, before + split)]
+            for name, compressor in COMPRESSORS.items()
+        }
+        for name, job in jobs.items():
+            alone, first, both = (len(part.result()) for part in job)
+            for bytes_taken, note in (
+                (alone, "alone"),
+                (both - first, f"after {part}the training text"),
+            ):
+                yield Yardstick.of(name, 8 * bytes_taken, sizes, note)
+
+
+def _bytes(store: TokenStore, tokens: np.ndarray) -> bytes:
+    """Return the UTF-8 text that `tokens` stand for; tokens that are bytes need not be UTF-8."""
+    if store.vocabulary.unit == ByteVocabulary.unit:
+        return tokens.tobytes()
+    return store.vocabulary.decode(tokens).encode("utf-8")
