@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from litchar.models import Transformer
-from litchar.models.transformer import Rotary
+from litchar.models.transformer import NGramEmbedding, Rotary
 
 POSITIONS = ("rotary", "learned")
 NORMS = ("rms", "layer")
@@ -362,6 +362,41 @@ def test_logits_depend_on_the_order_of_what_came_before(position):
     model = make(position=position)
     logits = model(torch.tensor([[1, 2, 3, 4], [2, 1, 3, 4]]))
     assert (logits[0, -1] - logits[1, -1]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(("n", "rows"), [(1, 7), (2, 49), (3, 343), (3, 1000)])
+def test_each_ngram_has_a_row_of_its_own_where_there_are_enough(n, rows):
+    torch.manual_seed(0)
+    embedding = NGramEmbedding(n, rows, 4, vocab_size=7, n_embd=8)
+    grams = torch.cartesian_prod(*[torch.arange(7)] * n).view(-1, n)
+    last = embedding.rows(grams)[:, -1]
+    assert len(last.unique()) == 7**n
+    assert (last >= 0).all()
+    assert (last < rows).all()
+
+
+@pytest.mark.parametrize("vocab_size", [13, 70_000])
+def test_a_hashed_ngram_is_a_function_of_its_characters_and_rows_are_used_evenly(vocab_size):
+    embedding = NGramEmbedding(4, 64, 4, vocab_size=vocab_size, n_embd=8)
+    idx = some_ids(200, 50, vocab_size)
+    rows = embedding.rows(idx)
+    torch.testing.assert_close(embedding.rows(idx[:, 20:])[:, 3:], rows[:, 23:])
+    counts = torch.bincount(rows.flatten(), minlength=64)  # 10,000 over 64: 156 each, sd 12.4
+    assert len(counts) == 64
+    assert (counts - counts.float().mean()).abs().max() < 6 * 12.4
+
+
+def test_ngrams_give_logits_that_depend_on_what_came_before_but_not_after():
+    model = make(ngrams=[[2, 169, 4], [3, 50, 4]])
+    idx = some_ids()
+    logits = model(idx)
+    torch.testing.assert_close(model(idx[:, :4]), logits[:, :4])
+    model.blocks = nn.ModuleList()  # what is left knows the last three characters
+    changed = idx.clone()
+    changed[:, 3] = (changed[:, 3] + 1) % 13
+    same = (model(changed) == model(idx)).all(-1)
+    assert same[:, [0, 1, 2, *range(6, 10)]].all()
+    assert not same[:, 3:6].any()
 
 
 def test_rows_of_a_batch_do_not_mix():

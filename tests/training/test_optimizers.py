@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from litchar.models import Transformer
-from litchar.training.optimizers import adamw
+from litchar.models import Bigram, Transformer
+from litchar.training.optimizers import adamw, muon, orthogonalize
 
 
 @pytest.fixture
@@ -39,3 +39,64 @@ def test_a_tied_weight_is_stepped_once():
 def test_an_unknown_kind_of_decay_is_refused(model):
     with pytest.raises(ValueError, match="decay=some is not one of matrices, all"):
         adamw(model, lr=1e-3, decay="some")
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (48, 16), (16, 64)])
+def test_orthogonalize_finds_the_orthogonal_factor_of_each_matrix(shape):
+    matrices = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
+    u, _, vh = torch.linalg.svd(matrices, full_matrices=False)
+    torch.testing.assert_close(orthogonalize(matrices, steps=9), u @ vh, rtol=0, atol=1e-5)
+    after_five = torch.linalg.svdvals(orthogonalize(matrices, steps=5))
+    assert 0.35 < after_five.min() < after_five.max() < 1.2
+    torch.testing.assert_close(orthogonalize(1e-9 * matrices, 5).norm(), after_five.norm())
+
+
+def test_muon_steps_matrices_along_the_orthogonal_factor_of_their_momentum(model):
+    optimizer = muon(model, lr=0.1, weight_decay=0.5, momentum=0.8, polar_steps=12)
+    expected = {n: p.detach().clone() for n, p in model.blocks.named_parameters() if p.ndim == 2}
+    momentum = {name: torch.zeros_like(p) for name, p in expected.items()}
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        for parameter in model.parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        for name, weight in expected.items():
+            gradient = model.blocks.get_parameter(name).grad
+            momentum[name] = 0.8 * momentum[name] + 0.2 * gradient
+            u, _, vh = torch.linalg.svd(0.8 * momentum[name] + 0.2 * gradient, full_matrices=False)
+            weight *= 1 - 0.1 * 0.5
+            weight -= 0.1 * 0.2 * max(weight.shape) ** 0.5 * (u @ vh)
+        optimizer.step()
+    assert len(expected) == 8
+    for name, weight in expected.items():
+        torch.testing.assert_close(model.blocks.get_parameter(name).data, weight, rtol=0, atol=1e-5)
+
+
+def test_muon_leaves_embeddings_head_and_vectors_to_adamw(model):
+    matrices = {id(p) for p in model.blocks.parameters() if p.ndim == 2}
+    optimizer = muon(model, lr=0.1, embedding_lr_factor=3.0, eps=1e-6)
+    others = [p for p in model.parameters() if id(p) not in matrices]
+    copies = [p.detach().clone().requires_grad_() for p in others]
+    embedding = next(i for i, p in enumerate(others) if p is model.token_embedding.weight)
+    groups = [{"params": [c], "lr": 0.3 if i == embedding else 0.1} for i, c in enumerate(copies)]
+    torchs = torch.optim.AdamW(groups, betas=(0.9, 0.99), eps=1e-6, weight_decay=0.0, fused=True)
+    for _ in range(3):
+        for parameter in model.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        for parameter, copy in zip(others, copies, strict=True):
+            copy.grad = parameter.grad.clone()
+        optimizer.step()
+        torchs.step()
+    torch.testing.assert_close(others, copies, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("make", "settings", "message"),
+    [
+        (lambda: Bigram(11, 8), {}, "Bigram has no matrix"),
+        (lambda: Transformer(11, 8, 1, 2, 16), {"polar_steps": 0}, "polar_steps=0"),
+        (lambda: Transformer(11, 8, 1, 2, 16), {"momentum": 1}, "momentum=1 does not"),
+    ],
+)
+def test_muon_refuses_what_it_cannot_step(make, settings, message):
+    with pytest.raises(ValueError, match=message):
+        muon(make(), lr=1e-3, **settings)

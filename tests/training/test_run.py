@@ -156,6 +156,26 @@ def test_init_from_matches_rows_by_character(train, tmp_path):
         assert torch.equal(old.weights[name], new.weights[name])
 
 
+def test_init_from_leaves_out_tables_of_ngrams_that_the_other_text_numbers_otherwise(
+    train, tmp_path
+):
+    other = tmp_path / "other.txt"
+    other.write_text("xyz and 0123456789\n" * 400)
+    parent = train("model.ngrams=[[2,50,4]]", name="parent")
+    old = Checkpoint.load(parent / "checkpoints/best.ckpt").weights
+    kept = []
+    for changes in ((), (f"data.path={other}",)):
+        name = f"child{len(kept)}"
+        setting = (f"init_from={parent}", "model.ngrams=[[2,50,4]]", "optimizer.lr=0.0")
+        child = train(*setting, *changes, "trainer.max_steps=1", name=name)
+        new = Checkpoint.load(child / "checkpoints/best.ckpt").weights
+        assert torch.equal(
+            new["blocks.0.attention.qkv.weight"], old["blocks.0.attention.qkv.weight"]
+        )
+        kept.append(torch.equal(new["ngrams.0.table.weight"], old["ngrams.0.table.weight"]))
+    assert kept == [True, False]
+
+
 def test_init_from_a_bigram_moves_rows_and_columns(train, tmp_path):
     bigram = (
         "model=bigram",

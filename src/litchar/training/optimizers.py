@@ -1,9 +1,13 @@
 """Optimisers: each takes a model and its settings, and says which parameters decay."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim.adamw import adamw as adamw_step
 
 
 def adamw(
@@ -43,3 +47,158 @@ def adamw(
     # clip them, even in bfloat16, where nothing is scaled; without the mark it undoes it first.
     optimizer._step_supports_amp_scaling = False
     return optimizer
+
+
+def muon(
+    model: nn.Module,
+    lr: float,
+    weight_decay: float = 0.1,
+    momentum: float = 0.95,
+    polar_steps: int = 5,
+    embedding_lr_factor: float = 1.0,
+    betas: Sequence[float] = (0.9, 0.99),
+    eps: float = 1e-8,
+) -> "Muon":
+    """Return Muon over the matrices inside `model`, AdamW over its embeddings, head and vectors.
+
+    Args:
+        lr: of both; a step of Muon's is as large as one of AdamW's would be.
+        weight_decay: the share that lr = 1 would take off the matrices in a step.
+        momentum: of Muon.
+        polar_steps: how often Muon iterates towards an orthogonal matrix.
+        embedding_lr_factor: on the learning rate of embeddings, of which a step moves few rows.
+        betas: of AdamW, as is `eps`.
+
+    Raises:
+        ValueError: the model has no matrix for Muon; or a setting is out of its range.
+    """
+    if not isinstance(polar_steps, int) or polar_steps < 1:
+        raise ValueError(f"polar_steps={polar_steps} is not a whole number of at least 1")
+    if not 0 <= momentum < 1:
+        raise ValueError(f"momentum={momentum} does not lie in [0, 1)")
+    embeddings = [m.weight for m in model.modules() if isinstance(m, nn.Embedding)]
+    outside = {id(p) for p in (*embeddings, *getattr(model, "head", nn.Module()).parameters())}
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    matrices = [p for p in parameters if p.ndim == 2 and id(p) not in outside]
+    if not matrices:
+        raise ValueError(f"{type(model).__name__} has no matrix between its embedding and its head")
+    stepped = {id(p) for p in (*matrices, *embeddings)}
+    groups = [
+        {"kind": "muon", "params": matrices, "lr": lr, "weight_decay": weight_decay},
+        {"kind": "adamw", "params": embeddings, "lr": lr * embedding_lr_factor},
+        {"kind": "adamw", "params": [p for p in parameters if id(p) not in stepped], "lr": lr},
+    ]
+    return Muon(
+        [group for group in groups if group["params"]],
+        {
+            "weight_decay": 0.0,
+            "momentum": momentum,
+            "polar_steps": polar_steps,
+            "betas": tuple(betas),
+            "eps": eps,
+        },
+    )
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose steps are orthogonalised (Muon; Jordan et al., 2024), and AdamW beside it.
+
+    A matrix takes the step U V^T, where U S V^T is its Nesterov momentum: every direction counts
+    alike. The step is scaled so that its root mean square is that of AdamW's (Liu et al., 2025,
+    "Muon is scalable for LLM training"), and both go by one learning rate. `torch.optim.Muon` steps
+    one matrix after the other; here all of one shape are orthogonalised together.
+
+    Args:
+        groups: of parameters, each with a `kind`: `muon` (matrices alone) or `adamw`.
+        defaults: of the settings that a group does not have.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], defaults: dict[str, Any]) -> None:
+        super().__init__(groups, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+        """Take a step; `closure` computes the loss and its gradients first."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            if parameters and group["kind"] == "muon":
+                self._step_muon(parameters, group)
+            elif parameters:
+                self._step_adamw(parameters, group)
+        return loss
+
+    def _step_muon(self, matrices: list[Tensor], group: dict[str, Any]) -> None:
+        buffers = [self._state(p, "momentum_buffer") for p in matrices]
+        gradients = [p.grad for p in matrices]
+        torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
+        updates = torch._foreach_lerp(gradients, buffers, group["momentum"])  # Nesterov's
+        torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
+
+        by_shape = sorted(zip(matrices, updates, strict=True), key=lambda pair: pair[0].shape)
+        for shape, pairs in groupby(by_shape, key=lambda pair: pair[0].shape):
+            alike, updates = zip(*pairs, strict=True)
+            steps = orthogonalize(torch.stack(updates), group["polar_steps"])
+            scale = 0.2 * math.sqrt(max(shape))
+            torch._foreach_add_(list(alike), list(steps.unbind()), alpha=-group["lr"] * scale)
+
+    def _step_adamw(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        beta1, beta2 = group["betas"]
+        adamw_step(
+            parameters,
+            [p.grad for p in parameters],
+            [self._state(p, "exp_avg") for p in parameters],
+            [self._state(p, "exp_avg_sq") for p in parameters],
+            [],
+            [self._state(p, "step", ()) for p in parameters],
+            fused=True,
+            amsgrad=False,
+            beta1=beta1,
+            beta2=beta2,
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+        )
+
+    def _state(self, parameter: Tensor, name: str, shape: tuple[int, ...] | None = None) -> Tensor:
+        """Return what is kept of `parameter` under `name`: zeros at first, of its own shape."""
+        state = self.state[parameter]
+        if name not in state:
+            zeros = torch.zeros_like(parameter) if shape is None else parameter.new_zeros(shape)
+            state[name] = zeros
+        return state[name]
+
+
+# The quintics a x + b x^3 + c x^5 that bring singular values from [0.001, 1] closest to 1, one
+# after the other (Polar Express; Amsel et al., 2025).
+POLAR_EXPRESS = (
+    (8.28721201814563, -23.595886519098837, 17.300387312530933),
+    (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
+    (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
+    (3.3184196573706015, -2.488488024314874, 0.51004894012372),
+    (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
+    (1.875, -1.25, 0.375),  # from here on, as often as asked
+)
+
+
+def orthogonalize(matrices: Tensor, steps: int) -> Tensor:
+    """Return the orthogonal factor of each matrix's polar decomposition, nearly: (N, R, C).
+
+    On a GPU it is computed in bfloat16, which is enough for a direction.
+    """
+    x = matrices.bfloat16() if matrices.is_cuda else matrices
+    tall = x.shape[-2] > x.shape[-1]
+    if tall:
+        x = x.mT
+    # No singular value may be above 1, and rounding may lift one: hence a little below.
+    x = x / (1.01 * torch.linalg.matrix_norm(x, keepdim=True).clamp_min(1e-20))
+    for step in range(steps):
+        a, b, c = POLAR_EXPRESS[min(step, len(POLAR_EXPRESS) - 1)]
+        gram = x @ x.mT
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # b A + c A A
+        x = torch.baddbmm(x, polynomial, x, beta=a)
+    return (x.mT if tall else x).type_as(matrices)
