@@ -84,7 +84,8 @@ def windowed(model: Transformer, idx: np.ndarray) -> np.ndarray:
     seen = (distance >= 0) & (distance < BLOCK)
     attention = model.blocks[0].attention
     rotary = Rotary(attention.qkv.in_features // attention.n_head, T, model.rotary.theta)
-    x = model.token_embedding(torch.from_numpy(idx))
+    ids = torch.from_numpy(idx)
+    x = model.token_embedding(ids) + sum(ngram(ids) for ngram in model.ngrams)
     for block in model.blocks:
         q, k, v = block.attention.project(block.attention_norm(x))
         q, k, v = (part.transpose(1, 2) for part in (rotary(q), rotary(k), v))
@@ -95,12 +96,13 @@ def windowed(model: Transformer, idx: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kind", READERS)
-@pytest.mark.parametrize("n_layer", [1, 3])
-def test_a_rolling_cache_is_attention_under_a_sliding_window(kind, n_layer):
-    model = make(n_layer=n_layer)
+@pytest.mark.parametrize("prompt", [1, 4])
+@pytest.mark.parametrize(("n_layer", "ngrams"), [(1, []), (3, []), (2, [[2, 30, 4], [4, 99, 8]])])
+def test_a_rolling_cache_is_attention_under_a_sliding_window(kind, n_layer, ngrams, prompt):
+    model = make(n_layer=n_layer, ngrams=ngrams)
     idx = some_ids(1, 5 * BLOCK)
-    expected = windowed(model, idx)[:, 3:]
-    rolled = one_by_one(READERS[kind](model, 5 * BLOCK), idx, prompt=4)
+    expected = windowed(model, idx)[:, prompt - 1 :]
+    rolled = one_by_one(READERS[kind](model, 5 * BLOCK), idx, prompt)
     np.testing.assert_allclose(rolled, expected, atol=1e-5, rtol=0)
 
 

@@ -35,6 +35,8 @@ class CachedTransformer:
         self.values = [weight.new_zeros(shape) for _ in model.blocks]
         self.slots = torch.arange(model.block_size, device=weight.device)
         self.position = torch.zeros((), dtype=torch.int64, device=weight.device)
+        n_before = max((ngram.n - 1 for ngram in model.ngrams), default=0)
+        self.before = self.position.new_zeros(batch_size, n_before)  # the last ids, for n-grams
         if model.rotary is not None:
             tables = model.rotary.tables(max(max_ids, model.block_size))
             self.cos, self.sin = (table.to(weight) for table in tables)
@@ -68,6 +70,8 @@ class CachedTransformer:
         x = model.token_embedding(idx)  # (B, T, C)
         if model.position_embedding is not None:
             x = x + model.position_embedding.weight[slots]
+        for ngram in model.ngrams:
+            x = x + ngram(idx, self.before)
         for block, keys, values in zip(model.blocks, self.keys, self.values, strict=True):
             q, k, v = block.attention.project(block.attention_norm(x))  # (B, T, H, D)
             if model.rotary is not None:
@@ -80,24 +84,26 @@ class CachedTransformer:
             x = x + block.feed_forward(block.feed_forward_norm(x))
 
         self.position += T
+        self.before.copy_(torch.cat((self.before, idx), dim=1)[:, T:])
         return model.logits(x[:, -1])
 
     def _replay(self, idx: Tensor) -> Tensor:
         """Do as `_read` does for one id, captured the first time and replayed from then on."""
         if self.graph is None:
             self.idx = idx.clone()
-            saved = self.position.clone()
+            changed = (self.position, self.before)
+            saved = [tensor.clone() for tensor in changed]
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
                 for _ in range(3):  # warm-up writes where the capture's own position will write
                     self._read(self.idx)
-                    self.position.copy_(saved)
+                    torch._foreach_copy_(changed, saved)
             torch.cuda.current_stream().wait_stream(stream)
             self.graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(self.graph):
                 self.logits = self._read(self.idx)
-            self.position.copy_(saved)
+            torch._foreach_copy_(changed, saved)
         self.idx.copy_(idx)
         self.graph.replay()
         return self.logits

@@ -36,6 +36,7 @@ class LeanTransformer:
             self.position_embedding = array(model.position_embedding.weight)
         else:
             self.frequencies = 1j * model.rotary.frequencies().numpy()  # (D / 2,)
+        self.ngrams = [(n.rows, array(n.projection(n.table.weight))) for n in model.ngrams]
         self.blocks = [LeanBlock(block, model.rotary is not None) for block in model.blocks]
         self.norm = Norm(model.norm)
         self.head = Linear(model.head, after=model.norm)
@@ -55,6 +56,10 @@ class LeanTransformer:
         slot = self.position % self.block_size
         n_seen = min(self.position + 1, self.block_size)
         x = self.embedding[idx[0, 0]]  # (C,)
+        if self.ngrams:
+            next_id, before = torch.from_numpy(idx), self.cached.before
+            x = x + sum(table[rows(next_id, before)[0, 0]] for rows, table in self.ngrams)
+            self.cached.before = torch.cat((before, next_id), dim=1)[:, 1:]
         rotation = None
         if self.position_embedding is not None:
             x = x + self.position_embedding[slot]

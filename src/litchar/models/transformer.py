@@ -196,7 +196,7 @@ class NGramEmbedding(nn.Module):
     would (hash embeddings: Svenstrup et al., 2017; of byte n-grams: Pagnoni et al., 2024).
 
     Args:
-        n: how many characters; before a window's first one stands id 0.
+        n: how many characters.
         rows: of the table; where there are more n-grams than that, several share a row.
         size: of a row.
 
@@ -212,16 +212,23 @@ class NGramEmbedding(nn.Module):
         self.table = nn.Embedding(rows, size)
         self.projection = nn.Linear(size, n_embd, bias=False)
 
-    def forward(self, idx: Tensor) -> Tensor:
-        """Return what the n-gram that ends at each position adds: (B, T) int64 -> (B, T, C)."""
-        return self.projection(self.table(self.rows(idx)))
+    def forward(self, idx: Tensor, before: Tensor | None = None) -> Tensor:
+        """Return what the n-gram that ends at each position adds: (B, T) int64 -> (B, T, C).
 
-    def rows(self, idx: Tensor) -> Tensor:
+        Args:
+            before: the ids before these, n - 1 of them or more: (B, N) int64; by default id 0.
+        """
+        return self.projection(self.table(self.rows(idx, before)))
+
+    def rows(self, idx: Tensor, before: Tensor | None = None) -> Tensor:
         """Return the row of the n-gram that ends at each position: (B, T) int64 -> (B, T)."""
+        T = idx.shape[1]  # noqa: N806
+        zeros = idx.new_zeros(len(idx), self.n - 1)
+        ids = torch.cat((zeros if before is None else before, idx), dim=1)
         number = idx
         for back in range(1, self.n):
-            earlier = F.pad(idx, (back, 0))[:, : idx.shape[1]]
-            number = number * self.vocab_size + earlier
+            start = ids.shape[1] - T - back
+            number = number * self.vocab_size + ids[:, start : start + T]
         if self.vocab_size**self.n > self.table.num_embeddings:
             number = number * 0x9E3779B97F4A7C1 >> 32  # the high bits of a product are well mixed
         return number % self.table.num_embeddings
