@@ -97,6 +97,8 @@ def script(tmp_path):
     def script(name: str, *arguments: str, **options) -> subprocess.CompletedProcess:
         directory = tmp_path / "elsewhere"
         directory.mkdir(exist_ok=True)
+        if "input" not in options:
+            options["stdin"] = subprocess.DEVNULL
         return subprocess.run(
             [sys.executable, str(ROOT / "scripts" / name), *arguments],
             capture_output=True,

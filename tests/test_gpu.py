@@ -1,11 +1,16 @@
 """What only a GPU can show: `pytest -m gpu` on a machine that has one."""
 
+import copy
+
+import numpy as np
 import pytest
 import torch
 
 from conftest import summary
 from litchar.checkpoints import load
 from litchar.errors import Interrupted
+from litchar.generation.readers import Window, open_reader
+from litchar.models import Transformer
 
 pytestmark = [
     pytest.mark.gpu,
@@ -42,3 +47,17 @@ def test_a_deterministic_gpu_run_goes_on_exactly(train, step, compiled):
     a, b = (load(run / "checkpoints/last.ckpt") for run in (whole, stopped))
     torch.testing.assert_close(a["state_dict"], b["state_dict"], rtol=0, atol=0)
     assert summary(whole)["val_loss"] == summary(stopped)["val_loss"]
+
+
+@pytest.mark.parametrize("batch_size", [1, 64])
+@pytest.mark.parametrize("position", ["rotary", "learned"])
+def test_a_captured_graph_says_what_the_uncaptured_model_says(position, batch_size):
+    torch.manual_seed(0)
+    model = Transformer(13, 16, 1, 2, 32, position=position, init="torch").eval()
+    idx = np.random.default_rng(0).integers(13, size=(batch_size, 50))
+    with torch.inference_mode():
+        expected = Window(model)
+        reader = open_reader(copy.deepcopy(model).cuda(), batch_size, 50)
+        for t in range(50):
+            ours, theirs = reader.read(idx[:, t : t + 1]), expected.read(idx[:, t : t + 1])
+            np.testing.assert_allclose(ours, theirs, atol=1e-4)

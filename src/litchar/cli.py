@@ -24,7 +24,7 @@ from litchar import signals
 from litchar.errors import DivergedError, UserError, is_users
 
 # Keys whose values are a person's own text, which Hydra's grammar must not read.
-TEXTS = frozenset({"prompt", "unknown", "name"})
+TEXTS = frozenset({"prompt", "unknown", "name", "score"})
 PATHS = frozenset(  # and names, which may be null as well
     {
         "data.path",
@@ -38,6 +38,8 @@ PATHS = frozenset(  # and names, which may be null as well
         "run_dir",
         "outputs_dir",
         "output",
+        "prompts",
+        "stop",
     }
 )
 

@@ -1,47 +1,183 @@
 """`scripts/generate.py`: text from a checkpoint, shown as it is sampled."""
 
+import json
+import math
 import sys
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from torch import nn
 
 from litchar.checkpoints import Checkpoint, find
 from litchar.device import choose_device
 from litchar.errors import UserError
-from litchar.generation.sampling import Sampling, generate
+from litchar.generation import prompt_loop
+from litchar.generation.sampling import Sampling
+from litchar.generation.scoring import coloured, legend, log_probs_of
+from litchar.generation.writing import write
+from litchar.text import Vocabulary
 from litchar.text.vocabulary import printable
 
 
 def run(config: DictConfig, output_dir: Path) -> None:
-    """Print `num_samples` texts that begin with `prompt`.
+    """Print texts that begin with the prompt, or with each of several; or score a text.
+
+    Without a prompt a terminal is asked for prompts, and anything else is read as one.
 
     Raises:
-        UserError: the checkpoint, the prompt or a setting is unfit.
+        UserError: the checkpoint, a prompt or a setting is unfit.
     """
-    sampling = Sampling(**{field.name: config[field.name] for field in fields(Sampling)})
-    for name in ("max_new_tokens", "num_samples"):
-        if not isinstance(config[name], int) or config[name] < 1:
-            raise UserError(f"{name}={config[name]}: must be a whole number of at least 1")
-    if not isinstance(config.seed, int) or config.seed < 0:
-        raise UserError(f"seed={config.seed}: must be a whole number from 0 on")
+    check(config)
     device = choose_device(config.device)
     checkpoint = Checkpoint.load(find(config.checkpoint, Path(config.outputs_dir)))
     vocabulary = checkpoint.vocabulary
-    prompt = vocabulary.encode(config.prompt, config.unknown)
-    idx = np.array([prompt.tolist() or [0]])
     model = checkpoint.build_model(device)
+    if config.score is not None:
+        show_score(model, vocabulary, config)
+    elif config.prompt is None and config.prompts is None and asks():
+        print(f"{checkpoint.path}, step {checkpoint.step:,}")
+        prompt_loop.run(
+            config, check, lambda prompt: show_texts(model, vocabulary, [prompt], config)
+        )
+    else:
+        show_texts(model, vocabulary, prompts_of(config), config)
 
+
+def check(config: DictConfig) -> None:
+    """Refuse settings that have no meaning.
+
+    Raises:
+        UserError: there is one.
+    """
+    sampling_of(config)
+    for name, least in (("max_new_tokens", 1), ("num_samples", 1), ("seed", 0)):
+        value = config[name]
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise UserError(f"{name}={value}: must be a whole number of at least {least}")
+    if not isinstance(config.json, bool):
+        raise UserError(f"json={config.json}: must be true or false")
+    if any(not isinstance(text, str) or not text for text in stops_of(config)):
+        raise UserError(f"stop={config.stop}: must be a text of at least one character, or a list")
+    for name in ("prompts", "score"):
+        if config[name] is not None and config.prompt is not None:
+            raise UserError(f"{name} and prompt: give one of them")
+
+
+def sampling_of(config: DictConfig) -> Sampling:
+    """Return how `config` chooses characters."""
+    return Sampling(**{field.name: config[field.name] for field in fields(Sampling)})
+
+
+def stops_of(config: DictConfig) -> list[str]:
+    """Return the stop strings of `config`."""
+    if OmegaConf.is_list(config.stop):
+        return list(config.stop)
+    return [] if config.stop is None else [config.stop]
+
+
+def asks() -> bool:
+    """Return whether a person sits at both ends."""
+    return sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty()
+
+
+def prompts_of(config: DictConfig) -> list[str]:
+    """Return the prompts: the one given, the lines of a file, or what is piped in.
+
+    Raises:
+        UserError: the file is missing, empty or no text.
+    """
+    if config.prompt is not None:
+        return [config.prompt]
+    if config.prompts is None:
+        if sys.stdin is None or sys.stdin.isatty():
+            return [""]
+        try:
+            return [sys.stdin.read().removesuffix("\n")]  # which echo adds
+        except UnicodeDecodeError as error:
+            raise UserError(f"standard input: not UTF-8 at byte {error.start}") from None
+    path = Path(config.prompts).expanduser()
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except OSError as error:
+        raise UserError(f"prompts={path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"prompts={path}: not UTF-8 at byte {error.start}") from None
+    if not any(lines):
+        raise UserError(f"prompts={path}: has no prompt; it takes one on each line")
+    return [line for line in lines if line]
+
+
+def show_texts(
+    model: nn.Module, vocabulary: Vocabulary, prompts: Sequence[str], config: DictConfig
+) -> None:
+    """Print `num_samples` texts for each prompt, or a line of JSON for each.
+
+    Raises:
+        UserError: a prompt has characters that the model never saw.
+    """
     # A terminal obeys control characters, and a model may have learned some; a file takes all.
     show = printable if sys.stdout.isatty() else str
-    for number in range(config.num_samples):
-        if number:
-            print("-" * 8)
-        decode = vocabulary.decoder()
-        sys.stdout.write(show(decode(prompt)))
-        seeds = [config.seed + number]
-        for step in generate(model, idx, config.max_new_tokens, sampling, seeds):
-            sys.stdout.write(show(decode(step.ids)))
-            sys.stdout.flush()
-        print(show(decode([], final=True)))
+    sampling, stops = sampling_of(config), stops_of(config)
+    encoded = [vocabulary.encode(prompt, config.unknown) for prompt in prompts]
+    seeds = range(config.seed, config.seed + config.num_samples)
+    first = True
+    for prompt in encoded:
+        begin = prompt if len(prompt) else np.zeros(1, dtype=np.int64)
+        texts = write(model, vocabulary, begin, config.max_new_tokens, sampling, seeds, stops)
+        for seed, text in zip(seeds, texts, strict=True):
+            shown_prompt = vocabulary.decode(prompt)
+            if config.json:
+                for _ in text:
+                    pass
+                line = {
+                    "prompt": shown_prompt,
+                    "text": text.text,
+                    "seed": seed,
+                    "finish": text.finish,
+                    "log_probs": [round(p, 6) for p in text.log_probs],
+                }
+                print(json.dumps(line), flush=True)
+                continue
+            if not first:
+                print("-" * 8)
+            first = False
+            sys.stdout.write(show(shown_prompt))
+            for piece in text:
+                sys.stdout.write(show(piece))
+                sys.stdout.flush()
+            print()
+
+
+def show_score(model: nn.Module, vocabulary: Vocabulary, config: DictConfig) -> None:
+    """Print a text, coloured by how surprising each character is, and its bits per character.
+
+    Raises:
+        UserError: it is too short, or has characters that the model never saw.
+    """
+    ids = vocabulary.encode(config.score, config.unknown).astype(np.int64)
+    if len(ids) < 2:
+        raise UserError("score: takes 2 characters that the model knows; the first begins the text")
+    log_probs = log_probs_of(model, ids)
+    text = vocabulary.decode(ids)
+    bits = -log_probs.sum() / math.log(2)
+    n = max(1, len(text) - 1)
+    if config.json:
+        figures = {
+            "text": text,
+            "bits_per_character": bits / n,
+            "log_probs": [round(p, 6) for p in log_probs.tolist()],
+        }
+        print(json.dumps(figures))
+        return
+    console = Console(highlight=False)
+    console.print(coloured(vocabulary, ids, log_probs), soft_wrap=True)
+    if console.is_terminal:
+        console.print(legend())
+    console.print(
+        f"{bits / n:.4f} bits per character over {n:,} characters (the first is not predicted)",
+        soft_wrap=True,
+    )

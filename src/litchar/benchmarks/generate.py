@@ -1,0 +1,127 @@
+"""Sample text: milliseconds a step, beside nanoGPT's own loop if --peer says where it lies."""
+
+import argparse
+import importlib.util
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+VOCAB_SIZE = 65
+# Name, layers, heads, width, context, share of --characters.
+SIZES = (
+    ("0.80M", 4, 4, 128, 64, 1.0),
+    ("10.65M", 6, 6, 384, 256, 0.1),
+)
+KINDS = {
+    "rotary": {},
+    "learned": {
+        "position": "learned",
+        "norm": "layer",
+        "norm_eps": 1e-5,
+        "qk_norm": False,
+        "activation": "gelu",
+        "tie_head": True,
+        "init": "gpt2",
+    },
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add this benchmark's options."""
+    parser.add_argument("--peer", type=Path, help="directory of nanoGPT, unpacked")
+    parser.add_argument(
+        "--characters", type=int, default=2000, help="to sample (2000); a tenth from 10.65M"
+    )
+    parser.add_argument("--batch", type=int, nargs="+", default=[1], help="batch sizes (1)")
+    parser.add_argument("--device", help="cpu, cuda; the best there is")
+
+
+def measure(options: argparse.Namespace) -> list[dict]:
+    """Return a row for each size, batch and sampler: median and range of ms a character.
+
+    Weights are drawn, not trained. The samplers take turns, each beginning with a full context, so
+    that the time is that of a text that goes on; loading and a first warm-up are not in it.
+    """
+    from litchar.device import choose_device
+
+    device = choose_device(options.device)
+    rows = []
+    for name, n_layer, n_head, n_embd, block_size, share in SIZES:
+        n = max(1, int(options.characters * share))
+        sizes = {"n_layer": n_layer, "n_head": n_head, "n_embd": n_embd, "block_size": block_size}
+        samplers = {f"litchar, {kind}": _ours(device, sizes, kind) for kind in KINDS}
+        if options.peer:
+            samplers = {"nanoGPT": _peer(options.peer, device, sizes)} | samplers
+        for batch in options.batch:
+            times: dict[str, list[float]] = {sampler: [] for sampler in samplers}
+            for _ in range(options.repeats):
+                for sampler, sample in samplers.items():
+                    seconds = sample(batch, n)
+                    times[sampler].append(1000 * seconds / n)
+            peer = statistics.median(times["nanoGPT"]) if options.peer else float("nan")
+            for sampler, each in times.items():
+                median = statistics.median(each)
+                rows.append(
+                    {
+                        "what": f"{name}, batch {batch}, {device.type}: {sampler}",
+                        "ms/step": median,
+                        "least": min(each),
+                        "most": max(each),
+                        "characters/s": 1000 * batch / median,
+                        "times nanoGPT": peer / median,
+                    }
+                )
+    return rows
+
+
+Sample = Callable[[int, int], float]  # batch size and characters -> seconds
+
+
+def _ours(device: object, sizes: dict, kind: str) -> Sample:
+    import numpy as np
+    import torch
+
+    from litchar.generation import Sampling, generate
+    from litchar.models import Transformer
+
+    model = Transformer(VOCAB_SIZE, **sizes, **({"init": "torch"} | KINDS[kind])).to(device).eval()
+    sampling = Sampling(temperature=0.8)
+
+    def sample(batch: int, n: int) -> float:
+        idx = np.zeros((batch, model.block_size), dtype=np.int64)
+        steps = generate(model, idx, n + 3, sampling)
+        for _ in range(3):
+            next(steps)
+        began = time.perf_counter()
+        for _ in steps:
+            pass
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return time.perf_counter() - began
+
+    return sample
+
+
+def _peer(directory: Path, device: object, sizes: dict) -> Sample:
+    import torch
+
+    spec = importlib.util.spec_from_file_location("peer_model", directory / "model.py")
+    if spec is None or not (directory / "model.py").is_file():
+        raise SystemExit(f"error: --peer {directory}: there is no model.py of nanoGPT")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.GPTConfig(vocab_size=VOCAB_SIZE, bias=False, dropout=0.0, **sizes)
+    model = module.GPT(config).to(device).eval()
+
+    def sample(batch: int, n: int) -> float:
+        idx = torch.zeros((batch, config.block_size), dtype=torch.int64, device=device)
+        with torch.no_grad():
+            model.generate(idx, 3, temperature=0.8, top_k=200)
+            began = time.perf_counter()
+            model.generate(idx, n, temperature=0.8, top_k=200)
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+        return time.perf_counter() - began
+
+    return sample

@@ -1,0 +1,115 @@
+"""The prompt loop: at a terminal, a text for each prompt that is typed."""
+
+import contextlib
+import signal
+from collections.abc import Callable, Iterator
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from litchar.errors import Interrupted, UserError
+from litchar.text.store import cache_dir
+
+HELP = """\
+Type what the text is to begin with, then Enter; \\n stands for a new line.
+  :KEY=VALUE   change a setting: :temperature=0.7 :top_k=null :max_new_tokens=200 :seed=1
+  :settings    show them
+  :quit        end, as Ctrl-D does; Ctrl-C ends a text
+Up and down go through what was typed before."""
+SETTINGS = (
+    "max_new_tokens",
+    "num_samples",
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+    "stop",
+    "unknown",
+    "seed",
+)
+
+
+def run(
+    config: DictConfig, check: Callable[[DictConfig], None], show: Callable[[str], None]
+) -> None:
+    """Ask for prompts until the person ends it.
+
+    Args:
+        config: of `generate`; what is set here changes it.
+        check: raises UserError for a configuration that is unfit.
+        show: prints texts for a prompt; after each the seed goes up, so that the same prompt gives
+            other texts.
+    """
+    print(":help says what can be typed here")
+    with history():
+        while True:
+            try:
+                line = input("> ")
+                if line in (":quit", ":q", ":exit"):
+                    return
+                if line == ":help":
+                    print(HELP)
+                elif line == ":settings":
+                    print("\n".join(f"  {name}={said(config[name])}" for name in SETTINGS))
+                elif line.startswith(":"):
+                    change(config, line[1:], check)
+                else:
+                    show(line.replace("\\n", "\n"))
+                    config.seed += config.num_samples
+            except EOFError:
+                print()
+                return
+            except UserError as error:
+                print(f"error: {error}")
+            except Interrupted as interrupted:
+                if interrupted.signum != signal.SIGINT:
+                    raise
+                print()
+
+
+def change(config: DictConfig, setting: str, check: Callable[[DictConfig], None]) -> None:
+    """Set `KEY=VALUE` in `config`, if all stays fit.
+
+    Raises:
+        UserError: there is no such key, or the value has no meaning.
+    """
+    key, equals, value = (part.strip() for part in setting.partition("="))
+    if key not in SETTINGS or not equals:
+        raise UserError(f":{setting}: write :KEY=VALUE, with one of {', '.join(SETTINGS)}")
+    before = config[key]
+    try:
+        if key in ("stop", "unknown") and value != "null":
+            config[key] = value.replace("\\n", "\n")
+        else:
+            config[key] = OmegaConf.create(f"value: {value}").value
+        check(config)
+    except (UserError, OmegaConfBaseException, YAMLError) as error:
+        config[key] = before
+        raise UserError(str(error).split("\n")[0]) from None
+
+
+def said(value: object) -> str:
+    """Return a setting as it would be typed."""
+    return "null" if value is None else str(value)
+
+
+@contextlib.contextmanager
+def history() -> Iterator[None]:
+    """Keep what is typed for the arrow keys, from one time to the next, if there is readline."""
+    try:
+        import readline
+    except ImportError:  # on Windows
+        yield
+        return
+    path = cache_dir() / "history"
+    with contextlib.suppress(OSError):
+        readline.read_history_file(path)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            readline.set_history_length(1000)
+            readline.write_history_file(path)
