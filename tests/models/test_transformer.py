@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from litchar.benchmarks.teaching import TeachingModel
 from litchar.models import Transformer
 from litchar.models.transformer import NGramEmbedding, Rotary
 
@@ -54,60 +55,6 @@ def some_ids(batch: int = 3, length: int = 10, vocab_size: int = 13) -> torch.Te
 
 
 # The teaching script's model, head by head
-
-
-class Head(nn.Module):
-    def __init__(self, n_embd: int, head_size: int, block_size: int) -> None:
-        super().__init__()
-        self.key = nn.Linear(n_embd, head_size, bias=False)
-        self.query = nn.Linear(n_embd, head_size, bias=False)
-        self.value = nn.Linear(n_embd, head_size, bias=False)
-        self.register_buffer("tril", torch.tril(torch.ones(block_size, block_size)))
-        self.head_size = head_size
-
-    def forward(self, x):
-        T = x.shape[1]  # noqa: N806
-        k, q, v = self.key(x), self.query(x), self.value(x)
-        weights = q @ k.transpose(-2, -1) * self.head_size**-0.5
-        weights = weights.masked_fill(self.tril[:T, :T] == 0, float("-inf"))
-        return F.softmax(weights, dim=-1) @ v
-
-
-class TeachingBlock(nn.Module):
-    def __init__(self, n_embd: int, n_head: int, block_size: int) -> None:
-        super().__init__()
-        self.heads = nn.ModuleList(
-            Head(n_embd, n_embd // n_head, block_size) for _ in range(n_head)
-        )
-        self.projection = nn.Linear(n_embd, n_embd)
-        self.feed_forward = nn.Sequential(
-            nn.Linear(n_embd, 4 * n_embd), nn.ReLU(), nn.Linear(4 * n_embd, n_embd)
-        )
-        self.ln1 = nn.LayerNorm(n_embd)
-        self.ln2 = nn.LayerNorm(n_embd)
-
-    def forward(self, x):
-        normed = self.ln1(x)
-        x = x + self.projection(torch.cat([head(normed) for head in self.heads], dim=-1))
-        return x + self.feed_forward(self.ln2(x))
-
-
-class TeachingModel(nn.Module):
-    def __init__(self, vocab_size, block_size, n_layer, n_head, n_embd) -> None:
-        super().__init__()
-        self.tokens = nn.Embedding(vocab_size, n_embd)
-        self.positions = nn.Embedding(block_size, n_embd)
-        self.blocks = nn.ModuleList(
-            TeachingBlock(n_embd, n_head, block_size) for _ in range(n_layer)
-        )
-        self.ln_f = nn.LayerNorm(n_embd)
-        self.lm_head = nn.Linear(n_embd, vocab_size)
-
-    def forward(self, idx):
-        x = self.tokens(idx) + self.positions(torch.arange(idx.shape[1]))
-        for block in self.blocks:
-            x = block(x)
-        return self.lm_head(self.ln_f(x))
 
 
 @torch.no_grad()

@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,11 +13,11 @@ from rich.table import Table
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the benchmark that the command line names."""
-    from litchar.benchmarks import encode, generate
+    from litchar.benchmarks import encode, generate, overhead, startup, train
 
     parser = argparse.ArgumentParser(prog="benchmark.py", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="BENCHMARK")
-    for module in (encode, generate):
+    for module in (train, overhead, encode, startup, generate):
         name = module.__name__.rpartition(".")[2]
         command = commands.add_parser(name, help=module.__doc__, description=module.__doc__)
         command.add_argument("--repeats", type=int, default=3, help="measurements of each (3)")
@@ -27,6 +29,24 @@ def main(arguments: list[str] | None = None) -> None:
     _print(rows)
     if options.json:
         options.json.write_text(json.dumps(rows, indent=2) + "\n")
+
+
+def run_training(directory: Path, *overrides: str) -> dict:
+    """Run `train.py` in a process of its own, with its cache in `directory`; return its summary."""
+    script = Path(sys.argv[0]).resolve().with_name("train.py")
+    run_dir = directory / f"run{len(list(directory.glob('run*')))}"
+    command = [sys.executable, str(script), f"run_dir={run_dir}", *overrides]
+    environment = os.environ | {"LITCHAR_CACHE": str(directory / "cache")}
+    finished = subprocess.run(
+        [*command, "trainer.enable_progress_bar=false"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if finished.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{finished.stderr[-2000:]}")
+    return json.loads((run_dir / "summary.json").read_text())
 
 
 def _print(rows: list[dict]) -> None:

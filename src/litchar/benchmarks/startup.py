@@ -1,0 +1,38 @@
+"""How long `train.py` takes to its first step, from the start of the process."""
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+from litchar.benchmarks import run_training
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """This benchmark has no options of its own."""
+
+
+def measure(options: argparse.Namespace) -> list[dict]:
+    """Return a row for a cold and a warm token store: seconds of a whole process of one step.
+
+    The bundled text, sizes by device; one batch is validated, so that the figure is an upper bound
+    of the time to the first step.
+    """
+    rows = []
+    with tempfile.TemporaryDirectory() as directory:
+        seconds: dict[str, list[float]] = {"cold token store": [], "warm token store": []}
+        for repeat in range(options.repeats):
+            for taken in seconds.values():
+                began = time.perf_counter()
+                run_training(
+                    Path(directory) / str(repeat),
+                    "trainer.max_steps=1",
+                    "trainer.limit_val_batches=1",
+                    "data.train_sample=0",
+                )
+                taken.append(time.perf_counter() - began)
+        for what, taken in seconds.items():
+            median = statistics.median(taken)
+            rows.append({"what": what, "seconds": median, "least": min(taken), "most": max(taken)})
+    return rows

@@ -1,0 +1,149 @@
+"""Train a recipe to its target, beside nanoGPT if it is there: seconds of steps, and losses."""
+
+import argparse
+import os
+import pickle
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from litchar.benchmarks import run_training
+from litchar.text import Corpus, Vocabulary
+
+ON_A_CPU = [
+    "--device=cpu",
+    "--compile=False",
+    "--eval_iters=20",
+    "--block_size=64",
+    "--batch_size=12",
+    "--n_layer=4",
+    "--n_head=4",
+    "--n_embd=128",
+    "--max_iters=2000",
+    "--lr_decay_iters=2000",
+    "--dropout=0.0",
+]
+
+# What scores nanoGPT's checkpoint as ours are: contiguous windows, every character once.
+EXACT_LOSS = """
+import numpy, sys, torch
+from model import GPT, GPTConfig
+saved = torch.load("out-shakespeare-char/ckpt.pt", map_location="cpu")
+model = GPT(GPTConfig(**saved["model_args"])).eval()
+model.load_state_dict({k.removeprefix("_orig_mod."): v for k, v in saved["model"].items()})
+ids = numpy.fromfile("data/shakespeare_char/val.bin", dtype=numpy.uint16)
+ids = torch.from_numpy(ids.astype(int))
+total, T = 0.0, model.config.block_size
+with torch.no_grad():
+    for start in range(0, len(ids) - 1, T):
+        x = ids[start : start + T][: len(ids) - 1 - start][None]
+        y = ids[start + 1 : start + 1 + x.shape[1]][None]
+        total += model(x, y)[1].item() * x.shape[1]
+print(total / (len(ids) - 1))
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add this benchmark's options."""
+    parser.add_argument("--experiment", default="cpu_fast", help="the recipe (cpu_fast)")
+    parser.add_argument("--text", type=Path, help="a copy of tiny Shakespeare; else downloaded")
+    parser.add_argument("--peer", type=Path, help="nanoGPT, unpacked: its CPU setting, in turns")
+    parser.add_argument("overrides", nargs="*", help="KEY=VALUE for train.py")
+
+
+def measure(options: argparse.Namespace) -> list[dict]:
+    """Return a row for each: seconds of steps to the target, or of all steps; the final loss.
+
+    The peer's are 2,000 steps, its evaluations outside the clock; its loss is that of its last
+    checkpoint. Each repeat has another seed.
+    """
+    if options.peer is not None and options.text is None:
+        raise SystemExit("error: --peer needs --text FILE, which it is trained on as well")
+    ours: list[dict] = []
+    theirs: list[dict] = []
+    with tempfile.TemporaryDirectory() as directory:
+        place = [] if options.text is None else [f"data.path={options.text.absolute()}"]
+        for seed in range(1, options.repeats + 1):
+            run = Path(directory) / f"ours{seed}"
+            setting = (f"experiment={options.experiment}", f"seed={seed}", *place)
+            began = time.perf_counter()
+            summary = run_training(run, *setting, *options.overrides)
+            seconds = summary["seconds_to_target"]
+            ours.append(
+                {
+                    "steps": summary["train_seconds"] if seconds is None else seconds,
+                    "all": time.perf_counter() - began,
+                    "loss": summary["best_val_loss"],
+                }
+            )
+            if options.peer is not None:
+                theirs.append(_nanogpt(options.peer, options.text, Path(directory), seed))
+    rows = [_row(options.experiment, ours)]
+    if theirs:
+        rows.append(_row("nanoGPT, 2,000 steps", theirs))
+        for row in rows:
+            row["ratio"] = rows[-1]["s of steps"] / row["s of steps"]
+    return rows
+
+
+def _nanogpt(peer: Path, text: Path, directory: Path, seed: int) -> dict:
+    """Train nanoGPT's CPU setting on `text` in a folder of its own."""
+    folder = directory / f"nanogpt{seed}"
+    data = folder / "data" / "shakespeare_char"
+    data.mkdir(parents=True)
+    for entry in peer.absolute().iterdir():
+        if entry.name != "data":
+            os.symlink(entry, folder / entry.name)
+    characters = "".join(Corpus([text]).read())
+    vocabulary = Vocabulary(characters)
+    ids = vocabulary.encode(characters).astype(np.uint16)
+    end = int(0.9 * len(ids))
+    ids[:end].tofile(data / "train.bin")
+    ids[end:].tofile(data / "val.bin")
+    with open(data / "meta.pkl", "wb") as file:
+        pickle.dump({"vocab_size": len(vocabulary)}, file)
+
+    script = (peer / "train.py").read_text()  # it seeds itself with 1337, and has no option for it
+    (folder / "train.py").unlink()
+    (folder / "train.py").write_text(script.replace("manual_seed(1337", f"manual_seed({seed}"))
+    command = [sys.executable, "train.py", "config/train_shakespeare_char.py", *ON_A_CPU]
+    began = time.perf_counter()
+    output = _run([*command, "--log_interval=1"], folder)
+    seconds = time.perf_counter() - began
+    steps = [float(ms) for ms in re.findall(r"^iter \d+: .* time ([\d.]+)ms", output, re.MULTILINE)]
+    evaluated = range(0, len(steps), 250)  # these times include the evaluation before the step
+    counted = [ms for i, ms in enumerate(steps) if i not in evaluated]
+    mean = sum(counted) / len(counted)
+    return {
+        "steps": mean * 2000 / 1e3,
+        "all": seconds,
+        "loss": float(_run([sys.executable, "-c", EXACT_LOSS], folder)),
+    }
+
+
+def _run(command: list[str], folder: Path) -> str:
+    finished = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    if finished.returncode:
+        raise SystemExit(f"error: {' '.join(command[:3])} failed:\n{finished.stderr[-2000:]}")
+    return finished.stdout
+
+
+def _row(what: str, runs: list[dict]) -> dict:
+    steps = [run["steps"] for run in runs]
+    losses = [run["loss"] for run in runs]
+    return {
+        "what": what,
+        "s of steps": statistics.median(steps),
+        "least": min(steps),
+        "most": max(steps),
+        "s in all": statistics.median(run["all"] for run in runs),
+        "mean loss": statistics.mean(losses),
+        "best": min(losses),
+        "worst": max(losses),
+    }
