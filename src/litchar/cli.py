@@ -37,6 +37,7 @@ PATHS = frozenset(  # and names, which may be null as well
         "resume",
         "run_dir",
         "outputs_dir",
+        "page",
         "output",
         "prompts",
         "stop",

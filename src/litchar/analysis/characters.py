@@ -1,0 +1,135 @@
+"""The characters of a text: their names, which are odd, and which look like others."""
+
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable
+
+import numpy as np
+
+from litchar.text import Corpus, TokenStore, Vocabulary
+
+NAMES = {  # of control codes, for which Unicode has none
+    "\0": "NULL",
+    "\b": "BACKSPACE",
+    "\t": "TAB",
+    "\n": "LINE FEED",
+    "\v": "VERTICAL TAB",
+    "\f": "FORM FEED",
+    "\r": "CARRIAGE RETURN",
+    "\x1b": "ESCAPE",
+    "\x7f": "DELETE",
+    "\x85": "NEXT LINE",
+}
+SCRIPTS = ("LATIN", "GREEK", "CYRILLIC", "ARMENIAN", "CHEROKEE", "COPTIC")  # with letters alike
+SIGNS = {  # in ASCII, and what is often taken for them
+    "-": "\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe63\uff0d",
+    "'": "\u2018\u2019\u201a\u201b\u02b9\u02bb\u02bc\u02bd\u02c8\u2032\u00b4\uff40\uff07",
+    '"': "\u201c\u201d\u201e\u201f\u2033\uff02",
+    ".": "\u2024\u3002\uff0e",
+    ",": "\u060c\uff0c",
+    ":": "\u2236\uff1a\u02d0",
+    ";": "\u037e\uff1b",
+    "!": "\u01c3\uff01",
+    "*": "\u2217\uff0a",
+    "/": "\u2215\u2044\uff0f",
+    "|": "\u01c0\u2223\uff5c",
+    "~": "\u223c\uff5e\u02dc",
+}
+LIKE_SIGNS = {alike: sign for sign, all_alike in SIGNS.items() for alike in all_alike}
+MOST_WORDS = 100_000  # words of mixed scripts that are looked at
+
+
+def name_of(character: str, unit: str = Vocabulary.unit) -> str:
+    """Return a character's name in Unicode, or of a byte its number."""
+    if unit != Vocabulary.unit:
+        return f"byte 0x{ord(character):02X}"
+    code = f"U+{ord(character):04X}"
+    return NAMES.get(character) or unicodedata.name(character, code)
+
+
+def oddity(character: str) -> str | None:
+    """Return what is odd about a character, if anything."""
+    category = unicodedata.category(character)
+    if character in "\n\t ":
+        return None
+    if character == "\ufffd":
+        return "stands for what could not be read"
+    kind = {
+        "Cc": "control code",
+        "Cf": "invisible",
+        "Co": "private use",
+        "Cn": "not assigned",
+        "Cs": "half of a character",
+        "Zs": "space of another kind",
+        "Zl": "line end of another kind",
+        "Zp": "line end of another kind",
+        "Mn": "combines with the one before",
+        "Me": "combines with the one before",
+    }.get(category)
+    if kind is not None:
+        return kind
+    if character in LIKE_SIGNS:
+        return f"looks like {LIKE_SIGNS[character]}"
+    if unicodedata.normalize("NFC", character) != character:
+        return "data.normalize=NFC has another for it"
+    if unicodedata.normalize("NFKC", character) != character:
+        return "data.normalize=NFKC has another for it"
+    return None
+
+
+def script_of(character: str) -> int:
+    """Return 1 and up for a letter of one of `SCRIPTS`, 0 for anything else."""
+    if not character.isalpha():
+        return 0
+    first = unicodedata.name(character, "").partition(" ")[0]
+    return SCRIPTS.index(first) + 1 if first in SCRIPTS else 0
+
+
+def mixed_words(store: TokenStore, chunk: int = 1 << 20) -> Counter[str]:
+    """Return the words with letters of several `SCRIPTS`, and how often each stands in the text."""
+    scripts = np.array([script_of(c) for c in store.vocabulary.characters], np.uint8)
+    words: Counter[str] = Counter()
+    if len(set(scripts[scripts > 0].tolist())) < 2:
+        return words
+    tokens, end, looked_at = store.tokens, 0, 0
+    for start in range(0, len(tokens) - 1, chunk):
+        here = scripts[tokens[start : start + chunk + 1]]
+        a, b = here[:-1], here[1:]
+        for place in (start + np.flatnonzero((a != b) & (a > 0) & (b > 0))).tolist():
+            if place < end:
+                continue  # in the word before
+            first = place
+            while first > 0 and scripts[tokens[first - 1]]:
+                first -= 1
+            end = place + 1
+            while end < len(tokens) and scripts[tokens[end]] and end - first < 100:
+                end += 1
+            words[store.vocabulary.decode(tokens[first:end])] += 1
+            looked_at += 1
+            if looked_at == MOST_WORDS:
+                return words
+    return words
+
+
+def foreign_letters(word: str) -> str:
+    """Return the letters of a mixed word that are not of its main script, sorted, each once."""
+    letters = Counter(filter(None, map(script_of, word)))
+    main = max(letters, key=lambda script: (letters[script], -script))
+    return "".join(sorted({c for c in word if script_of(c) not in (0, main)}))
+
+
+def line_ends(corpus: Corpus) -> dict[str, int]:
+    """Return how often each kind of line end stands in the files, before they become `\\n`."""
+    return count_line_ends(corpus.read_bytes())
+
+
+def count_line_ends(chunks: Iterable[bytes]) -> dict[str, int]:
+    """Return how often `\\n`, `\\r\\n` and `\\r` alone stand in a text that comes in pieces."""
+    lf = cr = crlf = 0
+    before = b""
+    for chunk in chunks:
+        lf += chunk.count(b"\n")
+        cr += chunk.count(b"\r")
+        crlf += chunk.count(b"\r\n") + (before == b"\r" and chunk[:1] == b"\n")
+        before = chunk[-1:]
+    return {"\\n": lf - crlf, "\\r\\n": crlf, "\\r": cr - crlf}

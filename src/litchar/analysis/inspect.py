@@ -1,0 +1,327 @@
+"""`scripts/inspect.py`: what is in a text, before anyone trains on it."""
+
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text as Line
+
+from litchar.analysis.characters import (
+    foreign_letters,
+    line_ends,
+    mixed_words,
+    name_of,
+    oddity,
+)
+from litchar.analysis.page import write_page
+from litchar.analysis.passages import (
+    Passage,
+    Repeats,
+    Windows,
+    hash_lines,
+    hash_windows,
+    sampled_bits,
+    share_in,
+)
+from litchar.text import Text, TokenStore
+from litchar.text.ngrams import CHUNK, count_tokens
+from litchar.text.vocabulary import Vocabulary, printable
+
+LENGTHS = (25, 50, 100, 200)  # of the windows that are looked for in the training split
+REPEATED = 50  # characters of the shortest passage that counts as repeated
+RARE = 10  # occurrences at most
+LONG_LINE = 20  # characters of the shortest line whose repetition says something
+MOST = 10  # rows of a list in the terminal; the page has more
+MOST_ON_PAGE = 500
+SHOWN = 60  # characters of a passage
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of what was found: a table with a heading, for the terminal and for the page.
+
+    Attributes:
+        rows: cells as shown; numbers right-aligned where the column's heading begins with `#`.
+        most: rows that the terminal shows.
+        note: a line below it.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+    most: int = MOST
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Inspected:
+    """A text taken apart: what the sections and the plots show.
+
+    Attributes:
+        counts: of each token in each split: name -> (V,) int64
+        lines: lengths of the lines: (L,)
+        overlap: split -> share of its windows that stand in training, by their length
+        repeats: what stands more than once
+    """
+
+    store: TokenStore
+    bounds: dict[str, tuple[int, int]]
+    counts: dict[str, np.ndarray]
+    lines: np.ndarray
+    overlap: dict[str, dict[int, float]]
+    lines_in_training: dict[str, float]
+    repeats: Repeats
+    sampled: int
+
+
+def run(config: DictConfig, output_dir: Path) -> list[Section]:
+    """Print what is in a text, and write it as a page with plots.
+
+    Raises:
+        UserError: the text or a setting is unfit, or the page cannot be written.
+    """
+    console = Console(highlight=False)
+    text = Text.of(config.data)
+    with console.status("Reading"):
+        store = text.open()
+    with console.status("Inspecting"):
+        found = inspect(text, store)
+        sections = list(describe(text, found))
+    for section in sections:
+        _print(console, section)
+    with console.status("Drawing"):
+        lack = write_page(Path(config.page).expanduser(), str(text.corpus()), sections, found)
+    console.print(f"\n{config.page}{lack}", soft_wrap=True, markup=False)
+    return sections
+
+
+def inspect(text: Text, store: TokenStore) -> Inspected:
+    """Count and compare what `store` holds."""
+    tokens, vocab_size = store.tokens, len(store.vocabulary)
+    bounds = text.bounds(len(tokens))
+    splits = {name: tokens[start:stop] for name, (start, stop) in bounds.items()}
+    bits = sampled_bits(len(tokens))
+    windows = {
+        name: hash_windows(split, vocab_size, LENGTHS, bits) for name, split in splits.items()
+    }
+    starts, stops = _lines(store)
+    long = stops - starts >= LONG_LINE
+    hashes = hash_lines(tokens, vocab_size, starts[long], stops[long])
+    within = {
+        name: hashes[(starts[long] >= start) & (stops[long] <= stop)]
+        for name, (start, stop) in bounds.items()
+    }
+    held_out = [name for name in splits if name != "train"]
+    return Inspected(
+        store,
+        bounds,
+        {name: count_tokens(split, vocab_size) for name, split in splits.items()},
+        stops - starts,
+        {
+            name: {
+                length: share_in(found.hashes, windows["train"][length].hashes)
+                for length, found in windows[name].items()
+            }
+            for name in held_out
+        },
+        {name: share_in(within[name], within["train"]) for name in held_out},
+        Repeats(tokens, _of_whole(windows, bounds), REPEATED),
+        1 << bits,
+    )
+
+
+def _lines(store: TokenStore) -> tuple[np.ndarray, np.ndarray]:
+    """Return where the lines begin and end, without their line feeds: two (L,) arrays."""
+    newline = store.vocabulary.characters.find("\n")
+    feeds = [
+        start + np.flatnonzero(store.tokens[start : start + CHUNK] == newline)
+        for start in range(0, len(store.tokens), CHUNK)
+    ]
+    stops = np.concatenate((*feeds, [len(store.tokens)]))
+    starts = np.concatenate(([0], stops[:-1] + 1))
+    return (starts[:-1], stops[:-1]) if starts[-1] == len(store.tokens) else (starts, stops)
+
+
+def _of_whole(windows: dict[str, dict[int, Windows]], bounds: dict) -> Windows:
+    """Return the windows of all splits by their places in the text."""
+    return Windows(
+        np.concatenate([windows[name][REPEATED].places + bounds[name][0] for name in windows]),
+        np.concatenate([windows[name][REPEATED].hashes for name in windows]),
+    )
+
+
+def describe(text: Text, found: Inspected) -> Iterator[Section]:
+    """Yield what was found, part by part."""
+    store, unit = found.store, text.unit
+    counts = sum(found.counts.values())
+    yield _size(text, found, counts)
+    yield _characters(store, counts)
+    if unit == Vocabulary.unit:
+        yield from _odd(text, store, counts)
+    yield _lengths(text, found)
+    yield from _repeats(found)
+    yield _overlap(found)
+
+
+def _size(text: Text, found: Inspected, counts: np.ndarray) -> Section:
+    corpus, tokens = text.corpus(), found.store.tokens
+    _, size = counts @ found.store.vocabulary.sizes
+    rows = [
+        ("text", str(corpus)),
+        ("bytes", f"{size:,} as UTF-8"),
+        (f"{text.unit}s", f"{len(tokens):,}, {len(found.store.vocabulary):,} distinct"),
+        ("lines", f"{len(found.lines):,}"),
+    ]
+    for name, (start, stop) in found.bounds.items():
+        rows.append((name, f"{stop - start:,} {text.unit}s"))
+    return Section("Size", ("", ""), rows)
+
+
+def _characters(store: TokenStore, counts: np.ndarray) -> Section:
+    unit = store.vocabulary.unit
+    order = np.argsort(-counts, kind="stable")
+    rows = [_character(store, counts, i) for i in order[:MOST_ON_PAGE] if counts[i]]
+    rare = np.flatnonzero((counts > 0) & (counts <= RARE))
+    note = ""
+    if len(rare):
+        share = counts[rare].sum() / counts.sum()
+        rarest = rare[np.argsort(counts[rare], kind="stable")][:8]
+        named = [f"{shown(c)} {name_of(c, unit)}" for c in _of(store, rarest)]
+        note = (
+            f"{len(rare):,} occur {RARE} times at most, {share:.2%} of the text; the rarest: "
+            + ", ".join(named)
+        )
+    columns = ("", "name", "# count", "# share", "")
+    return Section("Characters", columns, rows, 20, note)
+
+
+def _character(store: TokenStore, counts: np.ndarray, i: int) -> tuple[str, ...]:
+    character, unit = store.vocabulary.characters[i], store.vocabulary.unit
+    odd = oddity(character) if unit == Vocabulary.unit else None
+    share = counts[i] / counts.sum()
+    return shown(character), name_of(character, unit), f"{counts[i]:,}", f"{share:.3%}", odd or ""
+
+
+def _of(store: TokenStore, ids: Iterable[int]) -> list[str]:
+    return [store.vocabulary.characters[i] for i in ids]
+
+
+def shown(character: str) -> str:
+    """Return a character as a person can see it."""
+    if character == " ":
+        return "\N{OPEN BOX}"
+    if unicodedata.combining(character):
+        return f"\N{DOTTED CIRCLE}{character}"
+    return character if character.isprintable() else ascii(character)[1:-1]
+
+
+def _odd(text: Text, store: TokenStore, counts: np.ndarray) -> Iterator[Section]:
+    kinds = defaultdict(list)
+    for i in np.argsort(-counts, kind="stable"):
+        if counts[i] and (kind := oddity(store.vocabulary.characters[i])):
+            kinds[kind].append(i)
+    rows = []
+    for kind, ids in kinds.items():
+        named = [
+            f"{shown(c)} {name_of(c)}" for i in ids[:3] for c in store.vocabulary.characters[i]
+        ]
+        more = f", and {len(ids) - 3:,} more" if len(ids) > 3 else ""
+        rows.append((kind, f"{counts[ids].sum():,}", ", ".join(named) + more))
+    columns = ("what is odd", "# count", "characters")
+    yield Section("Odd characters", columns, rows, 20)
+    words = mixed_words(store)
+    rows = []
+    for word, count in words.most_common(MOST_ON_PAGE):
+        letters = foreign_letters(word)
+        names = ", ".join(f"{c} {name_of(c)}" for c in letters[:3])
+        rows.append((printable(word[:SHOWN]), f"{count:,}", names))
+    if rows:
+        yield Section("Words of several scripts", ("", "# count", "letters"), rows)
+    ends = line_ends(text.corpus())
+    kinds = [(kind, f"{count:,}") for kind, count in ends.items() if count]
+    mixed = "mixed; all are read as \\n" if len(kinds) > 1 else ""
+    yield Section("Line ends in the files", ("", "# count"), kinds, note=mixed)
+
+
+def _lengths(text: Text, found: Inspected) -> Section:
+    rows = [_distribution("lines", found.lines)]
+    paths = getattr(text.corpus(), "paths", [])
+    if len(paths) > 1:
+        rows.append(_distribution("files (bytes)", np.array([p.stat().st_size for p in paths])))
+    columns = ("", "# number", "# shortest", "# median", "# mean", "# 90%", "# 99%", "# longest")
+    return Section(f"Lengths in {text.unit}s", columns, rows)
+
+
+def _distribution(what: str, lengths: np.ndarray) -> tuple[str, ...]:
+    quantiles = np.quantile(lengths, (0, 0.5, 0.9, 0.99, 1), method="inverted_cdf")
+    shortest, median, most, nearly_all, longest = (f"{value:,}" for value in quantiles)
+    mean = f"{lengths.mean():,.1f}"
+    return what, f"{len(lengths):,}", shortest, median, mean, most, nearly_all, longest
+
+
+def _repeats(found: Inspected) -> Iterator[Section]:
+    store = found.store
+
+    def row(passage: Passage) -> tuple[str, ...]:
+        first = passage.places[0]
+        start = store.vocabulary.decode(store.tokens[first : first + min(passage.length, SHOWN)])
+        places = ", ".join(f"{place:,}" for place in passage.places[:3])
+        return f"{passage.length:,}", f"{len(passage.places):,}", places, shown_text(start)
+
+    columns = ("# length", "# times", "first places", "begins")
+    which = f" (of one in {found.sampled}, chosen by content)" if found.sampled > 1 else ""
+    note = f"{found.repeats.share:.2%} of windows of {REPEATED} stand more than once{which}"
+    rows = [row(passage) for passage in found.repeats.longest(MOST)]
+    yield Section("Longest passages that stand twice", columns, rows, 5, note)
+    rows = [row(passage) for passage in found.repeats.most_frequent(MOST)]
+    yield Section(f"Most frequent passages of {REPEATED} or more", columns, rows, 5)
+
+
+def shown_text(text: str) -> str:
+    """Return a passage on one line."""
+    return printable(text.replace("\n", "\\n").replace("\t", "\\t"))
+
+
+def _overlap(found: Inspected) -> Section:
+    rows = []
+    for name, shares in found.overlap.items():
+        lines = found.lines_in_training[name]
+        new = (found.counts[name] > 0) & (found.counts["train"] == 0)
+        cells = (*(f"{share:.2%}" for share in shares.values()), f"{lines:.2%}")
+        rows.append((name, *cells, f"{np.count_nonzero(new):,}"))
+    columns = (
+        "",
+        *(f"# {length}" for length in LENGTHS),
+        "# lines",
+        "# unseen",
+    )
+    sample = f"; windows: one in {found.sampled}, chosen by content" if found.sampled > 1 else ""
+    note = (
+        f"the share of windows of so many {found.store.vocabulary.unit}s, and of lines of "
+        f"{LONG_LINE} or more, that stands there word for word{sample}; unseen: how many distinct "
+        f"{found.store.vocabulary.unit}s never stand there"
+    )
+    return Section("In the training split word for word", columns, rows, note=note)
+
+
+def _print(console: Console, section: Section) -> None:
+    table = Table(box=None, pad_edge=False, show_header=any(section.columns))
+    for heading in section.columns:
+        if heading.startswith("# "):
+            table.add_column(heading.removeprefix("# "), justify="right", no_wrap=True)
+        else:
+            table.add_column(heading, overflow="fold")
+    for row in section.rows[: section.most]:
+        table.add_row(*map(Line, row))
+    console.print(f"\n{section.title}", style="bold")
+    console.print(table if section.rows else "none")
+    if len(section.rows) > section.most:
+        console.print(f"and {len(section.rows) - section.most:,} more on the page", style="dim")
+    if section.note:
+        console.print(Line(section.note, "dim"))

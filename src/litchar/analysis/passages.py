@@ -1,0 +1,262 @@
+"""Passages that a text has more than once, and how much of one split stands in another.
+
+Windows of a text are compared by their hashes (Karp & Rabin, "Efficient randomized pattern-matching
+algorithms", 1987): with x[i] = code[token i] * B^i mod 2^64, the window of w tokens at i has
+(x[i] + ... + x[i + w - 1]) / B^i, which a cumulative sum gives for all windows at once. Of a long
+text only windows whose hash is 0 in a few bits are kept: the same ones wherever they stand.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+CHUNK = 1 << 16  # tokens at a time: small enough that all arrays stay in a core's cache
+MOST_WINDOWS = 1 << 22  # to keep: of longer texts a half, a quarter ... of all windows
+LONGEST_LINE = 1 << 20  # tokens of a line that is compared
+MIX = np.uint64(0x9E3779B97F4A7C15)  # spreads a hash's low bits to its high ones
+
+
+class Hasher:
+    """Hashes windows and lines of tokens.
+
+    Args:
+        vocab_size: V.
+        reach: tokens at most that are hashed at a time.
+    """
+
+    def __init__(self, vocab_size: int, reach: int) -> None:
+        draw = np.random.default_rng(0)
+        self.codes = draw.integers(0, 2**64, vocab_size, np.uint64)
+        base = int(draw.integers(0, 2**63)) * 2 + 1  # odd, and so invertible
+        self.powers = _powers(base, reach)
+        self.inverses = _powers(pow(base, -1, 2**64), reach)
+
+    def sums(self, tokens: np.ndarray) -> np.ndarray:
+        """Return the cumulative sums of x, of which the differences are hashes: (N + 1,)."""
+        sums = np.empty(len(tokens) + 1, np.uint64)
+        sums[0] = 0
+        np.multiply(self.codes[tokens], self.powers[: len(tokens)], out=sums[1:])
+        return np.cumsum(sums, out=sums)
+
+
+def _powers(base: int, count: int) -> np.ndarray:
+    """Return `base` to the power of 0, 1, ... modulo 2^64: (count,) uint64."""
+    powers = np.full(count, base, np.uint64)
+    powers[0] = 1
+    return np.cumprod(powers, out=powers)
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Windows of one length.
+
+    Attributes:
+        places: where they begin: (K,) int64, ascending
+        hashes: (K,) uint64
+    """
+
+    places: np.ndarray
+    hashes: np.ndarray
+
+
+def sampled_bits(length: int) -> int:
+    """Return how many bits of a hash must be 0, that about `MOST_WINDOWS` of `length` are kept."""
+    return max(0, (length - 1).bit_length() - (MOST_WINDOWS.bit_length() - 1))
+
+
+def hash_windows(
+    tokens: np.ndarray, vocab_size: int, lengths: tuple[int, ...], bits: int
+) -> dict[int, Windows]:
+    """Return the windows of each of `lengths` tokens whose hash is 0 in `bits` bits.
+
+    Args:
+        tokens: (N,) ids, read in pieces.
+    """
+    longest = max(lengths)
+    hasher = Hasher(vocab_size, CHUNK + longest)
+    found: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {length: [] for length in lengths}
+    for start in range(0, len(tokens), CHUNK):
+        sums = hasher.sums(tokens[start : start + CHUNK + longest - 1])
+        for length, pieces in found.items():
+            count = min(CHUNK, len(sums) - length)
+            if count <= 0:
+                continue
+            hashes = sums[length : length + count] - sums[:count]
+            hashes *= hasher.inverses[:count]
+            if bits:
+                kept = np.flatnonzero(hashes * MIX < np.uint64(1 << (64 - bits)))
+                pieces.append((kept + start, hashes[kept]))
+            else:
+                pieces.append((np.arange(start, start + count), hashes))
+    return {length: Windows(*_joined(pieces)) for length, pieces in found.items()}
+
+
+def _joined(pieces: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    if not pieces:
+        return np.zeros(0, np.int64), np.zeros(0, np.uint64)
+    places, hashes = zip(*pieces, strict=True)
+    return np.concatenate(places), np.concatenate(hashes)
+
+
+def hash_lines(
+    tokens: np.ndarray, vocab_size: int, starts: np.ndarray, stops: np.ndarray
+) -> np.ndarray:
+    """Return the hashes of the lines from `starts` to `stops`, (L,); those longer than
+    `LONGEST_LINE` are cut there."""
+    hasher = Hasher(vocab_size, LONGEST_LINE)
+    stops = np.minimum(stops, starts + LONGEST_LINE)
+    hashes = np.empty(len(starts), np.uint64)
+    first = 0
+    while first < len(starts):
+        # As many lines as fit in a chunk, one at least.
+        last = max(first + 1, int(np.searchsorted(stops, starts[first] + CHUNK, side="right")))
+        begin = starts[first]
+        sums = hasher.sums(tokens[begin : stops[last - 1]])
+        at = starts[first:last] - begin
+        hashes[first:last] = (sums[stops[first:last] - begin] - sums[at]) * hasher.inverses[at]
+        first = last
+    return hashes
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A piece of text that stands in several places.
+
+    Attributes:
+        length: in tokens.
+        places: where it begins, ascending; no two overlap.
+    """
+
+    length: int
+    places: list[int]
+
+
+class Repeats:
+    """What stands more than once in a text.
+
+    Args:
+        tokens: (N,) ids
+        windows: of `length` tokens; of a long text a sample.
+    """
+
+    def __init__(self, tokens: np.ndarray, windows: Windows, length: int) -> None:
+        self.tokens = tokens
+        self.length = length
+        by_hash = np.argsort(windows.hashes, kind="stable")  # places stay ascending
+        self.places = windows.places[by_hash]
+        hashes = windows.hashes[by_hash]
+        first = np.ones(len(hashes), bool)
+        first[1:] = hashes[1:] != hashes[:-1]
+        self.starts = np.flatnonzero(first)  # of the groups of equal windows
+        self.counts = np.diff(np.append(self.starts, len(hashes)))
+        self.repeated = np.sort(self.places[np.repeat(self.counts > 1, self.counts)])
+        self.share = len(self.repeated) / max(1, len(hashes))
+
+    def longest(self, most: int) -> list[Passage]:
+        """Return the longest passages that stand in two places, which do not overlap."""
+        anew = np.zeros(len(self.places), bool)  # of each group the first
+        anew[self.starts] = True
+        clear = anew.copy()  # and those that do not overlap the one before
+        clear[1:] |= np.diff(self.places) >= self.length
+        places, anew = self.places[clear], anew[clear]
+        later = np.flatnonzero(~anew)
+        if not len(later):
+            return []
+        a, b = places[later - 1], places[later]
+        # Windows that follow each other in both places belong to one passage.
+        order = np.lexsort((a, b - a))
+        a, b = a[order], b[order]
+        new = np.ones(len(a), bool)
+        new[1:] = (np.diff(b - a) != 0) | (np.diff(a) > self.length)
+        runs = np.flatnonzero(new)
+        ends = np.append(runs[1:], len(a)) - 1
+        extents = a[ends] - a[runs]
+        found: list[Passage] = []
+        seen: list[range] = []  # what lies in a passage that was found
+        contents: set[bytes] = set()
+        for run in np.argsort(-extents, kind="stable")[: 20 * most]:
+            passage = self._extended(int(a[runs[run]]), int(b[runs[run]]))
+            if passage is None:
+                continue
+            known = any(place in other for place in passage.places for other in seen)
+            seen += [range(place, place + passage.length) for place in passage.places]
+            content = self.tokens[passage.places[0] :][: passage.length].tobytes()
+            if not known and content not in contents:
+                contents.add(content)
+                found.append(passage)
+        return sorted(found, key=lambda passage: -passage.length)[:most]
+
+    def _extended(self, a: int, b: int) -> Passage | None:
+        """Return the longest passage around the equal windows at `a` and `b`, up to overlap."""
+        left = _agreement(self.tokens[:a][::-1], self.tokens[a:b][::-1])
+        right = _agreement(self.tokens[a:b], self.tokens[b:])
+        length = min(left + right, b - a)
+        if right < self.length:
+            return None  # their hashes were equal by chance
+        return Passage(length, [a - left, b - left])
+
+    def most_frequent(self, most: int) -> list[Passage]:
+        """Return the passages that stand in most places, three at least, as far as all agree."""
+        found: list[Passage] = []
+        for group in np.argsort(-self.counts, kind="stable")[: 50 * most]:
+            if self.counts[group] < 3 or len(found) == most:
+                break
+            start = self.starts[group]
+            places = _without_overlap(self.places[start : start + self.counts[group]], self.length)
+            if len(places) < 3 or any(_covers(other, places) for other in found):
+                continue
+            found.append(self._grown(places))
+        return sorted(found, key=lambda passage: -len(passage.places))
+
+    def _grown(self, places: np.ndarray) -> Passage:
+        """Return the passage around the windows at `places`, as far as they all agree."""
+        gap = int(np.diff(places).min())
+        tokens, length, last = self.tokens, self.length, len(self.tokens)
+        while length < gap and places[-1] + length < last:
+            following = tokens[places + length]
+            if (following != following[0]).any():
+                break
+            length += 1
+        while length < gap and places[0] > 0:
+            before = tokens[places - 1]
+            if (before != before[0]).any():
+                break
+            places, length = places - 1, length + 1
+        return Passage(length, places.tolist())
+
+
+def _agreement(a: np.ndarray, b: np.ndarray) -> int:
+    """Return for how many tokens two texts begin alike."""
+    step, total = 1 << 10, 0
+    while True:
+        x, y = a[total : total + step], b[total : total + step]
+        n = min(len(x), len(y))
+        different = np.flatnonzero(x[:n] != y[:n])
+        if len(different) or n < step:
+            return total + (int(different[0]) if len(different) else n)
+        total, step = total + n, 2 * step
+
+
+def _without_overlap(places: np.ndarray, length: int) -> np.ndarray:
+    """Return those of the ascending `places` that lie `length` apart, from the first on."""
+    kept, i = [], 0
+    while i < len(places):
+        kept.append(places[i])
+        i = int(np.searchsorted(places, places[i] + length))
+    return np.array(kept)
+
+
+def _covers(passage: Passage, places: np.ndarray) -> bool:
+    """Return whether most of `places` lie in the passage's."""
+    at = np.searchsorted(passage.places, places, side="right") - 1
+    inside = (at >= 0) & (places < np.array(passage.places)[at] + passage.length)
+    return bool(inside.mean() > 0.5)
+
+
+def share_in(held_out: np.ndarray, train: np.ndarray) -> float:
+    """Return how many of the hashes of `held_out` are in `train` as well, of 1."""
+    if not len(held_out) or not len(train):
+        return 0.0
+    train, held_out = np.sort(train), np.sort(held_out)
+    at = np.minimum(np.searchsorted(train, held_out), len(train) - 1)
+    return float((train[at] == held_out).mean())

@@ -1,0 +1,64 @@
+import pytest
+
+from litchar.analysis.characters import (
+    count_line_ends,
+    foreign_letters,
+    mixed_words,
+    name_of,
+    oddity,
+)
+from litchar.text import Corpus, open_store
+
+
+@pytest.mark.parametrize(
+    ("character", "what"),
+    [
+        *((plain, None) for plain in "aZ9 \n\té你ж`'-"),
+        ("\x07", "control code"),
+        ("\r", "control code"),
+        ("\u200b", "invisible"),
+        ("\ufeff", "invisible"),
+        ("\u202e", "invisible"),
+        ("\u00a0", "space of another kind"),
+        ("\u2028", "line end of another kind"),
+        ("\ue000", "private use"),
+        ("\u0378", "not assigned"),
+        ("\u0301", "combines with the one before"),
+        ("\ufffd", "stands for what could not be read"),
+        ("\u2019", "looks like '"),
+        ("\u2212", "looks like -"),
+        ("\u037e", "looks like ;"),
+        ("\u212b", "data.normalize=NFC has another for it"),
+        ("\ufb01", "data.normalize=NFKC has another for it"),
+    ],
+)
+def test_what_is_odd_about_a_character(character, what):
+    assert oddity(character) == what
+
+
+def test_every_character_has_a_name():
+    assert name_of("é") == "LATIN SMALL LETTER E WITH ACUTE"
+    assert name_of("\n") == "LINE FEED"
+    assert name_of("\x01") == "U+0001"
+    assert name_of("\xe9", "byte") == "byte 0xE9"
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 1000])
+def test_words_of_several_scripts_are_found_in_any_piece(tmp_path, chunk):
+    path = tmp_path / "text.txt"
+    path.write_text(
+        "The p\u0430ssw\u043erd, not \u041c\u043e\u0441\u043a\u0432\u0430; p\u0430ss 日本go"
+    )
+    words = mixed_words(open_store(Corpus([path])), chunk)
+    assert words == {"p\u0430ssw\u043erd": 1, "p\u0430ss": 1}
+    assert foreign_letters("p\u0430ssw\u043erd") == "\u0430\u043e"
+    assert foreign_letters("\u03bcs") == "\u03bc"  # as many of each: Latin counts as the main one
+
+
+def test_line_ends_are_counted_across_pieces():
+    text = b"a\r\nb\nc\rd\r\n\r\r\n"
+    whole = {"\\n": 1, "\\r\\n": 3, "\\r": 2}
+    assert count_line_ends([text]) == whole
+    for size in range(1, 5):
+        pieces = [text[i : i + size] for i in range(0, len(text), size)]
+        assert count_line_ends(pieces) == whole

@@ -1,0 +1,149 @@
+"""What `scripts/inspect.py` finds, prints and writes; and that its name is in nobody's way."""
+
+import os
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import hydra
+import pytest
+
+from conftest import ROOT
+from litchar.analysis.inspect import run
+from litchar.errors import UserError
+
+LICENCE = "Permission is hereby granted, free of charge, to whoever reads this line.\n"
+
+
+@pytest.fixture
+def inspected(tmp_path):
+    """Inspect a text in this process: return the sections by title, and the page."""
+
+    def inspected(content, *overrides):
+        path, page = tmp_path / "text.txt", tmp_path / "pages" / "page.html"
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        arguments = ["data=text", f"data.path={path}", f"page={page}", *overrides]
+        with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            sections = run(hydra.compose("inspect", arguments), tmp_path)
+        return {section.title: section for section in sections}, page.read_text()
+
+    return inspected
+
+
+def numbered(start, stop):
+    return "".join(f"line {i:04} says {i * i}\n" for i in range(start, stop))
+
+
+def test_a_text_is_taken_apart(inspected):
+    text = numbered(0, 400) + LICENCE + numbered(400, 800) + LICENCE + numbered(1, 90)
+    sections, _ = inspected(text.replace("line 0007", "line\u00a00007"))
+    size = dict(sections["Size"].rows)
+    assert size["lines"] == "891"
+    assert size["bytes"] == f"{len(text) + 2:,} as UTF-8"
+    assert sections["Characters"].rows[0][1:3] == ("SPACE", f"{text.count(' ') - 2:,}")
+    assert "\\xa0 NO-BREAK SPACE" in sections["Characters"].note
+    (odd,) = sections["Odd characters"].rows
+    assert odd == ("space of another kind", "2", "\\xa0 NO-BREAK SPACE")
+    assert sections["Line ends in the files"].rows == [("\\n", "891")]
+    assert sections["Lengths in characters"].rows[0][:3] == ("lines", "891", "16")
+    twice = sections["Longest passages that stand twice"].rows[0]
+    assert twice[2] == f"{text.index('line 0001') - 1:,}, {text.rindex('line 0001') - 1:,}"
+    (overlap,) = sections["In the training split word for word"].rows
+    assert overlap[0] == "val"
+    assert float(overlap[2].rstrip("%")) > 90
+    assert overlap[-1] == "0"
+
+
+def test_lines_of_validation_are_looked_for_whole(inspected):
+    seen, new = numbered(1000, 1045), numbered(5000, 5005)
+    sections, _ = inspected(numbered(1000, 1450) + seen + new)  # the last tenth: 50 lines
+    (overlap,) = sections["In the training split word for word"].rows
+    assert overlap[-2] == "89.80%"  # 44 of 49: the split begins within a line
+
+
+def test_the_page_needs_nothing_beside_it_and_shows_a_text_as_text(inspected):
+    attack = "<script>alert(1)</script><img src=x onerror=alert(2)>&amp; $x$\n"
+    sections, page = inspected(attack * 30 + numbered(0, 300))
+    tags = []
+    parser = HTMLParser()
+    parser.handle_starttag = lambda tag, attributes: tags.append((tag, dict(attributes)))
+    parser.feed(page)
+    assert not {"script", "img", "link", "iframe"} & {tag for tag, _ in tags}
+    drawing = page[page.index("<svg") : page.index("</svg>")]
+    assert "Lengths of lines" in drawing
+    outside = [a for _, a in tags if re.match(r"https?:|//", a.get("href", a.get("src", "")))]
+    assert outside == []
+    assert "&lt;script&gt;alert(1)" in page
+    assert all(f"<h2>{title}</h2>" in page for title in sections)
+
+
+def test_without_matplotlib_the_page_has_no_plots_and_says_so(inspected, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    _, page = inspected(numbered(0, 300))
+    assert "<svg" not in page
+    assert "<h2>Characters</h2>" in page
+    assert "pip install 'litchar[plots]'" in capsys.readouterr().out
+
+
+def test_bytes_are_inspected_as_bytes(inspected):
+    sections, _ = inspected(bytes(range(256)) * 40, "data.unit=byte", "data.test_fraction=0.2")
+    assert "Odd characters" not in sections
+    assert sections["Characters"].rows[0][1] == "byte 0x00"
+    rows = sections["In the training split word for word"].rows
+    assert [row[0] for row in rows] == ["val", "test"]
+    assert all(row[1:5] == ("100.00%",) * 4 for row in rows)
+
+
+@pytest.mark.parametrize("content", ["ab", "a\n", "\n\n\na", "a" * 300 + "b"])
+def test_any_text_that_is_long_enough_to_have_characters_is_inspected(inspected, content):
+    sections, page = inspected(content)
+    assert dict(sections["Size"].rows)["characters"] == f"{len(content)}, 2 distinct"
+    assert page.endswith("</html>\n")
+
+
+def test_a_page_that_cannot_be_written_is_refused(inspected, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"page=.*file/page.html: cannot be written"):
+        inspected(numbered(0, 300), f"page={tmp_path}/file/page.html")
+
+
+@pytest.mark.parametrize("name", ["inspect", "baselines"])
+def test_counting_needs_no_torch(text_file, tmp_path, name):
+    check = (
+        "import runpy, sys\n"
+        f"runpy.run_path({str(ROOT / 'scripts' / name)!r} + '.py', run_name='__main__')\n"
+        "print([m for m in ('torch', 'lightning') if m in sys.modules])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", check, "data=text", f"data.path={text_file}"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stdout.splitlines()[-1] == "[]"
+    assert (tmp_path / "outputs/inspect/text.html").exists() == (name == "inspect")
+
+
+def test_beside_the_scripts_inspect_is_still_the_standard_librarys():
+    """Python puts a script's directory first, for the processes that it spawns as well."""
+    code = (
+        "import inspect, multiprocessing, sys\n"
+        "assert sys.path[0] == ''\n"
+        "assert inspect.__file__ == inspect.__spec__.origin != 'inspect.py'\n"
+        "assert sys.modules['inspect'] is inspect\n"
+        "with multiprocessing.get_context('spawn').Pool(1) as pool:\n"
+        "    print(inspect.signature(inspect.getdoc), pool.apply(inspect.isbuiltin, (len,)))\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT / "scripts"
+    )
+    assert result.stdout == "(object) True\n", result.stderr
+    train = subprocess.run(
+        [sys.executable, "train.py", "--cfg", "job"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT / "scripts",
+        env=os.environ | {"PYTHONSAFEPATH": ""},
+    )
+    assert "n_layer" in train.stdout, train.stderr

@@ -1,0 +1,110 @@
+"""Windows, lines and repeated passages against plain Python."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from litchar.analysis import passages
+from litchar.analysis.passages import (
+    Repeats,
+    hash_lines,
+    hash_windows,
+    sampled_bits,
+    share_in,
+)
+
+
+def noise(length, seed=0, vocab_size=20):
+    return np.random.default_rng(seed).integers(0, vocab_size, length).astype(np.uint8)
+
+
+@pytest.mark.parametrize("chunk", [7, 64, 1 << 16])
+def test_windows_have_equal_hashes_where_they_are_equal(monkeypatch, chunk):
+    monkeypatch.setattr(passages, "CHUNK", chunk)
+    tokens = noise(300, vocab_size=2)
+    for length, windows in hash_windows(tokens, 2, (3, 9, 400), bits=0).items():
+        expected = [tokens[i : i + length].tobytes() for i in range(len(tokens) - length + 1)]
+        assert windows.places.tolist() == list(range(len(expected)))
+        by_hash, by_content = {}, {}
+        for window, number in zip(expected, windows.hashes.tolist(), strict=True):
+            assert by_hash.setdefault(number, window) == window
+            assert by_content.setdefault(window, number) == number
+
+
+def test_a_sample_of_windows_is_chosen_by_content():
+    page = noise(20_000)
+    tokens = np.concatenate((page, noise(777, 1), page))
+    every = hash_windows(tokens, 20, (50,), bits=0)[50]
+    some = hash_windows(tokens, 20, (50,), bits=3)[50]
+    assert len(some.places) == pytest.approx(len(every.places) / 8, rel=0.1)
+    assert np.isin(some.hashes, every.hashes).all()
+    kept = set(some.places.tolist())
+    assert all((place in kept) == (place + 20_777 in kept) for place in range(20_000 - 49))
+
+
+@pytest.mark.parametrize(
+    ("length", "bits"), [(1, 0), (1 << 22, 0), ((1 << 22) + 1, 1), (10**8, 5), (10**9, 8)]
+)
+def test_about_four_million_windows_are_kept_at_most(length, bits):
+    assert sampled_bits(length) == bits
+    assert length / 2**bits <= 1 << 22
+
+
+@pytest.mark.parametrize("chunk", [5, 1 << 16])
+def test_lines_have_equal_hashes_where_they_are_equal(monkeypatch, chunk):
+    monkeypatch.setattr(passages, "CHUNK", chunk)
+    draw = np.random.default_rng(0)
+    lengths = draw.integers(0, 4, 200)
+    stops = np.cumsum(lengths + 1) - 1
+    starts = stops - lengths
+    tokens = noise(int(stops[-1]), vocab_size=2)
+    lines = [tokens[a:b].tobytes() for a, b in zip(starts, stops, strict=True)]
+    hashes = hash_lines(tokens, 2, starts, stops).tolist()
+    assert len(set(zip(lines, hashes, strict=True))) == len(set(lines)) == len(set(hashes))
+
+
+def test_the_share_of_windows_that_stand_in_training_is_exact():
+    train = noise(5000)
+    held_out = np.concatenate((noise(300, 1), train[1000:1200], noise(100, 2)))
+    windows = [hash_windows(split, 20, (50,), 0)[50].hashes for split in (held_out, train)]
+    assert share_in(*windows) == 151 / 551
+    assert share_in(windows[0][:0], windows[1]) == share_in(windows[0], windows[1][:0]) == 0
+
+
+def repeats_of(tokens, bits=0):
+    return Repeats(tokens, hash_windows(tokens, 20, (50,), bits)[50], 50)
+
+
+def test_planted_passages_are_found_whole():
+    long, short = noise(500, 1), noise(80, 2)
+    tokens = np.concatenate((noise(100, 3), long, short, noise(900, 4), short, noise(5, 5), long))
+    for bits in (0, 2):
+        found = repeats_of(tokens, bits)
+        assert [(passage.length, passage.places) for passage in found.longest(10)] == [
+            (500, [100, 1665]),
+            (80, [600, 1580]),
+        ]
+    assert repeats_of(tokens).share == 2 * (451 + 31) / (len(tokens) - 49)
+    assert found.most_frequent(10) == []  # twice is not often
+
+
+def test_what_overlaps_itself_is_not_a_repeat():
+    assert repeats_of(np.zeros(500, np.uint8)).longest(10) == []
+    dashes = np.zeros(70, np.uint8)
+    between = [noise(30, seed, 19) + 1 for seed in range(3)]
+    tokens = np.concatenate((between[0], dashes, between[1], dashes, between[2]))
+    (found,) = repeats_of(tokens).longest(10)
+    assert (found.length, found.places) == (70, [30, 130])
+
+
+def test_the_most_frequent_passages_are_as_long_as_all_their_places_agree():
+    often, thrice = noise(60, 1), noise(200, 2)
+    pieces = [p for i in range(7) for p in (noise(30 + i, 10 + i), often)]
+    pieces += [p for i in range(3) for p in (noise(40, 30 + i), thrice)]
+    tokens = np.concatenate(pieces)
+    found = repeats_of(tokens).most_frequent(10)
+    assert [(passage.length, len(passage.places)) for passage in found] == [(60, 7), (200, 3)]
+    for passage in found:
+        texts = Counter(tokens[place:][: passage.length].tobytes() for place in passage.places)
+        assert len(texts) == 1
