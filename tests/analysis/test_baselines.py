@@ -56,11 +56,14 @@ def test_a_split_that_stands_in_training_is_nearly_free_within_a_compressors_rea
         assert after[name].bits_per_character < 0.05
     assert after["gzip -9"].bits_per_character > 4.7  # it looks back 32 KiB, and the page is longer
 
-    monkeypatch.setattr(baselines, "BEFORE", 25_000)  # half of the page
-    for row in compress(text, text.open()):
-        if row.name == "xz -9e" and row.note != "alone":
-            assert "the last 0 million characters" in row.note
-            assert 2.3 < row.bits_per_character < 2.6
+    other = "".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=50_000))
+    path.write_text(other + page + page)
+    text = Text(path=str(path), val_fraction=1 / 3)
+    for before, least, most in ((50_000, 0, 0.05), (25_000, 2.3, 2.6)):  # the page, or half of it
+        monkeypatch.setattr(baselines, "BEFORE", before)
+        found = {row.name: row for row in compress(text, text.open()) if row.note != "alone"}
+        assert least < found["xz -9e"].bits_per_character < most
+        assert "characters of the training text" in found["xz -9e"].note
 
 
 def test_the_table_has_every_yardstick(compose_baselines, tmp_path, capsys):

@@ -23,7 +23,8 @@ def noise(length, seed=0, vocab_size=20):
 def test_windows_have_equal_hashes_where_they_are_equal(monkeypatch, chunk):
     monkeypatch.setattr(passages, "CHUNK", chunk)
     tokens = noise(300, vocab_size=2)
-    for length, windows in hash_windows(tokens, 2, (3, 9, 400), bits=0).items():
+    found = hash_windows(tokens, 2, (3, 9), bits=0) | hash_windows(tokens, 2, (400,), bits=0)
+    for length, windows in found.items():
         expected = [tokens[i : i + length].tobytes() for i in range(len(tokens) - length + 1)]
         assert windows.places.tolist() == list(range(len(expected)))
         by_hash, by_content = {}, {}

@@ -95,8 +95,9 @@ def _figures(
     if summary["test_loss"] is not None:
         rows.append(("test loss", f"{summary['test_loss']:.4f}, {in_bits('test')}"))
     if yardsticks:
-        bpc = ", ".join(f"{row.name} {row.bits_per_character:.3f}" for row in yardsticks)
-        rows.append(("yardsticks", f"{bpc} bits per character"))
+        name = "bits_per_byte" if unit == "byte" else "bits_per_character"
+        figures = ", ".join(f"{row.name} {getattr(row, name):.3f}" for row in yardsticks)
+        rows.append(("yardsticks", f"{figures} {name.replace('_', ' ')}"))
     if summary["seconds_to_target"] is not None:
         rows.append(("target", f"reached after {summary['seconds_to_target']:.1f} s of steps"))
     return [
