@@ -22,6 +22,7 @@ from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from litchar import signals
+from litchar.cli import quote
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -88,6 +89,36 @@ def train(compose, text_file, tmp_path):
         return run_dir
 
     return train
+
+
+@pytest.fixture
+def generated(tmp_path, capsys):
+    """Run generate in this process as its script does; return its stdout and stderr."""
+
+    def generated(*overrides: str) -> tuple[str, str]:
+        from litchar.generation.run import run
+
+        with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            config = hydra.compose("generate", ["device=cpu", *map(quote, overrides)])
+        capsys.readouterr()
+        run(config, tmp_path)
+        return capsys.readouterr()
+
+    return generated
+
+
+@pytest.fixture
+def loss_of(tmp_path):
+    """Run evaluate in this process as its script does; return the loss."""
+
+    def loss_of(*overrides: str) -> float:
+        from litchar.analysis.evaluate import run
+
+        with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            config = hydra.compose("evaluate", ["device=cpu", *map(quote, overrides)])
+        return run(config, tmp_path)
+
+    return loss_of
 
 
 @pytest.fixture

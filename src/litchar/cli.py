@@ -41,6 +41,7 @@ PATHS = frozenset(  # and names, which may be null as well
         "output",
         "prompts",
         "stop",
+        "documents",
     }
 )
 

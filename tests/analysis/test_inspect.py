@@ -10,8 +10,9 @@ import hydra
 import pytest
 
 from conftest import ROOT
-from litchar.analysis.inspect import run
+from litchar.analysis.inspect import describe, inspect, run
 from litchar.errors import UserError
+from litchar.text import Text
 
 LICENCE = "Permission is hereby granted, free of charge, to whoever reads this line.\n"
 
@@ -147,3 +148,14 @@ def test_beside_the_scripts_inspect_is_still_the_standard_librarys():
         env=os.environ | {"PYTHONSAFEPATH": ""},
     )
     assert "n_layer" in train.stdout, train.stderr
+
+
+@pytest.mark.parametrize("unit", ["character", "byte"])
+@pytest.mark.parametrize("document", ["line", "file"])
+def test_a_text_of_documents_is_inspected_with_its_own_splits(tmp_path, unit, document):
+    for i in range(20):
+        (tmp_path / f"{i:02}.txt").write_text(f"a line of file {i}\nand another é\n" * 5)
+    text = Text(path=str(tmp_path), document=document, unit=unit)
+    found = inspect(text, text.open())
+    assert len(found.lines) == 200 + (document == "file")  # behind the last is a boundary
+    assert list(describe(text, found))

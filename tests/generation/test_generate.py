@@ -1,5 +1,6 @@
 """`scripts/generate.py`: prompts in, texts, JSON or colours out."""
 
+import codecs
 import io
 import json
 import math
@@ -163,6 +164,7 @@ def test_a_terminal_is_asked_for_prompts(run_dir):
     )
     os.close(theirs)
     seen = ""
+    decode = codecs.getincrementaldecoder("utf-8")().decode  # a character may come in two reads
 
     def until(words: str) -> str:
         nonlocal seen
@@ -170,7 +172,7 @@ def test_a_terminal_is_asked_for_prompts(run_dir):
         while words not in seen:
             assert time.monotonic() - began < 120, seen
             if select.select([ours], [], [], 1)[0]:
-                seen += os.read(ours, 4096).decode()
+                seen += decode(os.read(ours, 4096))
         before, _, seen = seen.partition(words)
         return before + words
 

@@ -2,28 +2,6 @@
 
 import sys
 
-import pytest
-from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
-
-from conftest import ROOT
-from litchar.cli import quote
-from litchar.generation import run as generation
-
-
-@pytest.fixture
-def generated(tmp_path, capsys):
-    """Run generate as its script does; return what it printed, and what to stderr."""
-
-    def generated(*overrides: str) -> tuple[str, str]:
-        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            config = hydra_compose("generate", ["device=cpu", *map(quote, overrides)])
-        capsys.readouterr()
-        generation.run(config, tmp_path)
-        return capsys.readouterr()
-
-    return generated
-
 
 def test_a_byte_model_shows_only_whole_characters_as_they_complete(
     train, generated, tmp_path, monkeypatch

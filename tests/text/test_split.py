@@ -1,5 +1,9 @@
+"""A text's splits."""
+
+import numpy as np
 import pytest
 
+from litchar.errors import UserError
 from litchar.text import Text
 
 
@@ -8,7 +12,7 @@ from litchar.text import Text
     [(0.1, 0.0), (0.1, 0.2), (0.05, 0.05), (0.3, 0.69), (0.001, 0.0), (0.25, 0.5)],
 )
 def test_splits_follow_each_other_in_the_text_and_share_nothing(val, test):
-    bounds = Text(val_fraction=val, test_fraction=test).bounds(1000)
+    bounds = Text(val_fraction=val, test_fraction=test).bounds(np.ones(1000))
     assert list(bounds) == ["train", "val", *(["test"] if test else [])]
     starts, stops = zip(*bounds.values(), strict=True)
     assert (starts[0], *stops) == (*starts, 1000)
@@ -16,3 +20,70 @@ def test_splits_follow_each_other_in_the_text_and_share_nothing(val, test):
         if name in bounds:
             start, stop = bounds[name]
             assert abs(stop - start - 1000 * fraction) <= 1
+
+
+def tokens_of(*lengths: int) -> np.ndarray:
+    """Documents of these lengths, each of an id of its own."""
+    pieces = [np.zeros(1, np.int64)]
+    for i, length in enumerate(lengths, 1):
+        pieces += [np.full(length, i), np.zeros(1, np.int64)]
+    return np.concatenate(pieces)
+
+
+@pytest.mark.parametrize(("val", "test"), [(0.1, 0.0), (0.2, 0.1), (0.01, 0.01), (0.5, 0.4)])
+@pytest.mark.parametrize("seed", range(5))
+def test_no_document_lies_in_two_splits_and_none_is_lost(val, test, seed):
+    lengths = np.random.default_rng(seed).integers(1, 30, 100)
+    tokens = tokens_of(*lengths)
+    bounds = Text(document="line", val_fraction=val, test_fraction=test).bounds(tokens)
+    splits = [tokens[start:stop] for start, stop in bounds.values()]
+    assert all(ids[0] == 0 == ids[-1] for ids in splits)
+    assert np.concatenate([ids[1:] for ids in splits]).tolist() == tokens[1:].tolist()
+    share = len(splits[0]) / len(tokens)
+    assert abs(share - (1 - val - test)) < 31 / len(tokens)
+    for ids in splits:
+        assert len(np.unique(ids)) > 1
+
+
+@pytest.mark.parametrize(
+    ("lengths", "val", "test", "counts"),
+    [
+        ((5, 5), 0.1, 0.0, [1, 1]),  # one at least in each
+        ((5, 5), 0.9, 0.0, [1, 1]),
+        ((5, 5, 5), 0.05, 0.05, [1, 1, 1]),
+        ((1, 1, 1, 1, 30, 5), 0.1, 0.0, [5, 1]),
+        ((40, 10, 1, 1), 0.1, 0.0, [2, 2]),  # the nearer of the edges around
+    ],
+)
+def test_few_documents_are_split_as_near_to_the_fractions_as_can_be(lengths, val, test, counts):
+    tokens = tokens_of(*lengths)
+    bounds = Text(document="file", val_fraction=val, test_fraction=test).bounds(tokens)
+    assert [(tokens[a:b] == 0).sum() - 1 for a, b in bounds.values()] == counts
+
+
+def test_one_document_cannot_be_split():
+    with pytest.raises(UserError, match="the text is 1 document, and is to be split in 2"):
+        Text(document="line").bounds(tokens_of(50))
+    with pytest.raises(UserError, match="the text is 2 documents, and is to be split in 3"):
+        Text(document="line", test_fraction=0.1).bounds(tokens_of(50, 50))
+
+
+def test_a_document_longer_than_the_largest_split_is_refused():
+    reason = "a document of 95 characters is longer than the largest split, 90% of the text's 101"
+    with pytest.raises(UserError, match=reason):
+        Text(document="line").bounds(tokens_of(4, 95))
+    assert Text(document="line", val_fraction=0.02).bounds(tokens_of(95, 4))
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"document": "page"}, "data.document=page: there are line, file and null"),
+        ({"shuffle": True}, "data.shuffle=true puts documents in another order"),
+        ({"shuffle": "yes", "document": "line"}, "data.shuffle=yes: must be true or false"),
+        ({"unit": "word"}, "data.unit=word: there are character and byte"),
+    ],
+)
+def test_settings_without_meaning_are_refused(settings, reason):
+    with pytest.raises(UserError, match=reason):
+        Text(**settings)

@@ -1,6 +1,7 @@
 """The token store."""
 
 import gzip
+import itertools
 import multiprocessing
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from litchar.errors import UserError
 from litchar.text import ByteVocabulary, Corpus, open_store
-from litchar.text.store import cache_dir
+from litchar.text.store import boundaries, cache_dir, find_store, has_document
 
 
 class CountingCorpus(Corpus):
@@ -291,3 +292,88 @@ def test_bytes_with_nothing_to_predict_are_refused(tmp_path, data, reason):
     with pytest.raises(UserError, match=reason):
         open_store(corpus_of(tmp_path / "a.bin", data), "byte")
     assert in_the_cache() == []
+
+
+# Documents
+
+
+def documents_of(store) -> list[str]:
+    edges = boundaries(store.tokens)
+    assert edges[0] == 0
+    assert edges[-1] == len(store.tokens) - 1
+    pairs = itertools.pairwise(edges)
+    return [store.vocabulary.decode(store.tokens[start + 1 : stop]) for start, stop in pairs]
+
+
+@pytest.mark.parametrize("unit", ["character", "byte"])
+@pytest.mark.parametrize("chunk", [1, 2, 3, 1 << 18])
+def test_each_line_that_is_not_empty_is_a_document(tmp_path, monkeypatch, unit, chunk):
+    monkeypatch.setattr("litchar.text.corpus.CHUNK_BYTES", chunk)
+    (tmp_path / "a.txt").write_text("\n\nab\n\n\n é \nb")
+    (tmp_path / "b.txt").write_text("\n")
+    (tmp_path / "c.txt").write_text("c\n")
+    corpus = Corpus([tmp_path / name for name in ("a.txt", "b.txt", "c.txt")])
+    store = open_store(corpus, unit, "line")
+    assert documents_of(store) == ["ab", " é ", "b", "c"]
+    assert store.tokens.dtype == np.uint8
+
+
+@pytest.mark.parametrize("unit", ["character", "byte"])
+def test_each_file_that_is_not_empty_is_a_document(tmp_path, unit):
+    texts = {"a.txt": "one\n\ntwo\n", "b.txt": "", "c.txt": "é", "d.txt": "\n"}
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    store = open_store(Corpus([tmp_path / name for name in texts]), unit, "file")
+    assert documents_of(store) == ["one\n\ntwo\n", "é", "\n"]
+
+
+@pytest.fixture
+def lines(tmp_path):
+    """A corpus of 200 lines of 1 to 20 characters."""
+    lengths = np.random.default_rng(1).integers(1, 21, 200)
+    names = ["".join(chr(97 + (i + j) % 26) for j in range(n)) for i, n in enumerate(lengths)]
+    return corpus_of(tmp_path / "lines.txt", "\n".join(names)), names
+
+
+def test_shuffled_documents_are_the_same_ones_in_one_random_order(lines):
+    corpus, names = lines
+    ordered = open_store(corpus, document="line")
+    shuffled = open_store(corpus, document="line", shuffle=True)
+    assert documents_of(ordered) == names
+    # The order is for good: another would make another validation split.
+    words = np.random.Philox(key=0).random_raw(len(names))
+    by_word = [name for _, name in sorted(zip(words.tolist(), names, strict=True))]
+    assert documents_of(shuffled) == by_word
+    assert len(list(Path(shuffled.tokens.filename).parent.iterdir())) == 2
+
+
+def test_a_document_is_found_only_where_it_stands_whole(lines):
+    corpus, names = lines
+    store = open_store(corpus, document="line")
+    edges = boundaries(store.tokens)
+
+    def found(text: str) -> bool:
+        return has_document(store.tokens, edges, store.vocabulary.encode(text).tolist())
+
+    assert all(found(name) for name in names)
+    parts = {name[:-1] for name in names if len(name) > 1} - set(names)
+    assert parts
+    assert not any(found(part) for part in parts)
+
+
+def test_documents_may_have_one_distinct_character_and_not_none(tmp_path):
+    store = open_store(corpus_of(tmp_path / "a.txt", "a\naa"), document="line")
+    assert store.tokens.tolist() == [0, 1, 0, 1, 1, 0]
+    with pytest.raises(UserError, match="is empty"):
+        open_store(corpus_of(tmp_path / "b.txt", "\n\r\n\n"), document="line")
+
+
+def test_a_store_is_found_by_fingerprint_without_its_text(tmp_path):
+    corpus = corpus_of(tmp_path / "a.txt", "a\nb")
+    fingerprint = corpus.fingerprint()
+    assert find_store(fingerprint, "character", "line", False) is None
+    made = open_store(corpus, document="line")
+    corpus.paths[0].unlink()
+    assert find_store(fingerprint, "character", "line", False).tokens.tolist() == [0, 1, 0, 2, 0]
+    assert find_store(fingerprint, "character", None, False) is None
+    assert find_store(f"../tokens/{made.fingerprint[:21]}", "character", "line", False) is None

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from litchar.errors import UserError
 from litchar.text import ByteVocabulary, Vocabulary
+from litchar.text.vocabulary import BOUNDARY
 
 # All of Unicode: NUL, the astral planes, and lone surrogates as a command line may hold them.
 any_text = st.text(alphabet=st.characters(codec=None, categories=None), min_size=1, max_size=60)
@@ -181,6 +182,7 @@ def test_the_ids_of_bytes_are_the_utf8_bytes_and_decode_to_the_text(text):
     assert ids.tolist() == list(text.encode())
     assert ids.dtype == np.uint8
     assert ByteVocabulary().decode(ids) == text
+    assert Vocabulary(text).to_bytes(Vocabulary(text).encode(text)) == text.encode()
 
 
 @pytest.mark.parametrize("kind", [Vocabulary, lambda _: ByteVocabulary()])
@@ -234,3 +236,50 @@ def test_what_python_makes_of_a_command_lines_bytes_are_those_bytes_again():
 def test_a_surrogate_that_no_bytes_stand_for_is_refused():
     with pytest.raises(UserError, match="is no character"):
         ByteVocabulary().encode("a\ud800")
+
+
+# Documents
+
+
+@awkward_examples
+@given(any_text)
+@laws
+def test_with_lines_as_documents_the_boundary_takes_the_newlines_place(text):
+    vocabulary = Vocabulary(text + "a\n", document="line")
+    ids = vocabulary.encode(text + "\n")
+    assert (ids == BOUNDARY).tolist() == [character == "\n" for character in text + "\n"]
+    assert vocabulary.decode(ids) == text + "\n"
+    assert len(vocabulary) == len(set(text) | {"a", "\n"})
+
+
+def test_between_files_the_boundary_stands_for_no_character():
+    vocabulary = Vocabulary("ab\n", document="file")
+    assert vocabulary.encode("a\nb").tolist() == [2, 1, 3]
+    assert vocabulary.decode([0, 2, 1, 3, 0]) == "\na\nb\n"
+    assert vocabulary.symbols == ["", "\n", "a", "b"]
+    with pytest.raises(UserError, match="never saw '\\\\n'"):
+        Vocabulary("ab", document="file").encode("a\n")
+
+
+@pytest.mark.parametrize(("document", "size", "dtype"), [("line", 256, "u1"), ("file", 257, "u2")])
+def test_a_boundary_goes_before_the_bytes(document, size, dtype):
+    vocabulary = ByteVocabulary(document)
+    assert (len(vocabulary), vocabulary.dtype) == (size, np.dtype(dtype))
+    ids = vocabulary.lookup(np.arange(256, dtype=np.uint8))
+    assert sorted({*ids.tolist(), BOUNDARY}) == list(range(size))
+    assert (ids[ord("\n")] == BOUNDARY) == (document == "line")
+    assert vocabulary.decode(vocabulary.encode("né\n")) == "né\n"
+    assert vocabulary.to_bytes(ids) == bytes(range(256))
+
+
+@pytest.mark.parametrize("kind", [lambda d: Vocabulary("ab\n", d), ByteVocabulary])
+def test_what_a_document_is_comes_back_from_json(kind):
+    made = [kind(document) for document in (None, "line", "file")]
+    for vocabulary in made:
+        back = Vocabulary.from_json(json.loads(json.dumps(vocabulary.to_json())))
+        assert [back == other for other in made] == [vocabulary is other for other in made]
+
+
+def test_a_replacement_in_a_vocabulary_of_documents_is_that_character():
+    vocabulary = Vocabulary("ab", document="line")
+    assert vocabulary.encode("axb", unknown="b").tolist() == [1, 2, 2]

@@ -3,11 +3,8 @@
 import math
 
 import pytest
-from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
 
-from conftest import ROOT, scalars, summary
-from litchar.analysis import evaluate
+from conftest import scalars, summary
 from litchar.checkpoints import Checkpoint
 from litchar.errors import UserError
 from litchar.training.resume import differences
@@ -20,18 +17,6 @@ def path(tmp_path):
     path = tmp_path / "accents.txt"
     path.write_text(TEXT)
     return path
-
-
-@pytest.fixture
-def loss_of(tmp_path):
-    """Run evaluate as its script does, in this process; return the loss."""
-
-    def loss_of(*overrides: str) -> float:
-        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            config = hydra_compose("evaluate", ["device=cpu", *overrides])
-        return evaluate.run(config, tmp_path)
-
-    return loss_of
 
 
 @pytest.mark.parametrize("unit", ["character", "byte"])

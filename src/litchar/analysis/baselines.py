@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
 from backports import zstd
 from omegaconf import DictConfig
 from rich.console import Console
@@ -15,7 +14,6 @@ from rich.table import Table
 
 from litchar.errors import UserError
 from litchar.text import Text, TokenStore
-from litchar.text.vocabulary import ByteVocabulary
 from litchar.text.yardsticks import Yardstick, characters_and_bytes, count_yardsticks, splits
 
 BEFORE = 16_000_000  # tokens of the training split that a compressor reads before it is measured
@@ -88,7 +86,7 @@ def compress(text: Text, store: TokenStore) -> Iterator[Yardstick]:
     together take more than those characters by themselves.
     """
     train, val = splits(text, store)
-    before, split = _bytes(store, train[-BEFORE:]), _bytes(store, val)
+    before, split = (store.vocabulary.to_bytes(tokens) for tokens in (train[-BEFORE:], val))
     sizes = characters_and_bytes(store, val)
     part = "" if len(train) <= BEFORE else f"the last {BEFORE // 10**6} million {text.unit}s of "
     with ThreadPoolExecutor(2) as pool:  # each takes some twelve times the text; none holds the GIL
@@ -103,10 +101,3 @@ def compress(text: Text, store: TokenStore) -> Iterator[Yardstick]:
                 (both - first, f"after {part}the training text"),
             ):
                 yield Yardstick.of(name, 8 * bytes_taken, sizes, note)
-
-
-def _bytes(store: TokenStore, tokens: np.ndarray) -> bytes:
-    """Return the UTF-8 text that `tokens` stand for; tokens that are bytes need not be UTF-8."""
-    if store.vocabulary.unit == ByteVocabulary.unit:
-        return tokens.tobytes()
-    return store.vocabulary.decode(tokens).encode("utf-8")

@@ -41,6 +41,8 @@ MOST_WORDS = 100_000  # words of mixed scripts that are looked at
 
 def name_of(character: str, unit: str = Vocabulary.unit) -> str:
     """Return a character's name in Unicode, or of a byte its number."""
+    if not character:
+        return "boundary between files"
     if unit != Vocabulary.unit:
         return f"byte 0x{ord(character):02X}"
     code = f"U+{ord(character):04X}"
@@ -49,9 +51,9 @@ def name_of(character: str, unit: str = Vocabulary.unit) -> str:
 
 def oddity(character: str) -> str | None:
     """Return what is odd about a character, if anything."""
-    category = unicodedata.category(character)
-    if character in "\n\t ":
+    if character in "\n\t ":  # as is the boundary between files, which is no character
         return None
+    category = unicodedata.category(character)
     if character == "\ufffd":
         return "stands for what could not be read"
     kind = {

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 
+from litchar.analysis.documents import check_place, document_losses, report
 from litchar.checkpoints import Checkpoint, find
 from litchar.checkpoints.checkpoint import trusted
 from litchar.data import TextDataModule
@@ -18,7 +19,7 @@ from litchar.data.windows import SequentialWindows
 from litchar.device import choose_device
 from litchar.errors import UserError
 from litchar.text import Corpus
-from litchar.text.store import read_codes
+from litchar.text.store import count_codes, encode_corpus
 from litchar.text.vocabulary import describe
 from litchar.training.module import bits, size_table, summed_loss
 
@@ -37,6 +38,7 @@ def run(config: DictConfig, output_dir: Path) -> float:
     device = choose_device(config.device)
     checkpoint = Checkpoint.load(find(config.checkpoint, Path(config.outputs_dir)))
     unit = checkpoint.vocabulary.unit
+    place = check_place(config.documents, checkpoint.vocabulary.document)
     console = Console(highlight=False)
     if config.data.path is None:
         tokens, what = split_of(checkpoint, config.split), f"the {config.split} split"
@@ -67,6 +69,9 @@ def run(config: DictConfig, output_dir: Path) -> float:
         soft_wrap=True,
         markup=False,
     )
+    if checkpoint.vocabulary.document:
+        losses = document_losses(model, tokens, config.batch_size, device)
+        report(losses, tokens, checkpoint.vocabulary, console, place)
     return loss
 
 
@@ -105,14 +110,12 @@ def encode_known(checkpoint: Checkpoint, corpus: Corpus) -> tuple[Tensor, str, i
     """Return the ids of the characters of `corpus` that the model knows, the distinct ones that
     it does not know, and how many of those were left out."""
     vocabulary = checkpoint.vocabulary
-    pieces, unknown, left_out = [np.zeros(0, vocabulary.dtype)], set(), 0
-    for codes in read_codes(corpus, vocabulary.unit):
-        ids = vocabulary.lookup(codes)
-        outside = ids == len(vocabulary)
-        pieces.append(ids[~outside].astype(vocabulary.dtype))
-        unknown.update(map(chr, np.unique(codes[outside])))
-        left_out += int(outside.sum())
-    return torch.from_numpy(np.concatenate(pieces)), "".join(sorted(unknown)), left_out
+    counts = count_codes(corpus, vocabulary.unit)
+    present = np.flatnonzero(counts)
+    unknown = present[vocabulary.lookup(present) == len(vocabulary)]
+    pieces = [np.zeros(0, vocabulary.dtype), *encode_corpus(corpus, vocabulary)]
+    tokens = torch.from_numpy(np.concatenate(pieces))
+    return tokens, "".join(map(chr, unknown)), int(counts[unknown].sum())
 
 
 @torch.inference_mode()

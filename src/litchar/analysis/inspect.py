@@ -104,7 +104,7 @@ def run(config: DictConfig, output_dir: Path) -> list[Section]:
 def inspect(text: Text, store: TokenStore) -> Inspected:
     """Count and compare what `store` holds."""
     tokens, vocab_size = store.tokens, len(store.vocabulary)
-    bounds = text.bounds(len(tokens))
+    bounds = text.bounds(tokens)
     splits = {name: tokens[start:stop] for name, (start, stop) in bounds.items()}
     bits = sampled_bits(len(tokens))
     windows = {
@@ -138,13 +138,16 @@ def inspect(text: Text, store: TokenStore) -> Inspected:
 
 def _lines(store: TokenStore) -> tuple[np.ndarray, np.ndarray]:
     """Return where the lines begin and end, without their line feeds: two (L,) arrays."""
-    newline = store.vocabulary.characters.find("\n")
+    symbols = store.vocabulary.symbols
+    newline = symbols.index("\n") if "\n" in symbols else -1
     feeds = [
         start + np.flatnonzero(store.tokens[start : start + CHUNK] == newline)
         for start in range(0, len(store.tokens), CHUNK)
     ]
     stops = np.concatenate((*feeds, [len(store.tokens)]))
     starts = np.concatenate(([0], stops[:-1] + 1))
+    if store.vocabulary.document == "line":  # a boundary stands before the first, too
+        starts, stops = starts[1:], stops[1:]
     return (starts[:-1], stops[:-1]) if starts[-1] == len(store.tokens) else (starts, stops)
 
 
@@ -202,18 +205,20 @@ def _characters(store: TokenStore, counts: np.ndarray) -> Section:
 
 
 def _character(store: TokenStore, counts: np.ndarray, i: int) -> tuple[str, ...]:
-    character, unit = store.vocabulary.characters[i], store.vocabulary.unit
+    character, unit = store.vocabulary.symbols[i], store.vocabulary.unit
     odd = oddity(character) if unit == Vocabulary.unit else None
     share = counts[i] / counts.sum()
     return shown(character), name_of(character, unit), f"{counts[i]:,}", f"{share:.3%}", odd or ""
 
 
 def _of(store: TokenStore, ids: Iterable[int]) -> list[str]:
-    return [store.vocabulary.characters[i] for i in ids]
+    return [store.vocabulary.symbols[i] for i in ids]
 
 
 def shown(character: str) -> str:
     """Return a character as a person can see it."""
+    if not character:  # the boundary between files
+        return ""
     if character == " ":
         return "\N{OPEN BOX}"
     if unicodedata.combining(character):
@@ -224,13 +229,11 @@ def shown(character: str) -> str:
 def _odd(text: Text, store: TokenStore, counts: np.ndarray) -> Iterator[Section]:
     kinds = defaultdict(list)
     for i in np.argsort(-counts, kind="stable"):
-        if counts[i] and (kind := oddity(store.vocabulary.characters[i])):
+        if counts[i] and (kind := oddity(store.vocabulary.symbols[i])):
             kinds[kind].append(i)
     rows = []
     for kind, ids in kinds.items():
-        named = [
-            f"{shown(c)} {name_of(c)}" for i in ids[:3] for c in store.vocabulary.characters[i]
-        ]
+        named = [f"{shown(c)} {name_of(c)}" for i in ids[:3] for c in store.vocabulary.symbols[i]]
         more = f", and {len(ids) - 3:,} more" if len(ids) > 3 else ""
         rows.append((kind, f"{counts[ids].sum():,}", ", ".join(named) + more))
     columns = ("what is odd", "# count", "characters")

@@ -46,9 +46,10 @@ def transfer_weights(
     Raises:
         UserError: the models differ in more than the vocabulary.
     """
-    shared = [c for c in vocabulary.characters if c in parent.vocabulary]
-    old_rows = torch.tensor([parent.vocabulary.characters.index(c) for c in shared])
-    new_rows = torch.tensor([vocabulary.characters.index(c) for c in shared])
+    old_ids = {symbol: i for i, symbol in enumerate(parent.vocabulary.symbols)}
+    new_ids = {symbol: i for i, symbol in enumerate(vocabulary.symbols) if symbol in old_ids}
+    old_rows = torch.tensor([old_ids[symbol] for symbol in new_ids])
+    new_rows = torch.tensor(list(new_ids.values()))
     with torch.device("meta"):
         small, large = build(2).state_dict(), build(3).state_dict()
 
@@ -71,9 +72,9 @@ def transfer_weights(
             )
         new[_rows(new, over_vocabulary, new_rows)] = old[_rows(old, over_vocabulary, old_rows)]
     return Transfer(
-        matched=len(shared),
-        new=len(vocabulary) - len(shared),
-        dropped=len(parent.vocabulary) - len(shared),
+        matched=len(new_ids),
+        new=len(vocabulary) - len(new_ids),
+        dropped=len(parent.vocabulary) - len(new_ids),
     )
 
 

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from litchar.data.windows import RandomWindows, SequentialWindows, gather
+from litchar.data.windows import RandomWindows, SequentialWindows, document_starts, gather
 from litchar.errors import UserError
 from litchar.text import Corpus, Text, TokenStore
 
@@ -28,6 +28,7 @@ class TextDataModule(L.LightningDataModule):
         val_batch_size: the windows in a validation batch on one device; no figure depends on it.
         train_sample: at least so many characters of the training split are scored as well, for a
             training loss that is measured like the validation loss; 0: none.
+        start_at_document: training windows begin where a document does, not anywhere.
         num_workers: processes that gather windows, where the device does not.
         seed: chooses the training windows.
         text: which text, and how it is split: what `litchar.text.Text` takes.
@@ -43,6 +44,7 @@ class TextDataModule(L.LightningDataModule):
         batch_size: int,
         val_batch_size: int,
         train_sample: int = 16_384,
+        start_at_document: bool = False,
         num_workers: int = 0,
         seed: int = 0,
         **text: Any,
@@ -53,6 +55,7 @@ class TextDataModule(L.LightningDataModule):
         self.batch_size = batch_size
         self.val_batch_size = val_batch_size
         self.train_sample = train_sample
+        self.start_at_document = start_at_document
         self.num_workers = num_workers
         self.seed = seed
         self.store: TokenStore | None = None
@@ -70,12 +73,21 @@ class TextDataModule(L.LightningDataModule):
             value = getattr(self, name)
             if not isinstance(value, int) or value < smallest:
                 raise UserError(f"data.{name}={value}: must be at least {smallest}, a whole number")
+        if not isinstance(self.start_at_document, bool):
+            raise UserError(
+                f"data.start_at_document={self.start_at_document}: must be true or false"
+            )
+        if self.start_at_document and self.text.document is None:
+            raise UserError(
+                "data.start_at_document=true, and data.document is not set; say what a document "
+                "is: data.document=line"
+            )
         self.store = self.text.open()
         with warnings.catch_warnings():
             # The map is read-only and torch cannot say so; nothing here writes to it.
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
             tokens = torch.from_numpy(self.store.tokens)
-        bounds = self.text.bounds(len(tokens))
+        bounds = self.text.bounds(self.store.tokens)
         self.splits = {name: tokens[start:stop] for name, (start, stop) in bounds.items()}
         shortest = min(self.splits, key=lambda name: len(self.splits[name]))
         if len(self.splits[shortest]) <= self.block_size:
@@ -109,6 +121,9 @@ class TextDataModule(L.LightningDataModule):
                 f"data.batch_size={self.batch_size} cannot be shared by {world_size} devices; "
                 "make it a multiple of trainer.devices"
             )
+        starts = None
+        if self.start_at_document:
+            starts = document_starts(self.splits["train"].numpy(), self.block_size)
         return RandomWindows(
             self._tokens_for_loader("train"),
             len(self.splits["train"]),
@@ -117,6 +132,7 @@ class TextDataModule(L.LightningDataModule):
             self.seed,
             rank=self.trainer.global_rank,
             world_size=world_size,
+            starts=starts,
         )
 
     def val_dataloader(self) -> list[DataLoader]:

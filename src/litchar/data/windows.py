@@ -5,6 +5,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from litchar.text.store import boundaries
+
 IGNORED = -1  # a target that no loss counts
 
 
@@ -27,7 +29,7 @@ def random_offsets(seed: int, start: int, count: int, places: int) -> np.ndarray
 
 
 def gather(tokens: Tensor, offsets: Tensor, block_size: int) -> tuple[Tensor, Tensor]:
-    """Return the windows that begin at `offsets`, and their targets: the next characters.
+    """Return the windows that begin at `offsets`, and their targets: the next tokens.
 
     Args:
         tokens: a split: (N,) of an integer type, on any device
@@ -41,6 +43,24 @@ def gather(tokens: Tensor, offsets: Tensor, block_size: int) -> tuple[Tensor, Te
     last = len(tokens) - 1
     windows = tokens[positions.clamp(max=last)].long()  # (B, T + 1)
     return windows[:, :-1], windows[:, 1:].masked_fill(positions[:, 1:] > last, IGNORED)
+
+
+def document_starts(tokens: np.ndarray, block_size: int) -> np.ndarray:
+    """Return where windows that start at documents may begin: at the boundary before each.
+
+    In a document that is longer than a window there is a place every `block_size` tokens, so that
+    all of it is seen.
+
+    Args:
+        tokens: a split of documents: (N,)
+
+    Returns:
+        (places,) int64
+    """
+    edges = boundaries(tokens)
+    windows = -(-np.diff(edges) // block_size)  # of each document
+    first = np.repeat(np.cumsum(windows) - windows, windows)
+    return np.repeat(edges[:-1], windows) + (np.arange(len(first)) - first) * block_size
 
 
 class _Windows(Dataset):
@@ -65,8 +85,9 @@ class RandomWindows(_Windows):
 
     Args:
         tokens: the split to gather from, or None to yield offsets.
-        length: of the split, in characters.
+        length: of the split, in tokens.
         batch_size: B, over all ranks.
+        starts: where a window may begin, as of `document_starts`; None: anywhere.
     """
 
     def __init__(
@@ -78,9 +99,11 @@ class RandomWindows(_Windows):
         seed: int,
         rank: int = 0,
         world_size: int = 1,
+        starts: np.ndarray | None = None,
     ) -> None:
         super().__init__(tokens, block_size)
-        self.places = length - block_size
+        self.places = length - block_size if starts is None else len(starts)
+        self.starts = starts
         self.batch_size = batch_size
         self.seed = seed
         self.share = batch_size // world_size
@@ -91,7 +114,8 @@ class RandomWindows(_Windows):
 
     def offsets(self, batch: int) -> np.ndarray:
         start = batch * self.batch_size + self.first
-        return random_offsets(self.seed, start, self.share, self.places)
+        offsets = random_offsets(self.seed, start, self.share, self.places)
+        return offsets if self.starts is None else self.starts[offsets]
 
 
 class SequentialWindows(_Windows):

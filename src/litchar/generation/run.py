@@ -16,35 +16,50 @@ from litchar.checkpoints import Checkpoint, find
 from litchar.device import choose_device
 from litchar.errors import UserError
 from litchar.generation import prompt_loop
+from litchar.generation.known import known_documents
 from litchar.generation.sampling import Sampling
 from litchar.generation.scoring import coloured, legend, log_probs_of
 from litchar.generation.writing import write
 from litchar.text import Vocabulary
 from litchar.text.vocabulary import printable
 
+NUM_SAMPLES = {None: 1, "file": 1, "line": 20}  # where it is not set, by what a document is
+
 
 def run(config: DictConfig, output_dir: Path) -> None:
     """Print texts that begin with the prompt, or with each of several; or score a text.
 
-    Without a prompt a terminal is asked for prompts, and anything else is read as one.
+    Without a prompt a terminal is asked for prompts, and anything else is read as one. A model of
+    lines needs none. Which documents are known from the text that the model was trained on is said
+    on stderr.
 
     Raises:
         UserError: the checkpoint, a prompt or a setting is unfit.
     """
+    unset = config.num_samples is None
+    config.num_samples = 1 if unset else config.num_samples
     check(config)
     device = choose_device(config.device)
     checkpoint = Checkpoint.load(find(config.checkpoint, Path(config.outputs_dir)))
     vocabulary = checkpoint.vocabulary
     model = checkpoint.build_model(device)
+    if unset:
+        config.num_samples = NUM_SAMPLES[vocabulary.document]
+    if vocabulary.document == "line" and config.prompts is None and config.prompt is None:
+        config.prompt = ""  # a line by itself is what is wanted
+
+    def show(prompts: Sequence[str]) -> None:
+        samples = show_texts(model, vocabulary, prompts, config)
+        if vocabulary.document:
+            print(known_documents(checkpoint, samples), file=sys.stderr)
+
     if config.score is not None:
         show_score(model, vocabulary, config)
     elif config.prompt is None and config.prompts is None and asks():
         print(f"{checkpoint.path}, step {checkpoint.step:,}")
-        prompt_loop.run(
-            config, check, lambda prompt: show_texts(model, vocabulary, [prompt], config)
-        )
+        prompt_loop.run(config, check, lambda prompt: show([prompt]))
     else:
-        show_texts(model, vocabulary, prompts_of(config), config)
+        show(prompts_of(config))
 
 
 def check(config: DictConfig) -> None:
@@ -113,8 +128,11 @@ def prompts_of(config: DictConfig) -> list[str]:
 
 def show_texts(
     model: nn.Module, vocabulary: Vocabulary, prompts: Sequence[str], config: DictConfig
-) -> None:
+) -> list[list[int]]:
     """Print `num_samples` texts for each prompt, or a line of JSON for each.
+
+    Returns:
+        the ids of each, prompt included.
 
     Raises:
         UserError: a prompt has characters that the model never saw.
@@ -124,10 +142,9 @@ def show_texts(
     sampling, stops = sampling_of(config), stops_of(config)
     encoded = [vocabulary.encode(prompt, config.unknown) for prompt in prompts]
     seeds = range(config.seed, config.seed + config.num_samples)
-    first = True
+    shown = []
     for prompt in encoded:
-        begin = prompt if len(prompt) else np.zeros(1, dtype=np.int64)
-        texts = write(model, vocabulary, begin, config.max_new_tokens, sampling, seeds, stops)
+        texts = write(model, vocabulary, prompt, config.max_new_tokens, sampling, seeds, stops)
         for seed, text in zip(seeds, texts, strict=True):
             shown_prompt = vocabulary.decode(prompt)
             if config.json:
@@ -141,15 +158,17 @@ def show_texts(
                     "log_probs": [round(p, 6) for p in text.log_probs],
                 }
                 print(json.dumps(line), flush=True)
+                shown.append([*prompt.tolist(), *text.ids])
                 continue
-            if not first:
+            if shown and vocabulary.document != "line":
                 print("-" * 8)
-            first = False
             sys.stdout.write(show(shown_prompt))
             for piece in text:
                 sys.stdout.write(show(piece))
                 sys.stdout.flush()
             print()
+            shown.append([*prompt.tolist(), *text.ids])
+    return shown
 
 
 def show_score(model: nn.Module, vocabulary: Vocabulary, config: DictConfig) -> None:

@@ -7,6 +7,7 @@ from torch import nn
 
 from litchar.generation.sampling import Sampling, generate
 from litchar.text import Vocabulary
+from litchar.text.vocabulary import BOUNDARY
 
 
 class Writing:
@@ -19,7 +20,8 @@ class Writing:
     Attributes:
         text: what was written, without the prompt and the stop string.
         log_probs: of each sampled id in nats, those of a stop string included.
-        finish: `stop`, or `length`.
+        ids: that were sampled.
+        finish: `end` of the document, `stop`, or `length`.
     """
 
     def __init__(
@@ -30,6 +32,7 @@ class Writing:
         self.stop = stop
         self.text = ""
         self.log_probs: list[float] = []
+        self.ids: list[int] = []
         self.finish = "length"
 
     def __iter__(self) -> Iterator[str]:
@@ -37,6 +40,11 @@ class Writing:
         held = ""  # the end of the text, which may be the beginning of a stop string
         for token, log_prob in self.steps:
             self.log_probs.append(log_prob)
+            self.ids.append(token)
+            if self.vocabulary.document and token == BOUNDARY:
+                self.finish = "end"
+                held += decode([], final=True)
+                break
             held += decode([token])
             found = [at for stop in self.stop if (at := held.find(stop)) >= 0]
             if found:
@@ -70,12 +78,17 @@ def write(
 ) -> Iterator[Writing]:
     """Yield a text that goes on from `prompt` for each seed.
 
+    An empty prompt begins as the teaching script does, from id 0; and so does every document, of
+    which that is the boundary.
+
     On a CPU one after the other, each as it is sampled. Elsewhere all are sampled together before
     the first one is shown, unless it is the only one.
 
     Args:
-        prompt: ids, at least one: (T,)
+        prompt: ids: (T,)
     """
+    if vocabulary.document or not len(prompt):
+        prompt = np.concatenate(([0], prompt))
     alone = next(model.parameters()).device.type == "cpu" or len(seeds) == 1
     for batch in [[seed] for seed in seeds] if alone else [seeds]:
         idx = np.repeat(prompt.astype(np.int64)[None], len(batch), axis=0)
@@ -84,6 +97,12 @@ def write(
             lazily = ((int(step.ids[0]), float(step.log_probs()[0])) for step in steps)
             yield Writing(lazily, vocabulary, stop)
             continue
-        pairs = [(step.ids, step.log_probs()) for step in steps]
+        pairs = []
+        ended = np.zeros(len(batch), dtype=bool)
+        for step in steps:
+            pairs.append((step.ids, step.log_probs()))
+            ended |= vocabulary.document is not None and step.ids == BOUNDARY
+            if ended.all():
+                break
         for row in range(len(batch)):
             yield Writing(((int(i[row]), float(p[row])) for i, p in pairs), vocabulary, stop)

@@ -1,6 +1,7 @@
 """A corpus: files read as one text, in pieces, with bounded memory."""
 
 import codecs
+import copy
 import hashlib
 import io
 import json
@@ -99,6 +100,13 @@ class Corpus:
             if any(read_as):
                 digest.update(f"{json.dumps(read_as)}\0".encode())
         return digest.hexdigest()
+
+    def files(self) -> "Iterator[Corpus]":
+        """Yield a corpus of each file, read in the same way."""
+        for path in self.paths:
+            one = copy.copy(self)
+            one.paths = [path]
+            yield one
 
     def read_bytes(self) -> Iterator[bytes]:
         """Yield the files' bytes as they are in pieces of about `CHUNK_BYTES`, or those of the rows

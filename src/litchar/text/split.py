@@ -4,19 +4,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
 from hydra.utils import instantiate
 
 from litchar.errors import UserError
 from litchar.text.corpus import Corpus
-from litchar.text.store import TokenStore, open_store
-from litchar.text.vocabulary import UNITS, Vocabulary
+from litchar.text.store import TokenStore, boundaries, find_store, open_store
+from litchar.text.vocabulary import DOCUMENTS, UNITS, Vocabulary
 
 
 @dataclass(frozen=True)
 class Text:
     """Which text, and how it is split: what `conf/data` says of it, without windows and batches.
 
-    The splits follow each other in the text: train, validation, test.
+    The splits follow each other in the text: train, validation, test. A text of documents is split
+    between two of them, where that comes nearest to the fractions.
 
     Attributes:
         path: the text: a file, a directory, or a list of either; goes before `source`.
@@ -25,6 +27,8 @@ class Text:
         column: of Parquet files, the column that is the text.
         source: a function that returns the corpus, for texts with a name.
         unit: what a token is, `character` or `byte`.
+        document: what a document is: `line`, `file`, or None for a text without.
+        shuffle: put the documents in a random order before they are split; one for every seed.
         val_fraction: the share of the text that validates.
         test_fraction: the share that is kept for the very end.
 
@@ -38,12 +42,23 @@ class Text:
     column: str | None = None
     source: Callable[[], Corpus] | None = None
     unit: str = Vocabulary.unit
+    document: str | None = None
+    shuffle: bool = False
     val_fraction: float = 0.1
     test_fraction: float = 0.0
 
     def __post_init__(self) -> None:
         if self.unit not in UNITS:
             raise UserError(f"data.unit={self.unit}: there are {' and '.join(UNITS)}")
+        if self.document not in DOCUMENTS:
+            raise UserError(f"data.document={self.document}: there are line, file and null")
+        if not isinstance(self.shuffle, bool):
+            raise UserError(f"data.shuffle={self.shuffle}: must be true or false")
+        if self.shuffle and self.document is None:
+            raise UserError(
+                "data.shuffle=true puts documents in another order, and data.document is not set; "
+                "say what a document is: data.document=line"
+            )
         for name in ("val_fraction", "test_fraction"):
             if not isinstance(getattr(self, name), int | float):
                 raise UserError(f"data.{name}={getattr(self, name)}: must be a number, such as 0.1")
@@ -81,17 +96,58 @@ class Text:
         Raises:
             UserError: the text is unfit.
         """
-        return open_store(self.corpus(), self.unit)
+        return open_store(self.corpus(), self.unit, self.document, self.shuffle)
 
-    def bounds(self, length: int) -> dict[str, tuple[int, int]]:
-        """Return where each split of a text of `length` tokens begins and ends.
+    def cached(self, fingerprint: str) -> TokenStore | None:
+        """Return the token store of a text that was opened before, if the cache still has it."""
+        return find_store(fingerprint, self.unit, self.document, self.shuffle)
+
+    def bounds(self, tokens: np.ndarray) -> dict[str, tuple[int, int]]:
+        """Return where each split of a text begins and ends.
+
+        Splits of documents share the boundary between them, which ends the one and begins the
+        other.
+
+        Args:
+            tokens: of the text's store
 
         Returns:
             name -> (start, stop), for train, val and, if asked for, test.
+
+        Raises:
+            UserError: there are too few documents, or one is too long.
         """
         slack = 1e-6  # 1 - 0.05 - 0.05 is a little less than 0.9
-        train_end = int(length * (1 - self.val_fraction - self.test_fraction) + slack)
-        if self.test_fraction == 0:
-            return {"train": (0, train_end), "val": (train_end, length)}
-        val_end = int(length * (1 - self.test_fraction) + slack)
-        return {"train": (0, train_end), "val": (train_end, val_end), "test": (val_end, length)}
+        cuts = [int(len(tokens) * (1 - self.val_fraction - self.test_fraction) + slack)]
+        if self.test_fraction > 0:
+            cuts.append(int(len(tokens) * (1 - self.test_fraction) + slack))
+        if self.document is None:
+            starts, stops = [0, *cuts], [*cuts, len(tokens)]
+        else:
+            edges = self._between_documents(boundaries(tokens), cuts)
+            starts, stops = edges[:-1], [edge + 1 for edge in edges[1:]]
+        return dict(zip(("train", "val", "test"), zip(starts, stops, strict=True), strict=False))
+
+    def _between_documents(self, edges: np.ndarray, cuts: list[int]) -> list[int]:
+        """Return those of `edges`, the boundaries of the text, that come nearest to `cuts`, with
+        the first and the last; a document at least lies between any two of them."""
+        documents = len(edges) - 1
+        if documents <= len(cuts):
+            raise UserError(
+                f"the text is {documents} document{'s'[: documents != 1]}, and is to be split in "
+                f"{len(cuts) + 1}, never within one; leave data.document={self.document} out to "
+                "split it anywhere"
+            )
+        shares = (1 - self.val_fraction - self.test_fraction, self.val_fraction, self.test_fraction)
+        longest, share = int(np.diff(edges).max()) - 1, max(shares)
+        if longest > edges[-1] * share:
+            raise UserError(
+                f"a document of {longest:,} {self.unit}s is longer than the largest split, "
+                f"{share:.0%} of the text's {int(edges[-1]):,}; change data.val_fraction, or leave "
+                f"data.document={self.document} out to split the text anywhere"
+            )
+        chosen = [0]
+        for i, cut in enumerate(cuts):
+            nearest = int(np.abs(edges - cut).argmin())
+            chosen.append(min(max(nearest, chosen[-1] + 1), documents - (len(cuts) - i)))
+        return edges[[*chosen, documents]].tolist()

@@ -5,8 +5,9 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from filelock import FileLock
 
 from litchar.errors import UserError
 from litchar.text.corpus import Corpus
-from litchar.text.vocabulary import ByteVocabulary, Vocabulary, codepoints
+from litchar.text.vocabulary import BOUNDARY, ByteVocabulary, Vocabulary, codepoints
 
 FORMAT = 1  # of a store; another number leaves older ones alone
 
@@ -24,8 +25,8 @@ class TokenStore:
     """An encoded corpus.
 
     Attributes:
-        tokens: the ids, one for each character or byte; memory-mapped, read-only, in
-            `vocabulary.dtype`.
+        tokens: the ids, one for each character or byte, and a `BOUNDARY` before and behind each
+            document; memory-mapped, read-only, in `vocabulary.dtype`.
         vocabulary: the corpus's characters, or the byte values.
         fingerprint: the content's identity, `Corpus.fingerprint`.
     """
@@ -58,7 +59,9 @@ def make_cache(directory: Path) -> None:
         ) from None
 
 
-def open_store(corpus: Corpus, unit: str = "character") -> TokenStore:
+def open_store(
+    corpus: Corpus, unit: str = "character", document: str | None = None, shuffle: bool = False
+) -> TokenStore:
     """Return the token store of `corpus`, from the cache or built now.
 
     The corpus is read with bounded memory: once to fingerprint it and, if it is new, once to find
@@ -68,20 +71,42 @@ def open_store(corpus: Corpus, unit: str = "character") -> TokenStore:
 
     Args:
         unit: what a token is, `character` or `byte`.
+        document: what a document is: `line`, `file` or None. Empty ones are left out.
+        shuffle: put the documents in an order that is random, and the same for every run.
 
     Raises:
         UserError: the corpus is empty, has one distinct character or byte only, or is not UTF-8
             although it shall be read by character.
     """
     fingerprint = corpus.fingerprint()
-    place = cache_dir() / "tokens" / f"{fingerprint[:32]}-{unit}-{FORMAT}"
+    place = _place(fingerprint, unit, document, shuffle)
     make_cache(place.parent)
     with FileLock(f"{place}.lock"):
         vocabulary = _vocabulary_of(place)
         if vocabulary is None:
-            vocabulary = _build(corpus, unit, place, fingerprint)
-    tokens = np.load(place / "tokens.npy", mmap_mode="r")
-    return TokenStore(tokens, vocabulary, fingerprint)
+            vocabulary = _build(corpus, place, fingerprint, unit, document, shuffle)
+    return TokenStore(_load(place), vocabulary, fingerprint)
+
+
+def find_store(
+    fingerprint: str, unit: str, document: str | None, shuffle: bool
+) -> TokenStore | None:
+    """Return the token store of the corpus with this fingerprint if the cache has it."""
+    if not fingerprint.isalnum():  # of a checkpoint: no path
+        return None
+    place = _place(fingerprint, unit, document, shuffle)
+    vocabulary = _vocabulary_of(place)
+    return vocabulary and TokenStore(_load(place), vocabulary, fingerprint)
+
+
+def _place(fingerprint: str, unit: str, document: str | None, shuffle: bool) -> Path:
+    order = "shuffled" if shuffle else "in-order"
+    name = f"{fingerprint[:32]}-{unit}-{document}-{order}-{FORMAT}"
+    return cache_dir() / "tokens" / name
+
+
+def _load(place: Path) -> np.ndarray:
+    return np.load(place / "tokens.npy", mmap_mode="r")
 
 
 def _vocabulary_of(place: Path) -> Vocabulary | None:
@@ -95,7 +120,14 @@ def _vocabulary_of(place: Path) -> Vocabulary | None:
     return None
 
 
-def _build(corpus: Corpus, unit: str, place: Path, fingerprint: str) -> Vocabulary:
+def _build(
+    corpus: Corpus,
+    place: Path,
+    fingerprint: str,
+    unit: str,
+    document: str | None,
+    shuffle: bool,
+) -> Vocabulary:
     """Encode `corpus` into the directory `place`, which appears whole or not at all.
 
     Raises:
@@ -104,22 +136,15 @@ def _build(corpus: Corpus, unit: str, place: Path, fingerprint: str) -> Vocabula
     draft = place.with_name(f"{place.name}.draft")
     for leftover in (draft, place):  # of a process that was killed, or damaged
         shutil.rmtree(leftover, ignore_errors=True)
-    vocabulary, length = _scan(corpus, unit)
+    vocabulary = _scan(corpus, unit, document)
     draft.mkdir()
     try:
-        with open(draft / "tokens.npy", "wb") as file:  # not through a memory map: its pages would
-            np.lib.format.write_array_header_1_0(  # count as this process's memory
-                file,
-                {
-                    "descr": np.lib.format.dtype_to_descr(vocabulary.dtype),
-                    "fortran_order": False,
-                    "shape": (length,),
-                },
-            )
-            for codes in read_codes(corpus, unit):
-                vocabulary.lookup(codes).astype(vocabulary.dtype, copy=False).tofile(file)
-            file.flush()
-            os.fsync(file.fileno())
+        _save(draft / "tokens.npy", vocabulary.dtype, encode_corpus(corpus, vocabulary))
+        if shuffle:
+            (draft / "tokens.npy").rename(draft / "ordered.npy")
+            ordered = np.load(draft / "ordered.npy", mmap_mode="r")
+            _save(draft / "tokens.npy", vocabulary.dtype, _shuffled(ordered))
+            (draft / "ordered.npy").unlink()
         meta = {
             "vocabulary": vocabulary.to_json(),
             "tokens_sha256": file_sha256(draft / "tokens.npy"),
@@ -142,6 +167,94 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _save(path: Path, dtype: np.dtype, pieces: Iterable[np.ndarray]) -> None:
+    """Write an array of one dimension piece by piece."""
+
+    def write_header(length: int) -> None:
+        file.seek(0)
+        np.lib.format.write_array_header_1_0(
+            file,
+            {
+                "descr": np.lib.format.dtype_to_descr(dtype),
+                "fortran_order": False,
+                "shape": (length,),
+            },
+        )
+
+    with open(path, "wb") as file:  # not through a memory map: its pages would count as this
+        write_header(0)  # process's memory
+        length = 0
+        for piece in pieces:
+            file.write(piece)
+            length += len(piece)
+        write_header(length)  # numpy leaves room for the longest
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def encode_corpus(corpus: Corpus, vocabulary: Vocabulary) -> Iterator[np.ndarray]:
+    """Yield the ids of the corpus in pieces; what is not in the vocabulary is left out.
+
+    Documents have one `BOUNDARY` before the first and one behind each; those without a character
+    are left out. A file's end ends a line.
+    """
+    pieces = _encode(corpus, vocabulary)
+    if vocabulary.document is None:
+        yield from pieces
+        return
+    boundary = np.full(1, BOUNDARY, vocabulary.dtype)
+    yield boundary
+    ended = True
+    for file in corpus.files():
+        for ids in chain(_encode(file, vocabulary), [boundary]):
+            ends = ids == BOUNDARY
+            repeated = ends & np.concatenate(([ended], ends[:-1]))
+            ended = ends[-1]
+            yield ids[~repeated]
+
+
+def _encode(corpus: Corpus, vocabulary: Vocabulary) -> Iterator[np.ndarray]:
+    for codes in read_codes(corpus, vocabulary.unit):
+        ids = vocabulary.lookup(codes)
+        if ids.max() == len(vocabulary):
+            ids = ids[ids < len(vocabulary)]
+        if len(ids):
+            yield ids.astype(vocabulary.dtype, copy=False)
+
+
+def boundaries(tokens: np.ndarray) -> np.ndarray:
+    """Return where the boundaries between documents stand: (D + 1,) int64 for D documents."""
+    step = 1 << 24  # bounds the memory of the comparison
+    starts = range(0, len(tokens), step)
+    found = [np.flatnonzero(tokens[start : start + step] == BOUNDARY) + start for start in starts]
+    return np.concatenate(found)
+
+
+def has_document(tokens: np.ndarray, edges: np.ndarray, ids: Sequence[int]) -> bool:
+    """Return whether one of the documents consists of just these ids.
+
+    Args:
+        edges: the `boundaries` of `tokens`
+    """
+    candidates = edges[:-1][np.diff(edges) == len(ids) + 1]
+    for place, token in enumerate(ids, 1):
+        candidates = candidates[tokens[candidates + place] == token]
+    return len(candidates) > 0
+
+
+def _shuffled(tokens: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield the documents in a random order, each with the boundary behind it.
+
+    The order is one for all runs, so that all validate on the same documents: that of the words of
+    a counter-based generator, as `data.windows` draws from.
+    """
+    ends = boundaries(tokens) + 1
+    yield tokens[:1]
+    order = np.argsort(np.random.Philox(key=0).random_raw(len(ends) - 1), kind="stable")
+    for document in order:
+        yield tokens[ends[document] : ends[document + 1]]
+
+
 def read_codes(corpus: Corpus, unit: str) -> Iterator[np.ndarray]:
     """Yield the corpus in pieces: its code points, or its bytes."""
     if unit == ByteVocabulary.unit:
@@ -149,20 +262,24 @@ def read_codes(corpus: Corpus, unit: str) -> Iterator[np.ndarray]:
     return (codepoints(text) for text in corpus.read())
 
 
-def _scan(corpus: Corpus, unit: str) -> tuple[Vocabulary, int]:
-    """Return the vocabulary of `corpus` and its length in tokens."""
+def count_codes(corpus: Corpus, unit: str) -> np.ndarray:
+    """Return how often each code point, or byte, occurs: (0x110000,) int64."""
     counts = np.zeros(0x110000, dtype=np.int64)  # Unicode's code points
     for codes in read_codes(corpus, unit):
         chunk_counts = np.bincount(codes)
         counts[: len(chunk_counts)] += chunk_counts
-    present = np.flatnonzero(counts)
-    if len(present) == 0:
+    return counts
+
+
+def _scan(corpus: Corpus, unit: str, document: str | None) -> Vocabulary:
+    """Return the vocabulary of `corpus`."""
+    present = np.flatnonzero(count_codes(corpus, unit))
+    if len(present) == 0 or (document == "line" and present.tolist() == [ord("\n")]):
         raise UserError(f"{corpus}: the text is empty")
-    if len(present) == 1:
+    if len(present) == 1 and document is None:
         raise UserError(
             f"{corpus}: the text has one distinct {unit}, {chr(present[0])!r}; "
             "there is nothing to predict"
         )
     byte = unit == ByteVocabulary.unit
-    vocabulary = ByteVocabulary() if byte else Vocabulary(map(chr, present))
-    return vocabulary, int(counts.sum())
+    return ByteVocabulary(document) if byte else Vocabulary(map(chr, present), document)

@@ -3,11 +3,15 @@
 import codecs
 import unicodedata
 from collections.abc import Callable, Iterable
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from litchar.errors import UserError
+
+DOCUMENTS = (None, "line", "file")  # none, or each line, or each file, is a document
+BOUNDARY = 0  # the id of the symbol between documents, in a vocabulary that has it
 
 
 class Vocabulary:
@@ -15,8 +19,13 @@ class Vocabulary:
 
     `encode` and `decode` are exact inverses for every text made of these characters.
 
+    A vocabulary of documents has one symbol more, with the id `BOUNDARY`: it stands before and
+    behind each document. Where documents are lines it takes the newline's place; between files it
+    stands for no character of theirs. Decoded, it is shown as a line end.
+
     Args:
         characters: the characters of the vocabulary; repeats and order do not matter.
+        document: what a document is, see `DOCUMENTS`.
 
     Raises:
         UserError: there are none.
@@ -27,18 +36,25 @@ class Vocabulary:
     # A lone surrogate is no valid text, yet a command line may hold one; it passes unharmed.
     _encoding = ("utf-32-le", "surrogatepass")  # of codes
 
-    def __init__(self, characters: Iterable[str]) -> None:
-        self.characters = "".join(sorted(set(characters)))
+    def __init__(self, characters: Iterable[str], document: str | None = None) -> None:
+        if document not in DOCUMENTS:
+            raise ValueError(f"document={document}")
+        self.document = document
+        self._line_end = "\n" if document == "line" else ""
+        self.characters = "".join(sorted(set(characters) - set(self._line_end)))
         if not self.characters:
             raise UserError("a vocabulary needs at least one character, and the text has none")
-        self._codes = codepoints(self.characters).astype(self._code)
+        boundary = "\n" if document else ""
+        self._codes = codepoints(boundary + self.characters).astype(self._code)
         # Every code point that is not in the vocabulary, and all beyond the table (`clip`), get
         # the id `len(self)`.
-        self._ids = np.full(int(self._codes[-1]) + 2, len(self), np.min_scalar_type(len(self)))
-        self._ids[self._codes] = np.arange(len(self))
+        self._ids = np.full(int(self._codes.max()) + 2, len(self), np.min_scalar_type(len(self)))
+        self._ids[self._codes[len(boundary) :]] = np.arange(len(boundary), len(self))
+        if self._line_end:
+            self._ids[ord(self._line_end)] = BOUNDARY
 
     def __len__(self) -> int:
-        return len(self.characters)
+        return len(self._codes)
 
     def __contains__(self, character: str) -> bool:
         return character in self.characters
@@ -56,6 +72,11 @@ class Vocabulary:
     def dtype(self) -> np.dtype:
         """The smallest unsigned integer type that holds every id."""
         return np.min_scalar_type(len(self) - 1)
+
+    @cached_property
+    def symbols(self) -> list[str]:
+        """What each id stands for: a character, or nothing for the boundary between files."""
+        return [self._line_end] * (self.document is not None) + list(self.characters)
 
     @property
     def sizes(self) -> np.ndarray:
@@ -88,7 +109,7 @@ class Vocabulary:
             if unknown == "skip":
                 ids = ids[~outside]
             elif unknown in self and len(unknown) == 1:
-                ids[outside] = self.characters.index(unknown)
+                ids[outside] = self.lookup(self.codes(unknown))
             elif unknown == "error":
                 raise UserError(
                     f"the model never saw {describe(self.unknown(text))}; "
@@ -111,6 +132,10 @@ class Vocabulary:
             raise IndexError(f"id {ids.min()} is not in a vocabulary of {len(self)} {self.unit}s")
         return self._codes[ids].tobytes().decode(*self._encoding)
 
+    def to_bytes(self, ids: np.ndarray) -> bytes:
+        """Return the text whose ids these are as UTF-8, or its bytes where tokens are bytes."""
+        return self.decode(ids).encode()
+
     def decoder(self) -> Callable[..., str]:
         """Return a function that decodes a stream of ids piece by piece: `decode(ids)`.
 
@@ -123,22 +148,26 @@ class Vocabulary:
 
     def unknown(self, text: str) -> str:
         """Return the distinct characters of `text` that are outside the vocabulary, sorted."""
-        return "".join(sorted(set(text) - set(self.characters)))
+        return "".join(sorted(set(text) - set(self.symbols)))
 
-    def to_json(self) -> dict[str, list[str]]:
+    def to_json(self) -> dict[str, Any]:
         """Return the vocabulary as plain data, for a checkpoint or a JSON file."""
-        return {"characters": list(self.characters)}  # JSON would join surrogates in one string
+        # A list: JSON would join surrogates in one string.
+        return {"characters": list(self.characters)} | self._document_json()
+
+    def _document_json(self) -> dict[str, str]:
+        return {"document": self.document} if self.document else {}
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> "Vocabulary":
         """Return the vocabulary that `to_json` saved."""
         if data.get("unit") == ByteVocabulary.unit:
-            return ByteVocabulary()
-        return Vocabulary(data["characters"])
+            return ByteVocabulary(data.get("document"))
+        return Vocabulary(data["characters"], data.get("document"))
 
 
 class ByteVocabulary(Vocabulary):
-    """The 256 byte values, of which UTF-8 text and every other file is made; a byte is its own id.
+    """The 256 byte values, of which UTF-8 text and every other file is made, by value.
 
     `encode` returns a text's UTF-8 bytes, and so knows every character. `decode` shows bytes that
     are no UTF-8 as U+FFFD, so that it is the inverse for valid text only. In `characters` the
@@ -149,11 +178,11 @@ class ByteVocabulary(Vocabulary):
     _code = np.dtype(np.uint8)
     _encoding = ("utf-8", "replace")
 
-    def __init__(self) -> None:
-        super().__init__(map(chr, range(256)))
+    def __init__(self, document: str | None = None) -> None:
+        super().__init__(map(chr, range(256)), document)
 
     def __repr__(self) -> str:
-        return "ByteVocabulary()"
+        return f"ByteVocabulary({self.document!r})"
 
     @property
     def sizes(self) -> np.ndarray:
@@ -174,13 +203,17 @@ class ByteVocabulary(Vocabulary):
             wrong = text[error.start]
             raise UserError(f"{wrong!r} is no character: UTF-8 has no bytes for it") from None
 
+    def to_bytes(self, ids: np.ndarray) -> bytes:
+        """Return the bytes as they are."""
+        return self._codes[ids].tobytes()
+
     def unknown(self, text: str) -> str:
         """Return no character: all are made of bytes."""
         return ""
 
-    def to_json(self) -> dict[str, str]:
+    def to_json(self) -> dict[str, Any]:
         """Return the vocabulary as plain data, for a checkpoint or a JSON file."""
-        return {"unit": self.unit}
+        return {"unit": self.unit} | self._document_json()
 
 
 UNITS = (Vocabulary.unit, ByteVocabulary.unit)

@@ -150,7 +150,8 @@ def dropout_seed(seed: int, stream: int) -> int:
 def mean_loss(model: nn.Module, idx: Tensor, targets: Tensor) -> Tensor:
     """Return the mean loss of a batch in nats: () float32."""
     logits = model(idx)  # (B, T, V)
-    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+    logits, targets = logits.flatten(0, 1).float(), targets.flatten()
+    return F.cross_entropy(logits, targets, ignore_index=IGNORED)
 
 
 def summed_loss(model: nn.Module, idx: Tensor, targets: Tensor, sizes: Tensor) -> Tensor:

@@ -49,7 +49,7 @@ MAY_CHANGE = (
 )
 
 # What a run did before there was such a key.
-BEFORE = {"data.unit": "character"}
+BEFORE = {"data.unit": "character", "data.shuffle": False, "data.start_at_document": False}
 
 
 def redirect(arguments: list[str], conf: Path, config_name: str) -> list[str]:

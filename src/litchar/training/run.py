@@ -20,6 +20,7 @@ from litchar.checkpoints.checkpoint import make_card
 from litchar.checkpoints.transfer import transfer_weights
 from litchar.data import TextDataModule, make_data_module
 from litchar.errors import DivergedError, Interrupted, UserError, is_users
+from litchar.text.store import boundaries
 from litchar.text.yardsticks import quick_yardsticks
 from litchar.training import environment
 from litchar.training.callbacks import Metrics, Samples
@@ -256,6 +257,7 @@ def _headline(prepared: Prepared, summary: dict[str, Any]) -> str:
     lines = [
         f"{prepared.data.corpus()}: {len(store.tokens):,} {store.vocabulary.unit}s, "
         f"a vocabulary of {len(store.vocabulary)}",
+        *([] if store.vocabulary.document is None else [_documents(prepared.data)]),
         f"{type(prepared.module.model).__name__}: {summary['parameters']:,} parameters; "
         f"{environment.device_name(prepared.device)}, {summary['precision']}",
     ]
@@ -263,6 +265,17 @@ def _headline(prepared: Prepared, summary: dict[str, Any]) -> str:
         resumed = prepared.resumed
         lines.append(f"Going on from {resumed.path.name}, step {resumed.step:,}")
     return "\n".join(lines)
+
+
+def _documents(data: TextDataModule) -> str:
+    """Return how many documents there are, and how they are split."""
+    counts = {name: len(boundaries(ids.numpy())) - 1 for name, ids in data.splits.items()}
+    whole = len(data.store.tokens) - 1
+    shares = (
+        f"{counts[name]:,} {name} ({(len(ids) - 1) / whole:.1%})"
+        for name, ids in data.splits.items()
+    )
+    return f"{sum(counts.values()):,} documents: {', '.join(shares)}"
 
 
 def _smaller_batch(prepared: Prepared, step: int) -> str:

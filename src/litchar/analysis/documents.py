@@ -1,0 +1,137 @@
+"""The loss of each document: what a model makes of every name, poem or molecule by itself."""
+
+import csv
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor, nn
+
+from litchar.data.windows import IGNORED, document_starts
+from litchar.errors import UserError
+from litchar.text import Vocabulary
+from litchar.text.store import boundaries
+from litchar.text.vocabulary import printable
+
+MOST_SHOWN = 60  # characters of a document
+WORST = 5
+
+
+@torch.inference_mode()
+def document_losses(
+    model: nn.Module, tokens: Tensor, batch_size: int, device: torch.device
+) -> np.ndarray:
+    """Return the loss of each document by itself: -ln of its probability.
+
+    A document is predicted from the boundary before it, up to the boundary behind it. One that is
+    longer than the model's block is scored in contiguous windows.
+
+    Args:
+        tokens: a split of documents: (N,)
+
+    Returns:
+        nats: (D,) float64
+    """
+    edges = boundaries(tokens.numpy())
+    starts = document_starts(tokens.numpy(), model.block_size)
+    documents = np.searchsorted(edges, starts, side="right") - 1
+    lengths = np.minimum(edges[documents + 1] - starts, model.block_size)
+    order = np.argsort(lengths, kind="stable")  # windows of one length share a batch
+    losses = np.zeros(len(edges) - 1)
+    batches = range(0, len(order), batch_size)
+    for first in track(batches, "Documents", transient=True, disable=len(batches) < 20):
+        batch = order[first : first + batch_size]
+        steps = torch.arange(int(lengths[batch].max()) + 1)
+        positions = torch.from_numpy(starts[batch])[:, None] + steps  # (B, T + 1)
+        beyond = steps[1:] > torch.from_numpy(lengths[batch])[:, None]
+        windows = tokens[positions.clamp(max=len(tokens) - 1)].long()
+        targets = windows[:, 1:].masked_fill(beyond, IGNORED).to(device)
+        logits = model(windows[:, :-1].to(device)).float()
+        loss = F.cross_entropy(
+            logits.transpose(1, 2), targets, ignore_index=IGNORED, reduction="none"
+        )
+        np.add.at(losses, documents[batch], loss.sum(1).double().cpu().numpy())
+    return losses
+
+
+def check_place(place: str | None, document: str | None) -> Path | None:
+    """Return where the losses of documents are to be written.
+
+    Raises:
+        UserError: it is no place for them, or there are no documents.
+    """
+    if place is None:
+        return None
+    if document is None:
+        raise UserError(f"documents={place}: this model was not trained on documents")
+    path = Path(place).expanduser()
+    if path.suffix not in (".csv", ".json"):
+        raise UserError(f"documents={place}: name a .csv or a .json file")
+    if not path.parent.is_dir():
+        raise UserError(f"documents={place}: there is no directory {path.parent}")
+    return path
+
+
+def report(
+    losses: np.ndarray, tokens: Tensor, vocabulary: Vocabulary, console: Console, place: Path | None
+) -> None:
+    """Print mean, spread and the worst documents; write all of them to `place`, if given.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    edges = boundaries(tokens.numpy())
+    counts = np.diff(edges)  # the boundary behind a document is predicted with it
+    least, middle, most = np.quantile(losses, (0, 0.5, 1))
+    console.print(
+        f"{len(losses):,} documents, each by itself: "
+        f"{losses.sum() / counts.sum():.4f} nats per {vocabulary.unit}, {losses.mean():.4f} a "
+        f"document (standard deviation {losses.std():.4f}, least {least:.4f}, median "
+        f"{middle:.4f}, most {most:.4f})",
+        soft_wrap=True,
+    )
+    rates = losses / counts
+    table = Table("nats", f"per {vocabulary.unit}", "worst documents", box=None, pad_edge=False)
+    for i in np.argsort(-rates, kind="stable")[:WORST]:
+        shown = printable(" ".join(_text(i, edges, tokens, vocabulary).split()))
+        table.add_row(f"{losses[i]:.3f}", f"{rates[i]:.3f}", Text(shown))
+    console.print(table)
+    if place is not None:
+        rows = [
+            {
+                "document": i,
+                f"{vocabulary.unit}s": int(counts[i]) - 1,
+                "nats": float(losses[i]),
+                "bits": float(losses[i]) / math.log(2),
+                "begins": _text(i, edges, tokens, vocabulary),
+            }
+            for i in range(len(losses))
+        ]
+        _write(place, rows)
+
+
+def _text(i: int, edges: np.ndarray, tokens: Tensor, vocabulary: Vocabulary) -> str:
+    start, stop = edges[i] + 1, edges[i + 1]
+    return vocabulary.decode(tokens[start : min(stop, start + MOST_SHOWN)].numpy())
+
+
+def _write(place: Path, rows: list[dict[str, Any]]) -> None:
+    try:
+        with open(place, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+            if place.suffix == ".json":
+                json.dump(rows, file, indent=1)
+                file.write("\n")
+            else:
+                writer = csv.DictWriter(file, list(rows[0]))
+                writer.writeheader()
+                writer.writerows(rows)
+    except OSError as error:
+        raise UserError(f"documents={place}: cannot be written ({error.strerror})") from None

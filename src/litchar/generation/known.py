@@ -1,0 +1,66 @@
+"""Which generated documents are known from the text that the model was trained on."""
+
+import numpy as np
+
+from litchar.checkpoints import Checkpoint
+from litchar.errors import UserError
+from litchar.text import Text
+from litchar.text.store import boundaries, has_document
+from litchar.text.vocabulary import BOUNDARY, printable
+
+MOST_SHOWN = 40  # characters of a document
+
+
+def known_documents(checkpoint: Checkpoint, samples: list[list[int]]) -> str:
+    """Return one line that says which documents stand in which split of the training text.
+
+    Args:
+        samples: ids, with the boundary behind those that came to an end.
+    """
+    documents = [_last_document(ids) for ids in samples if ids[-1] == BOUNDARY]
+    said = []
+    if len(documents) < len(samples):
+        said.append(
+            f"{len(samples) - len(documents)} of {len(samples)} did not come to an end; "
+            "give them a higher max_new_tokens."
+        )
+    splits = _splits(checkpoint)
+    if splits is None:
+        said.append(
+            "Not compared with the text that it was trained on: the cache of this machine does not "
+            f"hold it; python scripts/evaluate.py checkpoint={checkpoint.path} puts it there."
+        )
+    elif documents:
+        rest, found = documents, []
+        for name, tokens in splits.items():
+            edges = boundaries(tokens)
+            known = [ids for ids in rest if has_document(tokens, edges, ids)]
+            rest = [ids for ids in rest if ids not in known]
+            texts = dict.fromkeys(checkpoint.vocabulary.decode(ids) for ids in known)
+            shown = ", ".join(printable(text[:MOST_SHOWN]).replace("\n", " ") for text in texts)
+            found.append(f"{len(known)} in the {name} split" + (f" ({shown})" if shown else ""))
+        said.append(f"Of {len(documents)} documents: {', '.join(found)}, {len(rest)} new.")
+    return " ".join(said)
+
+
+def _last_document(ids: list[int]) -> list[int]:
+    """Return the document that ends with `ids`; a prompt may have others before it."""
+    start = max((i + 1 for i, token in enumerate(ids[:-1]) if token == BOUNDARY), default=0)
+    return ids[start:-1]
+
+
+def _splits(checkpoint: Checkpoint) -> dict[str, np.ndarray] | None:
+    """Return the splits of the text that `checkpoint` was trained on, if the cache has it.
+
+    Nothing is read or fetched that the checkpoint names: it may be a stranger's.
+    """
+    settings = ("unit", "document", "shuffle", "val_fraction", "test_fraction")
+    try:
+        text = Text(**{name: checkpoint.config["data"][name] for name in settings})
+        store = text.cached(checkpoint.provenance["fingerprint"])
+        if store is None or store.vocabulary != checkpoint.vocabulary:
+            return None
+        bounds = text.bounds(store.tokens)
+    except (KeyError, TypeError, AttributeError, UserError):
+        return None
+    return {name: store.tokens[start:stop] for name, (start, stop) in bounds.items()}
