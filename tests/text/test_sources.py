@@ -2,7 +2,9 @@
 
 import hashlib
 import http.server
+import json
 import socket
+import sys
 import sysconfig
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from litchar.errors import UserError
-from litchar.text.sources import bundled, download, python_stdlib
+from litchar.text import Text
+from litchar.text.sources import HuggingFace, bundled, download, python_stdlib
 from litchar.text.store import cache_dir
 
 # The bundled primer
@@ -236,3 +239,64 @@ def test_downloads_of_other_content_under_the_same_name_do_not_meet(server):
     with pytest.raises(UserError, match="nothing was kept"):
         download(f"{server.url}/a.txt", "1" * 64)
     assert kept() == [first]
+
+
+# Data sets
+
+
+@pytest.fixture
+def data_set(tmp_path, monkeypatch) -> Path:
+    """A directory that the `datasets` library loads: two splits, rows with text and without."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "hf" / "datasets"))
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    directory = tmp_path / "stories"
+    directory.mkdir()
+    rows = [{"id": 1, "text": "one\r\né"}, {"id": 2, "text": None}, {"id": 3, "text": "three"}]
+    (directory / "train.jsonl").write_text("\n".join(map(json.dumps, rows * 200 + [rows[1]])))
+    (directory / "test.jsonl").write_text('{"id": 4, "text": "four"}')
+    return directory
+
+
+def test_a_data_set_gives_the_rows_of_its_column_by_split(data_set):
+    text = "one\né\nthree\n" * 200
+    assert "".join(HuggingFace(str(data_set), "text").read()) == text
+    assert "".join(HuggingFace(str(data_set), "text", split="test").read()) == "four\n"
+    assert "".join(HuggingFace(str(data_set), "text", split="train+test").read()) == text + "four\n"
+    corpus = Text(name=str(data_set), column="text", split="test").corpus()
+    assert str(corpus) == f"{data_set}/test"
+    assert "".join(corpus.read()) == "four\n"
+
+
+def test_the_identity_of_a_data_set_is_its_rows(data_set, tmp_path):
+    def fingerprint(split: str, place: Path = data_set) -> str:
+        return HuggingFace(str(place), "text", split=split).fingerprint()
+
+    whole = fingerprint("train")
+    assert whole == fingerprint("train[:600]")  # the last row is null
+    assert whole != fingerprint("train[:599]") != fingerprint("test")
+    assert whole == fingerprint("train", data_set.rename(tmp_path / "moved"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"column": "body"}, "there is no data.column=body; there are text"),
+        ({"column": "id"}, "data.column=id holds int64, not text; there are text"),
+        ({"column": None}, "data.column is not set; there are text"),
+        ({"column": "text", "split": "valid"}, 'Unknown split "valid"'),
+        ({"column": "text", "subset": "x"}, "'x' not found"),
+        ({"column": "text", "name": "nobody/nothing"}, "cannot be loaded"),
+    ],
+)
+def test_what_a_data_set_does_not_have_is_refused_and_what_it_has_named(data_set, settings, reason):
+    with pytest.raises(UserError) as error:
+        list(HuggingFace(**({"name": str(data_set)} | settings)).read())
+    assert str(error.value).startswith("data.name=")
+    assert reason in str(error.value)
+
+
+def test_without_the_library_one_line_says_what_to_install(data_set, monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(UserError, match=r"data\.name needs datasets: pip install datasets"):
+        list(HuggingFace(str(data_set), "text").read())

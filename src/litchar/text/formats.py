@@ -160,13 +160,20 @@ def parquet_rows(path: Path, column: str | None) -> Iterator[str]:
         with ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
             check_column(file.schema_arrow, column, str(path))
             for batch in file.iter_batches(ROWS_AT_ONCE, columns=[column]):
-                rows = batch.column(0).to_pylist()
-                what = f"{path}: data.column={column}"
-                yield from (_text(row, what) for row in rows if row is not None)
-                read += len(rows)
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+                yield from column_rows(batch.column(0), f"{path}: data.column={column}")
+                read += len(batch)
+    except (pyarrow.ArrowException, OSError) as error:
         reason = str(error).split("\n")[0]
         raise UserError(f"{path}: damaged after row {read:,}, or not Parquet: {reason}") from None
+
+
+def column_rows(column: "pyarrow.Array | pyarrow.ChunkedArray", what: str) -> Iterator[str]:
+    """Yield the text of each row of a column, called `what`; nulls are left out."""
+    try:
+        rows = column.to_pylist()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{what} is not UTF-8: {error}") from None
+    return (_text(row, what) for row in rows if row is not None)
 
 
 def check_column(schema: "pyarrow.Schema", column: str | None, where: str) -> None:

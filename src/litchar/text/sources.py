@@ -1,18 +1,25 @@
-"""Texts with a name: the bundled primer, downloads, the Python standard library."""
+"""Texts with a name: the bundled primer, downloads, the standard library, Hugging Face's hub."""
 
+import functools
+import hashlib
 import http.client
 import os
 import sysconfig
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from filelock import FileLock
 
 from litchar.errors import UserError
-from litchar.text.corpus import CHUNK_BYTES, Corpus
+from litchar.text.corpus import CHUNK_BYTES, Corpus, as_lines
+from litchar.text.formats import ROWS_AT_ONCE, check_column, column_rows, extra
 from litchar.text.store import cache_dir, file_sha256, make_cache
+
+if TYPE_CHECKING:
+    import datasets
 
 MOST_BYTES = 20_000_000_000  # that a download may have; a full disk helps nobody
 
@@ -49,6 +56,62 @@ def download(url: str, sha256: str) -> Corpus:
         elif file_sha256(place) != sha256:
             raise UserError(f"{place}: its SHA-256 is not {sha256}; delete it to fetch it again")
     return Corpus([place])
+
+
+class HuggingFace(Corpus):
+    """A column of a data set that the `datasets` library loads: from its hub, or from a directory.
+
+    The library keeps the data set on disk and maps it into memory. No code of a data set is run.
+
+    Args:
+        name: of the data set at the hub, or a directory.
+        column: the one that is the text; each row is read like a line.
+        subset: which configuration of the data set, if it has several.
+        split: which of its splits, such as `train`, `train[:10%]` or `train+test`.
+    """
+
+    def __init__(
+        self, name: str, column: str | None, subset: str | None = None, split: str = "train"
+    ) -> None:
+        super().__init__([], column=column)
+        self.name = name
+        self.subset = subset
+        self.split = split
+
+    def __repr__(self) -> str:
+        return "/".join(filter(None, (self.name, self.subset, self.split)))
+
+    def fingerprint(self) -> str:
+        """Return the SHA-256 of the rows and their lengths: the corpus's identity."""
+        digest = hashlib.sha256()
+        for row in self._rows():
+            content = row.encode()
+            digest.update(content + f"\0{len(content)}\0".encode())
+        return digest.hexdigest()
+
+    def read(self) -> Iterator[str]:
+        """Yield the text in pieces; rows that are null are left out.
+
+        Raises:
+            UserError: there is no such data set or column, or that holds no text.
+        """
+        yield from as_lines(self._rows())
+
+    def _rows(self) -> Iterator[str]:
+        columns = self._table.select_columns([self.column]).with_format("arrow")
+        for batch in columns.iter(batch_size=ROWS_AT_ONCE):
+            yield from column_rows(batch.column(0), f"data.name={self}: data.column={self.column}")
+
+    @functools.cached_property
+    def _table(self) -> "datasets.Dataset":
+        datasets = extra("datasets", needed_for="data.name")
+        try:
+            table = datasets.load_dataset(self.name, self.subset, split=self.split)
+        except Exception as error:  # whatever may be wrong with a name, a network or a file
+            reason = str(error).split("\n")[0] or type(error).__name__
+            raise UserError(f"data.name={self}: cannot be loaded: {reason}") from None
+        check_column(table.features.arrow_schema, self.column, f"data.name={self}")
+        return table
 
 
 def _fetch_checked(url: str, sha256: str, place: Path) -> None:

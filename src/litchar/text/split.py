@@ -9,6 +9,7 @@ from hydra.utils import instantiate
 
 from litchar.errors import UserError
 from litchar.text.corpus import Corpus
+from litchar.text.sources import HuggingFace
 from litchar.text.store import TokenStore, boundaries, find_store, open_store
 from litchar.text.vocabulary import DOCUMENTS, UNITS, Vocabulary
 
@@ -24,7 +25,10 @@ class Text:
         path: the text: a file, a directory, or a list of either; goes before `source`.
         pattern: which files of a directory.
         field: of JSON-lines files, the field that is the text.
-        column: of Parquet files, the column that is the text.
+        column: of Parquet files and data sets, the column that is the text.
+        name: of a data set that the `datasets` library loads, at its hub or in a directory.
+        subset: of the data set, if it has several.
+        split: of the data set, such as `train`.
         source: a function that returns the corpus, for texts with a name.
         unit: what a token is, `character` or `byte`.
         document: what a document is: `line`, `file`, or None for a text without.
@@ -40,6 +44,9 @@ class Text:
     pattern: str = "**/*.txt"
     field: str | None = None
     column: str | None = None
+    name: str | None = None
+    subset: str | None = None
+    split: str = "train"
     source: Callable[[], Corpus] | None = None
     unit: str = Vocabulary.unit
     document: str | None = None
@@ -86,8 +93,13 @@ class Text:
         """
         if self.path is not None:
             return Corpus.find(self.path, self.pattern, self.field, self.column)
+        if self.name is not None:
+            return HuggingFace(self.name, self.column, self.subset, self.split)
         if self.source is None:
-            raise UserError("data.path is not set; say which text to train on: data.path=FILE")
+            raise UserError(
+                "data.path is not set; say which text to train on: data.path=FILE, or "
+                "data=huggingface data.name=NAME"
+            )
         return self.source()
 
     def open(self) -> TokenStore:

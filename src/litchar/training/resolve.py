@@ -48,7 +48,10 @@ def resolve_as_before(config: DictConfig, then: dict[str, Any]) -> None:
 
 
 def resolve_paths(config: DictConfig) -> None:
-    """Make `data.path` absolute, so that the text is found again from any directory."""
+    """Make `data.path` absolute, so that the text is found again from any directory; and so a
+    directory that is `data.name`."""
+    if (name := config.data.get("name")) and Path(name).is_dir():
+        config.data.name = str(Path(name).absolute()).replace("${", r"\${")
     path = config.data.path
     if path is None:
         return
