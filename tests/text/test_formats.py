@@ -286,3 +286,34 @@ def test_a_file_with_rows_makes_a_token_store(tmp_path):
     path = put(tmp_path / "a.jsonl.xz", lzma.compress(jsonl(ROWS)))
     store = open_store(Corpus([path], field="text"))
     assert store.vocabulary.decode(store.tokens) == "first\nrow é\n\nlast\n\n"
+
+
+@pytest.mark.parametrize("document", [None, "line", "file"])
+def test_a_row_is_a_document_as_a_file_is(tmp_path, document):
+    rows = [{"text": "one\ntwo"}, {"text": ""}, {"text": None}, {"text": "one"}]
+    put(tmp_path / "a.jsonl", jsonl(rows))
+    put(tmp_path / "b.jsonl", jsonl(rows[3:]))
+    store = open_store(Corpus.find(str(tmp_path), "*.jsonl", "text"), document=document)
+    assert (
+        store.vocabulary.decode(store.tokens)
+        == {
+            None: "one\ntwo\n\none\none\n",
+            "line": "\none\ntwo\none\none\n",
+            "file": "\none\ntwo\none\none\n",
+        }[document]
+    )
+    boundaries = (store.tokens == 0).sum()
+    assert boundaries == {None: 5, "line": 5, "file": 4}[document]  # None: its newlines
+
+
+def test_rows_that_are_documents_bring_no_newline_into_the_vocabulary(tmp_path):
+    path = put(tmp_path / "a.jsonl", jsonl([{"text": "ab"}, {"text": "ba"}]))
+    store = open_store(Corpus([path], field="text"), document="file")
+    assert store.vocabulary.characters == "ab"
+
+
+def test_the_bytes_of_rows_are_those_of_their_text(tmp_path):
+    path = put(tmp_path / "a.jsonl.gz", gzip.compress(jsonl([{"text": "é"}, {"text": "b"}])))
+    assert b"".join(Corpus([path], field="text").read_bytes()) == "é\nb\n".encode()
+    store = open_store(Corpus([path], field="text"), "byte", "file")
+    assert store.vocabulary.decode(store.tokens) == "\né\nb\n"

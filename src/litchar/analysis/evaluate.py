@@ -43,7 +43,7 @@ def run(config: DictConfig, output_dir: Path) -> float:
     if config.data.path is None:
         tokens, what = split_of(checkpoint, config.split), f"the {config.split} split"
     else:
-        corpus = Corpus.find(**config.data)
+        corpus = checkpoint.cleaning.of(Corpus.find(**config.data))
         tokens, unknown, left_out = encode_known(checkpoint, corpus)
         what = str(corpus)
         if left_out:
@@ -110,7 +110,7 @@ def encode_known(checkpoint: Checkpoint, corpus: Corpus) -> tuple[Tensor, str, i
     """Return the ids of the characters of `corpus` that the model knows, the distinct ones that
     it does not know, and how many of those were left out."""
     vocabulary = checkpoint.vocabulary
-    counts = count_codes(corpus, vocabulary.unit)
+    counts = count_codes(corpus, vocabulary.unit, vocabulary.document)
     present = np.flatnonzero(counts)
     unknown = present[vocabulary.lookup(present) == len(vocabulary)]
     pieces = [np.zeros(0, vocabulary.dtype), *encode_corpus(corpus, vocabulary)]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from litchar.checkpoints.files import load
 from litchar.errors import UserError
 from litchar.text import Vocabulary
+from litchar.text.cleaning import Cleaning
 
 FORMAT = 1
 MODELS = "litchar.models."  # where a checkpoint's model may come from
@@ -47,6 +48,7 @@ class Checkpoint:
         model_settings: the model's class under `_target_`, and its arguments.
         config: the configuration of the run that made it.
         provenance: versions, git revision, the text's fingerprint.
+        cleaning: what was done to the characters of its text.
         step: how many optimiser steps it has seen.
         weights: the model's parameters by name.
     """
@@ -56,6 +58,7 @@ class Checkpoint:
     model_settings: dict[str, Any]
     config: dict[str, Any]
     provenance: dict[str, Any]
+    cleaning: Cleaning
     step: int
     weights: dict[str, Tensor]
 
@@ -88,6 +91,7 @@ class Checkpoint:
                 model_settings=dict(card["model"]),
                 config=dict(card["config"]),
                 provenance={"fingerprint": None, **card["provenance"]},
+                cleaning=Cleaning.named_in(card["config"].get("data", {})),
                 step=int(data["global_step"]),
                 weights={
                     name.removeprefix(prefix): tensor

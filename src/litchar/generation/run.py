@@ -49,12 +49,13 @@ def run(config: DictConfig, output_dir: Path) -> None:
         config.prompt = ""  # a line by itself is what is wanted
 
     def show(prompts: Sequence[str]) -> None:
-        samples = show_texts(model, vocabulary, prompts, config)
+        cleaned = [checkpoint.cleaning(prompt) for prompt in prompts]
+        samples = show_texts(model, vocabulary, cleaned, config)
         if vocabulary.document:
             print(known_documents(checkpoint, samples), file=sys.stderr)
 
     if config.score is not None:
-        show_score(model, vocabulary, config)
+        show_score(model, vocabulary, checkpoint.cleaning(config.score), config)
     elif config.prompt is None and config.prompts is None and asks():
         print(f"{checkpoint.path}, step {checkpoint.step:,}")
         prompt_loop.run(config, check, lambda prompt: show([prompt]))
@@ -171,13 +172,13 @@ def show_texts(
     return shown
 
 
-def show_score(model: nn.Module, vocabulary: Vocabulary, config: DictConfig) -> None:
-    """Print a text, coloured by how surprising each character is, and its bits per character.
+def show_score(model: nn.Module, vocabulary: Vocabulary, text: str, config: DictConfig) -> None:
+    """Print `text`, coloured by how surprising each character is, and its bits per character.
 
     Raises:
         UserError: it is too short, or has characters that the model never saw.
     """
-    ids = vocabulary.encode(config.score, config.unknown).astype(np.int64)
+    ids = vocabulary.encode(text, config.unknown).astype(np.int64)
     if len(ids) < 2:
         raise UserError("score: takes 2 characters that the model knows; the first begins the text")
     log_probs = log_probs_of(model, ids)

@@ -30,6 +30,8 @@ class Corpus:
         UserError: both a field and a column are given.
     """
 
+    min_count = 0  # characters that it has less often are too rare for its vocabulary
+
     def __init__(
         self, paths: Sequence[Path], field: str | None = None, column: str | None = None
     ) -> None:
@@ -101,12 +103,21 @@ class Corpus:
                 digest.update(f"{json.dumps(read_as)}\0".encode())
         return digest.hexdigest()
 
-    def files(self) -> "Iterator[Corpus]":
-        """Yield a corpus of each file, read in the same way."""
+    def parts(self, document: str | None) -> "Iterator[Corpus]":
+        """Yield what is read by itself: each file, if a document is a line; each file, and each row
+        of files that have rows, if it is a file; all in one, if there are no documents.
+        """
+        if document is None:
+            yield self
+            return
         for path in self.paths:
-            one = copy.copy(self)
-            one.paths = [path]
-            yield one
+            rows = self._rows(path) if document == "file" else None
+            if rows is None:
+                one = copy.copy(self)  # of whatever kind this corpus is
+                one.paths = [path]
+                yield one
+            else:
+                yield from map(Row, rows)
 
     def read_bytes(self) -> Iterator[bytes]:
         """Yield the files' bytes as they are in pieces of about `CHUNK_BYTES`, or those of the rows
@@ -133,6 +144,10 @@ class Corpus:
             rows = self._rows(path)
             yield from _decoded(path) if rows is None else as_lines(rows)
 
+    def changes(self, document: str | None) -> list[str]:
+        """Return what cleaning changes in the text: nothing here, see `litchar.text.cleaning`."""
+        return []
+
     def _rows(self, path: Path) -> Iterator[str] | None:
         """Return the rows of a file that has rows."""
         if self.column is not None or is_parquet(path):
@@ -140,6 +155,22 @@ class Corpus:
         if self.field is not None or is_jsonl(path):
             return jsonl_rows(path, self.field)
         return None
+
+
+class Row(Corpus):
+    """A row of a file, as a text by itself."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__([])
+        self.text = text
+
+    def read(self) -> Iterator[str]:
+        """Yield the text, unless it is empty."""
+        return iter([self.text] if self.text else [])
+
+    def read_bytes(self) -> Iterator[bytes]:
+        """Yield its bytes."""
+        return (text.encode() for text in self.read())
 
 
 def as_lines(rows: Iterable[str]) -> Iterator[str]:

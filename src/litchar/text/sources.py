@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from filelock import FileLock
 
 from litchar.errors import UserError
-from litchar.text.corpus import CHUNK_BYTES, Corpus, as_lines
+from litchar.text.corpus import CHUNK_BYTES, Corpus
 from litchar.text.formats import ROWS_AT_ONCE, check_column, column_rows, extra
 from litchar.text.store import cache_dir, file_sha256, make_cache
 
@@ -68,12 +68,15 @@ class HuggingFace(Corpus):
         column: the one that is the text; each row is read like a line.
         subset: which configuration of the data set, if it has several.
         split: which of its splits, such as `train`, `train[:10%]` or `train+test`.
+
+    Raises:
+        UserError: (when it is read) there is no such data set or column, or that holds no text.
     """
 
     def __init__(
         self, name: str, column: str | None, subset: str | None = None, split: str = "train"
     ) -> None:
-        super().__init__([], column=column)
+        super().__init__([Path(name)], column=column)
         self.name = name
         self.subset = subset
         self.split = split
@@ -84,20 +87,12 @@ class HuggingFace(Corpus):
     def fingerprint(self) -> str:
         """Return the SHA-256 of the rows and their lengths: the corpus's identity."""
         digest = hashlib.sha256()
-        for row in self._rows():
+        for row in self._rows(*self.paths):
             content = row.encode()
             digest.update(content + f"\0{len(content)}\0".encode())
         return digest.hexdigest()
 
-    def read(self) -> Iterator[str]:
-        """Yield the text in pieces; rows that are null are left out.
-
-        Raises:
-            UserError: there is no such data set or column, or that holds no text.
-        """
-        yield from as_lines(self._rows())
-
-    def _rows(self) -> Iterator[str]:
+    def _rows(self, path: Path) -> Iterator[str]:
         columns = self._table.select_columns([self.column]).with_format("arrow")
         for batch in columns.iter(batch_size=ROWS_AT_ONCE):
             yield from column_rows(batch.column(0), f"data.name={self}: data.column={self.column}")

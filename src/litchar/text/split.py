@@ -8,6 +8,7 @@ import numpy as np
 from hydra.utils import instantiate
 
 from litchar.errors import UserError
+from litchar.text.cleaning import Cleaning
 from litchar.text.corpus import Corpus
 from litchar.text.sources import HuggingFace
 from litchar.text.store import TokenStore, boundaries, find_store, open_store
@@ -32,6 +33,9 @@ class Text:
         source: a function that returns the corpus, for texts with a name.
         unit: what a token is, `character` or `byte`.
         document: what a document is: `line`, `file`, or None for a text without.
+        normalize: a Unicode normal form for its characters, see `litchar.text.cleaning.Cleaning`.
+        lowercase: make its letters small.
+        min_count: replace characters that it has less often.
         shuffle: put the documents in a random order before they are split; one for every seed.
         val_fraction: the share of the text that validates.
         test_fraction: the share that is kept for the very end.
@@ -50,6 +54,9 @@ class Text:
     source: Callable[[], Corpus] | None = None
     unit: str = Vocabulary.unit
     document: str | None = None
+    normalize: str | bool | None = None
+    lowercase: bool | None = None
+    min_count: int | None = None
     shuffle: bool = False
     val_fraction: float = 0.1
     test_fraction: float = 0.0
@@ -59,6 +66,11 @@ class Text:
             raise UserError(f"data.unit={self.unit}: there are {' and '.join(UNITS)}")
         if self.document not in DOCUMENTS:
             raise UserError(f"data.document={self.document}: there are line, file and null")
+        if self.unit != Vocabulary.unit and self.cleaning.name:
+            raise UserError(
+                f"data.unit={self.unit} takes a text as it is; leave data.normalize, "
+                "data.lowercase and data.min_count out, or take data.unit=character"
+            )
         if not isinstance(self.shuffle, bool):
             raise UserError(f"data.shuffle={self.shuffle}: must be true or false")
         if self.shuffle and self.document is None:
@@ -85,12 +97,20 @@ class Text:
         mine = {field.name: settings[field.name] for field in fields(cls) if field.name in settings}
         return cls(**mine | {"source": instantiate(mine.get("source"))})
 
+    @property
+    def cleaning(self) -> Cleaning:
+        """What is done to the characters of the text."""
+        return Cleaning(self.normalize, self.lowercase, self.min_count)
+
     def corpus(self) -> Corpus:
-        """Return the corpus that `path` or `source` names.
+        """Return the corpus that `path`, `name` or `source` names, cleaned.
 
         Raises:
             UserError: there is none.
         """
+        return self.cleaning.of(self._as_it_is())
+
+    def _as_it_is(self) -> Corpus:
         if self.path is not None:
             return Corpus.find(self.path, self.pattern, self.field, self.column)
         if self.name is not None:

@@ -14,8 +14,9 @@ import numpy as np
 from filelock import FileLock
 
 from litchar.errors import UserError
+from litchar.text.cleaning import rare_line
 from litchar.text.corpus import Corpus
-from litchar.text.vocabulary import BOUNDARY, ByteVocabulary, Vocabulary, codepoints
+from litchar.text.vocabulary import BOUNDARY, REPLACEMENT, ByteVocabulary, Vocabulary, codepoints
 
 FORMAT = 1  # of a store; another number leaves older ones alone
 
@@ -29,11 +30,13 @@ class TokenStore:
             document; memory-mapped, read-only, in `vocabulary.dtype`.
         vocabulary: the corpus's characters, or the byte values.
         fingerprint: the content's identity, `Corpus.fingerprint`.
+        changes: what cleaning changed in the text: a line for each setting.
     """
 
     tokens: np.ndarray
     vocabulary: Vocabulary
     fingerprint: str
+    changes: list[str]
 
 
 def cache_dir() -> Path:
@@ -82,10 +85,9 @@ def open_store(
     place = _place(fingerprint, unit, document, shuffle)
     make_cache(place.parent)
     with FileLock(f"{place}.lock"):
-        vocabulary = _vocabulary_of(place)
-        if vocabulary is None:
-            vocabulary = _build(corpus, place, fingerprint, unit, document, shuffle)
-    return TokenStore(_load(place), vocabulary, fingerprint)
+        if not _is_whole(place):
+            _build(corpus, place, fingerprint, unit, document, shuffle)
+    return _load(place, fingerprint)
 
 
 def find_store(
@@ -95,8 +97,7 @@ def find_store(
     if not fingerprint.isalnum():  # of a checkpoint: no path
         return None
     place = _place(fingerprint, unit, document, shuffle)
-    vocabulary = _vocabulary_of(place)
-    return vocabulary and TokenStore(_load(place), vocabulary, fingerprint)
+    return _load(place, fingerprint) if _is_whole(place) else None
 
 
 def _place(fingerprint: str, unit: str, document: str | None, shuffle: bool) -> Path:
@@ -105,19 +106,21 @@ def _place(fingerprint: str, unit: str, document: str | None, shuffle: bool) -> 
     return cache_dir() / "tokens" / name
 
 
-def _load(place: Path) -> np.ndarray:
-    return np.load(place / "tokens.npy", mmap_mode="r")
+def _load(place: Path, fingerprint: str) -> TokenStore:
+    meta = json.loads((place / "meta.json").read_text())
+    tokens = np.load(place / "tokens.npy", mmap_mode="r")
+    vocabulary = Vocabulary.from_json(meta["vocabulary"])
+    return TokenStore(tokens, vocabulary, fingerprint, meta.get("changes", []))
 
 
-def _vocabulary_of(place: Path) -> Vocabulary | None:
-    """Return the vocabulary of the store at `place`, or None if there is no whole store."""
+def _is_whole(place: Path) -> bool:
+    """Return whether there is a store at `place`, and it is as it was written."""
     try:
         meta = json.loads((place / "meta.json").read_text())
-        if meta["tokens_sha256"] == file_sha256(place / "tokens.npy"):
-            return Vocabulary.from_json(meta["vocabulary"])
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    return None
+        Vocabulary.from_json(meta["vocabulary"])
+        return meta["tokens_sha256"] == file_sha256(place / "tokens.npy")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, UserError):
+        return False
 
 
 def _build(
@@ -127,7 +130,7 @@ def _build(
     unit: str,
     document: str | None,
     shuffle: bool,
-) -> Vocabulary:
+) -> None:
     """Encode `corpus` into the directory `place`, which appears whole or not at all.
 
     Raises:
@@ -136,7 +139,7 @@ def _build(
     draft = place.with_name(f"{place.name}.draft")
     for leftover in (draft, place):  # of a process that was killed, or damaged
         shutil.rmtree(leftover, ignore_errors=True)
-    vocabulary = _scan(corpus, unit, document)
+    vocabulary, changes = _scan(corpus, unit, document)
     draft.mkdir()
     try:
         _save(draft / "tokens.npy", vocabulary.dtype, encode_corpus(corpus, vocabulary))
@@ -148,6 +151,7 @@ def _build(
         meta = {
             "vocabulary": vocabulary.to_json(),
             "tokens_sha256": file_sha256(draft / "tokens.npy"),
+            "changes": changes,
         }
         with open(draft / "meta.json", "w") as file:
             json.dump(meta, file)
@@ -158,7 +162,6 @@ def _build(
         os.rename(draft, place)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    return vocabulary
 
 
 def file_sha256(path: Path) -> str:
@@ -205,8 +208,8 @@ def encode_corpus(corpus: Corpus, vocabulary: Vocabulary) -> Iterator[np.ndarray
     boundary = np.full(1, BOUNDARY, vocabulary.dtype)
     yield boundary
     ended = True
-    for file in corpus.files():
-        for ids in chain(_encode(file, vocabulary), [boundary]):
+    for part in corpus.parts(vocabulary.document):
+        for ids in chain(_encode(part, vocabulary), [boundary]):
             ends = ids == BOUNDARY
             repeated = ends & np.concatenate(([ended], ends[:-1]))
             ended = ends[-1]
@@ -262,24 +265,35 @@ def read_codes(corpus: Corpus, unit: str) -> Iterator[np.ndarray]:
     return (codepoints(text) for text in corpus.read())
 
 
-def count_codes(corpus: Corpus, unit: str) -> np.ndarray:
+def count_codes(corpus: Corpus, unit: str, document: str | None = None) -> np.ndarray:
     """Return how often each code point, or byte, occurs: (0x110000,) int64."""
     counts = np.zeros(0x110000, dtype=np.int64)  # Unicode's code points
-    for codes in read_codes(corpus, unit):
-        chunk_counts = np.bincount(codes)
-        counts[: len(chunk_counts)] += chunk_counts
+    for part in corpus.parts(document):
+        for codes in read_codes(part, unit):
+            chunk_counts = np.bincount(codes)
+            counts[: len(chunk_counts)] += chunk_counts
     return counts
 
 
-def _scan(corpus: Corpus, unit: str, document: str | None) -> Vocabulary:
-    """Return the vocabulary of `corpus`."""
-    present = np.flatnonzero(count_codes(corpus, unit))
-    if len(present) == 0 or (document == "line" and present.tolist() == [ord("\n")]):
+def _scan(corpus: Corpus, unit: str, document: str | None) -> tuple[Vocabulary, list[str]]:
+    """Return the vocabulary of `corpus`, and what cleaning changes in it."""
+    changes = corpus.changes(document)
+    counts = count_codes(corpus, unit, document)
+    if document == "line":
+        counts[ord("\n")] = 0  # the boundary
+    rare = np.where(counts < corpus.min_count, counts, 0)
+    if corpus.min_count > 1:
+        changes.append(rare_line(corpus.min_count, rare))
+    counts -= rare
+    counts[ord(REPLACEMENT)] += rare.sum()
+    present = np.flatnonzero(counts)
+    if len(present) == 0:
         raise UserError(f"{corpus}: the text is empty")
     if len(present) == 1 and document is None:
         raise UserError(
             f"{corpus}: the text has one distinct {unit}, {chr(present[0])!r}; "
             "there is nothing to predict"
         )
-    byte = unit == ByteVocabulary.unit
-    return ByteVocabulary(document) if byte else Vocabulary(map(chr, present), document)
+    if unit == ByteVocabulary.unit:
+        return ByteVocabulary(document), changes
+    return Vocabulary(map(chr, present), document, replaces=bool(rare.any())), changes

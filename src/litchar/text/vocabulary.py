@@ -11,6 +11,7 @@ import numpy as np
 from litchar.errors import UserError
 
 DOCUMENTS = (None, "line", "file")  # none, or each line, or each file, is a document
+REPLACEMENT = "\ufffd"  # REPLACEMENT CHARACTER, which stands for those that are too rare
 BOUNDARY = 0  # the id of the symbol between documents, in a vocabulary that has it
 
 
@@ -26,6 +27,7 @@ class Vocabulary:
     Args:
         characters: the characters of the vocabulary; repeats and order do not matter.
         document: what a document is, see `DOCUMENTS`.
+        replaces: `REPLACEMENT` is one of them, and stands for every other character.
 
     Raises:
         UserError: there are none.
@@ -36,12 +38,15 @@ class Vocabulary:
     # A lone surrogate is no valid text, yet a command line may hold one; it passes unharmed.
     _encoding = ("utf-32-le", "surrogatepass")  # of codes
 
-    def __init__(self, characters: Iterable[str], document: str | None = None) -> None:
+    def __init__(
+        self, characters: Iterable[str], document: str | None = None, replaces: bool = False
+    ) -> None:
         if document not in DOCUMENTS:
             raise ValueError(f"document={document}")
         self.document = document
         self._line_end = "\n" if document == "line" else ""
-        self.characters = "".join(sorted(set(characters) - set(self._line_end)))
+        characters = {*characters, REPLACEMENT} if replaces else set(characters)
+        self.characters = "".join(sorted(characters - set(self._line_end)))
         if not self.characters:
             raise UserError("a vocabulary needs at least one character, and the text has none")
         boundary = "\n" if document else ""
@@ -52,6 +57,9 @@ class Vocabulary:
         self._ids[self._codes[len(boundary) :]] = np.arange(len(boundary), len(self))
         if self._line_end:
             self._ids[ord(self._line_end)] = BOUNDARY
+        self.replaces = replaces
+        if replaces:
+            self._ids[self._ids == len(self)] = self._ids[ord(REPLACEMENT)]
 
     def __len__(self) -> int:
         return len(self._codes)
@@ -148,12 +156,13 @@ class Vocabulary:
 
     def unknown(self, text: str) -> str:
         """Return the distinct characters of `text` that are outside the vocabulary, sorted."""
-        return "".join(sorted(set(text) - set(self.symbols)))
+        return "" if self.replaces else "".join(sorted(set(text) - set(self.symbols)))
 
     def to_json(self) -> dict[str, Any]:
         """Return the vocabulary as plain data, for a checkpoint or a JSON file."""
         # A list: JSON would join surrogates in one string.
-        return {"characters": list(self.characters)} | self._document_json()
+        replaces = {"replaces": True} if self.replaces else {}
+        return {"characters": list(self.characters)} | replaces | self._document_json()
 
     def _document_json(self) -> dict[str, str]:
         return {"document": self.document} if self.document else {}
@@ -163,7 +172,8 @@ class Vocabulary:
         """Return the vocabulary that `to_json` saved."""
         if data.get("unit") == ByteVocabulary.unit:
             return ByteVocabulary(data.get("document"))
-        return Vocabulary(data["characters"], data.get("document"))
+        replaces = data.get("replaces") is True
+        return Vocabulary(data["characters"], data.get("document"), replaces)
 
 
 class ByteVocabulary(Vocabulary):

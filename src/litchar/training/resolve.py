@@ -1,6 +1,7 @@
 """What a configuration leaves open, decided when it runs: by the device and by the text."""
 
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +83,7 @@ def resolve_parent(config: DictConfig) -> Checkpoint | None:
             f"init_from={config.init_from} is a model of {parent.vocabulary.unit}s, and "
             f"data.unit={config.data.unit}; set data.unit={parent.vocabulary.unit}"
         )
-    if config.data.block_size is None:
-        config.data.block_size = settings["block_size"]
+    _fill(config.data, asdict(parent.cleaning) | {"block_size": settings["block_size"]})
     return parent
 
 

@@ -136,6 +136,7 @@ def prepare(config: DictConfig, run_dir: Path, say: Callable[[str], None]) -> Pr
         settings["model"] | {"vocab_size": len(vocabulary), "block_size": block_size},
         settings,
         fingerprint=data.store.fingerprint,
+        changes=data.store.changes,
         **environment.describe(device),
     )
     optimizer, schedule = instantiate(config.optimizer), instantiate(config.scheduler)
@@ -257,6 +258,7 @@ def _headline(prepared: Prepared, summary: dict[str, Any]) -> str:
     lines = [
         f"{prepared.data.corpus()}: {len(store.tokens):,} {store.vocabulary.unit}s, "
         f"a vocabulary of {len(store.vocabulary)}",
+        *store.changes,
         *([] if store.vocabulary.document is None else [_documents(prepared.data)]),
         f"{type(prepared.module.model).__name__}: {summary['parameters']:,} parameters; "
         f"{environment.device_name(prepared.device)}, {summary['precision']}",
