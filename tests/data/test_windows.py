@@ -204,3 +204,23 @@ def test_a_longer_stride_takes_an_even_sample(times, world_size):
     starts = range(0, length - 1, times * block_size)
     expected = [s + i for s in starts for i in range(1, block_size + 1) if s + i < length]
     assert sorted(counted) == expected
+
+
+@pytest.mark.parametrize(("block_size", "stride"), [(8, 1), (8, 3), (8, 7), (8, 8), (5, 2), (1, 1)])
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_overlapping_windows_count_every_target_once_after_a_long_context(
+    block_size, stride, batch_size
+):
+    for length in (2, 8, 9, 10, 17, 60, 61):
+        windows = SequentialWindows(torch.arange(length), length, block_size, batch_size, stride)
+        counted = []
+        for k in range(len(windows)):
+            inputs, targets = windows[k]
+            counts = targets != IGNORED
+            assert torch.equal(inputs[counts] + 1, targets[counts])
+            counted += targets[counts].tolist()
+            context = targets - inputs[:, :1]  # how many tokens a target is predicted from
+            enough = torch.clamp(targets, max=block_size - stride + 1)
+            assert (context[counts] >= enough[counts]).all()
+        assert counted == list(range(1, length))
+        assert (len(windows) - 1) * batch_size * stride < max(1, length - 1)

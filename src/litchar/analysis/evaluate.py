@@ -57,15 +57,17 @@ def run(config: DictConfig, output_dir: Path) -> float:
     if len(tokens) < 2:
         raise UserError(f"{what} has {len(tokens)} {unit}s that the model knows; it takes 2")
     model = checkpoint.build_model(device)
+    if config.stride is not None:
+        _check_stride(config.stride, model.block_size)
     sizes = size_table(checkpoint.vocabulary)
-    total = exact_loss(model, tokens, config.batch_size, device, sizes)
+    total = exact_loss(model, tokens, config.batch_size, device, sizes, config.stride)
     nats, count, characters, utf8_bytes = total.tolist()
     loss, in_bits = nats / count, bits(nats, characters, utf8_bytes)
     console.print(
         f"{checkpoint.path}, step {checkpoint.step:,}, on {what}:\n"
         f"{loss:.6f} nats per {unit}, {in_bits['bpc']:.4f} bits per character, "
         f"{in_bits['bpb']:.4f} bits per byte, perplexity {math.exp(loss):.3f}, "
-        f"over {count:,.0f} {unit}s",
+        f"over {count:,.0f} {unit}s" + _overlap(config.stride, model.block_size),
         soft_wrap=True,
         markup=False,
     )
@@ -118,19 +120,39 @@ def encode_known(checkpoint: Checkpoint, corpus: Corpus) -> tuple[Tensor, str, i
     return tokens, "".join(map(chr, unknown)), int(counts[unknown].sum())
 
 
+def _overlap(stride: int | None, block_size: int) -> str:
+    if stride is None or stride == block_size:
+        return ""
+    return f", each but the first {block_size:,} predicted from {block_size - stride + 1:,} or more"
+
+
+def _check_stride(stride: object, block_size: int) -> None:
+    if type(stride) is not int or not 1 <= stride <= block_size:
+        raise UserError(
+            f"stride={stride}: must be a whole number from 1 to {block_size}, the model's block "
+            "size, where windows do not overlap"
+        )
+
+
 @torch.inference_mode()
 def exact_loss(
-    model: nn.Module, tokens: Tensor, batch_size: int, device: torch.device, sizes: Tensor
+    model: nn.Module,
+    tokens: Tensor,
+    batch_size: int,
+    device: torch.device,
+    sizes: Tensor,
+    stride: int | None = None,
 ) -> Tensor:
-    """Return the summed loss over contiguous windows of `tokens`, each token counted once.
+    """Return the summed loss over the windows of `tokens`, each token counted once.
 
     Args:
         sizes: of `size_table`
+        stride: from one window to the next, see `SequentialWindows`.
 
     Returns:
         nats, tokens, characters and bytes: (4,) float64
     """
-    windows = SequentialWindows(tokens, len(tokens), model.block_size, batch_size)
+    windows = SequentialWindows(tokens, len(tokens), model.block_size, batch_size, stride)
     total, sizes = torch.zeros(4, dtype=torch.float64), sizes.to(device)
     batches = track(range(len(windows)), "Scoring", transient=True, disable=len(windows) < 20)
     for batch in batches:

@@ -119,16 +119,17 @@ class RandomWindows(_Windows):
 
 
 class SequentialWindows(_Windows):
-    """Contiguous windows in which each character but the first is a target exactly once.
+    """Windows one after the other, in which each token but the first is a target exactly once.
 
     Ranks take batches in turn. The last batches are filled up with windows that lie past the end,
     where nothing is counted, so that every batch of every rank has the same shape.
 
     Args:
         tokens: the split to gather from, or None to yield offsets.
-        length: of the split, in characters.
+        length: of the split, in tokens.
         stride: from one window to the next; `block_size` covers the split, more takes an even
-            sample of it.
+            sample of it. With less, windows overlap: the first counts all its targets, the others
+            their last `stride`, which have more of the text before them.
     """
 
     def __init__(
@@ -149,9 +150,18 @@ class SequentialWindows(_Windows):
         self.world_size = world_size
 
     def __len__(self) -> int:
-        windows = -(-(self.length - 1) // self.stride)
+        after_the_first = self.length - 1 - max(self.block_size, self.stride)  # targets
+        windows = 1 + -(-max(0, after_the_first) // self.stride)
         return -(-windows // (self.batch_size * self.world_size))
 
     def offsets(self, batch: int) -> np.ndarray:
         start = (batch * self.world_size + self.rank) * self.batch_size
         return (start + np.arange(self.batch_size, dtype=np.int64)) * self.stride
+
+    def __getitem__(self, batch: int) -> Tensor | tuple[Tensor, Tensor]:
+        if self.stride >= self.block_size:
+            return super().__getitem__(batch)
+        inputs, targets = super().__getitem__(batch)
+        seen_before = torch.arange(self.block_size) < self.block_size - self.stride
+        later = torch.from_numpy(self.offsets(batch) > 0)[:, None]  # than the first window
+        return inputs, targets.masked_fill(later & seen_before, IGNORED)
