@@ -56,7 +56,7 @@ def test_what_was_changed_is_said_and_recorded(train_cleaned, capsys):
         "data.min_count=2",
     ]
     assert "1,399 characters of 3 kinds changed" in recorded[0]
-    assert "2 characters of 2 kinds became '\ufffd': 's' (LATIN SMALL LETTER S) once" in recorded[2]
+    assert "2 characters of 2 kinds became U+FFFD: 's' (LATIN SMALL LETTER S) once" in recorded[2]
     assert all(line in said for line in recorded)
 
 

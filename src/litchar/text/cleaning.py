@@ -153,7 +153,7 @@ def rare_line(min_count: int, counts: np.ndarray) -> str:
     Args:
         counts: how often each of them stands in the text, by code point: (n,)
     """
-    return f"data.min_count={min_count}: {_count(counts, f'became {REPLACEMENT!r}')}"
+    return f"data.min_count={min_count}: {_count(counts, f'became U+{ord(REPLACEMENT):04X}')}"
 
 
 def _count(counts: np.ndarray, what: str, most: int = 5) -> str:
