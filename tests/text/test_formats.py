@@ -111,7 +111,10 @@ def test_a_wrong_byte_in_an_archive_is_named_by_its_offset_in_the_text(tmp_path)
     assert "0xff at offset 300000;" in refusal(path)
 
 
-def test_a_zip_of_several_files_is_refused(tmp_path):
+def test_an_archive_of_several_files_is_refused(tmp_path):
+    for name in ("a.tar.gz", "a.tar.zst"):
+        path = put(tmp_path / name, COMPRESS[Path(name).suffix](b"any"))
+        assert f"{path}: an archive of files; unpack it" in refusal(path)
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("one.txt", "1")
         archive.writestr("two.txt", "2")

@@ -289,6 +289,7 @@ def test_the_identity_of_a_data_set_is_its_rows(data_set, tmp_path):
         ({"column": "id"}, "data.column=id holds int64, not text; there are text"),
         ({"column": None}, "data.column is not set; there are text"),
         ({"column": "text", "split": "valid"}, 'Unknown split "valid"'),
+        ({"column": "text", "split": None}, "data.split is not set; there are train, test"),
         ({"column": "text", "subset": "x"}, "'x' not found"),
         ({"column": "text", "name": "nobody/nothing"}, "cannot be loaded"),
     ],

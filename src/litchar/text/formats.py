@@ -56,9 +56,11 @@ def opened(path: Path, decompressed: bool = True) -> Iterator[BinaryIO]:
         decompressed: False: as it is, in any case.
 
     Raises:
-        UserError: (while it is open, too) the file cannot be read or is damaged.
+        UserError: (while it is open, too) the file cannot be read, is damaged or holds several.
     """
     suffix = compression(path) if decompressed else ""
+    if suffix and Path(path.stem).suffix == ".tar":
+        raise UserError(f"{path}: an archive of files; unpack it and give the directory")
     try:
         with open(path, "rb") as file:
             try:

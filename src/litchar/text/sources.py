@@ -105,6 +105,10 @@ class HuggingFace(Corpus):
         except Exception as error:  # whatever may be wrong with a name, a network or a file
             reason = str(error).split("\n")[0] or type(error).__name__
             raise UserError(f"data.name={self}: cannot be loaded: {reason}") from None
+        if isinstance(table, dict):
+            raise UserError(
+                f"data.name={self}: data.split is not set; there are {', '.join(table)}"
+            )
         check_column(table.features.arrow_schema, self.column, f"data.name={self}")
         return table
 
