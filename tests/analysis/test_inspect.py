@@ -159,3 +159,12 @@ def test_a_text_of_documents_is_inspected_with_its_own_splits(tmp_path, unit, do
     found = inspect(text, text.open())
     assert len(found.lines) == 200 + (document == "file")  # behind the last is a boundary
     assert list(describe(text, found))
+
+
+def test_documents_of_validation_are_looked_for_whole(inspected):
+    names = [f"name{i:03}" for i in (*range(90), 7, 8, 9, 10, *range(500, 506))]
+    sections, _ = inspected("\n".join(names) + "\n", "data.document=line")
+    (overlap,) = sections["In the training split word for word"].rows
+    assert overlap[-2] == "40.00%"
+    lengths = {row[0]: row[1:4] for row in sections["Lengths in characters"].rows}
+    assert lengths["documents"] == ("100", "7", "7")

@@ -31,6 +31,7 @@ from litchar.analysis.passages import (
 )
 from litchar.text import Text, TokenStore
 from litchar.text.ngrams import CHUNK, count_tokens
+from litchar.text.store import boundaries
 from litchar.text.vocabulary import Vocabulary, printable
 
 LENGTHS = (25, 50, 100, 200)  # of the windows that are looked for in the training split
@@ -66,7 +67,9 @@ class Inspected:
     Attributes:
         counts: of each token in each split: name -> (V,) int64
         lines: lengths of the lines: (L,)
+        documents: lengths of the documents, if the text has such: (D,)
         overlap: split -> share of its windows that stand in training, by their length
+        copied: `lines` and `documents` -> split -> share of them that stand in training
         repeats: what stands more than once
     """
 
@@ -74,8 +77,9 @@ class Inspected:
     bounds: dict[str, tuple[int, int]]
     counts: dict[str, np.ndarray]
     lines: np.ndarray
+    documents: np.ndarray
     overlap: dict[str, dict[int, float]]
-    lines_in_training: dict[str, float]
+    copied: dict[str, dict[str, float]]
     repeats: Repeats
     sampled: int
 
@@ -111,18 +115,19 @@ def inspect(text: Text, store: TokenStore) -> Inspected:
         name: hash_windows(split, vocab_size, LENGTHS, bits) for name, split in splits.items()
     }
     starts, stops = _lines(store)
+    edges = boundaries(tokens) if store.vocabulary.document else np.zeros(1, np.int64)
+    documents = edges[:-1] + 1, edges[1:]
     long = stops - starts >= LONG_LINE
-    hashes = hash_lines(tokens, vocab_size, starts[long], stops[long])
-    within = {
-        name: hashes[(starts[long] >= start) & (stops[long] <= stop)]
-        for name, (start, stop) in bounds.items()
-    }
+    copied = {"lines": _copied(store, bounds, starts[long], stops[long])}
+    if store.vocabulary.document:
+        copied["documents"] = _copied(store, bounds, *documents)
     held_out = [name for name in splits if name != "train"]
     return Inspected(
         store,
         bounds,
         {name: count_tokens(split, vocab_size) for name, split in splits.items()},
         stops - starts,
+        documents[1] - documents[0],
         {
             name: {
                 length: share_in(found.hashes, windows["train"][length].hashes)
@@ -130,10 +135,22 @@ def inspect(text: Text, store: TokenStore) -> Inspected:
             }
             for name in held_out
         },
-        {name: share_in(within[name], within["train"]) for name in held_out},
+        copied,
         Repeats(tokens, _of_whole(windows, bounds), REPEATED),
         1 << bits,
     )
+
+
+def _copied(
+    store: TokenStore, bounds: dict[str, tuple[int, int]], starts: np.ndarray, stops: np.ndarray
+) -> dict[str, float]:
+    """Return the share of the pieces from `starts` to `stops` that stand in training, by split."""
+    hashes = hash_lines(store.tokens, len(store.vocabulary), starts, stops)
+    within = {
+        name: hashes[(starts >= start) & (stops <= stop)] for name, (start, stop) in bounds.items()
+    }
+    train = within.pop("train")
+    return {name: share_in(held_out, train) for name, held_out in within.items()}
 
 
 def _lines(store: TokenStore) -> tuple[np.ndarray, np.ndarray]:
@@ -254,6 +271,8 @@ def _odd(text: Text, store: TokenStore, counts: np.ndarray) -> Iterator[Section]
 
 def _lengths(text: Text, found: Inspected) -> Section:
     rows = [_distribution("lines", found.lines)]
+    if len(found.documents):
+        rows.append(_distribution("documents", found.documents))
     paths = getattr(text.corpus(), "paths", [])
     if len(paths) > 1:
         rows.append(_distribution("files (bytes)", np.array([p.stat().st_size for p in paths])))
@@ -294,21 +313,18 @@ def shown_text(text: str) -> str:
 def _overlap(found: Inspected) -> Section:
     rows = []
     for name, shares in found.overlap.items():
-        lines = found.lines_in_training[name]
         new = (found.counts[name] > 0) & (found.counts["train"] == 0)
-        cells = (*(f"{share:.2%}" for share in shares.values()), f"{lines:.2%}")
+        copied = (found.copied[kind][name] for kind in found.copied)
+        cells = (f"{share:.2%}" for share in (*shares.values(), *copied))
         rows.append((name, *cells, f"{np.count_nonzero(new):,}"))
-    columns = (
-        "",
-        *(f"# {length}" for length in LENGTHS),
-        "# lines",
-        "# unseen",
-    )
+    kinds = (*(f"# {length}" for length in LENGTHS), *(f"# {kind}" for kind in found.copied))
+    columns = ("", *kinds, "# unseen")
     sample = f"; windows: one in {found.sampled}, chosen by content" if found.sampled > 1 else ""
+    documents = "of documents, " if "documents" in found.copied else ""
     note = (
-        f"the share of windows of so many {found.store.vocabulary.unit}s, and of lines of "
-        f"{LONG_LINE} or more, that stands there word for word{sample}; unseen: how many distinct "
-        f"{found.store.vocabulary.unit}s never stand there"
+        f"the share of windows of so many {found.store.vocabulary.unit}s, {documents}and of lines "
+        f"of {LONG_LINE} or more, that stands there word for word{sample}; unseen: how many "
+        f"distinct {found.store.vocabulary.unit}s never stand there"
     )
     return Section("In the training split word for word", columns, rows, note=note)
 
