@@ -142,11 +142,12 @@ def generate(
 
     Args:
         model: in evaluation mode.
-        idx: the prompts, at least one id each: (B, T) int64
+        idx: the prompts, at least one id each: (B, T), integers
         seeds: of each text; its uniform numbers, one for each id, are drawn from its own generator.
             By default 0, 1, 2, ...
     """
     B = len(idx)  # noqa: N806
+    idx = idx.astype(np.int64)
     generators = [np.random.default_rng(seed) for seed in (range(B) if seeds is None else seeds)]
     with torch.inference_mode():
         reader = open_reader(model, B, idx.shape[1] + max_new_tokens)

@@ -91,7 +91,7 @@ def write(
         prompt = np.concatenate(([0], prompt))
     alone = next(model.parameters()).device.type == "cpu" or len(seeds) == 1
     for batch in [[seed] for seed in seeds] if alone else [seeds]:
-        idx = np.repeat(prompt.astype(np.int64)[None], len(batch), axis=0)
+        idx = np.repeat(prompt[None], len(batch), axis=0)
         steps = generate(model, idx, max_new_tokens, sampling, batch)
         if len(batch) == 1:
             lazily = ((int(step.ids[0]), float(step.log_probs()[0])) for step in steps)
