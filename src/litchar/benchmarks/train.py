@@ -123,7 +123,7 @@ def _nanogpt(peer: Path, text: Path, directory: Path, seed: int) -> dict:
     return {
         "steps": mean * 2000 / 1e3,
         "all": seconds,
-        "loss": float(_run([sys.executable, "-c", EXACT_LOSS], folder)),
+        "loss": float(_run([sys.executable, "-c", EXACT_LOSS], folder).split()[-1]),
     }
 
 
