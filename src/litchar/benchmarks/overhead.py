@@ -19,7 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def measure(options: argparse.Namespace) -> list[dict]:
     """Return a row for each form of `teaching_transformer`: milliseconds a step.
 
-    All have one batch size, optimiser and arithmetic; each is measured in a process of its own, in
+    All have one batch size and arithmetic, and step with AdamW: the first two with the fused one,
+    the last with torch's default, as the script does. Each is measured in a process of its own, in
     turns. Under the Trainer logging is included and validation is not.
     """
     with tempfile.TemporaryDirectory() as directory:

@@ -108,13 +108,8 @@ class Muon(torch.optim.Optimizer):
     "Muon is scalable for LLM training"), and both go by one learning rate. `torch.optim.Muon` steps
     one matrix after the other; here all of one shape are orthogonalised together.
 
-    Args:
-        groups: of parameters, each with a `kind`: `muon` (matrices alone) or `adamw`.
-        defaults: of the settings that a group does not have.
+    Each group of parameters has a `kind`: `muon` (matrices alone) or `adamw`.
     """
-
-    def __init__(self, groups: list[dict[str, Any]], defaults: dict[str, Any]) -> None:
-        super().__init__(groups, defaults)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
