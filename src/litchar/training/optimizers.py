@@ -81,7 +81,10 @@ def muon(
     parameters = [p for p in model.parameters() if p.requires_grad]
     matrices = [p for p in parameters if p.ndim == 2 and id(p) not in outside]
     if not matrices:
-        raise ValueError(f"{type(model).__name__} has no matrix between its embedding and its head")
+        raise ValueError(
+            f"{type(model).__name__} has no matrix between its embedding and its head for Muon to "
+            "step; use optimizer=adamw"
+        )
     stepped = {id(p) for p in (*matrices, *embeddings)}
     groups = [
         {"kind": "muon", "params": matrices, "lr": lr, "weight_decay": weight_decay},
