@@ -42,6 +42,17 @@ def _own_signals():
         signal.signal(signum, handler)
 
 
+@pytest.fixture(scope="session")
+def browser_type_launch_args(browser_type_launch_args):
+    """Let pytest-playwright's `page` drive the system's Chromium, which reaches nothing outside."""
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        reason = "no chromium on this machine; apt-get install chromium"
+        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+    quiet = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync"]
+    return {**browser_type_launch_args, "executable_path": chromium, "args": quiet}
+
+
 @pytest.fixture
 def text_file(tmp_path):
     """A small text with some structure, 8,000 characters of 15 distinct ones."""
