@@ -9,7 +9,7 @@ import os
 import re
 import secrets
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import hydra
@@ -136,7 +136,7 @@ def check(arguments: list[str], conf: Path, config_name: str) -> None:
     """
     known = [*OmegaConf.load(conf / f"{config_name}.yaml"), *_groups(conf)]
     for argument in arguments:
-        prefix, name = re.match(r"([+~]*)([\w/]*)", argument).groups()
+        prefix, name = re.findall(r"\A([+~]*)([\w/]*)", argument)[0]
         if (prefix and not name) or argument.startswith("="):
             raise UserError(f"{argument}: there is no key before the value; write KEY=VALUE")
         if "+" in prefix and name.split("/")[0] not in known:
@@ -168,8 +168,8 @@ def _explain(error: Exception, conf: Path, config_name: str) -> str:
         return f"{error.override}: Hydra cannot read this; write KEY=VALUE, quoting what is special"
     unknown = next((key for cause in causes if (key := getattr(cause, "full_key", None))), None)
     misplaced = re.match(r"Could not override '([^']+)'", str(error))
-    if misplaced or (unknown and "is not in struct" in str(causes[-1])):
-        key = unknown or misplaced[1]
+    key = unknown or (misplaced and misplaced[1])
+    if key and (misplaced or "is not in struct" in str(causes[-1])):
         return f"{key}: there is no such key" + _nearest(key, list(_keys(conf, config_name)))
     return str(causes[-1])
 
@@ -180,7 +180,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__
 
 
-def _nearest(name: str, names: list[str]) -> str:
+def _nearest(name: str, names: Sequence[str]) -> str:
     """Return a hint at the name that was meant, looked for beside it first."""
     parent = name.rpartition(".")[0]
     beside = [other for other in names if other.rpartition(".")[0] == parent] or names
@@ -198,10 +198,10 @@ def _keys(conf: Path, config_name: str) -> Iterator[str]:
     yield from _groups(conf)
 
     def walk(node: DictConfig, prefix: str) -> Iterator[str]:
-        for key in node:
+        for key in map(str, node):
             yield f"{prefix}{key}"
             child = node._get_node(key)
-            if OmegaConf.is_dict(child):
+            if isinstance(child, DictConfig):
                 yield from walk(child, f"{prefix}{key}.")
 
     yield from walk(config, "")

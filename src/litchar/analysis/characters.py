@@ -46,7 +46,7 @@ def name_of(character: str, unit: str = Vocabulary.unit) -> str:
     if unit != Vocabulary.unit:
         return f"byte 0x{ord(character):02X}"
     code = f"U+{ord(character):04X}"
-    return NAMES.get(character) or unicodedata.name(character, code)
+    return NAMES.get(character, "") or unicodedata.name(character, code)
 
 
 def oddity(character: str) -> str | None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from litchar.data.windows import IGNORED, document_starts
 from litchar.errors import UserError
+from litchar.models import block_size_of
 from litchar.text import Vocabulary
 from litchar.text.store import boundaries
 from litchar.text.vocabulary import printable
@@ -40,10 +41,10 @@ def document_losses(
     Returns:
         nats: (D,) float64
     """
-    edges = boundaries(tokens.numpy())
-    starts = document_starts(tokens.numpy(), model.block_size)
+    edges, block_size = boundaries(tokens.numpy()), block_size_of(model)
+    starts = document_starts(tokens.numpy(), block_size)
     documents = np.searchsorted(edges, starts, side="right") - 1
-    lengths = np.minimum(edges[documents + 1] - starts, model.block_size)
+    lengths = np.minimum(edges[documents + 1] - starts, block_size)
     order = np.argsort(lengths, kind="stable")  # windows of one length share a batch
     losses = np.zeros(len(edges) - 1)
     batches = range(0, len(order), batch_size)

@@ -18,6 +18,7 @@ from litchar.data import TextDataModule
 from litchar.data.windows import SequentialWindows
 from litchar.device import choose_device
 from litchar.errors import UserError
+from litchar.models import block_size_of
 from litchar.text import Corpus
 from litchar.text.store import count_codes, encode_corpus
 from litchar.text.vocabulary import describe
@@ -57,17 +58,19 @@ def run(config: DictConfig, output_dir: Path) -> float:
     if len(tokens) < 2:
         raise UserError(f"{what} has {len(tokens)} {unit}s that the model knows; it takes 2")
     model = checkpoint.build_model(device)
+    block_size = block_size_of(model)
     if config.stride is not None:
-        _check_stride(config.stride, model.block_size)
+        _check_stride(config.stride, block_size)
     sizes = size_table(checkpoint.vocabulary)
     total = exact_loss(model, tokens, config.batch_size, device, sizes, config.stride)
     nats, count, characters, utf8_bytes = total.tolist()
-    loss, in_bits = nats / count, bits(nats, characters, utf8_bytes)
+    loss: float = nats / count
+    in_bits = bits(nats, characters, utf8_bytes)
     console.print(
         f"{checkpoint.path}, step {checkpoint.step:,}, on {what}:\n"
         f"{loss:.6f} nats per {unit}, {in_bits['bpc']:.4f} bits per character, "
         f"{in_bits['bpb']:.4f} bits per byte, perplexity {math.exp(loss):.3f}, "
-        f"over {count:,.0f} {unit}s" + _overlap(config.stride, model.block_size),
+        f"over {count:,.0f} {unit}s" + _overlap(config.stride, block_size),
         soft_wrap=True,
         markup=False,
     )
@@ -152,7 +155,7 @@ def exact_loss(
     Returns:
         nats, tokens, characters and bytes: (4,) float64
     """
-    windows = SequentialWindows(tokens, len(tokens), model.block_size, batch_size, stride)
+    windows = SequentialWindows(tokens, len(tokens), block_size_of(model), batch_size, stride)
     total, sizes = torch.zeros(4, dtype=torch.float64), sizes.to(device)
     batches = track(range(len(windows)), "Scoring", transient=True, disable=len(windows) < 20)
     for batch in batches:

@@ -2,7 +2,7 @@
 
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,7 +55,7 @@ class Section:
 
     title: str
     columns: tuple[str, ...]
-    rows: list[tuple[str, ...]]
+    rows: Sequence[tuple[str, ...]]
     most: int = MOST
     note: str = ""
 
@@ -168,7 +168,9 @@ def _lines(store: TokenStore) -> tuple[np.ndarray, np.ndarray]:
     return (starts[:-1], stops[:-1]) if starts[-1] == len(store.tokens) else (starts, stops)
 
 
-def _of_whole(windows: dict[str, dict[int, Windows]], bounds: dict) -> Windows:
+def _of_whole(
+    windows: dict[str, dict[int, Windows]], bounds: dict[str, tuple[int, int]]
+) -> Windows:
     """Return the windows of all splits by their places in the text."""
     return Windows(
         np.concatenate([windows[name][REPEATED].places + bounds[name][0] for name in windows]),
@@ -179,7 +181,7 @@ def _of_whole(windows: dict[str, dict[int, Windows]], bounds: dict) -> Windows:
 def describe(text: Text, found: Inspected) -> Iterator[Section]:
     """Yield what was found, part by part."""
     store, unit = found.store, text.unit
-    counts = sum(found.counts.values())
+    counts = np.sum(list(found.counts.values()), axis=0)
     yield _size(text, found, counts)
     yield _characters(store, counts)
     if unit == Vocabulary.unit:
@@ -263,10 +265,9 @@ def _odd(text: Text, store: TokenStore, counts: np.ndarray) -> Iterator[Section]
         rows.append((printable(word[:SHOWN]), f"{count:,}", names))
     if rows:
         yield Section("Words of several scripts", ("", "# count", "letters"), rows)
-    ends = line_ends(text.corpus())
-    kinds = [(kind, f"{count:,}") for kind, count in ends.items() if count]
-    mixed = "mixed; all are read as \\n" if len(kinds) > 1 else ""
-    yield Section("Line ends in the files", ("", "# count"), kinds, note=mixed)
+    ends = [(end, f"{count:,}") for end, count in line_ends(text.corpus()).items() if count]
+    mixed = "mixed; all are read as \\n" if len(ends) > 1 else ""
+    yield Section("Line ends in the files", ("", "# count"), ends, note=mixed)
 
 
 def _lengths(text: Text, found: Inspected) -> Section:

@@ -4,7 +4,7 @@ import html
 import io
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -91,7 +91,7 @@ def _plots(found: "Inspected") -> str:
     import matplotlib
     from matplotlib.figure import Figure
 
-    settings = {
+    settings: Any = {
         "svg.fonttype": "none",  # text stays text, in the page's own font
         "svg.hashsalt": "litchar",
         "font.family": "sans-serif",
@@ -114,7 +114,7 @@ def _plots(found: "Inspected") -> str:
 def _counts(axes: "Axes", found: "Inspected") -> None:
     from matplotlib.ticker import EngFormatter, NullFormatter
 
-    counts = np.sort(sum(found.counts.values()))[::-1]
+    counts = np.sort(np.sum(list(found.counts.values()), axis=0))[::-1]
     counts = counts[counts > 0]
     marker = "." if len(counts) <= 300 else ""
     axes.loglog(np.arange(1, len(counts) + 1), counts, marker=marker, linewidth=1.5)
@@ -130,7 +130,7 @@ def _lines(axes: "Axes", found: "Inspected") -> None:
     lengths = found.lines
     longest = max(1, int(np.quantile(lengths, 0.995, method="inverted_cdf")))
     step = -(-(longest + 1) // 80)
-    axes.hist(np.minimum(lengths, longest), np.arange(0, longest + step + 1, step))
+    axes.hist(np.minimum(lengths, longest), range(0, longest + step + 1, step))
     axes.yaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set(title="Lengths of lines (the longest 0.5% together)", xlabel="length", ylabel="lines")
 

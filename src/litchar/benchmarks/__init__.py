@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -31,7 +32,7 @@ def main(arguments: list[str] | None = None) -> None:
         options.json.write_text(json.dumps(rows, indent=2) + "\n")
 
 
-def run_training(directory: Path, *overrides: str) -> dict:
+def run_training(directory: Path, *overrides: str) -> dict[str, Any]:
     """Run `train.py` in a process of its own, with its cache in `directory`; return its summary."""
     script = Path(sys.argv[0]).resolve().with_name("train.py")
     run_dir = directory / f"run{len(list(directory.glob('run*')))}"
@@ -46,10 +47,11 @@ def run_training(directory: Path, *overrides: str) -> dict:
     )
     if finished.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{finished.stderr[-2000:]}")
-    return json.loads((run_dir / "summary.json").read_text())
+    summary: dict[str, Any] = json.loads((run_dir / "summary.json").read_text())
+    return summary
 
 
-def _print(rows: list[dict]) -> None:
+def _print(rows: list[dict[str, Any]]) -> None:
     table = Table()
     for column in rows[0]:
         table.add_column(column, justify="left" if column == "what" else "right")

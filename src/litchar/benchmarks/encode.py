@@ -7,6 +7,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 MEASURED = """
 import os, sys, time
@@ -26,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--megabytes", type=int, default=1000, help="how much to encode (1000)")
 
 
-def measure(options: argparse.Namespace) -> list[dict]:
+def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Return a row for each encoder: median and range of MB/s, peak resident memory.
 
     The store is built in a fresh process, each time into an empty cache, on one core.
@@ -70,7 +71,7 @@ def _teaching_script(text: str) -> float:
     return len(ids) / 1e6 / (time.perf_counter() - began)
 
 
-def _row(what: str, rates: list[float], memory: float) -> dict:
+def _row(what: str, rates: list[float], memory: float) -> dict[str, Any]:
     return {
         "what": what,
         "MB/s": statistics.median(rates),

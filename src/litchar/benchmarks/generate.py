@@ -6,6 +6,10 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 VOCAB_SIZE = 65
 # Name, layers, heads, width, context, share of --characters.
@@ -13,7 +17,7 @@ SIZES = (
     ("0.80M", 4, 4, 128, 64, 1.0),
     ("10.65M", 6, 6, 384, 256, 0.1),
 )
-KINDS = {
+KINDS: dict[str, dict[str, Any]] = {
     "rotary": {},
     "learned": {
         "position": "learned",
@@ -37,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="cpu, cuda; the best there is")
 
 
-def measure(options: argparse.Namespace) -> list[dict]:
+def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Return a row for each size, batch and sampler: median and range of ms a character.
 
     Weights are drawn, not trained. The samplers take turns, each beginning with a full context, so
@@ -78,7 +82,7 @@ def measure(options: argparse.Namespace) -> list[dict]:
 Sample = Callable[[int, int], float]  # batch size and characters -> seconds
 
 
-def _ours(device: object, sizes: dict, kind: str) -> Sample:
+def _ours(device: "torch.device", sizes: dict[str, Any], kind: str) -> Sample:
     import numpy as np
     import torch
 
@@ -103,11 +107,11 @@ def _ours(device: object, sizes: dict, kind: str) -> Sample:
     return sample
 
 
-def _peer(directory: Path, device: object, sizes: dict) -> Sample:
+def _peer(directory: Path, device: "torch.device", sizes: dict[str, Any]) -> Sample:
     import torch
 
     spec = importlib.util.spec_from_file_location("peer_model", directory / "model.py")
-    if spec is None or not (directory / "model.py").is_file():
+    if spec is None or spec.loader is None or not (directory / "model.py").is_file():
         raise SystemExit(f"error: --peer {directory}: there is no model.py of nanoGPT")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -6,7 +6,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from litchar.benchmarks import run_training
 
@@ -16,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=1000, help="of each measurement (1000)")
 
 
-def measure(options: argparse.Namespace) -> list[dict]:
+def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Return a row for each form of `teaching_transformer`: milliseconds a step.
 
     All have one batch size and arithmetic, and step with AdamW: the first two with the fused one,
@@ -24,7 +26,7 @@ def measure(options: argparse.Namespace) -> list[dict]:
     turns. Under the Trainer logging is included and validation is not.
     """
     with tempfile.TemporaryDirectory() as directory:
-        forms = {
+        forms: dict[str, Callable[[], float]] = {
             "under the Trainer": lambda: _under_the_trainer(options.steps, Path(directory)),
             "bare loop": lambda: _bare("Transformer", options.steps),
             "bare loop, head by head": lambda: _bare("TeachingModel", options.steps),
@@ -58,7 +60,8 @@ def _under_the_trainer(steps: int, directory: Path) -> float:
         "trainer.limit_val_batches=1",
         "trainer.accelerator=cpu",
     )
-    return 1e3 * summary["train_seconds"] / summary["steps"]
+    milliseconds: float = 1e3 * summary["train_seconds"] / summary["steps"]
+    return milliseconds
 
 
 def _bare(model: str, steps: int) -> float:
@@ -79,10 +82,10 @@ def time_bare_loop(model: str, steps: int) -> float:
 
     store = open_store(bundled("ml.txt"))
     tokens = torch.from_numpy(store.tokens.astype("int64"))
-    sizes = {"block_size": 32, "n_layer": 4, "n_head": 4, "n_embd": 64}
+    sizes: dict[str, Any] = {"block_size": 32, "n_layer": 4, "n_head": 4, "n_embd": 64}
     if model == "TeachingModel":
-        net = TeachingModel(len(store.vocabulary), **sizes)
-        optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3)
+        net: torch.nn.Module = TeachingModel(len(store.vocabulary), **sizes)
+        optimizer: torch.optim.Optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3)
     else:
         net = Transformer(
             len(store.vocabulary),
@@ -104,7 +107,7 @@ def time_bare_loop(model: str, steps: int) -> float:
         y = torch.stack([tokens[i + 1 : i + 33] for i in offsets])
         loss = F.cross_entropy(net(x).flatten(0, 1), y.flatten())
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        torch.autograd.backward(loss)
         optimizer.step()
     return 1e3 * (time.perf_counter() - began) / steps
 

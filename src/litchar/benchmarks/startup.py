@@ -5,6 +5,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from litchar.benchmarks import run_training
 
@@ -13,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """This benchmark has no options of its own."""
 
 
-def measure(options: argparse.Namespace) -> list[dict]:
+def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Return a row for a cold and a warm token store: seconds of a whole process of one step.
 
     The bundled text, sizes by device; one batch is validated, so that the figure is an upper bound

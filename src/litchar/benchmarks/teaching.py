@@ -13,6 +13,7 @@ class Head(nn.Module):
         self.key = nn.Linear(n_embd, head_size, bias=False)
         self.query = nn.Linear(n_embd, head_size, bias=False)
         self.value = nn.Linear(n_embd, head_size, bias=False)
+        self.tril: Tensor
         self.register_buffer("tril", torch.tril(torch.ones(block_size, block_size)))
         self.head_size = head_size
 
@@ -22,7 +23,8 @@ class Head(nn.Module):
         k, q, v = self.key(x), self.query(x), self.value(x)
         weights = q @ k.transpose(-2, -1) * self.head_size**-0.5
         weights = weights.masked_fill(self.tril[:T, :T] == 0, float("-inf"))
-        return F.softmax(weights, dim=-1) @ v
+        gathered: Tensor = F.softmax(weights, dim=-1) @ v
+        return gathered
 
 
 class TeachingBlock(nn.Module):
@@ -43,7 +45,8 @@ class TeachingBlock(nn.Module):
         """(B, T, C) -> (B, T, C)"""
         normed = self.ln1(x)
         x = x + self.projection(torch.cat([head(normed) for head in self.heads], dim=-1))
-        return x + self.feed_forward(self.ln2(x))
+        added: Tensor = self.feed_forward(self.ln2(x))
+        return x + added
 
 
 class TeachingModel(nn.Module):
@@ -66,4 +69,5 @@ class TeachingModel(nn.Module):
         x = self.tokens(idx) + self.positions(torch.arange(idx.shape[1]))
         for block in self.blocks:
             x = block(x)
-        return self.lm_head(self.ln_f(x))
+        logits: Tensor = self.lm_head(self.ln_f(x))
+        return logits

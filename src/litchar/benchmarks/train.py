@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -57,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", help="KEY=VALUE for train.py")
 
 
-def measure(options: argparse.Namespace) -> list[dict]:
+def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Return a row for each: seconds of steps to the target, or of all steps; the final loss.
 
     The peer's are 2,000 steps, its evaluations outside the clock; its loss is that of its last
@@ -65,8 +66,8 @@ def measure(options: argparse.Namespace) -> list[dict]:
     """
     if options.peer is not None and options.text is None:
         raise SystemExit("error: --peer needs --text FILE, which it is trained on as well")
-    ours: list[dict] = []
-    theirs: list[dict] = []
+    ours: list[dict[str, Any]] = []
+    theirs: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as directory:
         place = [] if options.text is None else [f"data.path={options.text.absolute()}"]
         for seed in range(1, options.repeats + 1):
@@ -92,7 +93,7 @@ def measure(options: argparse.Namespace) -> list[dict]:
     return rows
 
 
-def _nanogpt(peer: Path, text: Path, directory: Path, seed: int) -> dict:
+def _nanogpt(peer: Path, text: Path, directory: Path, seed: int) -> dict[str, Any]:
     """Train nanoGPT's CPU setting on `text` in a folder of its own."""
     folder = directory / f"nanogpt{seed}"
     data = folder / "data" / "shakespeare_char"
@@ -134,7 +135,7 @@ def _run(command: list[str], folder: Path) -> str:
     return finished.stdout
 
 
-def _row(what: str, runs: list[dict]) -> dict:
+def _row(what: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
     steps = [run["steps"] for run in runs]
     losses = [run["loss"] for run in runs]
     return {

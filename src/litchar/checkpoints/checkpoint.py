@@ -1,5 +1,6 @@
 """A checkpoint's content: enough to build the model and to read and write its text."""
 
+import contextlib
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -116,7 +117,7 @@ class Checkpoint:
             with torch.device("meta"):  # sizes are compared before any memory is taken
                 expected = model(**settings)
             _check_weights(self.weights, expected)
-            built = model(**settings)
+            built: nn.Module = model(**settings)
             built.load_state_dict(self.weights)
         except (TypeError, ValueError, RuntimeError, OverflowError) as error:
             reason = str(error).split("\n")[0]
@@ -158,7 +159,7 @@ def _best_of(directory: Path) -> list[Path]:
     return [file for file in files if file.is_file()][:1]
 
 
-def trusted(target: object, prefix: str, path: Path) -> Callable:
+def trusted(target: object, prefix: str, path: Path) -> Callable[..., Any]:
     """Return the class or function that a checkpoint names, if it is the project's own.
 
     Args:
@@ -170,11 +171,10 @@ def trusted(target: object, prefix: str, path: Path) -> Callable:
     """
     if isinstance(target, str) and target.startswith(prefix):
         module, _, name = target.rpartition(".")
-        try:
+        found: Callable[..., Any] | None = None
+        with contextlib.suppress(ImportError):
             found = getattr(importlib.import_module(module), name, None)
-        except ImportError:
-            found = None
-        if getattr(found, "__module__", "").startswith(prefix.rstrip(".")):
+        if found is not None and getattr(found, "__module__", "").startswith(prefix.rstrip(".")):
             return found
     raise UserError(f"{path}: it names {target!r}, which is not one of {prefix}*; it was not built")
 

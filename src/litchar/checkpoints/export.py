@@ -14,6 +14,7 @@ from rich.console import Console
 from litchar.checkpoints.checkpoint import Checkpoint, find
 from litchar.checkpoints.files import DRAFT
 from litchar.errors import UserError
+from litchar.models import block_size_of
 
 MOST_DIFFERENCE = 1e-4  # of logits, between an exported model and ours
 
@@ -60,9 +61,10 @@ def write_onnx(checkpoint: Checkpoint, output: Path) -> str:
     import onnxruntime
 
     model = checkpoint.build_model()
+    block_size = block_size_of(model)
     vocab_size = len(checkpoint.vocabulary)
-    idx = torch.zeros((2, min(2, model.block_size)), dtype=torch.int64)
-    time = torch.export.Dim("time", max=model.block_size) if model.block_size > 1 else None
+    idx = torch.zeros((2, min(2, block_size)), dtype=torch.int64)
+    time = torch.export.Dim("time", max=block_size) if block_size > 1 else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch about itself
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -75,6 +77,7 @@ def write_onnx(checkpoint: Checkpoint, output: Path) -> str:
             dynamo=True,
             verbose=False,
         )
+    assert program is not None  # None: of the exporter that dynamo=True replaces
     # Behind a recurrent layer the example's length is recorded, though any length runs: what is
     # recorded of sizes is dropped, and onnxruntime infers them.
     for node in program.model.graph:
@@ -85,7 +88,7 @@ def write_onnx(checkpoint: Checkpoint, output: Path) -> str:
     program.model.metadata_props.update(
         {
             "litchar.vocabulary": json.dumps(checkpoint.vocabulary.to_json()),
-            "litchar.block_size": json.dumps(model.block_size),
+            "litchar.block_size": json.dumps(block_size),
         }
     )
     draft = output.with_name(f"{DRAFT}{os.getpid()}-{output.name}")
@@ -94,7 +97,7 @@ def write_onnx(checkpoint: Checkpoint, output: Path) -> str:
         session = onnxruntime.InferenceSession(draft)
         generator = np.random.default_rng(0)
         difference = 0.0
-        for shape in ((1, 1), (3, model.block_size)):
+        for shape in ((1, 1), (3, block_size)):
             ids = generator.integers(vocab_size, size=shape)
             with torch.inference_mode():
                 ours = model(torch.from_numpy(ids)).numpy()

@@ -15,6 +15,9 @@ from litchar.data.windows import RandomWindows, SequentialWindows, document_star
 from litchar.errors import UserError
 from litchar.text import Corpus, Text, TokenStore
 
+# Of a batch: inputs and targets, or where they begin if they are gathered later.
+Windows = Tensor | tuple[Tensor, Tensor]
+
 
 class TextDataModule(L.LightningDataModule):
     """Batches of windows of a text: inputs and targets, (B, T) int64 each.
@@ -37,6 +40,8 @@ class TextDataModule(L.LightningDataModule):
         UserError: (some in `setup`) the text or a setting is unfit.
     """
 
+    trainer: L.Trainer  # which asks for the loaders
+
     def __init__(
         self,
         *,
@@ -58,7 +63,7 @@ class TextDataModule(L.LightningDataModule):
         self.start_at_document = start_at_document
         self.num_workers = num_workers
         self.seed = seed
-        self.store: TokenStore | None = None
+        self._store: TokenStore | None = None
         self.splits: dict[str, Tensor] = {}
         self._on_device: dict[str, Tensor] = {}
 
@@ -66,7 +71,7 @@ class TextDataModule(L.LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Open the token store and split it; a second call does nothing."""
-        if self.store is not None:
+        if self._store is not None:
             return
         least = {"block_size": 1, "batch_size": 1, "val_batch_size": 1}
         for name, smallest in (least | {"num_workers": 0, "train_sample": 0}).items():
@@ -82,7 +87,7 @@ class TextDataModule(L.LightningDataModule):
                 "data.start_at_document=true, and data.document is not set; say what a document "
                 "is: data.document=line"
             )
-        self.store = self.text.open()
+        self._store = self.text.open()
         with warnings.catch_warnings():
             # The map is read-only and torch cannot say so; nothing here writes to it.
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
@@ -101,13 +106,19 @@ class TextDataModule(L.LightningDataModule):
                 f"{len(self.splits[shortest])}; {remedy}"
             )
 
+    @property
+    def store(self) -> TokenStore:
+        """The token store of the text; there is one from `setup` on."""
+        assert self._store is not None
+        return self._store
+
     def corpus(self) -> Corpus:
         """Return the files that the text is read from."""
         return self.text.corpus()
 
     # Loaders
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> DataLoader[Windows]:
         """Return the endless stream of training batches, from where the run stands."""
         batch_progress = self.trainer.fit_loop.epoch_loop.batch_progress
         return self._loader(
@@ -135,24 +146,24 @@ class TextDataModule(L.LightningDataModule):
             starts=starts,
         )
 
-    def val_dataloader(self) -> list[DataLoader]:
+    def val_dataloader(self) -> list[DataLoader[Windows]]:
         """Return the loaders of the validation split and of an even sample of the training split.
 
         The sample has windows of the same length, `train_sample` characters in all, or the whole
         split if that is shorter. With `trainer.overfit_batches` it is the batches trained on.
         """
-        if self.trainer.overfit_batches:
+        if self.trainer.overfit_batches:  # type: ignore[attr-defined]  # Lightning sets it unseen
             return [self._sequential("val"), self._loader("train", self._random_windows())]
         if not self.train_sample:
             return [self._sequential("val")]
         stride = self.block_size * max(1, len(self.splits["train"]) // self.train_sample)
         return [self._sequential("val"), self._sequential("train", stride)]
 
-    def test_dataloader(self) -> DataLoader:
+    def test_dataloader(self) -> DataLoader[Windows]:
         """Return the loader of the test split."""
         return self._sequential("test")
 
-    def _sequential(self, name: str, stride: int | None = None) -> DataLoader:
+    def _sequential(self, name: str, stride: int | None = None) -> DataLoader[Windows]:
         windows = SequentialWindows(
             self._tokens_for_loader(name),
             len(self.splits[name]),
@@ -164,7 +175,9 @@ class TextDataModule(L.LightningDataModule):
         )
         return self._loader(name, windows)
 
-    def _loader(self, name: str, windows: Dataset, sampler: Sampler | None = None) -> DataLoader:
+    def _loader(
+        self, name: str, windows: Dataset[Windows], sampler: Sampler[int] | None = None
+    ) -> DataLoader[Windows]:
         return DataLoader(
             windows,
             batch_size=None,  # the dataset makes whole batches
@@ -192,9 +205,7 @@ class TextDataModule(L.LightningDataModule):
             self._on_device[name] = self.splits[name].to(self.trainer.strategy.root_device)
         return None
 
-    def on_after_batch_transfer(
-        self, batch: Tensor | tuple[Tensor, Tensor], dataloader_idx: int
-    ) -> tuple[Tensor, Tensor]:
+    def on_after_batch_transfer(self, batch: Windows, dataloader_idx: int) -> tuple[Tensor, Tensor]:
         """Gather the windows here if the split lives on the device."""
         if not isinstance(batch, Tensor):
             return batch
@@ -215,7 +226,8 @@ def make_data_module(settings: DictConfig) -> TextDataModule:
         UserError: there is a setting that it does not have.
     """
     try:
-        return instantiate(settings, path=None, _partial_=True)(path=settings.path)
+        data: TextDataModule = instantiate(settings, path=None, _partial_=True)(path=settings.path)
+        return data
     except TypeError as error:
         raise UserError(f"data: {error}") from None
 

@@ -24,8 +24,10 @@ def random_offsets(seed: int, start: int, count: int, places: int) -> np.ndarray
     """
     words_a_block = 4
     first_block, skipped = divmod(start, words_a_block)
-    words = np.random.Philox(key=seed, counter=first_block).random_raw(skipped + count)[skipped:]
-    return (words % np.uint64(places)).astype(np.int64)
+    generator = np.random.Philox(key=seed, counter=first_block)
+    words = generator.random_raw(skipped + count)[skipped:]
+    offsets: np.ndarray = (words % np.uint64(places)).astype(np.int64)
+    return offsets
 
 
 def gather(tokens: Tensor, offsets: Tensor, block_size: int) -> tuple[Tensor, Tensor]:
@@ -60,10 +62,12 @@ def document_starts(tokens: np.ndarray, block_size: int) -> np.ndarray:
     edges = boundaries(tokens)
     windows = -(-np.diff(edges) // block_size)  # of each document
     first = np.repeat(np.cumsum(windows) - windows, windows)
-    return np.repeat(edges[:-1], windows) + (np.arange(len(first)) - first) * block_size
+    starts: np.ndarray = np.repeat(edges[:-1], windows)
+    starts += (np.arange(len(first)) - first) * block_size
+    return starts
 
 
-class _Windows(Dataset):
+class _Windows(Dataset[Tensor | tuple[Tensor, Tensor]]):
     """A batch for each index: windows if the loader gathers, their offsets if the device does."""
 
     def __init__(self, tokens: Tensor | None, block_size: int) -> None:

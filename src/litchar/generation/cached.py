@@ -1,11 +1,13 @@
 """A transformer that keeps keys and values, on any device."""
 
+from typing import cast
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from litchar.models.transformer import Transformer, rotate
+from litchar.models.transformer import Block, NGramEmbedding, Transformer, rotate
 
 
 class CachedTransformer:
@@ -28,14 +30,16 @@ class CachedTransformer:
 
     def __init__(self, model: Transformer, batch_size: int, max_ids: int) -> None:
         self.model = model
+        self.blocks = cast(list[Block], list(model.blocks))
+        self.ngrams = cast(list[NGramEmbedding], list(model.ngrams))
         weight = model.token_embedding.weight
-        n_head = model.blocks[0].attention.n_head
+        n_head = self.blocks[0].attention.n_head
         shape = (batch_size, n_head, model.block_size, weight.shape[1] // n_head)
-        self.keys = [weight.new_zeros(shape) for _ in model.blocks]
-        self.values = [weight.new_zeros(shape) for _ in model.blocks]
+        self.keys = [weight.new_zeros(shape) for _ in self.blocks]
+        self.values = [weight.new_zeros(shape) for _ in self.blocks]
         self.slots = torch.arange(model.block_size, device=weight.device)
         self.position = torch.zeros((), dtype=torch.int64, device=weight.device)
-        n_before = max((ngram.n - 1 for ngram in model.ngrams), default=0)
+        n_before = max((ngram.n - 1 for ngram in self.ngrams), default=0)
         self.before = self.position.new_zeros(batch_size, n_before)  # the last ids, for n-grams
         if model.rotary is not None:
             tables = model.rotary.tables(max(max_ids, model.block_size))
@@ -50,8 +54,8 @@ class CachedTransformer:
         Of a prompt longer than the context its last `block_size` ids are read; after it comes one
         id at a time.
         """
-        idx = torch.from_numpy(idx[:, -self.model.block_size :]).to(self.position.device)
-        logits = self._replay(idx) if self.begun and idx.is_cuda else self._read(idx)
+        ids = torch.from_numpy(idx[:, -self.model.block_size :]).to(self.position.device)
+        logits = self._replay(ids) if self.begun and ids.is_cuda else self._read(ids)
         self.begun = True
         return logits.float().cpu().numpy()
 
@@ -70,9 +74,9 @@ class CachedTransformer:
         x = model.token_embedding(idx)  # (B, T, C)
         if model.position_embedding is not None:
             x = x + model.position_embedding.weight[slots]
-        for ngram in model.ngrams:
+        for ngram in self.ngrams:
             x = x + ngram(idx, self.before)
-        for block, keys, values in zip(model.blocks, self.keys, self.values, strict=True):
+        for block, keys, values in zip(self.blocks, self.keys, self.values, strict=True):
             q, k, v = block.attention.project(block.attention_norm(x))  # (B, T, H, D)
             if model.rotary is not None:
                 cos, sin = self.cos[positions], self.sin[positions]
@@ -93,7 +97,7 @@ class CachedTransformer:
             self.idx = idx.clone()
             changed = (self.position, self.before)
             saved = [tensor.clone() for tensor in changed]
-            stream = torch.cuda.Stream()
+            stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
                 for _ in range(3):  # warm-up writes where the capture's own position will write

@@ -8,6 +8,7 @@ together lie side by side, which makes a rotation one multiplication of complex 
 """
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from litchar.generation.cached import CachedTransformer
+from litchar.models import transformer
 from litchar.models.transformer import Block, Transformer
 
 
@@ -31,13 +33,14 @@ class LeanTransformer:
         self.block_size = model.block_size
         self.logit_cap = model.logit_cap
         self.embedding = array(model.token_embedding.weight)
-        self.position_embedding = self.frequencies = None
+        self.position_embedding: np.ndarray | None = None
+        self.frequencies: np.ndarray | None = None
         if model.position_embedding is not None:
             self.position_embedding = array(model.position_embedding.weight)
-        else:
+        if model.rotary is not None:
             self.frequencies = 1j * model.rotary.frequencies().numpy()  # (D / 2,)
-        self.ngrams = [(n.rows, array(n.projection(n.table.weight))) for n in model.ngrams]
-        self.blocks = [LeanBlock(block, model.rotary is not None) for block in model.blocks]
+        self.ngrams = [(n.rows, array(n.projection(n.table.weight))) for n in self.cached.ngrams]
+        self.blocks = [LeanBlock(block, model.rotary is not None) for block in self.cached.blocks]
         self.norm = Norm(model.norm)
         self.head = Linear(model.head, after=model.norm)
 
@@ -55,15 +58,16 @@ class LeanTransformer:
 
         slot = self.position % self.block_size
         n_seen = min(self.position + 1, self.block_size)
-        x = self.embedding[idx[0, 0]]  # (C,)
+        x: np.ndarray = self.embedding[idx[0, 0]]  # (C,)
         if self.ngrams:
             next_id, before = torch.from_numpy(idx), self.cached.before
-            x = x + sum(table[rows(next_id, before)[0, 0]] for rows, table in self.ngrams)
+            for rows, table in self.ngrams:
+                x = x + table[rows(next_id, before)[0, 0]]
             self.cached.before = torch.cat((before, next_id), dim=1)[:, 1:]
         rotation = None
         if self.position_embedding is not None:
             x = x + self.position_embedding[slot]
-        else:
+        if self.frequencies is not None:
             rotation = np.exp(self.position * self.frequencies).astype(np.complex64)
         for block in self.blocks:
             x = block(x, rotation, slot, n_seen)
@@ -94,13 +98,15 @@ class LeanBlock:
 
         self.attention_norm = Norm(block.attention_norm)
         self.qkv = Linear(attention.qkv, after=block.attention_norm, rows=rows)
-        self.qk_norm = self.gain = self.shift = None
+        self.qk_norm: Norm | None = None
+        self.shift: np.ndarray | None = None
         if attention.q_norm is not None and attention.k_norm is not None:
             norms = (attention.q_norm, attention.k_norm)
             self.qk_norm = Norm(attention.q_norm)
             self.gain = array(torch.stack([norm.weight[order] for norm in norms])[:, None])
-            if getattr(norms[0], "bias", None) is not None:
-                self.shift = array(torch.stack([norm.bias[order] for norm in norms])[:, None])
+            shifts: list[Any] = [getattr(norm, "bias", None) for norm in norms]
+            if shifts[0] is not None:
+                self.shift = array(torch.stack([shift[order] for shift in shifts])[:, None])
         self.output = Linear(attention.output)
         self.feed_forward_norm = Norm(block.feed_forward_norm)
         self.pointwise = feed_forward.pointwise
@@ -130,22 +136,27 @@ class LeanBlock:
         y = weights @ self.values[:, :n_seen] / weights.sum(-1, keepdims=True)
         x = x + self.output(y.reshape(-1))
 
-        hidden = self.feed_forward_input(self.feed_forward_norm(x))
+        hidden: np.ndarray = self.feed_forward_input(self.feed_forward_norm(x))
         if self.pointwise is None:
             gate, linear = hidden[: hidden.size // 2], hidden[hidden.size // 2 :]
             hidden = F.silu(torch.from_numpy(gate)).numpy() * linear
         else:
             hidden = self.pointwise(torch.from_numpy(hidden)).numpy()
-        return x + self.feed_forward_output(hidden)
+        after: np.ndarray = x + self.feed_forward_output(hidden)
+        return after
 
 
 class Linear:
     """A linear layer for one row, which takes over the gain and shift of the norm before it."""
 
     def __init__(
-        self, layer: nn.Linear, after: nn.Module | None = None, rows: Tensor | None = None
+        self,
+        layer: nn.Linear,
+        after: transformer.Norm | None = None,
+        rows: Tensor | None = None,
     ) -> None:
-        weight, bias = layer.weight, layer.bias
+        weight: Tensor = layer.weight
+        bias: Tensor | None = layer.bias
         shift = getattr(after, "bias", None)
         if shift is not None:
             bias = weight @ shift + (0 if bias is None else bias)
@@ -158,15 +169,15 @@ class Linear:
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """(in,) -> (out,)"""
-        y = x @ self.weight
+        y: np.ndarray = x @ self.weight
         return y if self.bias is None else y + self.bias
 
 
 class Norm:
     """RMSNorm or LayerNorm, without gain and shift."""
 
-    def __init__(self, norm: nn.RMSNorm | nn.LayerNorm) -> None:
-        self.eps = norm.eps
+    def __init__(self, norm: transformer.Norm) -> None:
+        self.eps = torch.finfo(torch.float32).eps if norm.eps is None else norm.eps
         self.centred = isinstance(norm, nn.LayerNorm)
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
@@ -180,7 +191,8 @@ class Norm:
         if self.centred:
             x = x - x.mean(-1, keepdims=True)
         mean_square = np.einsum("...d,...d->...", x, x)[..., None] / x.shape[-1]
-        return x / np.sqrt(mean_square + self.eps)
+        normed: np.ndarray = x / np.sqrt(mean_square + self.eps)
+        return normed
 
 
 def array(tensor: Tensor) -> np.ndarray:

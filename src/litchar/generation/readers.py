@@ -5,7 +5,8 @@ the id after them, (B, V) float32, on the CPU. A reader decides what is kept bet
 ids themselves, a state that the model carries, or the keys and values of a transformer.
 """
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from litchar.generation.cached import CachedTransformer
 from litchar.generation.lean import LeanTransformer
-from litchar.models import Transformer
+from litchar.models import Transformer, block_size_of
 
 
 class Reader(Protocol):
@@ -38,7 +39,9 @@ def open_reader(model: nn.Module, batch_size: int, max_ids: int) -> Reader:
         return Rows([open_reader(model, 1, max_ids) for _ in range(batch_size)])
     if type(model) is Transformer:
         lean = alone and weight.dtype == torch.float32
-        reader = LeanTransformer(model) if lean else CachedTransformer(model, batch_size, max_ids)
+        reader: Reader = (
+            LeanTransformer(model) if lean else CachedTransformer(model, batch_size, max_ids)
+        )
         return reader if model.position_embedding is None else Crop(model, reader)
     return Carried(model) if hasattr(model, "step") else Window(model)
 
@@ -48,18 +51,21 @@ class Window:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
+        self.block_size = block_size_of(model)
         self.context: np.ndarray | None = None
 
     def read(self, idx: np.ndarray) -> np.ndarray:
         """Return the logits behind the next ids: (B, T) int64 -> (B, V) float32."""
-        self.remember(idx)
-        return self.model(to_device(self.context, self.model))[:, -1].float().cpu().numpy()
+        logits: Tensor = self.model(to_device(self.remember(idx), self.model))
+        last: np.ndarray = logits[:, -1].float().cpu().numpy()
+        return last
 
-    def remember(self, idx: np.ndarray) -> None:
-        """Append to the context, and let what is too old fall out."""
+    def remember(self, idx: np.ndarray) -> np.ndarray:
+        """Append to the context, let what is too old fall out, and return the rest."""
         if self.context is not None:
             idx = np.concatenate((self.context, idx), axis=1)
-        self.context = idx[:, -self.model.block_size :]
+        self.context = idx[:, -self.block_size :]
+        return self.context
 
 
 class Crop(Window):
@@ -77,7 +83,7 @@ class Crop(Window):
     def read(self, idx: np.ndarray) -> np.ndarray:
         """Return the logits behind the next ids: (B, T) int64 -> (B, V) float32."""
         self.n_read += idx.shape[1]
-        if self.n_read > self.model.block_size:
+        if self.n_read > self.block_size:
             return super().read(idx)
         self.remember(idx)
         return self.cached.read(idx)
@@ -88,11 +94,12 @@ class Carried:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self.state = None
+        self.step = cast(Callable[[Tensor, Any], tuple[Tensor, Any]], model.step)
+        self.state: Any = None
 
     def read(self, idx: np.ndarray) -> np.ndarray:
         """Return the logits behind the next ids: (B, T) int64 -> (B, V) float32."""
-        logits, self.state = self.model.step(to_device(idx, self.model), self.state)
+        logits, self.state = self.step(to_device(idx, self.model), self.state)
         return logits[:, -1].float().cpu().numpy()
 
 

@@ -78,7 +78,8 @@ def logits_to_probs(
         logits = np.where(seen, np.where(logits > 0, logits / penalty, logits * penalty), logits)
     if sampling.temperature < LEAST_TEMPERATURE:
         likeliest = logits.argmax(-1, keepdims=True)
-        return (np.arange(logits.shape[-1]) == likeliest).astype(np.float64)
+        chosen: np.ndarray = np.arange(logits.shape[-1]) == likeliest
+        return chosen.astype(np.float64)
     probs = softmax(logits / sampling.temperature)
     if sampling.top_k is not None and sampling.top_k < probs.shape[-1]:
         order = (-probs).argsort(axis=-1, kind="stable")
@@ -98,14 +99,16 @@ def logits_to_probs(
 
 def softmax(logits: np.ndarray) -> np.ndarray:
     """Return probabilities: (..., V) -> (..., V)."""
-    exponentials = np.exp(logits - logits.max(-1, keepdims=True))
-    return exponentials / exponentials.sum(-1, keepdims=True)
+    probs: np.ndarray = np.exp(logits - logits.max(-1, keepdims=True))
+    probs /= probs.sum(-1, keepdims=True)
+    return probs
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
     """Return log-probabilities in nats: (..., V) -> (..., V) float64."""
-    shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    shifted: np.ndarray = logits.astype(np.float64) - logits.max(-1, keepdims=True)
+    shifted -= np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return shifted
 
 
 def choose(probs: np.ndarray, uniform: np.ndarray) -> np.ndarray:
@@ -114,7 +117,8 @@ def choose(probs: np.ndarray, uniform: np.ndarray) -> np.ndarray:
     total = cumulative[:, -1:]
     # Rounding could take the product up to the total, and the choice to an id of no probability.
     target = np.minimum(uniform[:, None] * total, np.nextafter(total, 0))
-    return (cumulative <= target).sum(-1)
+    ids: np.ndarray = (cumulative <= target).sum(-1)
+    return ids
 
 
 class Step(NamedTuple):

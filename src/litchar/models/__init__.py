@@ -5,8 +5,22 @@ keeps `block_size` (the longest context that it reads), and whose `forward(idx)`
 ids to (B, T, V) logits. A YAML file in `conf/model` names it.
 """
 
+from torch import nn
+
 from litchar.models.bigram import Bigram
 from litchar.models.recurrent import Recurrent
 from litchar.models.transformer import Transformer
 
-__all__ = ["Bigram", "Recurrent", "Transformer"]
+__all__ = ["Bigram", "Recurrent", "Transformer", "block_size_of"]
+
+
+def block_size_of(model: nn.Module) -> int:
+    """Return the longest context that `model` reads, as it keeps it itself.
+
+    Raises:
+        TypeError: it keeps none.
+    """
+    block_size = getattr(model, "block_size", None)
+    if not isinstance(block_size, int):
+        raise TypeError(f"{type(model).__name__} keeps no block_size, the longest context it reads")
+    return block_size

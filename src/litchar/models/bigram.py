@@ -18,4 +18,5 @@ class Bigram(nn.Module):
 
     def forward(self, idx: Tensor) -> Tensor:
         """Return logits: (B, T) int64 -> (B, T, V)."""
-        return self.next_logits(idx)
+        logits: Tensor = self.next_logits(idx)
+        return logits

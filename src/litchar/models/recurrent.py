@@ -64,7 +64,7 @@ class Recurrent(nn.Module):
             if name.startswith("weight_ih"):
                 nn.init.normal_(p, std=width**-0.5)
             elif name.startswith("weight_hh"):
-                for gate in p.split(width):
+                for gate in torch.split(p, width):
                     nn.init.orthogonal_(gate)
             else:
                 nn.init.zeros_(p)

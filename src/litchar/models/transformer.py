@@ -1,11 +1,13 @@
 """The transformer: a causal, pre-norm decoder, from the teaching script's to Qwen3's arithmetic."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+Norm = nn.RMSNorm | nn.LayerNorm
 
 
 class Transformer(nn.Module):
@@ -87,7 +89,7 @@ class Transformer(nn.Module):
         if tie_head and init == "zero":
             raise ValueError("tie_head=true needs init=gpt2: init=zero would zero the embedding")
 
-        def make_norm(width: int) -> nn.Module:
+        def make_norm(width: int) -> Norm:
             if norm == "rms":
                 return nn.RMSNorm(width, eps=norm_eps)
             return nn.LayerNorm(width, eps=norm_eps, bias=bias)
@@ -183,7 +185,7 @@ class Transformer(nn.Module):
 
     def logits(self, x: Tensor) -> Tensor:
         """Return what the last residual stream says of the next character: (..., C) -> (..., V)."""
-        logits = self.head(self.norm(x))
+        logits: Tensor = self.head(self.norm(x))
         if self.logit_cap is not None:
             logits = self.logit_cap * torch.tanh(logits / self.logit_cap)
         return logits
@@ -218,7 +220,8 @@ class NGramEmbedding(nn.Module):
         Args:
             before: the ids before these, n - 1 of them or more: (B, N) int64; by default id 0.
         """
-        return self.projection(self.table(self.rows(idx, before)))
+        added: Tensor = self.projection(self.table(self.rows(idx, before)))
+        return added
 
     def rows(self, idx: Tensor, before: Tensor | None = None) -> Tensor:
         """Return the row of the n-gram that ends at each position: (B, T) int64 -> (B, T)."""
@@ -239,10 +242,10 @@ class Block(nn.Module):
 
     def __init__(
         self,
-        attention_norm: nn.Module,
-        attention: nn.Module,
-        feed_forward_norm: nn.Module,
-        feed_forward: nn.Module,
+        attention_norm: Norm,
+        attention: "CausalSelfAttention",
+        feed_forward_norm: Norm,
+        feed_forward: "FeedForward",
     ) -> None:
         super().__init__()
         self.attention_norm = attention_norm
@@ -253,7 +256,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor, rotary: nn.Module | None) -> Tensor:
         """Return the residual stream after the block: (B, T, C) -> (B, T, C)."""
         x = x + self.attention(self.attention_norm(x), rotary)
-        return x + self.feed_forward(self.feed_forward_norm(x))
+        added: Tensor = self.feed_forward(self.feed_forward_norm(x))
+        return x + added
 
 
 class CausalSelfAttention(nn.Module):
@@ -270,8 +274,8 @@ class CausalSelfAttention(nn.Module):
         dropout: float,
         bias: bool,
         qkv_bias: bool,
-        q_norm: nn.Module | None,
-        k_norm: nn.Module | None,
+        q_norm: Norm | None,
+        k_norm: Norm | None,
     ) -> None:
         super().__init__()
         self.n_head = n_head
@@ -290,7 +294,7 @@ class CausalSelfAttention(nn.Module):
         if rotary is not None:
             q, k = rotary(q), rotary(k)
 
-        y = F.scaled_dot_product_attention(
+        y: Tensor = F.scaled_dot_product_attention(
             q.transpose(1, 2),  # (B, H, T, D)
             k.transpose(1, 2),
             v.transpose(1, 2),
@@ -299,7 +303,8 @@ class CausalSelfAttention(nn.Module):
         )
 
         y = y.transpose(1, 2).reshape(B, T, C)
-        return self.output_dropout(self.output(y))
+        gathered: Tensor = self.output_dropout(self.output(y))
+        return gathered
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys and values, not rotated: (B, T, C) -> (B, T, H, D) each."""
@@ -316,6 +321,9 @@ class Rotary(nn.Module):
     Dimension i is paired with i + D / 2, as in GPT-NeoX, Llama and Qwen.
     """
 
+    cos: Tensor  # (T, 1, D / 2), as is sin
+    sin: Tensor
+
     def __init__(self, head_size: int, block_size: int, theta: float) -> None:
         super().__init__()
         self.head_size = head_size
@@ -326,7 +334,8 @@ class Rotary(nn.Module):
 
     def frequencies(self) -> Tensor:
         """Return the angle between neighbouring positions, for each pair: (D / 2,) float64."""
-        return self.theta ** (-torch.arange(0, self.head_size, 2).double() / self.head_size)
+        exponents = -torch.arange(0, self.head_size, 2).double() / self.head_size
+        return torch.pow(self.theta, exponents)
 
     def tables(self, length: int) -> tuple[Tensor, Tensor]:
         """Return cosines and sines of the angles at positions below `length`: (T, 1, D / 2)."""
@@ -348,7 +357,11 @@ def _relu2(x: Tensor) -> Tensor:
     return F.relu(x).square()
 
 
-_POINTWISE = {"gelu": F.gelu, "relu": F.relu, "relu2": _relu2}
+_POINTWISE: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "relu": F.relu,
+    "relu2": _relu2,
+}
 
 
 class FeedForward(nn.Module):
@@ -375,7 +388,8 @@ class FeedForward(nn.Module):
             hidden = F.silu(gate) * linear
         else:
             hidden = self.pointwise(hidden)
-        return self.dropout(self.output(hidden))
+        added: Tensor = self.dropout(self.output(hidden))
+        return added
 
 
 def _check_sizes(**sizes: int) -> None:

@@ -4,7 +4,7 @@ import hashlib
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Literal, cast
 
 import numpy as np
 
@@ -59,7 +59,8 @@ class Cleaning:
     def steps(self) -> dict[str, Step]:
         """Return what is done to each piece of a text, by the setting that asks for it."""
         steps: dict[str, Step] = {}
-        if form := self.normalize:
+        form = cast(Literal["NFC", "NFKC"] | None, self.normalize or None)  # as was checked
+        if form:
             steps[f"data.normalize={form}"] = lambda text: unicodedata.normalize(form, text)
         if self.lowercase:
             # A small letter may compose with what follows it where the capital did not.

@@ -7,10 +7,10 @@ import json
 import lzma
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import IO, TYPE_CHECKING, Any
 
 from backports import zstd
 
@@ -19,7 +19,11 @@ from litchar.errors import UserError
 if TYPE_CHECKING:
     import pyarrow
 
-DECOMPRESSED_BY = {".gz": gzip.open, ".xz": lzma.open, ".zst": zstd.open}
+DECOMPRESSED_BY: dict[str, Callable[[IO[bytes]], Any]] = {
+    ".gz": gzip.open,
+    ".xz": lzma.open,
+    ".zst": zstd.open,
+}
 DAMAGED = (
     EOFError,
     gzip.BadGzipFile,
@@ -49,7 +53,7 @@ def is_parquet(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def opened(path: Path, decompressed: bool = True) -> Iterator[BinaryIO]:
+def opened(path: Path, decompressed: bool = True) -> Iterator[IO[bytes]]:
     """Open a file: what a `.gz`, `.xz`, `.zst` or `.zip` file holds, others as they are.
 
     Args:
@@ -81,7 +85,7 @@ def opened(path: Path, decompressed: bool = True) -> Iterator[BinaryIO]:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
 
 
-def _only_member(archive: zipfile.ZipFile, path: Path) -> BinaryIO:
+def _only_member(archive: zipfile.ZipFile, path: Path) -> IO[bytes]:
     members = [member for member in archive.infolist() if not member.is_dir()]
     if len(members) != 1:
         raise UserError(
@@ -202,7 +206,8 @@ def _is_text(kind: "pyarrow.DataType") -> bool:
 
     if types.is_dictionary(kind):
         kind = kind.value_type
-    return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+    kinds = (types.is_string, types.is_large_string, types.is_string_view)
+    return any(is_kind(kind) for is_kind in kinds)
 
 
 def extra(module: str, needed_for: str) -> ModuleType:

@@ -183,12 +183,14 @@ def add_one(counts: np.ndarray, train: np.ndarray, scored: np.ndarray, order: in
         (len(scored) - 1,)
     """
     if order == 1:
-        return (counts[scored[1:]] + 1) / (counts.sum() + len(counts))
+        unigrams: np.ndarray = (counts[scored[1:]] + 1) / (counts.sum() + len(counts))
+        return unigrams
     table = NGrams.count(train, Packing.fit(counts, 2))
     grams = table.packing.pack(scored)
     contexts, place = np.unique(table.packing.contexts_of(grams), return_inverse=True)
     totals, _ = table.follow(contexts)
-    return (table.look_up(grams) + 1) / (totals[place] + len(counts))
+    bigrams: np.ndarray = (table.look_up(grams) + 1) / (totals[place] + len(counts))
+    return bigrams
 
 
 def kneser_ney(

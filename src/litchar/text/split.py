@@ -182,4 +182,4 @@ class Text:
         for i, cut in enumerate(cuts):
             nearest = int(np.abs(edges - cut).argmin())
             chosen.append(min(max(nearest, chosen[-1] + 1), documents - (len(cuts) - i)))
-        return edges[[*chosen, documents]].tolist()
+        return [int(edge) for edge in edges[[*chosen, documents]]]

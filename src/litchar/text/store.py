@@ -33,7 +33,7 @@ class TokenStore:
         changes: what cleaning changed in the text: a line for each setting.
     """
 
-    tokens: np.ndarray
+    tokens: np.memmap
     vocabulary: Vocabulary
     fingerprint: str
     changes: list[str]
@@ -118,7 +118,7 @@ def _is_whole(place: Path) -> bool:
     try:
         meta = json.loads((place / "meta.json").read_text())
         Vocabulary.from_json(meta["vocabulary"])
-        return meta["tokens_sha256"] == file_sha256(place / "tokens.npy")
+        return bool(meta["tokens_sha256"] == file_sha256(place / "tokens.npy"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, UserError):
         return False
 
@@ -188,7 +188,7 @@ def _save(path: Path, dtype: np.dtype, pieces: Iterable[np.ndarray]) -> None:
         write_header(0)  # process's memory
         length = 0
         for piece in pieces:
-            file.write(piece)
+            file.write(piece.data)
             length += len(piece)
         write_header(length)  # numpy leaves room for the longest
         file.flush()

@@ -34,7 +34,7 @@ class Vocabulary:
     """
 
     unit = "character"  # what a token is
-    _code = np.dtype("<u4")  # a token's code is its code point
+    _code: np.dtype = np.dtype("<u4")  # a token's code is its code point
     # A lone surrogate is no valid text, yet a command line may hold one; it passes unharmed.
     _encoding = ("utf-32-le", "surrogatepass")  # of codes
 
@@ -138,7 +138,8 @@ class Vocabulary:
         ids = np.asarray(ids, dtype=np.int64)
         if ids.size and ids.min() < 0:  # numpy would count from the end
             raise IndexError(f"id {ids.min()} is not in a vocabulary of {len(self)} {self.unit}s")
-        return self._codes[ids].tobytes().decode(*self._encoding)
+        codes: np.ndarray = self._codes[ids]
+        return codes.tobytes().decode(*self._encoding)
 
     def to_bytes(self, ids: np.ndarray) -> bytes:
         """Return the text whose ids these are as UTF-8, or its bytes where tokens are bytes."""
@@ -215,7 +216,8 @@ class ByteVocabulary(Vocabulary):
 
     def to_bytes(self, ids: np.ndarray) -> bytes:
         """Return the bytes as they are."""
-        return self._codes[ids].tobytes()
+        codes: np.ndarray = self._codes[ids]
+        return codes.tobytes()
 
     def unknown(self, text: str) -> str:
         """Return no character: all are made of bytes."""

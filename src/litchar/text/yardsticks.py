@@ -122,7 +122,7 @@ def _note(packing: Packing, used: int, order: int, memory_bytes: float) -> str:
 
 def _place(store: TokenStore, text: Text, order: int) -> Path:
     """Return where the yardsticks of a store and its splits are cached."""
-    store_name = Path(store.tokens.filename).parent.name
+    store_name = Path(str(store.tokens.filename)).parent.name
     ends = "-".join(str(stop) for _, stop in text.bounds(store.tokens).values())
     return cache_dir() / "yardsticks" / f"{store_name}-{ends}-{order}-{FORMAT}.json"
 

@@ -16,8 +16,10 @@ from torch import Tensor
 from litchar import signals
 from litchar.errors import DivergedError
 from litchar.generation import generate
+from litchar.models import Transformer
 from litchar.text import Vocabulary
 from litchar.training.loggers import TensorBoard
+from litchar.training.module import LanguageModel
 from litchar.training.summary import write_summary
 
 
@@ -73,22 +75,22 @@ class Metrics(Callback):
         """Keep the loss; write a report every `trainer.log_every_n_steps`."""
         self._losses.append(outputs["loss"].detach())
         if self._grad_norm is not None and self._reports(trainer, trainer.global_step):
-            self._report(trainer)
+            self._report(trainer, float(self._grad_norm))
         if trainer.global_step == trainer.max_steps:
             trainer.should_stop = True  # so that the last step is validated, whatever the interval
 
     def _reports(self, trainer: L.Trainer, step: int) -> bool:
-        every = trainer.log_every_n_steps
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set unseen
         return every > 0 and (step % every == 0 or step == 1)
 
-    def _report(self, trainer: L.Trainer) -> None:
+    def _report(self, trainer: L.Trainer, grad_norm: float) -> None:
         losses = self.check_finite(trainer)  # waits for the device; then the clock
         batches, seconds = batches_seen(trainer), self.clock.seconds
         characters = (batches - self._since[0]) * self.characters_per_batch
         metrics = {
             "train/loss": sum(losses) / len(losses),
             "lr": trainer.optimizers[0].param_groups[0]["lr"],
-            "grad_norm": float(self._grad_norm),
+            "grad_norm": grad_norm,
             "speed/chars_per_second": characters / max(seconds - self._since[1], 1e-9),
         }
         mfu = model_flops_utilization(trainer, metrics["speed/chars_per_second"])
@@ -130,7 +132,7 @@ class Metrics(Callback):
         if not trainer.training and trainer.state.fn != "fit":
             return
         self.check_finite(trainer)
-        losses = pl_module.losses
+        losses = language_model(trainer).losses
         step, val_loss = trainer.global_step, losses["val/loss"]
         if not math.isfinite(val_loss):
             raise DivergedError(
@@ -153,8 +155,8 @@ class Metrics(Callback):
         """Give figures of this step to every logger, and to the progress bar."""
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=trainer.global_step)
-        if trainer.progress_bar_callback is not None:
-            trainer.progress_bar_callback.show(metrics)
+        if show := getattr(trainer.progress_bar_callback, "show", None):
+            show(metrics)
 
     def figures(self, trainer: L.Trainer) -> dict[str, Any]:
         """Return what `summary.json` says of the training so far."""
@@ -246,7 +248,8 @@ class Samples(Callback):
         """Sample from the model as it is."""
         if trainer.state.fn != "fit" or not trainer.is_global_zero:
             return
-        self.text = sample(pl_module.model, self.vocabulary, self.seed, self.max_new_tokens)
+        model = language_model(trainer).model
+        self.text = sample(model, self.vocabulary, self.seed, self.max_new_tokens)
         step = trainer.global_step
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(OSError), open(self.path, "ab") as file:
@@ -293,6 +296,13 @@ def sample(model: torch.nn.Module, vocabulary: Vocabulary, seed: int, max_new_to
     return vocabulary.decode(ids)
 
 
+def language_model(trainer: L.Trainer) -> LanguageModel:
+    """Return what is trained."""
+    module = trainer.lightning_module
+    assert isinstance(module, LanguageModel)
+    return module
+
+
 def gradient_norm(trainer: L.Trainer) -> Tensor:
     """Return the norm of the gradient that the model holds."""
     parameters = trainer.lightning_module.parameters()
@@ -305,7 +315,7 @@ def model_flops_utilization(trainer: L.Trainer, characters_per_second: float) ->
     A character costs 6 operations for each weight that is multiplied, and 12 L C T for attention
     (forward and backward; PaLM, Chowdhery et al., 2022, appendix B).
     """
-    model = trainer.lightning_module.model
+    model = language_model(trainer).model
     device = trainer.strategy.root_device
     if device.type != "cuda":
         return None
@@ -314,9 +324,9 @@ def model_flops_utilization(trainer: L.Trainer, characters_per_second: float) ->
     if peak is None:
         return None
     weights = sum(p.numel() for p in model.parameters() if p.ndim > 1)
-    blocks = getattr(model, "blocks", [])
-    width = model.token_embedding.embedding_dim if len(blocks) else 0
-    flops = 6 * weights + 12 * len(blocks) * width * model.block_size
+    flops = 6 * weights
+    if isinstance(model, Transformer):
+        flops += 12 * model.n_layer * model.token_embedding.embedding_dim * model.block_size
     return characters_per_second * flops / (peak * trainer.world_size)
 
 

@@ -176,10 +176,13 @@ def find_resumed(
     path = run_dir if resume == "auto" else Path(resume).expanduser()
     if path.is_dir() or resume == "auto":
         remove_drafts(path / "checkpoints")
-        path = _newest(path / "checkpoints", say)
-        if path is None and resume != "auto":
+        newest = _newest(path / "checkpoints", say)
+        if newest is None and resume == "auto":
+            return None
+        if newest is None:
             raise UserError(f"resume={resume}: there is no checkpoint in this directory")
-    return path and Checkpoint.load(path)
+        path = newest
+    return Checkpoint.load(path)
 
 
 def check_same_run(resumed: Checkpoint, settings: dict[str, Any], fingerprint: str) -> None:
@@ -207,9 +210,9 @@ def _is_validated(trainer: L.Trainer) -> bool:
     """Return whether validation follows the batch that has just ended."""
     if not trainer.enable_validation:
         return False
-    every = trainer.val_check_batch
     stops = trainer.should_stop and trainer.fit_loop._can_stop_early
-    return stops or (bool(every) and batches_seen(trainer) % every == 0)
+    every = trainer.val_check_batch
+    return stops or (every is not None and every > 0 and batches_seen(trainer) % every == 0)
 
 
 def _accumulates(trainer: L.Trainer) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 import lightning as L
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from litchar.data.windows import IGNORED
@@ -45,6 +46,7 @@ class LanguageModel(L.LightningModule):
         self.seed = seed
         self.mean_loss = mean_loss
         self.losses: dict[str, float] = {}
+        self.sizes: Tensor
         self.register_buffer("sizes", size_table(vocabulary), persistent=False)
         self._generator: torch.Generator | None = None
         self._sums: list[list[Tensor]] = []
@@ -55,11 +57,12 @@ class LanguageModel(L.LightningModule):
 
     def forward(self, idx: Tensor) -> Tensor:
         """Return logits: (B, T) int64 -> (B, T, V)."""
-        return self.model(idx)
+        logits: Tensor = self.model(idx)
+        return logits
 
     # Training
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Return the optimiser and its schedule, stepped once for each optimiser step."""
         optimizer = self.optimizer(self.model)
         total_steps = int(self.trainer.estimated_stepping_batches)
@@ -87,6 +90,7 @@ class LanguageModel(L.LightningModule):
         # same units, and no generator's state has to be saved.
         position = self.trainer.fit_loop.epoch_loop.total_batch_idx
         stream = position * self.trainer.world_size + self.trainer.global_rank
+        assert self._generator is not None  # of on_train_start
         self._generator.manual_seed(dropout_seed(self.seed, stream))
         return self.mean_loss(self.model, *batch)
 

@@ -32,6 +32,7 @@ def adamw(
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     spared = [p for p in parameters if p.ndim < 2] if decay == "matrices" else []
     decayed = [p for p in parameters if not any(p is other for other in spared)]
+    beta1, beta2 = betas
     groups = [
         {"params": decayed, "weight_decay": weight_decay},
         {"params": spared, "weight_decay": 0.0},
@@ -39,7 +40,7 @@ def adamw(
     optimizer = torch.optim.AdamW(
         [group for group in groups if group["params"]],
         lr=lr,
-        betas=tuple(betas),
+        betas=(beta1, beta2),
         eps=eps,
         fused=True,
     )
@@ -115,7 +116,9 @@ class Muon(torch.optim.Optimizer):
     """
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+    def step(  # type: ignore[override]  # one signature, where torch has two overloads
+        self, closure: Callable[[], float] | None = None
+    ) -> float | None:
         """Take a step; `closure` computes the loss and its gradients first."""
         loss = None
         if closure is not None:
@@ -131,7 +134,7 @@ class Muon(torch.optim.Optimizer):
 
     def _step_muon(self, matrices: list[Tensor], group: dict[str, Any]) -> None:
         buffers = [self._state(p, "momentum_buffer") for p in matrices]
-        gradients = [p.grad for p in matrices]
+        gradients = [p.grad for p in matrices if p.grad is not None]  # none is, says the caller
         torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
         updates = torch._foreach_lerp(gradients, buffers, group["momentum"])  # Nesterov's
         torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
@@ -147,7 +150,7 @@ class Muon(torch.optim.Optimizer):
         beta1, beta2 = group["betas"]
         adamw_step(
             parameters,
-            [p.grad for p in parameters],
+            [p.grad for p in parameters if p.grad is not None],
             [self._state(p, "exp_avg") for p in parameters],
             [self._state(p, "exp_avg_sq") for p in parameters],
             [],
@@ -164,7 +167,7 @@ class Muon(torch.optim.Optimizer):
 
     def _state(self, parameter: Tensor, name: str, shape: tuple[int, ...] | None = None) -> Tensor:
         """Return what is kept of `parameter` under `name`: zeros at first, of its own shape."""
-        state = self.state[parameter]
+        state: dict[str, Tensor] = self.state[parameter]
         if name not in state:
             zeros = torch.zeros_like(parameter) if shape is None else parameter.new_zeros(shape)
             state[name] = zeros

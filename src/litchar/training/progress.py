@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from litchar.text.vocabulary import printable
-from litchar.training.callbacks import Samples
+from litchar.training.callbacks import Samples, language_model
 
 REFRESH_SECONDS = 0.25
 
@@ -78,7 +78,7 @@ class ProgressBar(ProgressBarCallback):
         """Print a line: step, losses, and how the model writes by now."""
         if trainer.state.fn != "fit":
             return
-        losses = pl_module.losses
+        losses = language_model(trainer).losses
         figures = f"step {trainer.global_step:>6,}"
         if "train/eval_loss" in losses:
             figures += f"   train {losses['train/eval_loss']:.4f}"

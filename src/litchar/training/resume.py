@@ -6,7 +6,7 @@ Nothing heavy is imported here; see `litchar.cli`.
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import hydra
 from filelock import FileLock, Timeout
@@ -112,7 +112,7 @@ def run_of(checkpoint: Path) -> Path | None:
 
 def unfinished_runs(config: DictConfig) -> Iterator[Path]:
     """Yield the runs of the same configuration that have not completed, the newest first."""
-    wanted = OmegaConf.to_container(config)
+    wanted = cast(dict[str, Any], OmegaConf.to_container(config))
     runs = Path(config.outputs_dir).glob("runs/*/summary.json")
     for place in sorted(runs, key=lambda run: run.stat().st_mtime_ns, reverse=True):
         began = place.parent / ".hydra" / "config.yaml"
@@ -120,7 +120,7 @@ def unfinished_runs(config: DictConfig) -> Iterator[Path]:
             status = json.loads(place.read_text())["status"]
             if status in ("completed", "diverged") or not began.exists():
                 continue
-            before = OmegaConf.to_container(OmegaConf.load(began))
+            before = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(began)))
             if differences(before, wanted, also=("data.path", "data.pattern", "init_from")):
                 continue
             with FileLock(place.parent / ".lock", timeout=0):

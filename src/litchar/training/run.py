@@ -3,9 +3,10 @@
 import contextlib
 import shutil
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -115,14 +116,17 @@ def prepare(config: DictConfig, run_dir: Path, say: Callable[[str], None]) -> Pr
     data = make_data_module(config.data)
     data.setup()
     resolve_steps(config, len(data.splits["train"]))
-    settings: dict[str, Any] = OmegaConf.to_container(config, resolve=True)
+    settings = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
     if resumed is not None:
         check_same_run(resumed, settings, data.store.fingerprint)
 
     vocabulary, block_size = data.store.vocabulary, config.data.block_size
 
     def build(vocab_size: int) -> torch.nn.Module:
-        return instantiate(config.model, vocab_size=vocab_size, block_size=block_size)
+        built: torch.nn.Module = instantiate(
+            config.model, vocab_size=vocab_size, block_size=block_size
+        )
+        return built
 
     model = build(len(vocabulary))
     if parent is not None and resumed is None:
@@ -191,13 +195,14 @@ def train(
             compile_or_say_why_not(module, data, trainer, say)
         for logger in trainer.loggers:
             logger.log_hyperparams(settings)
-        trainer.fit(module, data, ckpt_path=resumed and resumed.path, weights_only=True)
+        begin = None if resumed is None else resumed.path
+        trainer.fit(module, data, ckpt_path=begin, weights_only=True)
         if "test" in data.splits:
             tested = best if best.exists() else None
             trainer.test(module, data, ckpt_path=tested, weights_only=True, verbose=False)
     except BaseException as error:
         status = _status_after(error)
-        reason = f"signal {error.signum}" if status == "interrupted" else str(error)
+        reason = f"signal {error.signum}" if isinstance(error, Interrupted) else str(error)
         with contextlib.suppress(OSError):  # a full disk must not hide what happened
             record(**metrics.figures(trainer), status=status, error=reason)
         if status == "interrupted":
@@ -218,10 +223,11 @@ def train(
             logger.save()
     yardsticks = quick_yardsticks(data.text, data.store)
     print_outcome(console, summary, metrics.history, samples.text, yardsticks, run_dir)
-    return summary["best_val_loss"]
+    best_val_loss: float = summary["best_val_loss"]
+    return best_val_loss
 
 
-def _sole_owner(run_dir: Path) -> FileLock:
+def _sole_owner(run_dir: Path) -> AbstractContextManager[object]:
     """Return a lock on `run_dir`: two processes that train in one would spoil both.
 
     Raises:

@@ -8,8 +8,8 @@ from pathlib import Path
 import lightning as L
 import torch
 from hydra.utils import instantiate
+from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities.warnings import PossibleUserWarning
 from omegaconf import DictConfig
 from rich.console import Console
 
@@ -84,7 +84,7 @@ def compile_or_say_why_not(
     module.compile_loss()
     try:
         with trainer.precision_plugin.forward_context():
-            module.mean_loss(module.model, idx, idx).backward()
+            torch.autograd.backward(module.mean_loss(module.model, idx, idx))
     except Exception as error:  # whatever the compiler raises: training can go on without it
         reason = str(error).strip().split("\n")[0]
         say(f"Not compiled ({type(error).__name__}: {reason}); going on without.")
