@@ -51,6 +51,8 @@ class Checkpoint:
         provenance: versions, git revision, the text's fingerprint.
         cleaning: what was done to the characters of its text.
         step: how many optimiser steps it has seen.
+        losses: of the validation at that step, by the name that TensorBoard has; none if it was
+            saved between two.
         weights: the model's parameters by name.
     """
 
@@ -61,6 +63,7 @@ class Checkpoint:
     provenance: dict[str, Any]
     cleaning: Cleaning
     step: int
+    losses: dict[str, float]
     weights: dict[str, Tensor]
 
     @classmethod
@@ -94,6 +97,7 @@ class Checkpoint:
                 provenance={"fingerprint": None, **card["provenance"]},
                 cleaning=Cleaning.named_in(card["config"].get("data", {})),
                 step=int(data["global_step"]),
+                losses=_losses_at(int(data["global_step"]), data.get("callbacks", {})),
                 weights={
                     name.removeprefix(prefix): tensor
                     for name, tensor in data["state_dict"].items()
@@ -157,6 +161,13 @@ def find(checkpoint: str, outputs: Path) -> Path:
 def _best_of(directory: Path) -> list[Path]:
     files = [directory / "best.ckpt", directory / "last.ckpt"]
     return [file for file in files if file.is_file()][:1]
+
+
+def _losses_at(step: int, callbacks: dict[str, Any]) -> dict[str, float]:
+    """Return what `Metrics`, a callback of training, found at the validation of `step`."""
+    history = callbacks.get("Metrics", {}).get("history", [])
+    found: dict[str, Any] = next((point for point in history if point["step"] == step), {})
+    return {name: float(value) for name, value in found.items() if "/" in name}
 
 
 def trusted(target: object, prefix: str, path: Path) -> Callable[..., Any]:

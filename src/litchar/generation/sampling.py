@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import NamedTuple
 
 import numpy as np
@@ -41,16 +42,14 @@ class Sampling:
     def __post_init__(self) -> None:
         for name in ("temperature", "top_p", "min_p", "repetition_penalty"):
             value = getattr(self, name)
-            if value is not None and (
-                isinstance(value, bool) or not isinstance(value, int | float)
-            ):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, Real)):
                 raise UserError(f"{name}={value}: must be a number")
         if self.temperature is None or not self.temperature >= 0:
             raise UserError(
                 f"temperature={self.temperature}: must be 0 (the likeliest character) or more"
             )
         k = self.top_k
-        if k is not None and (not isinstance(k, int) or isinstance(k, bool) or k < 1):
+        if k is not None and (not isinstance(k, Integral) or isinstance(k, bool) or k < 1):
             raise UserError(f"top_k={k}: must be at least 1, a whole number, or null")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise UserError(f"top_p={self.top_p}: must lie in (0, 1], or be null")

@@ -1,9 +1,13 @@
 """How surprising a text is to a model, character by character."""
 
+import io
 import math
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
+from rich.console import Console
 from rich.text import Text as Coloured
 from torch import nn
 
@@ -28,22 +32,59 @@ def log_probs_of(model: nn.Module, ids: np.ndarray) -> np.ndarray:
     return np.fromiter(steps, np.float64, len(ids) - 1)
 
 
-def coloured(vocabulary: Vocabulary, ids: np.ndarray, log_probs: np.ndarray) -> Coloured:
-    """Return the text of `ids`, each character in the colour of its surprise.
+@dataclass(frozen=True)
+class Score:
+    """How surprising a text is. A notebook shows it in colours.
 
-    Args:
-        log_probs: of all ids but the first, in nats; where bytes make up a character, it has the
-            surprise of them all.
+    Attributes:
+        ids: of the text: (N,)
+        log_probs: of all ids but the first, which begins the text, in nats: (N - 1,)
     """
-    text, decode, bits = Coloured(), vocabulary.decoder(), 0.0
-    text.append(printable(decode(ids[:1])))
-    for token, log_prob in zip(ids[1:], log_probs, strict=True):
-        bits -= log_prob / math.log(2)
-        if piece := decode([token]):
-            text.append(printable(piece), next(c for least, c in COLOURS if bits >= least))
-            bits = 0.0
-    text.append(printable(decode([], final=True)))
-    return text
+
+    vocabulary: Vocabulary
+    ids: np.ndarray
+    log_probs: np.ndarray
+
+    @cached_property
+    def text(self) -> str:
+        """The text, as the model read it."""
+        return self.vocabulary.decode(self.ids)
+
+    @property
+    def n_predicted(self) -> int:
+        """How many characters were predicted: all but the first."""
+        return max(1, len(self.text) - 1)
+
+    @property
+    def bits_per_character(self) -> float:
+        """The surprise of a predicted character in the mean, in bits."""
+        return float(-self.log_probs.sum() / math.log(2) / self.n_predicted)
+
+    def __repr__(self) -> str:
+        return (
+            f"{self.bits_per_character:.4f} bits per character over {self.n_predicted:,} "
+            "characters (the first is not predicted)"
+        )
+
+    def _repr_html_(self) -> str:
+        console = Console(record=True, file=io.StringIO(), width=10**6)
+        console.print(self.coloured(), legend(), repr(self), sep="\n", highlight=False)
+        return console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
+
+    def coloured(self) -> Coloured:
+        """Return the text, each character in the colour of its surprise.
+
+        Where bytes make up a character, it has the surprise of them all.
+        """
+        text, decode, bits = Coloured(), self.vocabulary.decoder(), 0.0
+        text.append(printable(decode(self.ids[:1])))
+        for token, log_prob in zip(self.ids[1:], self.log_probs, strict=True):
+            bits -= log_prob / math.log(2)
+            if piece := decode([token]):
+                text.append(printable(piece), next(c for least, c in COLOURS if bits >= least))
+                bits = 0.0
+        text.append(printable(decode([], final=True)))
+        return text
 
 
 def legend() -> Coloured:

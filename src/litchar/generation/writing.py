@@ -1,13 +1,63 @@
 """From ids to text: texts as they are written, and what stops them."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from numbers import Integral
 
 import numpy as np
 from torch import nn
 
+from litchar.errors import UserError
 from litchar.generation.sampling import Sampling, generate
 from litchar.text import Vocabulary
 from litchar.text.vocabulary import BOUNDARY
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(Sampling):
+    """How a text is written: how its characters are chosen, and what ends it.
+
+    Attributes:
+        max_new_tokens: the longest text.
+        stop: a string, or several, before the first of which the text ends.
+        seed: of the text; of several for one prompt, the first one's.
+        unknown: what becomes of a prompt's characters that the model never saw, see
+            `Vocabulary.encode`.
+
+    Raises:
+        UserError: a setting is out of its range.
+    """
+
+    max_new_tokens: int = 500
+    stop: str | Sequence[str] | None = None
+    seed: int = 1337
+    unknown: str = "error"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_whole("max_new_tokens", self.max_new_tokens, 1)
+        check_whole("seed", self.seed, 0)
+        if any(not isinstance(text, str) or not text for text in self.stops):
+            raise UserError(
+                f"stop={self.stop}: must be a text of at least one character, or a list"
+            )
+
+    @property
+    def stops(self) -> Sequence[str]:
+        """The stop strings."""
+        if self.stop is None:
+            return []
+        return [self.stop] if isinstance(self.stop, str) else self.stop
+
+
+def check_whole(name: str, value: object, least: int) -> None:
+    """Refuse what is not a whole number of at least `least`.
+
+    Raises:
+        UserError: it is none.
+    """
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+        raise UserError(f"{name}={value}: must be a whole number of at least {least}")
 
 
 class Writing:
@@ -16,20 +66,31 @@ class Writing:
     Args:
         steps: each sampled id, with the log-probability that the model gave it.
         stop: strings before the first of which the text ends.
+        prompt: the ids before it: (T,)
+        seed: of its random numbers.
 
     Attributes:
         text: what was written, without the prompt and the stop string.
         log_probs: of each sampled id in nats, those of a stop string included.
         ids: that were sampled.
         finish: `end` of the document, `stop`, or `length`.
+        prompt: the text before it, as the model read it.
     """
 
     def __init__(
-        self, steps: Iterator[tuple[int, float]], vocabulary: Vocabulary, stop: Sequence[str] = ()
+        self,
+        steps: Iterator[tuple[int, float]],
+        vocabulary: Vocabulary,
+        stop: Sequence[str] = (),
+        prompt: Sequence[int] = (),
+        seed: int = 0,
     ) -> None:
         self.steps = steps
         self.vocabulary = vocabulary
         self.stop = stop
+        self.prompt_ids = list(prompt)
+        self.prompt = vocabulary.decode(self.prompt_ids)
+        self.seed = seed
         self.text = ""
         self.log_probs: list[float] = []
         self.ids: list[int] = []
@@ -60,6 +121,12 @@ class Writing:
         self.text += held
         yield held
 
+    def whole(self) -> str:
+        """Write to the end, and return the text."""
+        for _ in self:
+            pass
+        return self.text
+
 
 def _overlap(text: str, stop: str) -> int:
     """Return the length of the longest beginning of `stop` with which `text` ends."""
@@ -71,12 +138,10 @@ def write(
     model: nn.Module,
     vocabulary: Vocabulary,
     prompt: np.ndarray,
-    max_new_tokens: int,
-    sampling: Sampling,
-    seeds: Sequence[int],
-    stop: Sequence[str] = (),
+    settings: Settings = Settings(),
+    num_samples: int = 1,
 ) -> Iterator[Writing]:
-    """Yield a text that goes on from `prompt` for each seed.
+    """Yield texts that go on from `prompt`, with the seeds `settings.seed` and those after it.
 
     An empty prompt begins as the teaching script does, from id 0; and so does every document, of
     which that is the boundary.
@@ -87,15 +152,19 @@ def write(
     Args:
         prompt: ids: (T,)
     """
-    if vocabulary.document or not len(prompt):
-        prompt = np.concatenate(([0], prompt))
-    alone = next(model.parameters()).device.type == "cpu" or len(seeds) == 1
+    seeds = range(settings.seed, settings.seed + num_samples)
+    begin = np.concatenate(([0], prompt)) if vocabulary.document or not len(prompt) else prompt
+
+    def writing(steps: Iterator[tuple[int, float]], seed: int) -> Writing:
+        return Writing(steps, vocabulary, settings.stops, prompt.tolist(), seed)
+
+    alone = next(model.parameters()).device.type == "cpu" or num_samples == 1
     for batch in [[seed] for seed in seeds] if alone else [seeds]:
-        idx = np.repeat(prompt[None], len(batch), axis=0)
-        steps = generate(model, idx, max_new_tokens, sampling, batch)
+        idx = np.repeat(begin[None], len(batch), axis=0)
+        steps = generate(model, idx, settings.max_new_tokens, settings, batch)
         if len(batch) == 1:
             lazily = ((int(step.ids[0]), float(step.log_probs()[0])) for step in steps)
-            yield Writing(lazily, vocabulary, stop)
+            yield writing(lazily, batch[0])
             continue
         pairs = []
         ended = np.zeros(len(batch), dtype=bool)
@@ -104,5 +173,5 @@ def write(
             ended |= vocabulary.document is not None and step.ids == BOUNDARY
             if ended.all():
                 break
-        for row in range(len(batch)):
-            yield Writing(((int(i[row]), float(p[row])) for i, p in pairs), vocabulary, stop)
+        for row, seed in enumerate(batch):
+            yield writing(((int(i[row]), float(p[row])) for i, p in pairs), seed)

@@ -2,7 +2,7 @@
 
 import codecs
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -129,7 +129,7 @@ class Vocabulary:
                 )
         return ids.astype(self.dtype, copy=False)
 
-    def decode(self, ids: np.ndarray | list[int]) -> str:
+    def decode(self, ids: np.ndarray | Sequence[int]) -> str:
         """Return the text whose ids these are.
 
         Raises:

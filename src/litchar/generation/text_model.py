@@ -1,0 +1,152 @@
+"""A trained model from Python: what `litchar.load` returns, and what scripts/generate.py runs."""
+
+import html
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from litchar.checkpoints import Checkpoint, find
+from litchar.device import choose_device
+from litchar.errors import UserError
+from litchar.generation.scoring import Score, log_probs_of
+from litchar.generation.writing import Settings, Writing, write
+from litchar.text import Vocabulary
+
+OUTPUTS = Path(__file__).resolve().parents[3] / "outputs"  # of the checkout
+
+
+@dataclass(frozen=True, repr=False)
+class TextModel:
+    """A trained model that reads and writes text.
+
+    Attributes:
+        checkpoint: where it comes from.
+        model: ids in, logits out; in evaluation mode.
+    """
+
+    checkpoint: Checkpoint
+    model: nn.Module
+
+    @classmethod
+    def load(
+        cls,
+        checkpoint: str | PathLike[str] = "latest",
+        device: str | None = None,
+        outputs: Path | None = None,
+    ) -> "TextModel":
+        """Return the model of a checkpoint, see `litchar.load`.
+
+        Args:
+            outputs: the directory whose runs `latest` looks through.
+
+        Raises:
+            UserError: there is none, it is not whole, or there is no such device.
+        """
+        outputs = outputs or Path(os.environ.get("LITCHAR_OUTPUTS", OUTPUTS))
+        chosen = choose_device(device)
+        loaded = Checkpoint.load(find(os.fspath(checkpoint), outputs))
+        return cls(loaded, loaded.build_model(chosen))
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The characters, or bytes, that the model knows."""
+        return self.checkpoint.vocabulary
+
+    def encode(self, text: str, unknown: str = "error") -> np.ndarray:
+        """Return the ids of `text`, after it was cleaned as the text of training was: (N,).
+
+        Args:
+            unknown: what becomes of characters that the model never saw, see `Vocabulary.encode`.
+
+        Raises:
+            UserError: the text has such characters, and `unknown` is `error`.
+        """
+        return self.vocabulary.encode(self.checkpoint.cleaning(text), unknown)
+
+    def decode(self, ids: np.ndarray | Sequence[int]) -> str:
+        """Return the text whose ids these are.
+
+        Raises:
+            IndexError: an id is not in the vocabulary.
+        """
+        return self.vocabulary.decode(ids)
+
+    def generate(self, prompt: str = "", **settings: Any) -> str:
+        """Return a text that goes on from `prompt`, without it.
+
+        Args:
+            settings: `temperature`, `top_k`, `top_p`, `min_p`, `repetition_penalty`,
+                `max_new_tokens`, `stop`, `seed` and `unknown`, see `Settings` and `Sampling`; with
+                the same ones scripts/generate.py writes the same text.
+
+        Raises:
+            UserError: a setting is out of its range, or the prompt has characters that the model
+                never saw.
+        """
+        return self.stream(prompt, **settings).whole()
+
+    def stream(self, prompt: str = "", **settings: Any) -> Writing:
+        """Return the text that `generate` does, to be iterated: it comes as it is sampled.
+
+        At its end `text`, `log_probs` and `finish` say what was written, how likely each character
+        was to the model, and why it ended.
+        """
+        return next(self.write([prompt], Settings(**settings)))
+
+    def write(
+        self, prompts: Sequence[str], settings: Settings, num_samples: int = 1
+    ) -> Iterator[Writing]:
+        """Yield `num_samples` texts for each prompt.
+
+        Raises:
+            UserError: a prompt has characters that the model never saw; nothing is written yet.
+        """
+        for ids in [self.encode(prompt, settings.unknown) for prompt in prompts]:
+            yield from write(self.model, self.vocabulary, ids, settings, num_samples)
+
+    def score(self, text: str, unknown: str = "error") -> Score:
+        """Return how surprising each character of `text` is to the model.
+
+        Raises:
+            UserError: it is too short, or has characters that the model never saw.
+        """
+        ids = self.encode(text, unknown).astype(np.int64)
+        if len(ids) < 2:
+            raise UserError(
+                "score: takes 2 characters that the model knows; the first begins the text"
+            )
+        return Score(self.vocabulary, ids, log_probs_of(self.model, ids))
+
+    def facts(self) -> dict[str, str]:
+        """Return what there is to know of it, by name."""
+        vocabulary, losses = self.vocabulary, self.checkpoint.losses
+        facts = {
+            "checkpoint": str(self.checkpoint.path),
+            "model": type(self.model).__name__,
+            "parameters": f"{sum(p.numel() for p in self.model.parameters()):,}",
+            "block size": f"{self.model.block_size:,}",
+            "vocabulary": f"{len(vocabulary)} {vocabulary.unit}s",
+            "steps": f"{self.checkpoint.step:,}",
+        }
+        if "val/loss" in losses:
+            facts["validation loss"] = f"{losses['val/loss']:.4f} nats per {vocabulary.unit}"
+        if "val/bpc" in losses:
+            facts["bits per character"] = f"{losses['val/bpc']:.4f}"
+        return facts
+
+    def __repr__(self) -> str:
+        said = ", ".join(f"{name}: {value}" for name, value in self.facts().items())
+        return f"<litchar {said}>"
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>"
+            for name, value in self.facts().items()
+        )
+        return f"<table>{rows}</table>"
