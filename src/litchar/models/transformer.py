@@ -137,11 +137,13 @@ class Transformer(nn.Module):
     def init_weights(self, init: str) -> None:
         """Draw the initial weights.
 
-        | init    | linear                 | sublayer outputs            | head     | embeddings |
-        |---------|------------------------|-----------------------------|----------|------------|
-        | `zero`  | U(+-sqrt(3 / fan_in))  | 0                           | 0        | N(0, 1)    |
-        | `gpt2`  | N(0, 0.02)             | N(0, 0.02 / sqrt(2 layers)) | as linear| N(0, 0.02) |
-        | `torch` | torch's own throughout |                             |          |            |
+        ======= ====================== =========================== ========= ==========
+        init    linear                 sublayer outputs            head      embeddings
+        ======= ====================== =========================== ========= ==========
+        `zero`  U(+-sqrt(3 / fan_in))  0                           0         N(0, 1)
+        `gpt2`  N(0, 0.02)             N(0, 0.02 / sqrt(2 layers)) as linear N(0, 0.02)
+        `torch` torch's own throughout
+        ======= ====================== =========================== ========= ==========
 
         Sublayer outputs are the projections that write to the residual stream. With `zero` every
         block begins as the identity, and every character as equally likely. Biases begin at 0

@@ -37,7 +37,7 @@ LONGEST_LINE = 1 << 28  # bytes of a row: a file that is no JSON-lines may be a 
 
 
 def compression(path: Path) -> str:
-    """Return how a file is compressed, by its name: one of `.gz`, `.xz`, `.zst`, `.zip`, or ``."""
+    """Return how a file is compressed, by its name: `.gz`, `.xz`, `.zst`, `.zip` or nothing."""
     suffix = path.suffix.lower()
     return suffix if suffix in (".zip", *DECOMPRESSED_BY) else ""
 

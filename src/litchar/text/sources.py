@@ -25,7 +25,11 @@ MOST_BYTES = 20_000_000_000  # that a download may have; a full disk helps nobod
 
 
 def bundled(name: str) -> Corpus:
-    """Return a text that ships with the package, such as `ml.txt`."""
+    """Return a text that ships with the package.
+
+    Args:
+        name: of the file in `src/litchar/text`, such as `ml.txt`.
+    """
     return Corpus([Path(__file__).with_name(name)])
 
 
@@ -43,6 +47,10 @@ def python_stdlib() -> Corpus:
 
 def download(url: str, sha256: str) -> Corpus:
     """Return the file at `url`, fetched on first use with a progress bar and kept in the cache.
+
+    Args:
+        url: https.
+        sha256: of the file, in hexadecimal digits: another file is refused.
 
     Raises:
         UserError: the file cannot be fetched (the message says where to put it by hand), or is not

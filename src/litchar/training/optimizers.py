@@ -22,6 +22,8 @@ def adamw(
 
     Args:
         weight_decay: the share of a weight that lr = 1 would take off in a step.
+        betas: how much of the means of gradients and of their squares is kept from step to step.
+        eps: added to the root that gradients are divided by.
         decay: `matrices` spares biases and gains; `all` spares nothing, as torch does by default.
 
     Raises:
@@ -68,7 +70,8 @@ def muon(
         momentum: of Muon.
         polar_steps: how often Muon iterates towards an orthogonal matrix.
         embedding_lr_factor: on the learning rate of embeddings, of which a step moves few rows.
-        betas: of AdamW, as is `eps`.
+        betas: of AdamW.
+        eps: of AdamW.
 
     Raises:
         ValueError: the model has no matrix for Muon; or a setting is out of its range.

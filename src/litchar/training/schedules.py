@@ -4,7 +4,11 @@ import math
 
 
 def constant(step: int, total_steps: int, warmup_steps: int = 0) -> float:
-    """Rise linearly over `warmup_steps`, then stay at 1."""
+    """Rise linearly, then stay at 1.
+
+    Args:
+        warmup_steps: over which the learning rate rises.
+    """
     return _warmup(step, warmup_steps)
 
 
@@ -16,6 +20,8 @@ def cosine(
     Args:
         step: how many steps have been taken, from 0.
         total_steps: how many will be.
+        warmup_steps: over which the learning rate rises.
+        final_factor: at the last step.
     """
     warmup = _warmup(step, warmup_steps)
     if step < warmup_steps:
@@ -31,7 +37,13 @@ def wsd(
     decay_fraction: float = 0.3,
     final_factor: float = 0.0,
 ) -> float:
-    """Warm up, stay at 1, decay: linearly over the last `decay_fraction` (Hu et al., 2024)."""
+    """Warm up, stay at 1, decay linearly (Hu et al., 2024).
+
+    Args:
+        warmup_steps: over which the learning rate rises.
+        decay_fraction: of all steps, the last ones, over which it falls.
+        final_factor: at the last step.
+    """
     decay_steps = max(1, round(decay_fraction * total_steps))
     left = min(1.0, (total_steps - step) / decay_steps)
     return _warmup(step, warmup_steps) * (final_factor + (1 - final_factor) * max(0.0, left))

@@ -6,33 +6,34 @@ import os
 from pathlib import Path
 from typing import Any
 
-KEYS = (
-    "status",  # running, completed, interrupted, diverged or failed
-    "error",
-    "steps",
-    "best_step",
-    "unit",  # what a token is: character or byte
-    "train_loss",  # nats per token, as are all losses
-    "val_loss",
-    "best_val_loss",
-    "best_val_bpc",  # bits per character
-    "best_val_bpb",  # bits per byte
-    "seconds_to_target",
-    "test_loss",
-    "test_bpc",
-    "test_bpb",
-    "parameters",
-    "vocab_size",
-    "characters_seen",  # tokens, as are those per second
-    "train_seconds",  # steps alone
-    "total_seconds",  # process start to end
-    "characters_per_second",
-    "peak_memory_bytes",
-    "device",
-    "precision",
-    "seed",
-    "checkpoint",
-)
+# What it says, and what each figure is; None until it is known. All losses are nats per token.
+KEYS = {
+    "status": "`running`, `completed`, `interrupted`, `diverged` or `failed`",
+    "error": "why it did not complete",
+    "steps": "optimiser steps taken",
+    "best_step": "after which the validation loss was lowest",
+    "unit": "what a token is: `character` or `byte`",
+    "train_loss": "of a sample of the training split, measured like `val_loss`; null without one",
+    "val_loss": "of the whole validation split, at the last validation",
+    "best_val_loss": "the lowest of all validations",
+    "best_val_bpc": "the same in bits per character",
+    "best_val_bpb": "the same in bits per byte of UTF-8",
+    "seconds_to_target": "of steps, until `target_val_loss`; null if not reached or not set",
+    "test_loss": "of the test split, with the best checkpoint; null without one",
+    "test_bpc": "the same in bits per character",
+    "test_bpb": "the same in bits per byte of UTF-8",
+    "parameters": "of the model",
+    "vocab_size": "distinct characters, or 256 byte values; with documents one more",
+    "characters_seen": "tokens trained on, over all devices",
+    "train_seconds": "steps alone: no validation, samples or checkpoints",
+    "total_seconds": "from the start of the process to the end of the run",
+    "characters_per_second": "tokens, by `train_seconds`",
+    "peak_memory_bytes": "of the GPU, or of the process",
+    "device": "as torch names it",
+    "precision": "as Lightning names it",
+    "seed": "of the run",
+    "checkpoint": "the best, or the last if there is no best",
+}
 
 
 def write_summary(run_dir: Path, **changes: Any) -> dict[str, Any]:

@@ -1,0 +1,42 @@
+"""How Sphinx builds this directory: `sphinx-build -W docs site`."""
+
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE / "_extensions"), str(HERE.parent / "src")]
+
+project = "litchar"
+author = "the litchar maintainers"
+html_title = "litchar"
+html_theme = "furo"
+html_show_copyright = False
+smartquotes = False  # "" is a value
+exclude_patterns = ["_extensions", "reference/modules.rst"]
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.apidoc",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "configuration",
+]
+myst_heading_anchors = 3  # `page.md#a-heading`, as GitHub has it
+myst_enable_extensions = ["colon_fence"]
+suppress_warnings = ["misc.highlighting_failure"]
+
+# One page for each module of the package, from its docstrings.
+apidoc_modules = [
+    {
+        "path": "../src/litchar",
+        "destination": "reference",
+        "separate_modules": True,
+        "module_first": True,
+        "automodule_options": {"members", "show-inheritance"},
+    }
+]
+default_role = "code"  # docstrings write `names` as Markdown does
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
+autodoc_member_order = "bysource"
+napoleon_use_ivar = True

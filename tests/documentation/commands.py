@@ -1,0 +1,370 @@
+"""The commands that the README, docs/ and conf/ tell a reader to type, and how to try them.
+
+    python tests/documentation/commands.py README.md
+
+runs all commands of a document, scaled down, in this checkout, and prints their exit codes.
+"""
+
+import argparse
+import contextlib
+import gzip
+import json
+import os
+import re
+import runpy
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import tomllib
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from unittest.mock import patch
+
+import hydra
+import pyarrow
+from backports import zstd
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from pyarrow import parquet
+from tensorboard import default
+from tensorboard.program import TensorBoard
+
+from litchar.cli import check, quote
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PROGRAMS = (
+    "python",
+    "pip",
+    "pytest",
+    "tensorboard",
+    "git",
+    "echo",
+    "ruff",
+    "mypy",
+    "pre-commit",
+    "sphinx-build",
+    "torchrun",
+    "curl",
+)
+BEGINS = re.compile(rf"(\w+=\S+ )*({'|'.join(PROGRAMS)})\b")
+
+# What a reader puts in the place of words in capitals.
+STANDS_FOR = {
+    "experiment=NAME": "experiment=teaching_bigram",
+    "seed=SEED": "seed=1",
+    "data.name=NAME": "data.name=my_data_set",
+    "data.name=roneneldan/TinyStories": "data.name=my_data_set",
+    "data.column=COLUMN": "data.column=text",
+    "data=...": "data=ml",
+    "FILE.csv": "losses.csv",
+    "FILE": "my.txt",
+    "[KEY=VALUE ...]": "",
+}
+SEPARATORS = frozenset("|&;<>")
+BUILT_IN = ("cd", "source", "&&", "|")  # into a shell
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command line of a document."""
+
+    document: str
+    line: int
+    text: str
+
+    def parts(self) -> list[list[str]]:
+        """The words of its parts, and what stands between them (`&&`, `|`) as a part of its own."""
+        text = self.text
+        for word, instead in STANDS_FOR.items():
+            text = text.replace(word, instead)
+        lexer = shlex.shlex(text, posix=True, punctuation_chars="".join(SEPARATORS))
+        lexer.whitespace_split = True
+        parts: list[list[str]] = [[]]
+        for word in lexer:
+            if set(word) <= SEPARATORS:
+                parts += [[word], []]
+            elif parts[-1] or not re.match(r"[A-Z_]+=", word):  # a variable set for it
+                parts[-1].append(word)
+        return parts
+
+
+def commands_of(document: Path) -> list[Command]:
+    """Return the commands of a document: lines of its blocks of code, and whole pieces in prose.
+
+    Raises:
+        ValueError: a block of code in a shell's language holds something else.
+    """
+    if document.is_dir():
+        return [
+            command for file in sorted(document.rglob("*.yaml")) for command in commands_of(file)
+        ]
+    name = str(document.relative_to(ROOT))
+    text = document.read_text()
+    if document.suffix == ".yaml":
+        lines = ((i, line[2:]) for i, line in enumerate(text.splitlines(), 1) if line[:2] == "# ")
+        return [Command(name, i, line) for i, line in lines if BEGINS.match(line)]
+    found = []
+    fence, prose = None, []
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line.startswith("```"):
+            fence = None if fence is not None else line.strip("`").strip()
+            prose.append("")
+        elif fence is None:
+            indented = line.startswith("    ")
+            prose.append("" if indented else line)
+            if indented and BEGINS.match(line.strip()):
+                found.append(Command(name, number, line.strip()))
+        else:
+            prose.append("")
+            if fence in ("sh", "bash", "console") and line.strip() and line[:1] != "#":
+                if not BEGINS.match(line):
+                    raise ValueError(f"{name}:{number}: not a command that is known: {line}")
+                found.append(Command(name, number, line))
+    text = "\n".join(prose)
+    for span in re.finditer(r"`([^`]+)`", text):
+        command = " ".join(span[1].split())
+        if BEGINS.match(command) and " " in command:
+            found.append(Command(name, text.count("\n", 0, span.start()) + 1, command))
+    return sorted(found, key=lambda command: command.line)
+
+
+def all_commands() -> list[Command]:
+    """Return the commands of all documents and of the configuration files, each once."""
+    found = [command for source in (*DOCUMENTS, ROOT / "conf") for command in commands_of(source)]
+    return list({command.text: command for command in reversed(found)}.values())[::-1]
+
+
+def lay_out(directory: Path) -> None:
+    """Make a checkout in which everything that the documents tell to add has been added."""
+    for name in ("conf", "scripts", "src", "docs"):
+        shutil.copytree(ROOT / name, directory / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", directory)
+    for document in DOCUMENTS:
+        for place, content, at_the_end in examples(document):
+            if at_the_end:
+                content = f"{(directory / place).read_text()}\n\n{content}"
+            (directory / place).write_text(content)
+
+
+def examples(document: Path) -> list[tuple[str, str, bool]]:
+    """Return what a document tells to add: blocks of code behind a line that ends with their path,
+    such as "and `conf/model/cnn.yaml`:", or "At the end of `src/litchar/text/sources.py`:".
+
+    Returns:
+        path, content, and whether it belongs at the end of a file that is there
+    """
+    blocks = re.findall(
+        r"(at the end of\s+)?`((?:conf|src)/[\w/]+\.\w+)`:\n\n```\w+\n(.*?)```",
+        document.read_text(),
+        re.DOTALL | re.IGNORECASE,
+    )
+    return [(place, content, bool(at_the_end)) for at_the_end, place, content in blocks]
+
+
+class ParsedError(Exception):
+    """The command line was read without complaint."""
+
+
+def read(command: Command, checkout: Path) -> None:
+    """Read a command as its program would, without what it would do.
+
+    Raises:
+        Exception: the program would refuse it.
+    """
+    for words in command.parts():
+        program, *arguments = words
+        if program == "python" and arguments[0].startswith("scripts/"):
+            _read_script(checkout / arguments[0], arguments[1:])
+        elif program == "pip":
+            _read_pip(arguments)
+        elif program == "tensorboard":
+            TensorBoard(plugins=default.get_plugins()).configure(("tensorboard", *arguments))
+        elif program not in BUILT_IN and shutil.which(program) is None:
+            raise FileNotFoundError(program)
+
+
+def _read_script(script: Path, arguments: list[str]) -> None:
+    entry = re.search(r'hydra_main\(\s*__file__, "(\w+)"', script.read_text())
+    if entry is None:
+        parse_args = argparse.ArgumentParser.parse_args
+
+        def parse(parser: argparse.ArgumentParser, given: list[str] | None = None, *_) -> None:
+            parse_args(parser, given)
+            raise ParsedError
+
+        with (
+            patch.object(argparse.ArgumentParser, "parse_args", parse),
+            patch.object(sys, "argv", [str(script), *arguments]),
+            contextlib.suppress(ParsedError),
+        ):
+            runpy.run_path(str(script), run_name="__main__")
+            raise AssertionError(f"{script.name} reads no command line")
+        return
+    if "--help" in arguments:
+        return
+    overrides = [quote(word) for word in arguments if word not in ("-m", "--multirun")]
+    if "--cfg" in overrides:
+        overrides = overrides[: overrides.index("--cfg")]
+    conf = script.parents[1] / "conf"
+    check(overrides, conf, entry[1])
+    jobs = [overrides]
+    if {"-m", "--multirun"} & set(arguments):
+        parsed = OverridesParser.create().parse_overrides(overrides)
+        jobs = [list(job) for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
+    with hydra.initialize_config_dir(str(conf), version_base="1.3"):
+        for job in jobs:
+            hydra.compose(entry[1], job)
+
+
+def _read_pip(arguments: list[str]) -> None:
+    extras = set(
+        tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    )
+    for word in arguments:
+        if named := re.search(r"\[([\w,]+)\]", word):
+            missing = set(named[1].split(",")) - extras
+            if missing:
+                raise KeyError(f"pyproject.toml has no extra {missing}")
+
+
+# Trying them for real, scaled down
+
+NOT_RUN = {
+    "pip": "CI installs the package before it runs tests",
+    "pytest": "this is pytest",
+    "git": "takes the network",
+    "pre-commit": "changes the checkout's hooks",
+    "sphinx-build": "CI builds the site",
+    "mypy": "CI checks types",
+    "ruff": "CI checks style",
+}
+TRAIN = (
+    "trainer.max_steps=2",
+    "trainer.val_check_interval=2",
+    "trainer.limit_val_batches=2",
+    "trainer.accelerator=cpu",
+    "data.train_sample=0",
+    "data.batch_size=4",
+)
+SCALED_DOWN = {
+    "train.py": TRAIN,
+    "encode": ("--megabytes", "1", "--repeats", "1"),
+    "generate": ("--characters", "20", "--repeats", "1"),
+    "train": ("--repeats", "1", "--text", "tiny_shakespeare.txt", *TRAIN, "target_val_loss=99"),
+    "overhead": ("--steps", "5", "--repeats", "1"),
+    "startup": ("--repeats", "1"),
+}
+SERVES = ("tensorboard", "serve.py", "playground.py")  # until they are stopped
+
+
+def scaled_down(words: list[str]) -> list[str]:
+    """Return the words of a part of a command with which it takes seconds and no network."""
+    program, *arguments = words
+    if program != "python" or not arguments[0].startswith("scripts/"):
+        return words
+    name = arguments[0].removeprefix("scripts/")
+    if "--help" in arguments or "--cfg" in arguments:
+        return words
+    if name == "benchmark.py":
+        if "--peer" in arguments:
+            at = arguments.index("--peer")
+            del arguments[at : at + 2]
+        return [program, *arguments, *SCALED_DOWN[arguments[1]]]
+    return [program, *arguments, *_local(arguments), *SCALED_DOWN.get(name, ())]
+
+
+def _local(arguments: list[str]) -> list[str]:
+    """Return what makes a command read a local copy of what it would download."""
+    downloads = {"tiny_shakespeare": "tiny_shakespeare.txt", "names": "names.txt"}
+    downloads |= {"enwik8": "tiny_shakespeare.txt", "text8": "letters.txt"}
+    chosen = {}
+    for word in arguments:
+        for key, name in re.findall(r"\A(data|experiment)=(\w+)", word):
+            chosen[key] = name
+    data = chosen.get("data")
+    if data is None and "experiment" in chosen:
+        text = (ROOT / "conf/experiment" / f"{chosen['experiment']}.yaml").read_text()
+        parent = re.search(r"override /data: (\w+)", text)
+        data = parent[1] if parent else "tiny_shakespeare"
+    if data in downloads and not any(word.startswith("data.path=") for word in arguments):
+        return [f"data.path={downloads[data]}"]
+    return []
+
+
+def give_texts(directory: Path) -> None:
+    """Put the files there that a reader is expected to have, and those that would be downloaded."""
+    text = (ROOT / "src/litchar/text/ml.txt").read_text()[:20_000]
+    lines = text.splitlines()
+    for name in ("my.txt", "other.txt", "tiny_shakespeare.txt", "molecules.smi"):
+        (directory / name).write_text(text)
+    (directory / "names.txt").write_text("\n".join(re.findall(r"[a-z]{3,9}", text)))
+    (directory / "letters.txt").write_text(" ".join(re.findall(r"[a-z]+", text)))
+    (directory / "my.txt.gz").write_bytes(gzip.compress(text.encode()))
+    for folder, suffix in (("my_directory", "md"), ("poems", "txt"), ("my_data_set", "txt")):
+        (directory / folder).mkdir(exist_ok=True)
+        for number in range(30):
+            (directory / folder / f"{number}.{suffix}").write_text("\n".join(lines[number::30]))
+    (directory / "dumps").mkdir(exist_ok=True)
+    rows = "".join(json.dumps({"meta": {"title": line}}) + "\n" for line in lines)
+    (directory / "dumps/one.jsonl.zst").write_bytes(zstd.compress(rows.encode()))
+    parquet.write_table(pyarrow.table({"text": lines}), directory / "stories.parquet")
+
+
+def run(command: Command, checkout: Path, environment: dict[str, str]) -> int | None:
+    """Run a command in `checkout`, scaled down, and return its exit code; None if it is not run.
+
+    What serves until it is stopped is stopped when it answers; 0 if it did.
+    """
+    parts = command.parts()
+    if parts[0][0] == "pip" and ["&&"] in parts:
+        parts = parts[parts.index(["&&"]) + 1 :]
+    if any(part[0] in NOT_RUN for part in parts):
+        return None
+    parts = [part if set(part[0]) <= SEPARATORS else scaled_down(part) for part in parts]
+    words = (part[0] if set(part[0]) <= SEPARATORS else shlex.join(part) for part in parts)
+    line = " ".join(words)
+    if any(server in line for server in SERVES):
+        return _serves(line, checkout, environment)
+    ended = subprocess.run(
+        ["bash", "-c", line], cwd=checkout, env=environment, stdin=subprocess.DEVNULL, check=False
+    )
+    return ended.returncode
+
+
+def _serves(line: str, checkout: Path, environment: dict[str, str]) -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    form = "--port {}" if "tensorboard" in line else "port={}"
+    words = [*shlex.split(line), *form.format(port).split()]
+    with subprocess.Popen(words, cwd=checkout, env=environment) as server:
+        try:
+            while server.poll() is None:
+                with (
+                    contextlib.suppress(OSError),
+                    urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5),
+                ):
+                    return 0
+                time.sleep(0.2)
+            return server.returncode
+        finally:
+            server.terminate()
+
+
+def main() -> None:
+    """Run the commands of a document in this checkout and print their exit codes."""
+    document = Path(sys.argv[1]).resolve()
+    give_texts(ROOT)
+    for command in commands_of(document):
+        code = run(command, ROOT, dict(os.environ))
+        said = NOT_RUN[command.parts()[0][0]] if code is None else code
+        print(f"{document.name}:{command.line}\t{said}\t{command.text}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
