@@ -4,4 +4,4 @@ from litchar.cli import hydra_main
 from litchar.training.resume import redirect
 
 if __name__ == "__main__":
-    hydra_main(__file__, "train", "litchar.training.run:run", before=redirect)
+    hydra_main(__file__, "train", "litchar.training.run:main", before=redirect)

@@ -21,10 +21,17 @@ from hydra.errors import (
 from omegaconf import DictConfig, OmegaConf
 
 from litchar import signals
-from litchar.errors import DivergedError, UserError, is_users
+from litchar.errors import (
+    DivergedError,
+    JobsFailedError,
+    UserError,
+    causes,
+    is_users,
+    reason,
+)
 
 # Keys whose values are a person's own text, which Hydra's grammar must not read.
-TEXTS = frozenset({"prompt", "unknown", "name", "score"})
+TEXTS = frozenset({"prompt", "unknown", "name", "score", "sweep.name"})
 PATHS = frozenset(  # and names, which may be null as well
     {
         "data.path",
@@ -44,6 +51,43 @@ PATHS = frozenset(  # and names, which may be null as well
         "documents",
     }
 )
+
+# What configurations may say; here, so that a worker which unpickles a `Task` knows it too.
+OmegaConf.register_new_resolver(  # run directories differ by it
+    "unique", lambda: secrets.token_hex(2), use_cache=True, replace=True
+)
+OmegaConf.register_new_resolver(
+    "or", lambda value, default: default if value is None else value, replace=True
+)
+
+
+class Task:
+    """What Hydra calls for a run, and for each job of a sweep, there perhaps in a worker.
+
+    Args:
+        target: `module:function`, imported when it is called with the configuration and Hydra's
+            output directory.
+
+    Attributes:
+        started: whether our own code has begun.
+        failure: what it raised; Hydra would print a line of its own.
+    """
+
+    def __init__(self, target: str) -> None:
+        self.target = target
+        self.started = False
+        self.failure: Exception | None = None
+
+    def __call__(self, config: DictConfig) -> object:
+        """Return what the function does, or what it raised."""
+        self.started = True
+        module, _, function = self.target.partition(":")
+        output_dir = Path(HydraConfig.get().runtime.output_dir)
+        try:
+            return getattr(importlib.import_module(module), function)(config, output_dir)
+        except Exception as error:
+            self.failure = self.failure or error
+            return error
 
 
 def hydra_main(
@@ -67,49 +111,38 @@ def hydra_main(
     root = Path(script).resolve().parents[1]
     os.environ.setdefault("LITCHAR_OUTPUTS", str(root / "outputs"))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come back here, as they are
-    OmegaConf.register_new_resolver(
-        "unique", lambda: secrets.token_hex(2), use_cache=True, replace=True
-    )
     conf = root / "conf"
-    sys.argv[1:] = [quote(argument) for argument in sys.argv[1:]]
+    sweeps = not {"-m", "--multirun"}.isdisjoint(sys.argv)
+    sys.argv[1:] = [quote(argument, sweeps) for argument in sys.argv[1:]]
     signals.install()
 
-    started = False
-    failures: list[Exception] = []
-
-    def task(config: DictConfig) -> object:
-        nonlocal started
-        started = True
-        output_dir = Path(HydraConfig.get().runtime.output_dir)
-        module, _, function = target.partition(":")
-        try:
-            return getattr(importlib.import_module(module), function)(config, output_dir)
-        except Exception as error:  # raised again below: Hydra would print a line of its own
-            failures.append(error)
-            return None
-
+    task = Task(target)
     try:
         check(sys.argv[1:], conf, config_name)
         sys.argv[1:] = before(sys.argv[1:], conf, config_name)
         hydra.main(version_base="1.3", config_path=str(conf), config_name=config_name)(task)()
-        if failures:
-            raise failures[0]
+        if task.failure:
+            raise task.failure
     except Exception as error:
-        if isinstance(error, DivergedError):
+        if isinstance(error, DivergedError | JobsFailedError):
             _exit_with(str(error), 1)
-        if isinstance(error, OSError) and error.filename and not started:
-            reason = f"cannot be written ({error.strerror}); try run_dir=DIRECTORY"
-            _exit_with(f"{error.filename}: {reason}")
+        if isinstance(error, OSError) and error.filename and not task.started:
+            _exit_with(
+                f"{error.filename}: cannot be written ({error.strerror}); try run_dir=DIRECTORY"
+            )
         # Before our own code starts, nothing but the command line can be at fault.
-        if is_users(error) or not started:
+        if is_users(error) or not task.started:
             _exit_with(_explain(error, conf, config_name))
         raise
 
 
-def quote(argument: str) -> str:
+def quote(argument: str, sweeps: bool = False) -> str:
     """Return a command-line argument so that Hydra takes a text or a path as it is.
 
     A value that is quoted already stays as it is; so do `null` and, for `data.path`, a list.
+
+    Args:
+        sweeps: several paths with commas between them, which name no file together, are a sweep's.
     """
     key, equals, value = argument.partition("=")
     name = key.lstrip("+")
@@ -117,6 +150,11 @@ def quote(argument: str) -> str:
         return argument
     if name in PATHS and (value == "null" or (value[:1] == "[" and value[-1:] == "]")):
         return argument
+    if sweeps and name in PATHS and "," in value and not Path(value).expanduser().exists():
+        if value.startswith("choice("):
+            return argument
+        paths = (quote(f"{key}={path}").partition("=")[2] for path in value.split(","))
+        return f"{key}={','.join(paths)}"
     # OmegaConf reads ${...} unless the dollar is escaped, and takes backslashes before it as
     # escaped too; Hydra does the same with \" and the backslashes before a quote.
     value = re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", value)
@@ -155,10 +193,9 @@ def _exit_with(message: str, code: int = 2) -> None:
 
 def _explain(error: Exception, conf: Path, config_name: str) -> str:
     """Return one line for an error of the user's, with the nearest right name."""
-    causes = list(_causes(error))
-    for cause in causes:
-        if isinstance(cause, UserError):
-            return str(cause)
+    chain = list(causes(error))
+    if any(isinstance(cause, UserError) for cause in chain):
+        return reason(error)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
         return f"{group}={name}: there is no such file in conf/{group}" + _nearest(
@@ -166,18 +203,12 @@ def _explain(error: Exception, conf: Path, config_name: str) -> str:
         )
     if isinstance(error, OverrideParseException):
         return f"{error.override}: Hydra cannot read this; write KEY=VALUE, quoting what is special"
-    unknown = next((key for cause in causes if (key := getattr(cause, "full_key", None))), None)
+    unknown = next((key for cause in chain if (key := getattr(cause, "full_key", None))), None)
     misplaced = re.match(r"Could not override '([^']+)'", str(error))
     key = unknown or (misplaced and misplaced[1])
-    if key and (misplaced or "is not in struct" in str(causes[-1])):
+    if key and (misplaced or "is not in struct" in str(chain[-1])):
         return f"{key}: there is no such key" + _nearest(key, list(_keys(conf, config_name)))
-    return str(causes[-1])
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__
+    return reason(error)
 
 
 def _nearest(name: str, names: Sequence[str]) -> str:

@@ -1,5 +1,7 @@
 """Errors that end a program with a meaning: wrong input, a diverged run, or a signal."""
 
+from collections.abc import Iterator
+
 from hydra.errors import HydraException, InstantiationException
 from omegaconf.errors import OmegaConfBaseException
 
@@ -8,8 +10,16 @@ class UserError(Exception):
     """The user's input was wrong. The message is one line: what, where, and how to mend it."""
 
 
+class BusyError(UserError):
+    """Another process trains in the run directory."""
+
+
 class DivergedError(Exception):
     """The loss or a weight is no longer a finite number. The message says since when."""
+
+
+class JobsFailedError(Exception):
+    """Some jobs of a sweep failed, and the others were run. The message says how many."""
 
 
 class Interrupted(SystemExit):
@@ -33,3 +43,16 @@ def is_users(error: Exception) -> bool:
     # Lightning's own exception, which would take seconds to import here.
     misconfigured = type(error).__name__ == "MisconfigurationException"
     return misconfigured or isinstance(error, UserError | HydraException | OmegaConfBaseException)
+
+
+def reason(error: BaseException) -> str:
+    """Return what is wrong: the `UserError` behind `error`, or else its first cause."""
+    chain = list(causes(error))
+    return str(next((cause for cause in chain if isinstance(cause, UserError)), chain[-1]))
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield `error` and what caused it, the first cause last."""
+    while error is not None:
+        yield error
+        error = error.__cause__

@@ -1,6 +1,7 @@
 """Where a run took place: versions, hardware, the state of the code."""
 
 import contextlib
+import gc
 import json
 import os
 import platform
@@ -50,9 +51,20 @@ def device_name(device: torch.device) -> str:
 
 
 def begin() -> None:
-    """Begin to count a run's time and memory: a sweep has several in one process."""
-    if _started["jobs"]:
+    """Begin to count a run's time and memory, and clear what a run before has left behind.
+
+    A sweep has several runs in one process, and each must be what it would be alone.
+    """
+    if not _started["jobs"]:
+        gc.freeze()  # what imports made is never looked through again: half a second each time
+    else:
         _started["at"] = time.time()
+        gc.collect()  # a Trainer and its callbacks refer to each other
+        torch.use_deterministic_algorithms(False)  # trainer.deterministic sets it for the process
+        torch.backends.cudnn.benchmark = False
+        torch.compiler.reset()  # or the ninth model of a size of its own would not be compiled
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
     _started["jobs"] += 1
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()

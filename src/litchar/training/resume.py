@@ -18,6 +18,7 @@ from litchar.errors import UserError
 # What may change when a run is resumed: how long, where and how it is watched. Of the rest each
 # key would make it another run.
 MAY_CHANGE = (
+    "sweep",
     "resume",
     "name",
     "run_dir",
@@ -59,10 +60,14 @@ def redirect(arguments: list[str], conf: Path, config_name: str) -> list[str]:
     newest unfinished run of the same configuration. Where there is none, the line stays as it is.
 
     Raises:
-        UserError: the checkpoint is not there; or `run_dir` holds a run that would be overwritten.
+        UserError: the checkpoint is not there; or `run_dir` holds a run that would be overwritten;
+            or a sweep is named and none is asked for.
     """
     if any(argument.startswith("-") for argument in arguments):
         return arguments  # --help, --cfg, or a sweep, whose jobs have their own directories
+    named = next((a for a in arguments if a.startswith("sweep.")), None)
+    if named and not any(a.startswith("hydra.mode=") for a in arguments):
+        raise UserError(f"{named}: this is no sweep; add -m, and lists of values")
     if not any(argument.startswith(("resume=", "run_dir=")) for argument in arguments):
         return arguments
     with hydra.initialize_config_dir(str(conf), version_base="1.3"):

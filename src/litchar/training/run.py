@@ -1,6 +1,7 @@
 """One run: from a composed configuration to a trained model and its record."""
 
 import contextlib
+import logging
 import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -11,6 +12,8 @@ from typing import Any, cast
 import lightning as L
 import torch
 from filelock import FileLock, Timeout
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -20,7 +23,7 @@ from litchar.checkpoints import Checkpoint
 from litchar.checkpoints.checkpoint import make_card
 from litchar.checkpoints.transfer import transfer_weights
 from litchar.data import TextDataModule, make_data_module
-from litchar.errors import DivergedError, Interrupted, UserError, is_users
+from litchar.errors import BusyError, DivergedError, Interrupted, UserError, is_users, reason
 from litchar.text.store import boundaries
 from litchar.text.yardsticks import quick_yardsticks
 from litchar.training import environment
@@ -37,10 +40,17 @@ from litchar.training.resolve import (
     resolve_steps,
 )
 from litchar.training.summary import write_summary
+from litchar.training.sweep import Outcome, recorded, swept_settings
 from litchar.training.trainer import compile_or_say_why_not, make_trainer, quiet_libraries
 
 
-def run(config: DictConfig, run_dir: Path) -> float:
+def main(config: DictConfig, run_dir: Path) -> float | Outcome | None:
+    """Train as `scripts/train.py` was told to: one run, or a job of a sweep."""
+    sweeps = HydraConfig.get().mode is RunMode.MULTIRUN
+    return run_job(config, run_dir) if sweeps else run(config, run_dir)
+
+
+def run(config: DictConfig, run_dir: Path) -> float | None:
     """Train as `config` says, with everything recorded in `run_dir`; or go on with what is there.
 
     Args:
@@ -54,33 +64,63 @@ def run(config: DictConfig, run_dir: Path) -> float:
         DivergedError: the loss is no longer finite.
         Interrupted: a signal ended the run.
     """
-    quiet_libraries()
     console = Console(highlight=False)
-
-    def say(line: str) -> None:
-        console.print(line, soft_wrap=True, markup=False)
-
-    environment.begin()
-    signals.reset()
     with _sole_owner(run_dir):
         try:
-            prepared = prepare(config.copy(), run_dir, say)
-            trained_by = make_trainer(
-                prepared.config,
-                run_dir,
-                prepared.data.store.vocabulary,
-                prepared.resumed.step if prepared.resumed else 0,
-                console,
-                say,
-            )
+            ready = make_ready(config, run_dir, console)
         except Exception as error:
             if is_users(error):
                 _remove_traces(run_dir)
             raise
-        try:
-            return train(prepared, *trained_by, run_dir, console, say)
-        finally:
-            signals.defer(False)
+        summary = train(ready, run_dir)
+        data, history = ready.prepared.data, ready.metrics.history
+        yardsticks = quick_yardsticks(data.text, data.store)
+        print_outcome(console, summary, history, ready.samples.text, yardsticks, run_dir)
+    return summary["best_val_loss"]
+
+
+def run_job(config: DictConfig, run_dir: Path) -> Outcome:
+    """Train a job of a sweep, go on with it, or return what became of it before.
+
+    It returns its failure, so that it ends alone, and may run in any process.
+
+    Raises:
+        Interrupted: a signal ended it, after its state was saved; typed again the sweep goes on.
+    """
+    console = Console(highlight=False)
+    try:
+        with _sole_owner(run_dir):
+            outcome = recorded(run_dir)
+            if outcome is None or (outcome.status != "completed" and config.sweep.retry_failed):
+                if outcome is not None and outcome.status == "diverged":
+                    shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
+                outcome = _run_job(config, run_dir, console)
+    except BusyError as error:
+        outcome = Outcome(run_dir.name, "busy", error=str(error))
+    if signals.received():  # as the job came to its end
+        raise Interrupted(signals.received())
+    return outcome
+
+
+def _run_job(config: DictConfig, run_dir: Path, console: Console) -> Outcome:
+    config = config.copy()
+    config.resume = "auto"
+    try:
+        summary = train(make_ready(config, run_dir, console), run_dir, sweep=run_dir.parent)
+    except Interrupted:
+        raise
+    except (Exception, SystemExit) as error:
+        failure = reason(error)
+        if not is_users(error) and not isinstance(error, DivergedError):
+            logging.getLogger(__name__).exception("the job failed")
+            failure = f"{type(error).__name__}: {failure}"
+        status = _status_after(error)
+        console.print(f"{status}: {failure}", soft_wrap=True, markup=False)
+        with contextlib.suppress(OSError):  # a full disk: the other jobs go on
+            write_summary(run_dir, status=status, error=failure, seed=config.seed)
+        return Outcome(run_dir.name, status, error=failure)
+    console.print(f"completed in {summary['total_seconds']:.1f} s")
+    return Outcome(run_dir.name, "completed", summary["best_val_loss"])
 
 
 @dataclass(frozen=True)
@@ -97,6 +137,37 @@ class Prepared:
     data: TextDataModule
     module: LanguageModel
     resumed: Checkpoint | None
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A run that can begin."""
+
+    prepared: Prepared
+    trainer: L.Trainer
+    metrics: Metrics
+    samples: Samples
+    say: Callable[[str], None]
+
+
+def make_ready(config: DictConfig, run_dir: Path, console: Console) -> Ready:
+    """Settle everything that can be wrong before a run begins; nothing is written.
+
+    Raises:
+        UserError: the configuration or the text is unfit.
+    """
+
+    def say(line: str) -> None:
+        console.print(line, soft_wrap=True, markup=False)
+
+    quiet_libraries()
+    environment.begin()
+    signals.reset()
+    prepared = prepare(config.copy(), run_dir, say)
+    step = prepared.resumed.step if prepared.resumed else 0
+    vocabulary = prepared.data.store.vocabulary
+    made = make_trainer(prepared.config, run_dir, vocabulary, step, console, say)
+    return Ready(prepared, *made, say)
 
 
 def prepare(config: DictConfig, run_dir: Path, say: Callable[[str], None]) -> Prepared:
@@ -153,18 +224,21 @@ def prepare(config: DictConfig, run_dir: Path, say: Callable[[str], None]) -> Pr
     return Prepared(config, device, data, module, resumed)
 
 
-def train(
-    prepared: Prepared,
-    trainer: L.Trainer,
-    metrics: Metrics,
-    samples: Samples,
-    run_dir: Path,
-    console: Console,
-    say: Callable[[str], None],
-) -> float:
-    """Train what was prepared, and return the best validation loss."""
+def train(ready: Ready, run_dir: Path, sweep: Path | None = None) -> dict[str, Any]:
+    """Train what is ready, and return its summary.
+
+    Args:
+        sweep: the directory of the sweep that the run is a job of; TensorBoard's HParams page then
+            shows the keys that this sweeps.
+    """
+    prepared, trainer, metrics, say = ready.prepared, ready.trainer, ready.metrics, ready.say
     config, data, module = prepared.config, prepared.data, prepared.module
     resumed, settings = prepared.resumed, module.card["config"]
+    shown = (
+        settings
+        if sweep is None
+        else swept_settings(sweep, settings, HydraConfig.get().runtime.choices)
+    )
 
     def record(**figures: Any) -> dict[str, Any]:
         return write_summary(
@@ -194,7 +268,7 @@ def train(
         if config.compile:
             compile_or_say_why_not(module, data, trainer, say)
         for logger in trainer.loggers:
-            logger.log_hyperparams(settings)
+            logger.log_hyperparams(shown if isinstance(logger, TensorBoard) else settings)
         begin = None if resumed is None else resumed.path
         trainer.fit(module, data, ckpt_path=begin, weights_only=True)
         if "test" in data.splits:
@@ -210,6 +284,8 @@ def train(
         if isinstance(error, torch.OutOfMemoryError):
             raise UserError(_smaller_batch(prepared, trainer.global_step)) from None
         raise
+    finally:
+        signals.defer(False)
 
     summary = record(
         **metrics.figures(trainer),
@@ -219,25 +295,27 @@ def train(
     )
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoard) and metrics.history:  # a row of its HParams page
-            logger.log_hyperparams(settings, {"best_val_loss": summary["best_val_loss"]})
+            logger.log_hyperparams(shown, {"best_val_loss": summary["best_val_loss"]})
             logger.save()
-    yardsticks = quick_yardsticks(data.text, data.store)
-    print_outcome(console, summary, metrics.history, samples.text, yardsticks, run_dir)
-    best_val_loss: float = summary["best_val_loss"]
-    return best_val_loss
+    return summary
+
+
+def _choices() -> dict[str, Any]:
+    """Return what was chosen of each group of configurations."""
+    return dict(HydraConfig.get().runtime.choices)
 
 
 def _sole_owner(run_dir: Path) -> AbstractContextManager[object]:
     """Return a lock on `run_dir`: two processes that train in one would spoil both.
 
     Raises:
-        UserError: another process trains there.
+        BusyError: another process trains there.
     """
     lock = FileLock(run_dir / ".lock")
     try:
         return lock.acquire(timeout=0)
     except Timeout:
-        raise UserError(
+        raise BusyError(
             f"{run_dir}: another process is training here; wait for it or name another run_dir"
         ) from None
 

@@ -1,0 +1,145 @@
+"""Hydra's grid sweeper, which launches only the jobs of a sweep that are missing.
+
+Hydra takes plugins from the package `hydra_plugins` alone; what a sweep is stands in
+`litchar.training.sweep`.
+"""
+
+import copy
+from pathlib import Path
+
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.core.utils import JobReturn
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from litchar.errors import Interrupted
+from litchar.training.sweep import (
+    Outcome,
+    Plan,
+    check_command_line,
+    check_same_sweep,
+    finish,
+    is_busy,
+    make_plan,
+    recorded,
+    say_interrupted,
+    wait_for,
+)
+
+
+class ResumingSweeper(BasicSweeper):
+    """Expands lists to a grid as Hydra's own does; finished jobs never reach the launcher."""
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        """Keep what Hydra hands over."""
+        super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
+        self.task_function = task_function
+
+    def sweep(self, arguments: list[str]) -> list[Outcome]:
+        """Run what is missing of the grid that `arguments` span, and report on all of it.
+
+        Raises:
+            UserError: the line is none of a sweep, or its name holds another one; nothing was
+                written.
+            JobsFailedError: some jobs failed; the others were run.
+            Interrupted: a signal ended the sweep, after the job under way was saved.
+        """
+        plan = self._plan(arguments)
+        self.task_function.started = True  # from here on an error need not be the user's
+        plan.directory.mkdir(parents=True, exist_ok=True)
+        plan.record()
+        OmegaConf.save(self.config, plan.directory / "multirun.yaml")
+        outcomes: dict[Path, Outcome] = {}
+        try:
+            self._run_missing(plan, outcomes)
+        except Interrupted:
+            say_interrupted(plan)
+            raise
+        return finish(plan, [outcomes[job] for job in plan.jobs])
+
+    def _plan(self, arguments: list[str]) -> Plan:
+        """Compose the configuration of each job, and of what they share."""
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        parsed = parser.parse_overrides([*self._parse_config(), *arguments])
+        overrides = {override.get_key_element(): override for override in parsed}
+        check_command_line(overrides, self.config)
+        ((*grid,),) = self.split_arguments(list(overrides.values()), None)
+        alike = [override for override in overrides.values() if not override.is_sweep_override()]
+        ((shared,),) = self.split_arguments(alike, None)
+        texts = sorted({text for job in [shared, *grid] for text in job})
+        known = dict(zip(texts, parser.parse_overrides(texts), strict=True))
+        composed: dict[tuple[str, ...], DictConfig] = {}
+
+        def compose(job: list[str]) -> DictConfig:
+            # Hydra composes each choice of groups once; a job's values are set in a copy. Else this
+            # would take longer than many a small job.
+            groups = tuple(text for text in job if self._is_group(known[text]))
+            if groups not in composed:
+                composed[groups] = self._compose(list(groups))
+            config = copy.deepcopy(composed[groups])
+            values = [known[text] for text in job if text not in groups]
+            ConfigLoaderImpl._apply_overrides_to_config(values, config)
+            return config
+
+        plan = make_plan(
+            Path(self.config.hydra.sweep.dir).absolute(),
+            overrides,
+            compose(shared),
+            [(job, compose(job)) for job in grid],
+        )
+        check_same_sweep(plan)
+        return plan
+
+    def _is_group(self, override: Override) -> bool:
+        options = self.hydra_context.config_loader.get_group_options(override.key_or_group)
+        return bool(options) or override.package is not None
+
+    def _compose(self, overrides: list[str]) -> DictConfig:
+        config = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
+        with open_dict(config):
+            del config["hydra"]
+        return config
+
+    def _run_missing(self, plan: Plan, outcomes: dict[Path, Outcome]) -> None:
+        """Fill in the outcomes of all jobs; those of other processes when they are there."""
+        # One by one, each is looked at again just before: another process may share the work.
+        sequential = isinstance(self.launcher, BasicLauncher)
+        while missing := [job for job in plan.jobs if job not in outcomes]:
+            size = 1 if sequential else self.max_batch_size or len(missing)
+            for start in range(0, len(missing), size):
+                self._launch(plan, missing[start : start + size], outcomes)
+            wait_for([job for job in missing if job not in outcomes])
+
+    def _launch(self, plan: Plan, jobs: list[Path], outcomes: dict[Path, Outcome]) -> None:
+        """Launch those of `jobs` that have not ended and are no other process's."""
+        for job in jobs:
+            outcome = recorded(job)
+            if outcome and (outcome.status == "completed" or not self.config.sweep.retry_failed):
+                outcomes[job] = outcome
+        jobs = [job for job in jobs if job not in outcomes and not is_busy(job)]
+        if not jobs:
+            return
+        numbers = {job: number for number, job in enumerate(plan.jobs)}
+        for job in jobs:
+            print(f"\nJob {numbers[job] + 1} of {len(numbers)}: {job.name}", flush=True)
+        returns = self.launcher.launch(
+            [plan.overrides_of(job) for job in jobs], initial_job_idx=numbers[jobs[0]]
+        )
+        for job, returned in zip(jobs, returns, strict=True):
+            outcome = outcome_of(job, returned)
+            if outcome.status != "busy":
+                outcomes[job] = outcome
+
+
+def outcome_of(job: Path, returned: JobReturn) -> Outcome:
+    """Return what became of a job, whatever its worker sent back."""
+    value = returned._return_value  # the property would raise an error
+    if isinstance(value, Outcome):
+        return value
+    return Outcome(job.name, "failed", error=f"{type(value).__name__}: {value}")

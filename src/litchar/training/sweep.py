@@ -1,0 +1,302 @@
+"""A sweep: which jobs a command line means, where each lies, and what has become of it.
+
+Nothing heavy is imported here; see `litchar.cli`.
+"""
+
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, OmegaConf
+
+from litchar.errors import JobsFailedError, UserError
+from litchar.training.resume import BEFORE, flat
+
+# What makes a job no other one: where it lies and how it is watched.
+FREE = (
+    "sweep",
+    "resume",
+    "name",
+    "run_dir",
+    "outputs_dir",
+    "logger",
+    "checkpoint",
+    "data.num_workers",
+    "trainer.log_every_n_steps",
+    "trainer.enable_progress_bar",
+    "trainer.enable_model_summary",
+    "trainer.profiler",
+)
+NAME_BYTES = 100  # of a job's directory, before its digest
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a job, as plain data: a worker sends back nothing else.
+
+    Attributes:
+        job: the name of its directory.
+        status: `completed`, `diverged` or `failed`; or `busy`: another process trains it just now.
+        best_val_loss: in nats per token.
+        error: why it failed.
+    """
+
+    job: str
+    status: str
+    best_val_loss: float | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a command line asks for.
+
+    Attributes:
+        directory: the sweep's.
+        swept: the keys that have lists.
+        named: the keys that the line names at all.
+        shared: what all jobs have in common, key by key.
+        jobs: the directory of each job, and its overrides.
+    """
+
+    directory: Path
+    swept: frozenset[str]
+    named: frozenset[str]
+    shared: dict[str, Any]
+    jobs: dict[Path, list[str]]
+
+    @property
+    def place(self) -> Path:
+        """The file that says what the directory holds."""
+        return self.directory / "sweep.json"
+
+    def record(self) -> None:
+        """Write down which sweep the directory holds."""
+        swept = sorted(self.swept | swept_keys(self.directory))
+        text = json.dumps({"swept": swept, "shared": self.shared}, indent=2) + "\n"
+        if not self.place.exists() or self.place.read_text() != text:
+            draft = self.place.with_name(f".sweep.json.{os.getpid()}.draft")
+            draft.write_text(text)
+            os.replace(draft, self.place)
+
+    def overrides_of(self, job: Path) -> list[str]:
+        """Return what Hydra is to make the job's configuration and its directory from."""
+        where = [f'hydra.sweep.subdir="{job.name}"']
+        if (job / ".hydra").is_dir():  # what the job began with is kept
+            number = len(list((job / ".hydra").glob("resumed-*"))) + 1
+            where.append(f"hydra.output_subdir=.hydra/resumed-{number}")
+        return [*self.jobs[job], *where]
+
+
+def check_command_line(overrides: dict[str, Override], config: DictConfig) -> None:
+    """Refuse what has no meaning for a sweep.
+
+    Args:
+        overrides: of the command line, by key.
+        config: composed from them.
+
+    Raises:
+        UserError: the name is no directory's, or a key is one run's alone.
+    """
+    name = Path(config.hydra.sweep.dir).name if config.sweep.name is None else config.sweep.name
+    if not isinstance(name, str) or not re.fullmatch(r"(?!\.)[\w .+-]{1,100}", name):
+        raise UserError(
+            f"sweep.name={name}: give it letters, digits, '-', '_', '+' and '.', at most 100: it "
+            "names a directory"
+        )
+    if not isinstance(config.sweep.retry_failed, bool):
+        raise UserError(f"sweep.retry_failed={config.sweep.retry_failed}: must be true or false")
+    for key, override in overrides.items():
+        if key.startswith("sweep.") and override.is_sweep_override():
+            raise UserError(f"{override.input_line}: a sweep has one {key}, no list of them")
+    if "run_dir" in overrides:
+        raise UserError("run_dir is one run's; name a sweep's directory with sweep.name=NAME")
+    if "resume" in overrides and config.resume not in (None, "auto"):
+        raise UserError(
+            f"resume={config.resume}: a sweep goes on with its own jobs; name it with sweep.name, "
+            "or begin from weights with init_from"
+        )
+
+
+def make_plan(
+    directory: Path,
+    overrides: dict[str, Override],
+    shared: DictConfig,
+    grid: list[tuple[list[str], DictConfig]],
+) -> Plan:
+    """Return what the command line asks for.
+
+    A job is its configuration, whatever the order or the wording of the overrides, and its
+    directory is found by a digest of that. Two that agree are one.
+
+    Args:
+        overrides: of the command line, by key.
+        shared: the configuration without the lists.
+        grid: the overrides and the configuration of each job.
+    """
+    swept = frozenset(
+        key.lstrip("+~") for key, override in overrides.items() if override.is_sweep_override()
+    )
+    named = frozenset(key.lstrip("+~") for key in overrides)
+    jobs: dict[Path, list[str]] = {}
+    for job_overrides, config in grid:
+        shown = [text for text in job_overrides if _key(text) in (swept or named)]
+        name = job_name(shown, identity(config, swept))
+        digest = name.rpartition("_")[2]
+        job = next(directory.glob(f"*_{digest}"), directory / name)
+        jobs.setdefault(job, job_overrides)
+    return Plan(directory, swept, named, identity(shared, swept), jobs)
+
+
+def identity(config: DictConfig, swept: frozenset[str] = frozenset()) -> dict[str, Any]:
+    """Return what makes a job the one that it is: its settings by dotted key.
+
+    What is open (null) is left out, so that a key that is new in the code changes nothing, and so
+    is what only says where a job lies and how it is watched, unless it is swept.
+    """
+    settings = BEFORE | dict(flat(OmegaConf.to_container(config)))
+    settings["data.path"] = _absolute(settings.get("data.path"))
+    return {
+        key: value
+        for key, value in settings.items()
+        if value is not None and (_within(key, swept) or not _within(key, FREE))
+    }
+
+
+def job_name(overrides: list[str], settings: dict[str, Any]) -> str:
+    """Return the name of a job's directory: its overrides for people, a digest for the rest."""
+    texts = [text.lstrip("+~").replace("/", "-") for text in overrides]
+    shown = "_".join(re.sub(r"[^\w.+-]+", "-", text).strip("-") for text in texts) or "defaults"
+    shown = shown.encode()[:NAME_BYTES].decode(errors="ignore").rstrip("-_.")
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+    return f"{shown}_{digest}"
+
+
+def check_same_sweep(plan: Plan) -> None:
+    """Refuse a name that holds another sweep.
+
+    The same sweep may have more values, more keys with lists, and lists where there was one value:
+    its jobs still differ in those keys alone.
+
+    Raises:
+        UserError: the message says in what the two differ.
+    """
+    if not plan.place.exists():
+        return
+    then = json.loads(plan.place.read_text())
+    swept = plan.swept | set(then["swept"])
+    old, new = then["shared"], json.loads(json.dumps(plan.shared))
+    differences = [
+        f"{key}: {old.get(key, 'not set')} then, {new.get(key, 'not set')} now"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and not _within(key, swept)
+    ]
+    differences += [
+        f"{key}: swept then, not named now" for key in sorted(set(then["swept"]) - plan.named)
+    ]
+    if differences:
+        raise UserError(
+            f"sweep.name={plan.directory.name} holds another sweep ({'; '.join(differences)}); "
+            f"give this one another name, or delete {plan.directory}"
+        )
+
+
+def swept_keys(directory: Path) -> set[str]:
+    """Return the keys that the sweep in `directory` has lists of; none if there is no sweep."""
+    try:
+        return set(json.loads((directory / "sweep.json").read_text())["swept"])
+    except (OSError, ValueError, KeyError):
+        return set()
+
+
+def swept_settings(
+    directory: Path, settings: dict[str, Any], choices: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the settings of a job that its sweep has lists of.
+
+    Args:
+        choices: of the configuration's groups.
+    """
+    values = dict(flat(settings))
+    return {key: values.get(key, choices.get(key)) for key in sorted(swept_keys(directory))}
+
+
+def recorded(job: Path) -> Outcome | None:
+    """Return what became of the job in this directory, or None if it is not at its end."""
+    try:
+        summary = json.loads((job / "summary.json").read_text())
+        status, error = summary["status"], summary["error"]
+    except (OSError, ValueError, KeyError):
+        return None
+    if status not in ("completed", "diverged", "failed"):
+        return None
+    return Outcome(job.name, status, summary.get("best_val_loss"), error)
+
+
+def is_busy(job: Path) -> bool:
+    """Return whether another process trains in this directory."""
+    if not job.is_dir():
+        return False
+    try:
+        with FileLock(job / ".lock", timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
+def wait_for(jobs: list[Path]) -> None:
+    """Wait until another process has ended with one of `jobs`, if there are any."""
+    if jobs:
+        print(f"Waiting for {len(jobs)} that another process trains: {jobs[0].name}", flush=True)
+    while jobs and all(is_busy(job) for job in jobs):
+        time.sleep(0.2)
+
+
+def say_interrupted(plan: Plan) -> None:
+    """Say how far the sweep has come and how to go on with it."""
+    done = sum(recorded(job) is not None for job in plan.jobs)
+    name = "" if "sweep.name" in plan.named else f" with sweep.name={plan.directory.name}"
+    print(f"{done} of {len(plan.jobs)} jobs are finished; the same line{name} goes on from here")
+
+
+def finish(plan: Plan, outcomes: list[Outcome]) -> list[Outcome]:
+    """Report on a sweep whose jobs have all ended.
+
+    Raises:
+        JobsFailedError: some failed.
+    """
+    failed = [outcome for outcome in outcomes if outcome.status != "completed"]
+    for outcome in failed:
+        print(f"{outcome.status}: {outcome.job}: {' '.join(str(outcome.error).split())}")
+    if failed:
+        raise JobsFailedError(
+            f"{len(failed)} of {len(outcomes)} jobs failed, the others are completed; "
+            "sweep.retry_failed=true tries them again"
+        )
+    return outcomes
+
+
+def _key(override: str) -> str:
+    return override.partition("=")[0].lstrip("+~")
+
+
+def _within(key: str, parents: Any) -> bool:
+    """Return whether a dotted key is one of `parents`, or lies within one."""
+    return any(key == parent or key.startswith(f"{parent}.") for parent in parents)
+
+
+def _absolute(path: Any) -> Any:
+    """Return a text's path, or each of a list, so that it means the same from any directory."""
+    if isinstance(path, list):
+        return [_absolute(one) for one in path]
+    if not isinstance(path, str) or "://" in path:
+        return path
+    return str(Path(path).expanduser().absolute())

@@ -1,0 +1,328 @@
+"""A sweep, typed again after anything, runs what is missing and nothing else."""
+
+import multiprocessing
+import os
+import pickle
+import signal
+import sys
+
+import pytest
+from lightning.pytorch.callbacks import Callback
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_resume import assert_same_run
+
+import litchar.training.run
+from conftest import ROOT, SignalAt, summary
+from litchar.cli import Task, hydra_main, quote
+from litchar.training.resume import redirect
+from litchar.training.sweep import NAME_BYTES, identity, job_name
+
+SMALL = (
+    "data.block_size=8",
+    "data.batch_size=4",
+    "data.train_sample=0",
+    "model.n_layer=1",
+    "model.n_head=1",
+    "model.n_embd=8",
+    "trainer.accelerator=cpu",
+    "trainer.max_steps=8",
+    "trainer.val_check_interval=4",
+    "trainer.log_every_n_steps=4",
+    "trainer.enable_progress_bar=false",
+)
+
+
+class Swept:
+    """A sweep that has ended: its exit code, what it printed, and its jobs' directories."""
+
+    def __init__(self, code, printed, directory):
+        self.code = code
+        self.out, self.err = printed
+        self.directory = directory
+        self.jobs = sorted(path.parent for path in directory.glob("*/.hydra"))
+
+    def job(self, part):
+        (job,) = (job for job in self.jobs if part in job.name)
+        return job
+
+
+@pytest.fixture
+def sweep(tmp_path, text_file, monkeypatch, capsys):
+    """Sweep in this process as the script does."""
+
+    def sweep(*arguments, name="s", small=SMALL):
+        named = () if name is None else (f"sweep.name={name}",)
+        line = ["-m", f"data.path={text_file}", *small, *named, *arguments]
+        monkeypatch.setattr(sys, "argv", ["train.py", *line])
+        capsys.readouterr()
+        code = 0
+        try:
+            script = str(ROOT / "scripts/train.py")
+            hydra_main(script, "train", "litchar.training.run:main", before=redirect)
+        except SystemExit as stop:
+            code = stop.code
+        return Swept(code, capsys.readouterr(), tmp_path / "outputs/sweeps" / str(name))
+
+    return sweep
+
+
+def everything(directory):
+    """Every file below a directory, with when it was changed and what it holds."""
+    files = (path for path in sorted(directory.rglob("*")) if path.is_file())
+    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+
+
+def test_the_same_line_again_touches_nothing_and_more_values_run_alone(sweep, train):
+    first = sweep("model.n_embd=8,16", "seed=1")
+    assert first.code == 0
+    assert [job.name.rpartition("_")[0] for job in first.jobs] == [
+        "model.n_embd-16",
+        "model.n_embd-8",
+    ]
+    before = {job: everything(job) for job in first.jobs}
+    other_order = ("seed=1", "trainer.enable_model_summary=false", "model.n_embd=16,8")
+    again = sweep(*other_order)
+    assert again.code == 0
+    assert "Job" not in again.out
+    wider = sweep("model.n_embd=8,16", "seed=1,2")
+    assert wider.out.count("\nJob ") == 2
+    assert len(wider.jobs) == 4
+    assert {job: everything(job) for job in first.jobs} == before
+
+    # The last of four jobs in one process is what it would be in a process of its own.
+    (text,) = {job.parents[3] / "text.txt" for job in wider.jobs}
+    alone = train(*SMALL, f"data.path={text}", "model.n_embd=16", "seed=2", only=True)
+    assert_same_run(alone, wider.job("n_embd-16_seed-2"))
+
+    events = EventAccumulator(str(wider.job("n_embd-16_seed-2") / "tensorboard")).Reload()
+    plugin = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
+    assert b"model.n_embd" in plugin
+    assert b"data.block_size" not in plugin
+    with pytest.raises(KeyError):
+        events.Scalars("hp_metric")
+    assert events.Scalars("best_val_loss")[-1].value == pytest.approx(
+        summary(alone)["best_val_loss"]
+    )
+
+
+def test_another_sweep_of_the_same_name_is_refused_and_the_difference_named(sweep):
+    one, two = "optimizer.weight_decay=choice(0.1)", "trainer.max_steps=2"
+    first = sweep(one, two)
+    before = everything(first.directory)
+    for line, words in (
+        ([one, "trainer.max_steps=3"], "trainer.max_steps: 2 then, 3 now"),
+        ([one, two, "scheduler=wsd"], "scheduler._target_: "),
+        ([two, "optimizer.lr=1e-3,1e-2"], "optimizer.weight_decay: swept then, not named now"),
+    ):
+        other = sweep(*line)
+        assert (other.code, other.out) == (2, "")
+        assert words in other.err
+        assert other.err.count("\n") == 1
+    assert everything(first.directory) == before
+    # A key that had one value may get a list, and one that had a list a value of it.
+    more = sweep("optimizer.weight_decay=0.1", two, "seed=1337,2")
+    assert more.code == 0
+    assert len(more.jobs) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["sweep.name=../x", "seed=1,2"], "sweep.name=../x"),
+        (["sweep.name=a/b", "seed=1,2"], "sweep.name=a/b"),
+        (["sweep.name=..", "seed=1,2"], "sweep.name=.."),
+        (["sweep.name=", "seed=1,2"], "sweep.name="),
+        (["sweep.retry_failed=true,false", "seed=1,2"], "no list of them"),
+        (["sweep.retry_failed=perhaps", "seed=1,2"], "must be true or false"),
+        (["run_dir=here", "seed=1,2"], "sweep.name=NAME"),
+        (["resume=here.ckpt", "seed=1,2"], "goes on with its own jobs"),
+        (["seed=1,2", "scheduler=cosine,nothing"], "scheduler=nothing: there is no such file"),
+        (["seed=1,2", "model.n_layr=1,2"], "did you mean model.n_layer?"),
+    ],
+)
+def test_what_is_no_sweep_is_refused_in_one_line(sweep, tmp_path, arguments, words):
+    refused = sweep(*arguments, name=None)
+    assert refused.code == 2
+    assert words in refused.err
+    assert refused.err.count("\n") == 1
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_a_single_run_has_no_sweep(tmp_path):
+    with pytest.raises(Exception, match="add -m"):
+        redirect(["sweep.name=x", "seed=1"], ROOT / "conf", "train")
+
+
+class ExitAt(Callback):
+    """Ends the process from within a job, as code of somebody's might."""
+
+    def on_train_start(self, *_):
+        sys.exit(5)
+
+
+class DivergeOnce(Callback):
+    """Makes the loss infinite the first time."""
+
+    times = 0
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, *_):
+        if trainer.global_step == 6 and not DivergeOnce.times:
+            DivergeOnce.times += 1
+            outputs["loss"].fill_(float("inf"))
+
+
+@pytest.fixture
+def with_callback(monkeypatch):
+    """Give jobs, by a part of their name, callbacks that their configurations know not of."""
+    made = litchar.training.run.make_trainer
+
+    def with_callback(callbacks):
+        def make_trainer(config, run_dir, *rest):
+            trainer, *others = made(config, run_dir, *rest)
+            here = [callback for part, callback in callbacks.items() if part in run_dir.name]
+            trainer.callbacks[:0] = here
+            return trainer, *others
+
+        monkeypatch.setattr(litchar.training.run, "make_trainer", make_trainer)
+
+    return with_callback
+
+
+def test_failures_end_alone_are_recorded_and_tried_again_when_asked(sweep, with_callback):
+    line = ("model.n_embd=8,9,12,16", "model.n_head=2", "trainer.log_every_n_steps=1")
+    with_callback({"n_embd-12": ExitAt(), "n_embd-16": DivergeOnce()})
+    first = sweep(*line)
+    assert first.code == 1
+    assert "3 of 4 jobs failed" in first.err
+    assert first.err.count("\n") == 1
+    reasons = {
+        "n_embd-9": "not divisible",
+        "n_embd-12": "SystemExit: 5",
+        "n_embd-16": "loss is inf",
+    }
+    for part, words in reasons.items():
+        job = first.job(part)
+        status = "diverged" if "inf" in words else "failed"
+        assert summary(job)["status"] == status
+        assert words in summary(job)["error"]
+        (listed,) = (
+            text for text in first.out.splitlines() if text.startswith(f"{status}: {job.name}")
+        )
+        assert words in listed
+    assert summary(first.job("n_embd-8_"))["status"] == "completed"
+
+    before = {job: everything(job) for job in first.jobs}
+    again = sweep(*line)
+    assert again.code == 1
+    assert "Job" not in again.out
+    assert again.out == first.out[-len(again.out) :]  # the same list
+    assert {job: everything(job) for job in first.jobs} == before
+
+    with_callback({})
+    retried = sweep(*line, "sweep.retry_failed=true")
+    assert retried.out.count("\nJob ") == 3
+    assert "1 of 4 jobs failed" in retried.err
+    assert summary(first.job("n_embd-16"))["steps"] == 8
+    assert everything(first.job("n_embd-8_")) == before[first.job("n_embd-8_")]
+
+
+def in_a_fork(function):
+    """Run `function` in a process that is a copy of this one; return its exit code."""
+    process = multiprocessing.get_context("fork").Process(target=function)
+    process.start()
+    process.join()
+    return process.exitcode
+
+
+class AfterBatches(SignalAt):
+    """Sends a signal in the middle of the nth batch of a process, whatever job that is in."""
+
+    def on_before_optimizer_step(self, *_):
+        self.step -= 1
+        if self.step == 0:
+            os.kill(os.getpid(), self.signum)
+
+
+def test_a_sweep_stopped_and_killed_goes_on_and_equals_an_undisturbed_one(sweep, with_callback):
+    line = ("model.n_embd=8,12,16", "model.dropout=0.1")
+    whole = sweep(*line, name="whole")
+    stops = [(3, signal.SIGKILL), (11, signal.SIGTERM), (2, signal.SIGKILL), (7, signal.SIGINT)]
+    for batches, signum in stops:
+
+        def until_stopped(batches=batches, signum=signum):
+            with_callback({"": AfterBatches(batches, signum)})
+            code = sweep(*line).code
+            os._exit(code)
+
+        expected = -signum if signum == signal.SIGKILL else 128 + signum
+        assert in_a_fork(until_stopped) == expected
+    with_callback({})
+    rest = sweep(*line)
+    assert rest.code == 0
+    assert 1 <= rest.out.count("\nJob ") < 3
+    for one, other in zip(whole.jobs, rest.jobs, strict=True):
+        assert one.name == other.name
+        assert_same_run(one, other)
+
+
+def test_two_processes_share_a_sweep(sweep):
+    line = ("seed=1,2,3,4", "trainer.max_steps=30")
+
+    def half():
+        swept = sweep(*line)
+        (swept.directory / f"{os.getpid()}.txt").write_text(swept.out)
+        os._exit(swept.code)
+
+    both = [multiprocessing.get_context("fork").Process(target=half) for _ in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join()
+    assert [process.exitcode for process in both] == [0, 0]
+    swept = sweep(*line)
+    printed = [path.read_text() for path in swept.directory.glob("*.txt")]
+    assert sum(text.count("completed in") for text in printed) == 4
+    assert [summary(job)["status"] for job in swept.jobs] == ["completed"] * 4
+    assert "Job" not in swept.out
+
+
+def test_a_job_is_its_configuration_however_it_is_written(compose):
+    def settings(*overrides, swept=()):
+        return identity(compose(*overrides), frozenset(swept))
+
+    one = settings("optimizer.lr=1e-3", "model.n_layer=2", "seed=1")
+    assert one == settings("seed=1", "model.n_layer=2", "optimizer.lr=0.001", "name=other")
+    assert one == settings("seed=1", "model.n_layer=2", "optimizer.lr=0.001", "model.dropout=null")
+    assert one != settings("seed=2", "model.n_layer=2", "optimizer.lr=0.001")
+    assert settings("data.num_workers=1") == settings("data.num_workers=2")
+    swept = ["data.num_workers"]
+    assert settings("data.num_workers=1", swept=swept) != settings(
+        "data.num_workers=2", swept=swept
+    )
+    assert settings("data.path=a.txt") == settings(f"data.path={os.path.abspath('a.txt')}")
+
+
+def test_names_of_jobs_are_bounded_and_differ():
+    long = [f"name={'x' * 300}{end}" for end in "ab"]
+    hostile = ["data.path='a/../b c,=?*'", "name=文字é" + "文" * 80]
+    names = [job_name([text], {"key": text}) for text in [*long, *hostile]]
+    assert len(set(names)) == 4
+    for name in names:
+        assert len(name.encode()) <= NAME_BYTES + 9
+        assert not set(name) & set("/=, '?*")
+    assert "文字é" in names[-1]
+    assert job_name([], {}).startswith("defaults_")
+
+
+def test_lists_of_paths_are_swept_unless_they_name_a_file(tmp_path, monkeypatch):
+    assert quote("data.path=a.txt,b c.txt", sweeps=True) == 'data.path="a.txt","b c.txt"'
+    assert quote("data.path=a.txt,b.txt") == 'data.path="a.txt,b.txt"'
+    assert quote("data.path=choice(a,b)", sweeps=True) == "data.path=choice(a,b)"
+    (tmp_path / "a,b").touch()
+    monkeypatch.chdir(tmp_path)
+    assert quote("data.path=a,b", sweeps=True) == 'data.path="a,b"'
+
+
+def test_what_a_worker_is_sent_can_be_pickled():
+    task = pickle.loads(pickle.dumps(Task("litchar.training.run:main")))
+    assert task.target == "litchar.training.run:main"
