@@ -6,6 +6,7 @@ Hydra takes plugins from the package `hydra_plugins` alone; what a sweep is stan
 
 import copy
 from pathlib import Path
+from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
@@ -76,7 +77,7 @@ class ResumingSweeper(BasicSweeper):
         known = dict(zip(texts, parser.parse_overrides(texts), strict=True))
         composed: dict[tuple[str, ...], DictConfig] = {}
 
-        def compose(job: list[str]) -> DictConfig:
+        def compose(job: list[str]) -> dict[str, Any]:
             # Hydra composes each choice of groups once; a job's values are set in a copy. Else this
             # would take longer than many a small job.
             groups = tuple(text for text in job if self._is_group(known[text]))
@@ -85,7 +86,7 @@ class ResumingSweeper(BasicSweeper):
             config = copy.deepcopy(composed[groups])
             values = [known[text] for text in job if text not in groups]
             ConfigLoaderImpl._apply_overrides_to_config(values, config)
-            return config
+            return OmegaConf.to_container(config)
 
         plan = make_plan(
             Path(self.config.hydra.sweep.dir).absolute(),

@@ -11,6 +11,7 @@ import secrets
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -125,14 +126,14 @@ def hydra_main(
             raise task.failure
     except Exception as error:
         if isinstance(error, DivergedError | JobsFailedError):
-            _exit_with(str(error), 1)
+            exit_with(str(error), 1)
         if isinstance(error, OSError) and error.filename and not task.started:
-            _exit_with(
+            exit_with(
                 f"{error.filename}: cannot be written ({error.strerror}); try run_dir=DIRECTORY"
             )
         # Before our own code starts, nothing but the command line can be at fault.
         if is_users(error) or not task.started:
-            _exit_with(_explain(error, conf, config_name))
+            exit_with(_explain(error, conf, config_name))
         raise
 
 
@@ -185,7 +186,7 @@ def _groups(conf: Path) -> list[str]:
     return sorted(entry.name for entry in conf.iterdir() if entry.is_dir())
 
 
-def _exit_with(message: str, code: int = 2) -> None:
+def exit_with(message: str, code: int = 2) -> NoReturn:
     """Print one line and exit with `code`."""
     print("error: " + " ".join(message.split()), file=sys.stderr)
     sys.exit(code)

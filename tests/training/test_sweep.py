@@ -8,6 +8,7 @@ import sys
 
 import pytest
 from lightning.pytorch.callbacks import Callback
+from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_resume import assert_same_run
 
@@ -48,9 +49,11 @@ class Swept:
 
 @pytest.fixture
 def sweep(tmp_path, text_file, monkeypatch, capsys):
-    """Sweep in this process as the script does."""
+    """Sweep in this process as the script does, by default without the comparison at the end."""
 
-    def sweep(*arguments, name="s", small=SMALL):
+    def sweep(*arguments, name="s", small=SMALL, compared=False):
+        if not compared:
+            monkeypatch.setattr("litchar.analysis.compare.report_on", lambda *_: None)
         named = () if name is None else (f"sweep.name={name}",)
         line = ["-m", f"data.path={text_file}", *small, *named, *arguments]
         monkeypatch.setattr(sys, "argv", ["train.py", *line])
@@ -288,7 +291,7 @@ def test_two_processes_share_a_sweep(sweep):
 
 def test_a_job_is_its_configuration_however_it_is_written(compose):
     def settings(*overrides, swept=()):
-        return identity(compose(*overrides), frozenset(swept))
+        return identity(OmegaConf.to_container(compose(*overrides)), frozenset(swept))
 
     one = settings("optimizer.lr=1e-3", "model.n_layer=2", "seed=1")
     assert one == settings("seed=1", "model.n_layer=2", "optimizer.lr=0.001", "name=other")

@@ -146,7 +146,7 @@ class Metrics(Callback):
             if self.seconds_to_target is None:
                 self.seconds_to_target = self.clock.seconds
             trainer.should_stop = True
-        self.write(trainer, losses)
+        self.write(trainer, {**losses, "speed/train_seconds": self.clock.seconds})
         if trainer.is_global_zero:
             with contextlib.suppress(OSError):  # a full disk: the next validation tries again
                 write_summary(self.run_dir, **self.figures(trainer))
@@ -310,12 +310,7 @@ def gradient_norm(trainer: L.Trainer) -> Tensor:
 
 
 def model_flops_utilization(trainer: L.Trainer, characters_per_second: float) -> float | None:
-    """Return the share of the device's peak that the model's own arithmetic takes, if known.
-
-    A character costs 6 operations for each weight that is multiplied, and 12 L C T for attention
-    (forward and backward; PaLM, Chowdhery et al., 2022, appendix B).
-    """
-    model = language_model(trainer).model
+    """Return the share of the device's peak that the model's own arithmetic takes, if known."""
     device = trainer.strategy.root_device
     if device.type != "cuda":
         return None
@@ -323,11 +318,24 @@ def model_flops_utilization(trainer: L.Trainer, characters_per_second: float) ->
     peak = get_available_flops(device, dtype)
     if peak is None:
         return None
-    weights = sum(p.numel() for p in model.parameters() if p.ndim > 1)
+    flops = flops_per_token(language_model(trainer).model)
+    return characters_per_second * flops / (peak * trainer.world_size)
+
+
+def flops_per_token(model: torch.nn.Module) -> int:
+    """Return the floating-point operations that training on a token takes.
+
+    They are 6 for each weight that is multiplied, and 12 L C T for attention (forward and backward;
+    PaLM, Chowdhery et al., 2022, appendix B). Rows that are only looked up cost nothing.
+    """
+    layers = list(model.modules())
+    tables = {id(layer.weight) for layer in layers if isinstance(layer, torch.nn.Embedding)}
+    tables -= {id(layer.weight) for layer in layers if isinstance(layer, torch.nn.Linear)}  # tied
+    weights = sum(p.numel() for p in model.parameters() if p.ndim > 1 and id(p) not in tables)
     flops = 6 * weights
     if isinstance(model, Transformer):
         flops += 12 * model.n_layer * model.token_embedding.embedding_dim * model.block_size
-    return characters_per_second * flops / (peak * trainer.world_size)
+    return flops
 
 
 def batches_seen(trainer: L.Trainer) -> int:

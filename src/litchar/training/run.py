@@ -27,7 +27,7 @@ from litchar.errors import BusyError, DivergedError, Interrupted, UserError, is_
 from litchar.text.store import boundaries
 from litchar.text.yardsticks import quick_yardsticks
 from litchar.training import environment
-from litchar.training.callbacks import Metrics, Samples
+from litchar.training.callbacks import Metrics, Samples, flops_per_token
 from litchar.training.checkpointing import check_same_run, find_resumed
 from litchar.training.loggers import TensorBoard
 from litchar.training.module import LanguageModel
@@ -252,6 +252,7 @@ def train(ready: Ready, run_dir: Path, sweep: Path | None = None) -> dict[str, A
         status="running",
         error=None,
         parameters=sum(parameter.numel() for parameter in module.model.parameters()),
+        flops_per_token=flops_per_token(module.model),
         vocab_size=len(data.store.vocabulary),
         unit=data.store.vocabulary.unit,
         device=str(trainer.strategy.root_device),

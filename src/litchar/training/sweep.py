@@ -8,14 +8,15 @@ import json
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 from hydra.core.override_parser.types import Override
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
+from rich.console import Console
 
 from litchar.errors import JobsFailedError, UserError
 from litchar.training.resume import BEFORE, flat
@@ -27,6 +28,7 @@ FREE = (
     "name",
     "run_dir",
     "outputs_dir",
+    "report",
     "logger",
     "checkpoint",
     "data.num_workers",
@@ -129,8 +131,8 @@ def check_command_line(overrides: dict[str, Override], config: DictConfig) -> No
 def make_plan(
     directory: Path,
     overrides: dict[str, Override],
-    shared: DictConfig,
-    grid: list[tuple[list[str], DictConfig]],
+    shared: dict[str, Any],
+    grid: list[tuple[list[str], dict[str, Any]]],
 ) -> Plan:
     """Return what the command line asks for.
 
@@ -156,18 +158,21 @@ def make_plan(
     return Plan(directory, swept, named, identity(shared, swept), jobs)
 
 
-def identity(config: DictConfig, swept: frozenset[str] = frozenset()) -> dict[str, Any]:
+def identity(config: dict[str, Any], swept: frozenset[str] = frozenset()) -> dict[str, Any]:
     """Return what makes a job the one that it is: its settings by dotted key.
 
     What is open (null) is left out, so that a key that is new in the code changes nothing, and so
     is what only says where a job lies and how it is watched, unless it is swept.
+
+    Args:
+        config: as it was composed, before anything is settled by device.
     """
-    settings = BEFORE | dict(flat(OmegaConf.to_container(config)))
+    settings = BEFORE | dict(flat(config))
     settings["data.path"] = _absolute(settings.get("data.path"))
     return {
         key: value
         for key, value in settings.items()
-        if value is not None and (_within(key, swept) or not _within(key, FREE))
+        if value is not None and (within(key, swept) or not within(key, FREE))
     }
 
 
@@ -197,7 +202,7 @@ def check_same_sweep(plan: Plan) -> None:
     differences = [
         f"{key}: {old.get(key, 'not set')} then, {new.get(key, 'not set')} now"
         for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and not _within(key, swept)
+        if old.get(key) != new.get(key) and not within(key, swept)
     ]
     differences += [
         f"{key}: swept then, not named now" for key in sorted(set(then["swept"]) - plan.named)
@@ -268,11 +273,17 @@ def say_interrupted(plan: Plan) -> None:
 
 
 def finish(plan: Plan, outcomes: list[Outcome]) -> list[Outcome]:
-    """Report on a sweep whose jobs have all ended.
+    """Compare the jobs of a sweep, which have all ended, and list those that failed.
 
     Raises:
         JobsFailedError: some failed.
     """
+    try:
+        from litchar.analysis.compare import report_on  # when it is wanted: it takes a second
+
+        report_on([plan.directory], plan.directory, None, Console(highlight=False))
+    except Exception as error:  # whatever it is, the runs are safe
+        print(f"No comparison ({error}); later: python scripts/compare.py {plan.directory}")
     failed = [outcome for outcome in outcomes if outcome.status != "completed"]
     for outcome in failed:
         print(f"{outcome.status}: {outcome.job}: {' '.join(str(outcome.error).split())}")
@@ -288,7 +299,7 @@ def _key(override: str) -> str:
     return override.partition("=")[0].lstrip("+~")
 
 
-def _within(key: str, parents: Any) -> bool:
+def within(key: str, parents: Iterable[str]) -> bool:
     """Return whether a dotted key is one of `parents`, or lies within one."""
     return any(key == parent or key.startswith(f"{parent}.") for parent in parents)
 

@@ -1,0 +1,199 @@
+"""`sweep.png`: losses against what was swept, a point a run, and the loss curves overlaid."""
+
+import math
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from litchar.analysis.compare import Comparison, Row, Table, cost, short, shown
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MOST_LINES = 8  # of one panel that are told apart by colour
+COLORS = ("#3b6fb6", "#d1603d", "#3f9b6c", "#9467bd", "#c49a2c", "#4aa3c2", "#b5547f", "#7a7a7a")
+
+
+def write_plot(comparison: Comparison, path: Path) -> str:
+    """Draw a row of panels for each table.
+
+    Returns:
+        what is lacking, for a person to read: nothing, or the plot and how to get it.
+    """
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError:
+        return " (no sweep.png; for it: pip install 'litchar[plots]')"
+    tables = [table for table in comparison.tables if table.rows]
+    if not tables:
+        return " (no sweep.png: no run is counted)"
+    settings = {
+        "font.size": 9,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.titlesize": 10,
+        "axes.grid": True,
+        "grid.color": "0.92",
+        "axes.axisbelow": True,
+        "legend.frameon": False,
+        "legend.fontsize": 8,
+    }
+    with matplotlib.rc_context(settings), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")
+        panels = [_panels(table) for table in tables]
+        columns = max(map(len, panels))
+        figure = Figure(figsize=(4.3 * columns, 3.7 * len(tables)), layout="constrained", dpi=130)
+        grid = figure.subplots(len(tables), columns, squeeze=False)
+        for table, drawn, axes in zip(tables, panels, grid, strict=True):
+            for place in axes[len(drawn) :]:
+                place.set_visible(False)
+            for draw, place in zip(drawn, axes, strict=False):
+                draw(place, comparison)
+            axes[0].set_ylabel(f"validation loss, nats per {table.unit}")
+            if len(tables) > 1:
+                axes[0].set_title(shown(table.text), loc="left", fontweight="bold")
+        draft = path.with_name(f".{path.name}.draft")
+        figure.savefig(draft, format="png")
+        draft.replace(path)
+    return ""
+
+
+def _panels(table: Table) -> list[Any]:
+    """Return what draws each panel of a table: two keys share one, more have one each."""
+    keys = _by_length(table)
+    lines = keys[1:] if len(keys) == 2 and len(_values(table, keys[1])) <= MOST_LINES else []
+    across = keys[:1] if lines or not keys else keys
+    made = [lambda axes, c, key=key: _losses(axes, table, key, lines, c) for key in across]
+    made.append(lambda axes, c: _curves(axes, table))
+    if table.power_law:
+        made.append(lambda axes, c: _law(axes, table))
+    return made
+
+
+def _by_length(table: Table) -> list[str]:
+    """Return the keys, those of numbers and of many values first: they make the best axes."""
+
+    def rank(key: str) -> tuple[bool, int]:
+        values = _values(table, key)
+        return not all(_is_number(value) for value in values), -len(values)
+
+    return sorted(table.keys, key=rank)
+
+
+def _values(table: Table, key: str) -> list[Any]:
+    values = list({repr(row.settings[key]): row.settings[key] for row in table.rows}.values())
+    return sorted(values, key=lambda v: (not _is_number(v), v if _is_number(v) else 0, str(v)))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _losses(axes: "Axes", table: Table, key: str, lines: list[str], comparison: Comparison) -> None:
+    """Draw the losses against one key: a point a run, and a line through the means.
+
+    Args:
+        lines: the key whose values have a line and a colour each; none if all other keys are
+            mixed, and the line joins the best of each value.
+    """
+    values = _values(table, key)
+    numeric = all(_is_number(value) for value in values)
+    places = values if numeric else list(range(len(values)))
+    at = {repr(value): place for value, place in zip(values, places, strict=True)}
+    for i, line in enumerate(_values(table, lines[0]) if lines else [None]):
+        rows = [row for row in table.rows if not lines or row.settings[lines[0]] == line]
+        color = COLORS[i % len(COLORS)]
+        xs = [at[repr(row.settings[key])] for row in rows for _ in row.losses]
+        ys = [loss for row in rows for loss in row.losses]
+        axes.plot(xs, ys, "o", color=color, alpha=0.45, markersize=4, markeredgewidth=0)
+        best: dict[float, Row] = {}
+        for row in rows:  # the best first
+            best.setdefault(at[repr(row.settings[key])], row)
+        line_xs = sorted(best)
+        means = [best[x].mean for x in line_xs]
+        halves = [(best[x].interval[1] - best[x].mean) if best[x].n > 1 else 0 for x in line_xs]
+        axes.errorbar(
+            line_xs,
+            means,
+            yerr=halves if any(halves) else None,
+            color=color,
+            linestyle="-" if numeric else "",
+            marker="_",
+            markersize=9,
+            linewidth=1.4,
+            elinewidth=1,
+            capsize=3,
+            label=f"{short(lines[0])}={shown(line)}" if lines else None,
+        )
+    if numeric and len(places) > 1 and min(places) > 0 and max(places) / min(places) >= 8:
+        axes.set_xscale("log")
+    if len(places) <= MOST_LINES:
+        axes.set_xticks(places, [_narrow(shown(value)) for value in values], minor=False)
+        axes.minorticks_off()
+    if not numeric:
+        axes.set_xlim(-0.6, len(values) - 0.4)
+        if sum(map(len, map(shown, values))) > 30:
+            axes.tick_params(axis="x", labelrotation=25)
+    axes.set_xlabel(key)
+    mixed = len(table.keys) > 1 and not lines
+    measure = f"loss at {comparison.at}" if comparison.at else "best loss"
+    axes.set_title(f"{measure}{', the line: best of the others' if mixed else ''}")
+    if lines:
+        axes.legend()
+
+
+def _narrow(text: str) -> str:
+    return text if len(text) <= 18 else f"{text[:16]}..."
+
+
+def _curves(axes: "Axes", table: Table) -> None:
+    """Draw each run's validation curve, in the colour of its row; the best on top."""
+    rows = table.rows
+    for i, row in reversed(list(enumerate(rows))):
+        named = i < MOST_LINES - 1 or len(rows) <= MOST_LINES
+        color = COLORS[i % len(COLORS)] if named else "0.75"
+        for j, run in enumerate(row.runs):
+            losses = [point["val/loss"] for point in run.history]
+            label = _narrow_label(row) if named and j == 0 else None
+            axes.plot(
+                cost(run, "steps"), losses, color=color, linewidth=1.1, alpha=0.8, label=label
+            )
+    ends = [run.history[-1]["val/loss"] for row in rows for run in row.runs if run.history]
+    starts = [run.history[0]["val/loss"] for row in rows for run in row.runs if run.history]
+    if ends and max(starts) > max(ends):  # the end is what one compares
+        low = min(ends)
+        axes.set_ylim(
+            low - 0.05 * (max(starts) - low), min(max(starts), low + 4 * _spread(ends, starts))
+        )
+    handles, labels = axes.get_legend_handles_labels()
+    axes.legend(handles[::-1], labels[::-1], loc="upper right")
+    axes.set_xlabel("step")
+    axes.set_title("validation loss, best row first")
+
+
+def _spread(ends: list[float], starts: list[float]) -> float:
+    """Return a height that shows how the curves end, and a good part of how they fall."""
+    return max(max(ends) - min(ends), 0.25 * (max(starts) - min(ends)))
+
+
+def _narrow_label(row: Row) -> str:
+    return row.label if len(row.label) <= 42 else f"{row.label[:40]}..."
+
+
+def _law(axes: "Axes", table: Table) -> None:
+    """Draw the best loss of each size against its FLOPs, and the fitted power law."""
+    law = table.power_law
+    assert law is not None
+    flops = np.geomspace(law.flops.min() / 1.3, law.flops.max() * 1.3, 50)
+    axes.loglog(flops, law.factor * flops**-law.exponent, color=COLORS[0], linewidth=1.4)
+    axes.loglog(law.flops, law.losses, "o", color=COLORS[0], markersize=5)
+    axes.set_xlabel("training FLOPs")
+    from matplotlib.ticker import MaxNLocator, NullFormatter, ScalarFormatter
+
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.yaxis.set_major_formatter(ScalarFormatter())
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.set_title(f"loss ~ FLOPs^-{law.exponent:.3f}  ({law.low:.3f} to {law.high:.3f})")

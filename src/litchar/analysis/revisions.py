@@ -1,0 +1,183 @@
+"""Two revisions of the code, trained on the same seeds: do they differ?"""
+
+import contextlib
+import csv
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from litchar.analysis.compare import LEVEL, Row, welch
+from litchar.checkpoints import load
+from litchar.errors import UserError
+from litchar.training.environment import ROOT
+
+
+@dataclass(frozen=True)
+class Revision:
+    """A revision as it was named, and its runs by seed."""
+
+    name: str
+    runs: dict[int, Path]
+
+    @property
+    def row(self) -> Row:
+        """The best validation losses over seeds."""
+        summaries = [json.loads((run / "summary.json").read_text()) for run in self.runs.values()]
+        losses = [summary["best_val_loss"] for summary in summaries]
+        return Row({"revision": self.name}, [], np.array(losses, np.float64))
+
+
+@contextlib.contextmanager
+def trained(
+    names: Sequence[str], overrides: Sequence[str], seeds: Sequence[int], console: Console
+) -> Iterator[list[Revision]]:
+    """Train each revision on each seed, and hand over the runs while they are there.
+
+    Everything lies in a temporary directory, which is gone afterwards, also after a signal.
+
+    Args:
+        names: of git's; `.` is the code as it lies there, with what is not committed.
+        overrides: of the configuration, as on `train.py`'s command line.
+
+    Raises:
+        UserError: a name is no revision, or a revision does not take the overrides.
+    """
+    with contextlib.ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="litchar-")))
+        revisions = []
+        for i, name in enumerate(names):
+            code = (
+                ROOT if name == "." else stack.enter_context(worktree(name, directory / f"code{i}"))
+            )
+            runs = {}
+            for seed in seeds:
+                console.print(f"{name}, seed {seed} ...", end=" ", highlight=False)
+                runs[seed] = directory / f"runs{i}" / f"seed{seed}"
+                loss = _train(name, code, runs[seed], [*overrides, f"seed={seed}"])
+                console.print(f"{loss:.4f}", highlight=False)
+            revisions.append(Revision(name, runs))
+        yield revisions
+
+
+@contextlib.contextmanager
+def worktree(name: str, place: Path) -> Iterator[Path]:
+    """Check a revision out beside the repository for a while."""
+    _git("no such revision", name, "rev-parse", "--verify", "--quiet", f"{name}^{{commit}}")
+    _git("not checked out", name, "worktree", "add", "--quiet", "--detach", str(place), name)
+    try:
+        yield place
+    finally:
+        subprocess.run(
+            ["git", "-C", str(ROOT), "worktree", "remove", "--force", str(place)],
+            capture_output=True,
+            check=False,
+        )
+
+
+def _git(refusal: str, name: str, *arguments: str) -> None:
+    done = subprocess.run(
+        ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        reason = " ".join(done.stderr.split()[-12:])
+        raise UserError(f"--revisions {name}: {refusal}{f' ({reason})' if reason else ''}")
+
+
+def _train(name: str, code: Path, run_dir: Path, overrides: list[str]) -> float:
+    """Train in a process of its own with that code; return the best validation loss.
+
+    Only options that every revision has are used.
+    """
+    command = [sys.executable, str(code / "scripts" / "train.py"), *overrides]
+    command += [f"run_dir={run_dir}", "trainer.enable_progress_bar=false"]
+    path = os.pathsep.join(filter(None, [str(code / "src"), os.environ.get("PYTHONPATH")]))
+    environment = os.environ | {"PYTHONPATH": path, "LITCHAR_OUTPUTS": str(run_dir.parent)}
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        _, errors = process.communicate()
+    except BaseException:  # a signal: the run must not go on alone
+        process.terminate()
+        process.wait()
+        raise
+    if process.returncode:
+        line = (errors.strip().splitlines() or ["no message"])[-1].removeprefix("error: ")
+        raise UserError(f"--revisions {name} ended with exit code {process.returncode}: {line}")
+    loss = json.loads((run_dir / "summary.json").read_text())["best_val_loss"]
+    if loss is None:
+        raise UserError(f"--revisions {name}: the run was never validated; give it more steps")
+    return float(loss)
+
+
+def verdict(one: Revision, other: Revision) -> str:
+    """Say whether the two differ by more than seeds explain."""
+    rows = [revision.row for revision in (one, other)]
+    difference = rows[1].mean - rows[0].mean
+    parts = [
+        f"{row.settings['revision']}: {row.mean:.4f} (n={row.n}, sd {row.sd:.4f})" for row in rows
+    ]
+    p = welch(rows[0].losses, rows[1].losses)
+    if np.array_equal(rows[0].losses, rows[1].losses):
+        end = "the best validation losses are the same to the bit"
+    elif np.isnan(p):
+        end = f"{difference:+.4f}; one seed does not say how much seeds differ: give --seeds"
+    else:
+        does = "differ" if p < LEVEL else "do not differ by more than seeds explain"
+        end = f"{difference:+.4f}; they {does} (Welch's t-test, p = {p:.2g})"
+    return "; ".join([*parts, end])
+
+
+def first_difference(one: Revision, other: Revision) -> str | None:
+    """Return where the weights or the figures of two revisions first differ, or None.
+
+    What tells the time or speed is left out, and a figure that only one of them writes.
+    """
+    for seed in one.runs:
+        pair = one.runs[seed], other.runs[seed]
+        found = _metrics_differ(*pair) or _weights_differ(*pair)
+        if found:
+            return f"seed {seed}: {found}"
+    return None
+
+
+def _metrics_differ(one: Path, other: Path) -> str | None:
+    rows = [_rows(run) for run in (one, other)]
+    columns = [c for c in rows[0][0] if c in rows[1][0] and not c.startswith("speed/")]
+    for a, b in zip(*rows, strict=False):
+        for column in columns:
+            if a[column] != b[column]:
+                values = f"{a[column] or 'empty'} and {b[column] or 'empty'}"
+                return f"step {a['step']}: {column} is {values}"
+    if len(rows[0]) != len(rows[1]):
+        return f"metrics.csv has {len(rows[0])} and {len(rows[1])} rows"
+    return None
+
+
+def _rows(run: Path) -> list[dict[str, Any]]:
+    with open(run / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _weights_differ(one: Path, other: Path) -> str | None:
+    states = [load(run / "checkpoints" / "last.ckpt")["state_dict"] for run in (one, other)]
+    if states[0].keys() != states[1].keys():
+        names = sorted(states[0].keys() ^ states[1].keys())
+        return f"only one has the weight {names[0]}"
+    for name, weight in states[0].items():
+        if weight.shape != states[1][name].shape:
+            return f"{name} is {tuple(weight.shape)} and {tuple(states[1][name].shape)}"
+        if not torch.equal(weight, states[1][name]):
+            largest = (weight.double() - states[1][name].double()).abs().max()
+            return f"{name} differs by up to {largest:.3g}"
+    return None

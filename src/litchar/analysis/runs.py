@@ -1,0 +1,127 @@
+"""What a run's directory holds, as plain data: whatever of it is there."""
+
+import csv
+import json
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from litchar.errors import UserError
+
+
+@dataclass(frozen=True)
+class Run:
+    """The record of a run; what a directory lacks is empty here.
+
+    Attributes:
+        path: the directory.
+        summary: `summary.json`
+        rows: `metrics.csv`: the figures of each step that has any, and `step`.
+        samples: `samples.txt`: steps and texts.
+        config: `config.yaml`, resolved.
+        composed: the configuration as Hydra composed it, before anything was settled by device.
+        overrides: what was typed on the command line.
+        environment: `environment.json`
+    """
+
+    path: Path
+    summary: dict[str, Any]
+    rows: list[dict[str, float]]
+    samples: list[tuple[int, str]]
+    config: dict[str, Any]
+    composed: dict[str, Any]
+    overrides: list[str]
+    environment: dict[str, Any]
+
+    @classmethod
+    def load(cls, path: Path) -> "Run":
+        """Return the record at `path`.
+
+        Raises:
+            UserError: it is no run's directory.
+        """
+        if not is_run(path):
+            what = "not a run's directory (it has no summary.json)"
+            raise UserError(f"{path}: {what if path.is_dir() else 'no such directory'}")
+        return cls(
+            path,
+            _json(path / "summary.json"),
+            _rows(path / "metrics.csv"),
+            _samples(path / "samples.txt"),
+            _yaml(path / "config.yaml") or {},
+            _yaml(path / ".hydra" / "config.yaml") or {},
+            _yaml(path / ".hydra" / "overrides.yaml") or [],
+            _json(path / "environment.json"),
+        )
+
+    @property
+    def name(self) -> str:
+        """What a person calls the run: its directory, and a job's that of its sweep as well."""
+        place = self.path.absolute()
+        parts = place.parts[-2:] if place.parent.parent.name == "sweeps" else place.parts[-1:]
+        return "/".join(parts)
+
+    @property
+    def history(self) -> list[dict[str, float]]:
+        """The steps that were validated."""
+        return [row for row in self.rows if math.isfinite(row.get("val/loss", math.nan))]
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """The best checkpoint, or the last if there is no best."""
+        files = (self.path / "checkpoints" / f"{name}.ckpt" for name in ("best", "last"))
+        return next((file for file in files if file.is_file()), None)
+
+
+def is_run(path: Path) -> bool:
+    """Return whether `path` is a run's directory."""
+    return (path / "summary.json").is_file()
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _yaml(path: Path) -> Any:
+    try:
+        return OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except Exception:  # whatever its parser raises: the file is one of several
+        return None
+
+
+def _rows(path: Path) -> list[dict[str, float]]:
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            found = [_numbers(row) for row in csv.DictReader(file)]
+    except (OSError, ValueError, csv.Error):
+        return []
+    return [row for row in found if "step" in row]
+
+
+def _numbers(row: dict[str | None, Any]) -> dict[str, float]:
+    """Return what of a row is a number: not the cells that are empty, or were being written."""
+    numbers = {}
+    for name, value in row.items():
+        try:
+            numbers[str(name)] = float(value)
+        except (TypeError, ValueError):
+            continue
+    return numbers
+
+
+def _samples(path: Path) -> list[tuple[int, str]]:
+    try:
+        text = path.read_bytes().decode(errors="replace")
+    except OSError:
+        return []
+    pieces = re.split(r"^--- step (\d+)\n", text, flags=re.MULTILINE)[1:]
+    steps, texts = map(int, pieces[::2]), (text.removesuffix("\n") for text in pieces[1::2])
+    return list(zip(steps, texts, strict=True))

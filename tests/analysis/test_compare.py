@@ -1,0 +1,235 @@
+"""Runs side by side: the figures are those of textbooks, and what cannot be compared is not."""
+
+import csv
+import json
+import math
+
+import numpy as np
+import pytest
+from omegaconf import OmegaConf
+from rich.console import Console
+from scipy import stats
+
+from litchar.analysis.compare import At, compare, cost, main, report_on
+
+
+@pytest.fixture
+def made(tmp_path):
+    """Write the record of a run, as training would, into a sweep's directory."""
+
+    def made(
+        name,
+        loss=2.0,
+        settings=None,
+        seed=1,
+        status="completed",
+        curve=None,
+        text="f1",
+        parameters=1000,
+        sweep="sweep",
+        **figures,
+    ):
+        run = tmp_path / sweep / name
+        (run / ".hydra").mkdir(parents=True)
+        curve = curve or [(100 * k, loss + 1 / k - 1 / 10) for k in range(1, 11)]
+        settings = {"seed": seed, "data.path": f"/{text}.txt", **(settings or {})}
+        config = OmegaConf.create()
+        for key, value in settings.items():
+            OmegaConf.update(config, key, value)
+        OmegaConf.save(config, run / "config.yaml")
+        OmegaConf.save(config, run / ".hydra/config.yaml")
+        typed = [f"{key}={value}" for key, value in settings.items()]
+        OmegaConf.save(OmegaConf.create(typed), run / ".hydra/overrides.yaml")
+        steps = curve[-1][0]
+        summary = {
+            "status": status,
+            "error": None,
+            "seed": seed,
+            "unit": "character",
+            "steps": steps,
+            "best_val_loss": min(loss for _, loss in curve),
+            "characters_seen": 64 * steps,
+            "train_seconds": steps / 50,
+            "characters_per_second": 3200.0,
+            "parameters": parameters,
+            "flops_per_token": 6 * parameters,
+            **figures,
+        }
+        (run / "summary.json").write_text(json.dumps(summary))
+        environment = {"fingerprint": text, "revision": "0123456789"}
+        (run / "environment.json").write_text(json.dumps(environment))
+        with open(run / "metrics.csv", "w", newline="") as file:
+            rows = csv.DictWriter(file, ["step", "train/loss", "val/loss", "speed/train_seconds"])
+            rows.writeheader()
+            for step, value in curve:
+                seconds = {"speed/train_seconds": step / 50}
+                rows.writerow({"step": step, "train/loss": value, "val/loss": value, **seconds})
+        return run
+
+    return made
+
+
+def read(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_seeds_are_grouped_and_differences_tested(made, tmp_path):
+    losses = {
+        2: [2.00, 2.02, 2.01],
+        4: [1.50, 1.52, 1.54],
+        6: [1.51, 1.55, 1.56],
+    }
+    for layers, values in losses.items():
+        for seed, loss in enumerate(values):
+            made(f"l{layers}s{seed}", loss, {"model.n_layer": layers}, seed)
+    (table,) = compare([tmp_path / "sweep"]).tables
+    assert table.keys == ["model.n_layer"]
+    assert [row.settings["model.n_layer"] for row in table.rows] == [4, 6, 2]
+    best = table.rows[0]
+    assert (best.n, best.mean) == (3, pytest.approx(1.52))
+    assert best.sd == pytest.approx(0.02)
+    assert best.interval == pytest.approx((1.52 - 4.302653 * 0.02 / 3**0.5, 1.5697), abs=1e-4)
+    # Welch's test by its formula, and Holm's correction: the smaller p is doubled.
+    a, b = np.array(losses[4]), np.array(losses[2])
+    va, vb = a.var(ddof=1) / 3, b.var(ddof=1) / 3
+    degrees = (va + vb) ** 2 / (va**2 / 2 + vb**2 / 2)
+    t = (b.mean() - a.mean()) / math.sqrt(va + vb)
+    assert table.rows[2].p == pytest.approx(2 * 2 * stats.t.sf(t, degrees))
+    assert table.rows[2].p < 0.001
+    assert 0.05 < table.rows[1].p < 1
+    assert math.isnan(best.p)
+
+
+def test_a_single_seed_says_nothing_of_noise(made, tmp_path, capsys):
+    made("a", 2.0, {"optimizer.lr": 0.001})
+    made("b", 1.9, {"optimizer.lr": 0.01})
+    report_on([tmp_path / "sweep"], tmp_path / "sweep", None, Console(width=200))
+    first, second = read(tmp_path / "sweep/sweep.csv")
+    assert (first["optimizer.lr"], first["loss"], first["n"]) == ("0.01", "1.9", "1")
+    assert (first["sd"], first["low"], second["p"], second["differs"]) == ("", "", "", "")
+    assert "Welch" not in capsys.readouterr().out
+    assert (tmp_path / "sweep/sweep.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_equal_losses_have_no_noise_and_any_difference_is_one(made, tmp_path):
+    for layers, loss in ((1, 2.0), (2, 2.0), (3, 2.5)):
+        for seed in (1, 2):
+            made(f"l{layers}s{seed}", loss, {"model.n_layer": layers}, seed)
+    (table,) = compare([tmp_path / "sweep"]).tables
+    assert [row.p for row in table.rows[1:]] == [1.0, 0.0]
+
+
+def test_runs_are_compared_at_equal_cost_by_interpolation(made, tmp_path):
+    one = made("one", settings={"x": 1}, curve=[(100, 3.0), (200, 2.0)])
+    made("two", settings={"x": 2}, curve=[(100, 2.8), (200, 2.4), (300, 1.0)])
+    made("cut", settings={"x": 3}, curve=[(100, 3.5), (200, 2.5)], status="interrupted")
+    made("short", settings={"x": 4}, curve=[(50, 3.5), (100, 2.5)])
+
+    def losses(at):
+        (table,) = compare([tmp_path / "sweep"], At.parse(at)).tables
+        return {row.settings["x"]: row.mean for row in table.rows}
+
+    at_150 = {1: pytest.approx(2.5), 2: pytest.approx(2.6), 3: pytest.approx(3.0)}
+    assert losses("steps=150") == at_150
+    assert losses("characters=9600") == at_150
+    assert losses("seconds=3") == at_150
+    assert losses(f"flops={6000 * 9600}") == at_150
+    comparison = compare([tmp_path / "sweep"], At("steps", 150))
+    assert "from steps=50 to 100" in comparison.reasons[tmp_path / "sweep/short"]
+    assert "counted although unfinished: cut" in comparison.notes[0]
+    (run,) = compare([one]).runs
+    assert cost(run, "flops").tolist() == [100 * 64 * 6000, 200 * 64 * 6000]
+
+
+def test_unfinished_and_failed_runs_are_named_and_not_counted(made, tmp_path, capsys):
+    made("done", 2.0, {"x": 1})
+    made("half", 2.0, {"x": 1}, seed=2, status="running")
+    made("broken", 2.0, {"x": 2}, status="failed", error="n_embd=9 is not\ndivisible")
+    report_on([tmp_path / "sweep"], None, None, Console(width=200))
+    printed = capsys.readouterr().out
+    assert "1 (+1 not)" in printed
+    assert "not counted: half: running at step 1,000" in printed
+    assert "not counted: broken: failed: n_embd=9 is not divisible" in printed
+
+
+def test_different_texts_and_units_have_tables_of_their_own(made, tmp_path):
+    made("a", 2.0, {"x": 1}, text="f1")
+    made("b", 1.0, {"x": 1}, text="f2")
+    made("c", 1.5, {"x": 2}, text="f2")
+    comparison = compare([tmp_path / "sweep"])
+    assert [table.text for table in comparison.tables] == ["/f1.txt", "/f2.txt"]
+    assert [len(table.rows) for table in comparison.tables] == [1, 2]
+    assert "cannot be compared" in comparison.notes[0]
+
+
+def test_a_repeated_seed_is_counted_once(made, tmp_path):
+    made("a", 2.0, {"x": 1}, seed=1)
+    made("b", 2.0, {"x": 1}, seed=1)
+    comparison = compare([tmp_path / "sweep"])
+    assert comparison.tables[0].rows[0].n == 1
+    assert "repeat a seed" in comparison.notes[0]
+
+
+def test_a_group_stands_for_the_keys_that_only_its_choices_have(made, tmp_path):
+    one = {"model._target_": "litchar.models.Transformer", "model.n_layer": 2, "model.norm": "rms"}
+    other = {"model._target_": "litchar.models.GRU", "model.n_layer": 3}
+    made("a", settings=one)
+    made("b", settings=other)
+    (table,) = compare([tmp_path / "sweep/a", tmp_path / "sweep/b"]).tables
+    assert table.keys == ["model"]
+    assert {row.settings["model"] for row in table.rows} == {"Transformer", "GRU"}
+    made("c", settings=other | {"model.n_layer": 4})
+    (table,) = compare([tmp_path / "sweep"]).tables
+    assert table.keys == ["model", "model.n_layer"]
+
+
+def test_sizes_have_a_power_law_and_two_are_too_few(made, tmp_path):
+    def size(n, exponent=0.05):
+        parameters = 1000 * 4**n
+        flops = 64 * 1000 * 6 * parameters
+        for seed in (1, 2):
+            setting = {"model.n_layer": n}
+            made(f"{n}s{seed}", 7 * flops**-exponent, setting, seed, parameters=parameters)
+
+    size(1), size(2)
+    assert compare([tmp_path / "sweep"]).tables[0].power_law is None
+    size(3), size(4)
+    law = compare([tmp_path / "sweep"]).tables[0].power_law
+    assert (law.exponent, law.factor) == (pytest.approx(0.05), pytest.approx(7))
+    assert law.low == pytest.approx(law.high, abs=1e-6)
+    size(5, exponent=0.06)  # off the line: the interval says so
+    law = compare([tmp_path / "sweep"]).tables[0].power_law
+    log_flops = np.log([64 * 1000 * 6 * 1000 * 4.0**n for n in range(1, 6)])
+    log_loss = np.log(7) - np.array([0.05] * 4 + [0.06]) * log_flops
+    slope, covariance = np.polyfit(log_flops, log_loss, 1, cov=True)
+    assert law.exponent == pytest.approx(-slope[0])
+    half = stats.t.ppf(0.975, 3) * math.sqrt(covariance[0, 0])
+    assert (law.low, law.high) == pytest.approx((-slope[0] - half, -slope[0] + half))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "name directories"),
+        (["nowhere"], "nowhere: no such directory"),
+        ([".."], "there is no run in this directory"),
+        (["sweep", "--at", "step=3"], "steps, characters, seconds, flops"),
+        (["sweep", "--at", "steps=-1"], "steps, characters, seconds, flops"),
+        (["sweep", "--assert-equal"], "are for --revisions"),
+        (["--revisions", "nothing-such", ".", "--", "x=1"], "nothing-such: no such revision"),
+        (["--revisions", ".", ".", "--seeds", "one"], "write whole numbers"),
+        (["--revisions", ".", ".", "--", "seed=1"], "give seeds with --seeds"),
+    ],
+)
+def test_a_wrong_command_is_refused_in_one_line(
+    made, tmp_path, monkeypatch, capsys, arguments, words
+):
+    made("a")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as refusal:
+        main(arguments)
+    assert refusal.value.code == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
