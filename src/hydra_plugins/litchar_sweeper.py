@@ -6,7 +6,7 @@ Hydra takes plugins from the package `hydra_plugins` alone; what a sweep is stan
 
 import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
@@ -17,6 +17,7 @@ from hydra.core.utils import JobReturn
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from litchar.cli import Task
 from litchar.errors import Interrupted
 from litchar.training.sweep import (
     Outcome,
@@ -40,6 +41,8 @@ class ResumingSweeper(BasicSweeper):
     ) -> None:
         """Keep what Hydra hands over."""
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
+        self.settings = config
+        self.loader = hydra_context.config_loader
         self.task_function = task_function
 
     def sweep(self, arguments: list[str]) -> list[Outcome]:
@@ -52,10 +55,11 @@ class ResumingSweeper(BasicSweeper):
             Interrupted: a signal ended the sweep, after the job under way was saved.
         """
         plan = self._plan(arguments)
-        self.task_function.started = True  # from here on an error need not be the user's
+        if isinstance(self.task_function, Task):
+            self.task_function.started = True  # from here on an error need not be the user's
         plan.directory.mkdir(parents=True, exist_ok=True)
         plan.record()
-        OmegaConf.save(self.config, plan.directory / "multirun.yaml")
+        OmegaConf.save(self.settings, plan.directory / "multirun.yaml")
         outcomes: dict[Path, Outcome] = {}
         try:
             self._run_missing(plan, outcomes)
@@ -66,10 +70,10 @@ class ResumingSweeper(BasicSweeper):
 
     def _plan(self, arguments: list[str]) -> Plan:
         """Compose the configuration of each job, and of what they share."""
-        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        parser = OverridesParser.create(config_loader=self.loader)
         parsed = parser.parse_overrides([*self._parse_config(), *arguments])
         overrides = {override.get_key_element(): override for override in parsed}
-        check_command_line(overrides, self.config)
+        check_command_line(overrides, self.settings)
         ((*grid,),) = self.split_arguments(list(overrides.values()), None)
         alike = [override for override in overrides.values() if not override.is_sweep_override()]
         ((shared,),) = self.split_arguments(alike, None)
@@ -86,10 +90,10 @@ class ResumingSweeper(BasicSweeper):
             config = copy.deepcopy(composed[groups])
             values = [known[text] for text in job if text not in groups]
             ConfigLoaderImpl._apply_overrides_to_config(values, config)
-            return OmegaConf.to_container(config)
+            return cast(dict[str, Any], OmegaConf.to_container(config))
 
         plan = make_plan(
-            Path(self.config.hydra.sweep.dir).absolute(),
+            Path(self.settings.hydra.sweep.dir).absolute(),
             overrides,
             compose(shared),
             [(job, compose(job)) for job in grid],
@@ -98,11 +102,11 @@ class ResumingSweeper(BasicSweeper):
         return plan
 
     def _is_group(self, override: Override) -> bool:
-        options = self.hydra_context.config_loader.get_group_options(override.key_or_group)
+        options = self.loader.get_group_options(override.key_or_group)
         return bool(options) or override.package is not None
 
     def _compose(self, overrides: list[str]) -> DictConfig:
-        config = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
+        config = self.loader.load_sweep_config(self.settings, overrides)
         with open_dict(config):
             del config["hydra"]
         return config
@@ -121,11 +125,12 @@ class ResumingSweeper(BasicSweeper):
         """Launch those of `jobs` that have not ended and are no other process's."""
         for job in jobs:
             outcome = recorded(job)
-            if outcome and (outcome.status == "completed" or not self.config.sweep.retry_failed):
+            if outcome and (outcome.status == "completed" or not self.settings.sweep.retry_failed):
                 outcomes[job] = outcome
         jobs = [job for job in jobs if job not in outcomes and not is_busy(job)]
         if not jobs:
             return
+        assert self.launcher is not None
         numbers = {job: number for number, job in enumerate(plan.jobs)}
         for job in jobs:
             print(f"\nJob {numbers[job] + 1} of {len(numbers)}: {job.name}", flush=True)

@@ -30,7 +30,7 @@ class Interrupted(SystemExit):
         self.signum = signum
 
 
-def is_users(error: Exception) -> bool:
+def is_users(error: BaseException) -> bool:
     """Return whether the user's input, and not the program, is at fault."""
     if isinstance(error, InstantiationException) and not isinstance(error.__cause__, UserError):
         # A constructor refused its arguments; anything else that it raises is a fault of ours.

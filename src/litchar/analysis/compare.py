@@ -198,7 +198,7 @@ def compare(paths: Sequence[Path], at: At | None = None) -> Comparison:
             reasons[run.path] = reason
         else:
             losses[run.path] = loss
-    notes = []
+    notes: list[str] = []
     by_text: dict[tuple[Any, ...], list[Run]] = {}
     for run in runs:
         if run.path in losses:
@@ -290,11 +290,11 @@ def cost(run: Run, kind: str) -> np.ndarray:
         return seconds if np.isfinite(seconds).all() else np.array([])
     if not run.summary.get("steps"):
         return np.array([])
-    characters = steps * (run.summary["characters_seen"] / run.summary["steps"])
+    characters = steps * float(run.summary["characters_seen"] / run.summary["steps"])
     if kind == "characters":
         return characters
     per_token = run.summary.get("flops_per_token")
-    return characters * per_token if per_token else np.array([])
+    return characters * float(per_token) if per_token else np.array([])
 
 
 def figure(run: Run, name: str) -> float | None:

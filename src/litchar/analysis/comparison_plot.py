@@ -2,15 +2,19 @@
 
 import math
 import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from litchar.analysis.compare import Comparison, Row, Table, cost, short, shown
+from litchar.analysis.compare import Comparison, PowerLaw, Row, Table, cost, short, shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+    Panel = Callable[[Axes], None]
 
 MOST_LINES = 8  # of one panel that are told apart by colour
 COLORS = ("#3b6fb6", "#d1603d", "#3f9b6c", "#9467bd", "#c49a2c", "#4aa3c2", "#b5547f", "#7a7a7a")
@@ -30,7 +34,7 @@ def write_plot(comparison: Comparison, path: Path) -> str:
     tables = [table for table in comparison.tables if table.rows]
     if not tables:
         return " (no sweep.png: no run is counted)"
-    settings = {
+    settings: dict[Any, Any] = {
         "font.size": 9,
         "axes.spines.top": False,
         "axes.spines.right": False,
@@ -51,8 +55,9 @@ def write_plot(comparison: Comparison, path: Path) -> str:
             for place in axes[len(drawn) :]:
                 place.set_visible(False)
             for draw, place in zip(drawn, axes, strict=False):
-                draw(place, comparison)
-            axes[0].set_ylabel(f"validation loss, nats per {table.unit}")
+                draw(place)
+            measure = f"at {comparison.at}, " if comparison.at else ""
+            axes[0].set_ylabel(f"validation loss, {measure}nats per {table.unit}")
             if len(tables) > 1:
                 axes[0].set_title(shown(table.text), loc="left", fontweight="bold")
         draft = path.with_name(f".{path.name}.draft")
@@ -61,15 +66,15 @@ def write_plot(comparison: Comparison, path: Path) -> str:
     return ""
 
 
-def _panels(table: Table) -> list[Any]:
+def _panels(table: Table) -> "list[Panel]":
     """Return what draws each panel of a table: two keys share one, more have one each."""
     keys = _by_length(table)
     lines = keys[1:] if len(keys) == 2 and len(_values(table, keys[1])) <= MOST_LINES else []
     across = keys[:1] if lines or not keys else keys
-    made = [lambda axes, c, key=key: _losses(axes, table, key, lines, c) for key in across]
-    made.append(lambda axes, c: _curves(axes, table))
+    made: list[Panel] = [partial(_losses, table=table, key=key, lines=lines) for key in across]
+    made.append(partial(_curves, table=table))
     if table.power_law:
-        made.append(lambda axes, c: _law(axes, table))
+        made.append(partial(_law, table=table, law=table.power_law))
     return made
 
 
@@ -92,7 +97,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _losses(axes: "Axes", table: Table, key: str, lines: list[str], comparison: Comparison) -> None:
+def _losses(axes: "Axes", table: Table, key: str, lines: list[str]) -> None:
     """Draw the losses against one key: a point a run, and a line through the means.
 
     Args:
@@ -139,8 +144,7 @@ def _losses(axes: "Axes", table: Table, key: str, lines: list[str], comparison: 
             axes.tick_params(axis="x", labelrotation=25)
     axes.set_xlabel(key)
     mixed = len(table.keys) > 1 and not lines
-    measure = f"loss at {comparison.at}" if comparison.at else "best loss"
-    axes.set_title(f"{measure}{', the line: best of the others' if mixed else ''}")
+    axes.set_title("a point a run" + ("; the line: the best of the other keys" if mixed else ""))
     if lines:
         axes.legend()
 
@@ -183,10 +187,8 @@ def _narrow_label(row: Row) -> str:
     return row.label if len(row.label) <= 42 else f"{row.label[:40]}..."
 
 
-def _law(axes: "Axes", table: Table) -> None:
+def _law(axes: "Axes", table: Table, law: PowerLaw) -> None:
     """Draw the best loss of each size against its FLOPs, and the fitted power law."""
-    law = table.power_law
-    assert law is not None
     flops = np.geomspace(law.flops.min() / 1.3, law.flops.max() * 1.3, 50)
     axes.loglog(flops, law.factor * flops**-law.exponent, color=COLORS[0], linewidth=1.4)
     axes.loglog(law.flops, law.losses, "o", color=COLORS[0], markersize=5)

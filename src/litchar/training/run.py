@@ -76,7 +76,7 @@ def run(config: DictConfig, run_dir: Path) -> float | None:
         data, history = ready.prepared.data, ready.metrics.history
         yardsticks = quick_yardsticks(data.text, data.store)
         print_outcome(console, summary, history, ready.samples.text, yardsticks, run_dir)
-    return summary["best_val_loss"]
+    return cast(float | None, summary["best_val_loss"])
 
 
 def run_job(config: DictConfig, run_dir: Path) -> Outcome:
