@@ -450,8 +450,8 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
         if table.power_law:
             law = table.power_law
             console.print(
-                f"loss = {law.factor:.3g} * FLOPs^-{law.exponent:.4f}, the exponent's 95% interval "
-                f"{law.low:.4f} to {law.high:.4f} (from the fit to {len(law.flops)} sizes)",
+                f"loss = {law.factor:.3g} * FLOPs^{-law.exponent:.4f}, the exponent's 95% interval "
+                f"{-law.high:.4f} to {-law.low:.4f} (from the fit to {len(law.flops)} sizes)",
                 soft_wrap=True,
             )
         elif len({row.figure("parameters") for row in table.rows}) == 2:

@@ -59,7 +59,7 @@ def write_plot(comparison: Comparison, path: Path) -> str:
             measure = f"at {comparison.at}, " if comparison.at else ""
             axes[0].set_ylabel(f"validation loss, {measure}nats per {table.unit}")
             if len(tables) > 1:
-                axes[0].set_title(shown(table.text), loc="left", fontweight="bold")
+                axes[0].set_title(shown(table.text), fontweight="bold")
         draft = path.with_name(f".{path.name}.draft")
         figure.savefig(draft, format="png")
         draft.replace(path)
@@ -106,6 +106,8 @@ def _losses(axes: "Axes", table: Table, key: str, lines: list[str]) -> None:
     """
     values = _values(table, key)
     numeric = all(_is_number(value) for value in values)
+    if not numeric:  # the best first, as the rows are
+        values = list({repr(row.settings[key]): row.settings[key] for row in table.rows}.values())
     places = values if numeric else list(range(len(values)))
     at = {repr(value): place for value, place in zip(values, places, strict=True)}
     for i, line in enumerate(_values(table, lines[0]) if lines else [None]):
@@ -113,7 +115,7 @@ def _losses(axes: "Axes", table: Table, key: str, lines: list[str]) -> None:
         color = COLORS[i % len(COLORS)]
         xs = [at[repr(row.settings[key])] for row in rows for _ in row.losses]
         ys = [loss for row in rows for loss in row.losses]
-        axes.plot(xs, ys, "o", color=color, alpha=0.45, markersize=4, markeredgewidth=0)
+        axes.plot(xs, ys, "o", color=color, alpha=0.5, markersize=5, markeredgewidth=0)
         best: dict[float, Row] = {}
         for row in rows:  # the best first
             best.setdefault(at[repr(row.settings[key])], row)
@@ -128,11 +130,15 @@ def _losses(axes: "Axes", table: Table, key: str, lines: list[str]) -> None:
             linestyle="-" if numeric else "",
             marker="_",
             markersize=9,
-            linewidth=1.4,
-            elinewidth=1,
+            linewidth=1.2,
+            elinewidth=0.8,
             capsize=3,
             label=f"{short(lines[0])}={shown(line)}" if lines else None,
         )
+    losses = np.concatenate([row.losses for row in table.rows])
+    room = 0.15 * (losses.max() - losses.min())
+    if room:  # two seeds have an interval that would hide all the rest
+        axes.set_ylim(losses.min() - room, losses.max() + room)
     if numeric and len(places) > 1 and min(places) > 0 and max(places) / min(places) >= 8:
         axes.set_xscale("log")
     if len(places) <= MOST_LINES:
@@ -161,7 +167,8 @@ def _curves(axes: "Axes", table: Table) -> None:
         color = COLORS[i % len(COLORS)] if named else "0.75"
         for j, run in enumerate(row.runs):
             losses = [point["val/loss"] for point in run.history]
-            label = _narrow_label(row) if named and j == 0 else None
+            values = ", ".join(_narrow(shown(value)) for value in row.settings.values())
+            label = (values or "all runs") if named and j == 0 else None
             axes.plot(
                 cost(run, "steps"), losses, color=color, linewidth=1.1, alpha=0.8, label=label
             )
@@ -173,7 +180,8 @@ def _curves(axes: "Axes", table: Table) -> None:
             low - 0.05 * (max(starts) - low), min(max(starts), low + 4 * _spread(ends, starts))
         )
     handles, labels = axes.get_legend_handles_labels()
-    axes.legend(handles[::-1], labels[::-1], loc="upper right")
+    names = ", ".join(short(key) for key in table.keys)
+    axes.legend(handles[::-1], labels[::-1], loc="upper right", title=names, title_fontsize=8)
     axes.set_xlabel("step")
     axes.set_title("validation loss, best row first")
 
@@ -181,10 +189,6 @@ def _curves(axes: "Axes", table: Table) -> None:
 def _spread(ends: list[float], starts: list[float]) -> float:
     """Return a height that shows how the curves end, and a good part of how they fall."""
     return max(max(ends) - min(ends), 0.25 * (max(starts) - min(ends)))
-
-
-def _narrow_label(row: Row) -> str:
-    return row.label if len(row.label) <= 42 else f"{row.label[:40]}..."
 
 
 def _law(axes: "Axes", table: Table, law: PowerLaw) -> None:
@@ -195,7 +199,10 @@ def _law(axes: "Axes", table: Table, law: PowerLaw) -> None:
     axes.set_xlabel("training FLOPs")
     from matplotlib.ticker import MaxNLocator, NullFormatter, ScalarFormatter
 
+    sizes = law.flops if len(law.flops) <= 5 else law.flops[:: len(law.flops) - 1]
+    axes.set_xticks(sizes, [f"{flops:.1e}" for flops in sizes])
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.yaxis.set_major_locator(MaxNLocator(5))
     axes.yaxis.set_major_formatter(ScalarFormatter())
     axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.set_title(f"loss ~ FLOPs^-{law.exponent:.3f}  ({law.low:.3f} to {law.high:.3f})")
+    axes.set_title(f"loss ~ FLOPs^{-law.exponent:.3f}  ({-law.high:.3f} to {-law.low:.3f})")
