@@ -323,7 +323,7 @@ def run(command: Command, checkout: Path, environment: dict[str, str]) -> int | 
     parts = command.parts()
     if parts[0][0] == "pip" and ["&&"] in parts:
         parts = parts[parts.index(["&&"]) + 1 :]
-    if any(part[0] in NOT_RUN for part in parts):
+    if any(part[0] in NOT_RUN or "--revisions" in part for part in parts):
         return None
     parts = [part if set(part[0]) <= SEPARATORS else scaled_down(part) for part in parts]
     words = (part[0] if set(part[0]) <= SEPARATORS else shlex.join(part) for part in parts)
@@ -362,7 +362,7 @@ def main() -> None:
     give_texts(ROOT)
     for command in commands_of(document):
         code = run(command, ROOT, dict(os.environ))
-        said = NOT_RUN[command.parts()[0][0]] if code is None else code
+        said = NOT_RUN.get(command.parts()[0][0], "takes a repository") if code is None else code
         print(f"{document.name}:{command.line}\t{said}\t{command.text}", file=sys.stderr)
 
 

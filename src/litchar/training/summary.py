@@ -23,7 +23,7 @@ KEYS = {
     "test_bpc": "the same in bits per character",
     "test_bpb": "the same in bits per byte of UTF-8",
     "parameters": "of the model",
-    "flops_per_token": "that training takes: 6 for each multiplied weight, and 12 L C T of attention",
+    "flops_per_token": "training: 6 a multiplied weight, and 12 L C T of attention",
     "vocab_size": "distinct characters, or 256 byte values; with documents one more",
     "characters_seen": "tokens trained on, over all devices",
     "train_seconds": "steps alone: no validation, samples or checkpoints",
