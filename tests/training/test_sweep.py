@@ -1,10 +1,16 @@
 """A sweep, typed again after anything, runs what is missing and nothing else."""
 
+import csv
 import multiprocessing
 import os
 import pickle
+import random
 import signal
+import statistics
+import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 from lightning.pytorch.callbacks import Callback
@@ -329,3 +335,78 @@ def test_lists_of_paths_are_swept_unless_they_name_a_file(tmp_path, monkeypatch)
 def test_what_a_worker_is_sent_can_be_pickled():
     task = pickle.loads(pickle.dumps(Task("litchar.training.run:main")))
     assert task.target == "litchar.training.run:main"
+
+
+@pytest.mark.slow
+def test_a_sweep_of_twelve_jobs_killed_five_times_has_the_table_of_an_undisturbed_one(
+    tmp_path, text_file
+):
+    """In processes of their own, killed and terminated in turn, at random moments."""
+    line = [
+        sys.executable,
+        str(ROOT / "scripts/train.py"),
+        "-m",
+        f"data.path={text_file}",
+        *SMALL,
+        "trainer.max_steps=150",
+        "trainer.val_check_interval=50",
+        "checkpoint.every_seconds=0.1",
+        "model.dropout=0.1",
+        "model.n_layer=1,2",
+        "optimizer.lr=1e-2,1e-3",
+        "seed=1,2,3",
+    ]
+    sweeps = tmp_path / "outputs/sweeps"
+    subprocess.run([*line, "sweep.name=whole"], check=True, capture_output=True)
+    draw = random.Random(0)
+    for stop in range(5):
+        signum = (signal.SIGKILL, signal.SIGTERM)[stop % 2]
+        process = subprocess.Popen(
+            [*line, "sweep.name=storm"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+        before = trained(sweeps / "storm")
+        while process.poll() is None and trained(sweeps / "storm") == before:
+            time.sleep(0.01)
+        time.sleep(draw.uniform(0, 1.5))
+        process.send_signal(signum)
+        _, errors = process.communicate()
+        expected = -signum if signum == signal.SIGKILL else 128 + signum
+        assert process.returncode == expected, errors
+    subprocess.run([*line, "sweep.name=storm"], check=True, capture_output=True)
+    tables = []
+    for name in ("whole", "storm"):
+        with open(sweeps / name / "sweep.csv", newline="") as file:
+            rows = list(csv.DictReader(file))
+        timed = ("seconds", "per_second", "memory")
+        tables.append(
+            [{k: v for k, v in r.items() if not any(t in k for t in timed)} for r in rows]
+        )
+    assert len(tables[0]) == 4
+    assert [row["n"] for row in tables[0]] == ["3"] * 4
+    assert tables[0] == tables[1]
+    for one in (sweeps / "whole").glob("*/summary.json"):
+        assert_same_run(one.parent, sweeps / "storm" / one.parent.name)
+
+
+def trained(directory):
+    """How often a job of a sweep has begun to train, in all goes: each begins a file of curves."""
+    return len(list(directory.glob("*/tensorboard/events*")))
+
+
+@pytest.mark.slow
+def test_memory_and_files_stay_as_they_were_after_the_first_jobs(sweep, monkeypatch):
+    resident, files = [], []
+    train = litchar.training.run.train
+
+    def measured(*arguments, **options):
+        status = Path("/proc/self/status").read_text()
+        resident.append(int(status.split("VmRSS:")[1].split()[0]) / 1024)  # MiB
+        files.append(len(os.listdir("/proc/self/fd")))
+        return train(*arguments, **options)
+
+    monkeypatch.setattr(litchar.training.run, "train", measured)
+    seeds = ",".join(str(seed) for seed in range(60))
+    assert sweep(f"seed={seeds}", "model.n_embd=64", "data.batch_size=16").code == 0
+    assert len(resident) == 60
+    assert statistics.median(resident[-10:]) < statistics.median(resident[10:20]) + 8
+    assert files[-1] <= files[10]
