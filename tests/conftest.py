@@ -50,6 +50,7 @@ def browser_type_launch_args(browser_type_launch_args):
         reason = "no chromium on this machine; apt-get install chromium"
         pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
     quiet = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync"]
+    quiet.append("--enable-unsafe-swiftshader")  # WebGL without a GPU
     return {**browser_type_launch_args, "executable_path": chromium, "args": quiet}
 
 

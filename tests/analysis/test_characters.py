@@ -3,6 +3,7 @@ import pytest
 from litchar.analysis.characters import (
     count_line_ends,
     foreign_letters,
+    label_of,
     mixed_words,
     name_of,
     oddity,
@@ -62,3 +63,22 @@ def test_line_ends_are_counted_across_pieces():
     for size in range(1, 5):
         pieces = [text[i : i + size] for i in range(0, len(text), size)]
         assert count_line_ends(pieces) == whole
+
+
+def test_every_label_can_be_seen():
+    shown = {
+        "a": "a",
+        "中": "中",
+        '"': '"',
+        " ": "␣",
+        "\n": "\\n",
+        "\t": "\\t",
+        "\x1b": "U+001B",
+        "\u200b": "U+200B",
+        "\u00a0": "U+00A0",
+        "\u0301": "◌\u0301",
+        "\udc80": "U+DC80",
+        "": "end",
+    }
+    assert {character: label_of(character) for character in shown} == shown
+    assert [label_of(c, "byte") for c in "a\n\x00\x9f"] == ["a", "\\n", "0x00", "0x9F"]

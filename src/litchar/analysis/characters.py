@@ -49,6 +49,40 @@ def name_of(character: str, unit: str = Vocabulary.unit) -> str:
     return NAMES.get(character, "") or unicodedata.name(character, code)
 
 
+def label_of(character: str, unit: str = Vocabulary.unit) -> str:
+    """Return what stands for a character where it must be seen: one that has ink stands for itself.
+
+    A space is `␣`, a line end `\\n`; what else cannot be seen is its number, and what combines
+    with the character before it stands on a dotted circle.
+    """
+    if not character:
+        return "end"  # the boundary between files
+    if character in _VISIBLE:
+        return _VISIBLE[character]
+    if unit != Vocabulary.unit and not character.isascii():
+        return f"0x{ord(character):02X}"
+    category = unicodedata.category(character)
+    if category in ("Mn", "Me"):
+        return f"◌{character}"
+    if category[0] in "CZ":
+        return f"0x{ord(character):02X}" if unit != Vocabulary.unit else f"U+{ord(character):04X}"
+    return character
+
+
+def kind_of(character: str) -> str:
+    """Return what kind of character it is: a letter, a digit, a mark, a space, or other."""
+    if not character:
+        return "boundary"
+    if character.isupper() or character.islower():
+        return "small letter" if character.islower() else "capital letter"
+    return {"L": "letter", "N": "digit", "P": "punctuation", "M": "mark", "Z": "space"}.get(
+        unicodedata.category(character)[0], "space" if character.isspace() else "other"
+    )
+
+
+_VISIBLE = {" ": "␣", "\n": "\\n", "\t": "\\t", "\r": "\\r"}
+
+
 def oddity(character: str) -> str | None:
     """Return what is odd about a character, if anything."""
     if character in "\n\t ":  # as is the boundary between files, which is no character

@@ -14,11 +14,11 @@ from rich.table import Table
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the benchmark that the command line names."""
-    from litchar.benchmarks import encode, generate, overhead, startup, train
+    from litchar.benchmarks import dashboard, encode, generate, overhead, startup, train
 
     parser = argparse.ArgumentParser(prog="benchmark.py", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="BENCHMARK")
-    for module in (train, overhead, encode, startup, generate):
+    for module in (train, overhead, dashboard, encode, startup, generate):
         name = module.__name__.rpartition(".")[2]
         command = commands.add_parser(name, help=module.__doc__, description=module.__doc__)
         command.add_argument("--repeats", type=int, default=3, help="measurements of each (3)")

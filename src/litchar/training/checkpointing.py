@@ -82,7 +82,7 @@ class Checkpoints(CheckpointCallback):
         only whole steps are saved, no accumulated gradients.
         """
         due = signals.received() or time.monotonic() - self._saved_at > self.every_seconds
-        if due and not _is_validated(trainer) and not _accumulates(trainer):
+        if due and not is_validated(trainer) and not _accumulates(trainer):
             self._save(trainer, pl_module)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -206,7 +206,7 @@ def check_same_run(resumed: Checkpoint, settings: dict[str, Any], fingerprint: s
     resumed.build_model()  # refuses weights that are not its model's
 
 
-def _is_validated(trainer: L.Trainer) -> bool:
+def is_validated(trainer: L.Trainer) -> bool:
     """Return whether validation follows the batch that has just ended."""
     if not trainer.enable_validation:
         return False

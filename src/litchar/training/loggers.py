@@ -2,15 +2,23 @@
 
 import contextlib
 import csv
+import io
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from google.protobuf import text_format
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
+from PIL import Image
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
+
+from litchar.training.resume import flat
 
 
 class TensorBoard(TensorBoardLogger):
@@ -29,8 +37,74 @@ class TensorBoard(TensorBoardLogger):
     @rank_zero_only
     def log_text(self, tag: str, text: str, step: int) -> None:
         """Write a text, which is shown as it is: indented, Markdown and HTML mean nothing."""
-        markdown = "\n".join("    " + line for line in text.splitlines())
+        self.log_markdown(tag, "\n".join("    " + line for line in text.splitlines()), step)
+
+    @rank_zero_only
+    def log_markdown(self, tag: str, markdown: str, step: int) -> None:
+        """Write a text in Markdown, of which TensorBoard shows tables as well."""
         self._or_begin_anew(lambda: self.experiment.add_text(tag, markdown, step))
+
+    @rank_zero_only
+    def log_image(self, tag: str, image: Image.Image, step: int) -> None:
+        """Write a picture, as PNG with the colours that it has."""
+        png = io.BytesIO()
+        image.save(png, "PNG", compress_level=1)
+        value = Summary.Value(
+            tag=tag,
+            image=Summary.Image(
+                height=image.height,
+                width=image.width,
+                colorspace=3,
+                encoded_image_string=png.getvalue(),
+            ),
+        )
+        self._or_begin_anew(
+            lambda: self.experiment.file_writer.add_summary(Summary(value=[value]), step)
+        )
+
+    @rank_zero_only
+    def log_layout(self, layout: dict[str, dict[str, list[str]]]) -> None:
+        """Lay out the Custom Scalars page: charts by category, each of the tags that match one of
+        its regular expressions."""
+        charts = {
+            category: {title: ["Multiline", tags] for title, tags in charts.items()}
+            for category, charts in layout.items()
+        }
+        self._or_begin_anew(lambda: self.experiment.add_custom_scalars(charts))
+
+    @rank_zero_only
+    def log_points(
+        self, name: str, points: np.ndarray, columns: list[str], rows: list[list[str]]
+    ) -> None:
+        """Show points in the Projector, in place of those that were there.
+
+        Args:
+            points: (N, D)
+            columns: headings of what is said of each point; the first is its label.
+            rows: what is said of each point, without tabs and line ends.
+        """
+        directory = Path(self.log_dir)
+        config = ProjectorConfig()
+        config.embeddings.add(
+            tensor_name=name, tensor_path=f"{name}.tsv", metadata_path=f"{name}_labels.tsv"
+        )
+        tables = {
+            f"{name}.tsv": [[f"{x:.5g}" for x in point] for point in points.tolist()],
+            f"{name}_labels.tsv": [columns, *rows],
+        }
+        files = {
+            file: "".join("\t".join(row) + "\n" for row in table) for file, table in tables.items()
+        }
+        files["projector_config.pbtxt"] = text_format.MessageToString(config)
+        with contextlib.suppress(OSError):  # a full disk: the next time tries again
+            directory.mkdir(parents=True, exist_ok=True)
+            for file, content in files.items():
+                draft = directory / f".draft.{file}"
+                try:
+                    draft.write_text(content, encoding="utf-8", errors="backslashreplace")
+                    os.replace(draft, directory / file)
+                finally:
+                    draft.unlink(missing_ok=True)
 
     @rank_zero_only
     def save(self) -> None:
@@ -50,6 +124,34 @@ class TensorBoard(TensorBoardLogger):
                 raise  # Lightning wraps what goes wrong in a ValueError
             self._experiment = None
             self._kwargs.pop("purge_step", None)  # or the new file would hide the points before it
+
+
+# What a person compares runs by, of all settings.
+HYPERPARAMETERS = (
+    "seed",
+    "compile",
+    "init_from",
+    "data.path",
+    "data.unit",
+    "data.block_size",
+    "data.batch_size",
+    "model",
+    "optimizer",
+    "scheduler",
+    "trainer.max_steps",
+    "trainer.precision",
+    "trainer.accumulate_grad_batches",
+    "trainer.gradient_clip_val",
+)
+
+
+def hyperparameters(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return what of a run's settings the HParams page shows, by dotted key."""
+    return {
+        key: value
+        for key, value in flat(settings)
+        if value is not None and any(f"{key}.".startswith(f"{name}.") for name in HYPERPARAMETERS)
+    }
 
 
 class MetricsCSV(Logger):

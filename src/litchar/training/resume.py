@@ -24,6 +24,7 @@ MAY_CHANGE = (
     "run_dir",
     "outputs_dir",
     "init_from",
+    "profile",
     "target_val_loss",
     "checkpoint",
     "logger",

@@ -29,7 +29,7 @@ from litchar.text.yardsticks import quick_yardsticks
 from litchar.training import environment
 from litchar.training.callbacks import Metrics, Samples, flops_per_token
 from litchar.training.checkpointing import check_same_run, find_resumed
-from litchar.training.loggers import TensorBoard
+from litchar.training.loggers import TensorBoard, hyperparameters
 from litchar.training.module import LanguageModel
 from litchar.training.outcome import print_outcome
 from litchar.training.resolve import (
@@ -39,7 +39,7 @@ from litchar.training.resolve import (
     resolve_paths,
     resolve_steps,
 )
-from litchar.training.summary import write_summary
+from litchar.training.summary import final_metrics, write_summary
 from litchar.training.sweep import Outcome, recorded, swept_settings
 from litchar.training.trainer import compile_or_say_why_not, make_trainer, quiet_libraries
 
@@ -235,7 +235,7 @@ def train(ready: Ready, run_dir: Path, sweep: Path | None = None) -> dict[str, A
     config, data, module = prepared.config, prepared.data, prepared.module
     resumed, settings = prepared.resumed, module.card["config"]
     shown = (
-        settings
+        hyperparameters(settings)
         if sweep is None
         else swept_settings(sweep, settings, HydraConfig.get().runtime.choices)
     )
@@ -296,14 +296,9 @@ def train(ready: Ready, run_dir: Path, sweep: Path | None = None) -> dict[str, A
     )
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoard) and metrics.history:  # a row of its HParams page
-            logger.log_hyperparams(shown, {"best_val_loss": summary["best_val_loss"]})
+            logger.log_hyperparams(shown, final_metrics(summary))
             logger.save()
     return summary
-
-
-def _choices() -> dict[str, Any]:
-    """Return what was chosen of each group of configurations."""
-    return dict(HydraConfig.get().runtime.choices)
 
 
 def _sole_owner(run_dir: Path) -> AbstractContextManager[object]:

@@ -19,6 +19,7 @@ from litchar.training.callbacks import Metrics, Samples, StopSignals
 from litchar.training.checkpointing import AtomicCheckpointIO, Checkpoints
 from litchar.training.loggers import MetricsCSV
 from litchar.training.module import LanguageModel, mean_loss
+from litchar.training.profile import Profile
 from litchar.training.progress import ProgressBar
 
 
@@ -54,6 +55,7 @@ def make_trainer(
             samples,
             *([ProgressBar(console, samples)] if config.trainer.enable_progress_bar else []),
             StopSignals(),
+            *([Profile(run_dir / "profile", say)] if config.profile else []),
             *(instantiate(callback) for callback in config.callbacks.values()),
             *([checkpoints] if config.trainer.enable_checkpointing else []),
         ],

@@ -1,0 +1,157 @@
+"""Where a transformer looks: the attention weights of its heads on a line, and their picture."""
+
+import math
+from functools import cache, lru_cache
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor, nn
+
+from litchar.analysis.layers import evaluating, layer_of
+from litchar.models.transformer import CausalSelfAttention
+from litchar.text import Vocabulary
+
+# Pixels, of a cell and of a line of text. TensorBoard's cards are 350 wide, and it draws what is
+# wider without smoothing: 24 characters and their labels just fit.
+CELL, LINE = 14, 20
+FUTURE = 255  # the colour of what a position cannot see; those below it are weights and ink
+# Looked through for characters that Pillow's own font lacks, those of most Unicode last.
+FONTS = ("DejaVuSans.ttf", "NotoSansCJK-Regular.ttc", "Arial Unicode.ttf", "msyh.ttc", "arial.ttf")
+
+
+@torch.no_grad()
+def attention_maps(model: nn.Module, idx: Tensor) -> dict[str, Tensor]:
+    """Return what each position attends to, by layer: (H, T, T) float32, rows sum to 1.
+
+    Only `CausalSelfAttention` is known; a model without it has no maps. The model is run once, as
+    in evaluation, with nothing compiled.
+
+    Args:
+        idx: (1, T) int64
+    """
+    maps: dict[str, Tensor] = {}
+    hooks = []
+
+    def watch(name: str, module: CausalSelfAttention) -> None:
+        def note(_: nn.Module, inputs: tuple[Tensor, nn.Module | None]) -> None:
+            x, rotary = inputs
+            q, k, _ = module.project(x)  # (1, T, H, D)
+            if rotary is not None:
+                q, k = rotary(q), rotary(k)
+            scores = torch.einsum("bqhd,bkhd->bhqk", q.float(), k.float())[0]
+            scores = scores / math.sqrt(q.shape[-1])  # (H, T, T)
+            future = torch.ones_like(scores[0], dtype=torch.bool).triu(1)
+            maps[layer_of(f"{name}.")] = scores.masked_fill(future, -math.inf).softmax(-1)
+
+        hooks.append(module.register_forward_pre_hook(note))
+
+    for name, module in model.named_modules():
+        if isinstance(module, CausalSelfAttention):
+            watch(name, module)
+    if not hooks:
+        return {}
+    with evaluating(model):
+        try:
+            model(idx)
+        finally:
+            for hook in hooks:
+                hook.remove()
+    return maps
+
+
+def fixed_line(vocabulary: Vocabulary, tokens: np.ndarray, most: int) -> np.ndarray:
+    """Return the ids of a line of `tokens` with its line end: the first whole one that fills half
+    of `most` ids, cut there; or if there is none, what the text begins with.
+
+    Args:
+        tokens: (N,)
+    """
+    tokens = tokens[:100_000]
+    ends = np.flatnonzero(np.isin(tokens, vocabulary.encode("\n", "skip")))
+    for start, end in zip(ends[:-1] + 1, ends[1:] + 1, strict=True):
+        if 2 * (end - start) >= most:
+            return tokens[start : min(end, start + most)]
+    return tokens[:most]
+
+
+def draw_maps(maps: np.ndarray, labels: list[str]) -> Image.Image:
+    """Return a picture of a layer's heads, one below the other, each a map labelled with the
+    characters of its line.
+
+    Args:
+        maps: (H, T, T), from 0 to 1
+        labels: of the T characters; what has no glyph in any font found is shown by its number.
+    """
+    n_head, length = maps.shape[:2]
+    side = (length + 1) * CELL  # of a map with its labels
+    canvas = np.zeros((LINE + n_head * (LINE + side), max(side, 250)), np.uint8)
+    weights = np.clip(np.rint(maps * (FUTURE - 1)), 0, FUTURE - 1).astype(np.uint8)
+    weights[:, ~np.tri(length, dtype=bool)] = FUTURE
+    tiles = [_tile(label) for label in labels]
+    for head, cells in enumerate(weights):
+        y = (head + 1) * (LINE + side) - side + LINE
+        canvas[y : y + CELL, CELL:side] = np.hstack(tiles)
+        canvas[y + CELL : y + side, :CELL] = np.vstack(tiles)
+        canvas[y + CELL : y + side, CELL:side] = cells.repeat(CELL, 0).repeat(CELL, 1)
+    image = Image.fromarray(canvas)
+    draw = ImageDraw.Draw(image)
+    titles = ["row: a character; dark: where it looks", *(f"head {head}" for head in range(n_head))]
+    for place, title in enumerate(titles):
+        middle = max(0, place - 1) * (LINE + side) + (LINE if place else 0) + LINE // 2
+        draw.text((CELL, middle), title, FUTURE - 1, ImageFont.load_default(13), anchor="lm")
+    image = Image.frombytes("P", image.size, image.tobytes())  # the same bytes, now with colours
+    image.putpalette(_palette())
+    return image
+
+
+def _palette() -> bytes:
+    """Return the colours: from white to a dark blue, and a light grey for the future."""
+    white, blue = np.array([255, 255, 255]), np.array([8, 40, 104])
+    share = np.arange(FUTURE)[:, None] / (FUTURE - 1)
+    colours = np.rint(white + share * (blue - white)).astype(np.uint8)
+    return colours.tobytes() + bytes([236, 236, 236])
+
+
+@lru_cache(4096)
+def _tile(label: str) -> np.ndarray:
+    """Return a label in a cell: (CELL, CELL) uint8, 0 where there is no ink."""
+    image = Image.new("L", (CELL, CELL))
+    draw = ImageDraw.Draw(image)
+    font = _font_for(label) if len(label.lstrip("◌")) == 1 else None
+    if font is not None:
+        draw.text((CELL / 2, CELL * 0.75), label, FUTURE - 1, font, anchor="ms")
+    else:
+        digits = label.removeprefix("U+").removeprefix("0x")
+        if not digits.isascii():
+            digits = f"{ord(label[-1]):04X}"
+        lines = [digits[i : i + 2] for i in range(0, len(digits), 2)]
+        size = min(10, CELL // len(lines) + 1)
+        for i, line in enumerate(lines):
+            middle = (CELL / 2, CELL * (i + 0.5) / len(lines))
+            draw.text(middle, line, FUTURE - 1, ImageFont.load_default(size), anchor="mm")
+    return np.asarray(image)
+
+
+def _font_for(label: str) -> ImageFont.FreeTypeFont | None:
+    """Return the first font that has every glyph of `label`."""
+    default = ImageFont.load_default(12)
+    return next((font for font in (default, *_fonts()) if _has(font, label)), None)
+
+
+def _has(font: ImageFont.FreeTypeFont, label: str) -> bool:
+    """Return whether `font` has every glyph; FreeType draws what it lacks all alike."""
+    lacking = font.getmask("\uffff")
+    drawn = (font.getmask(character) for character in label)
+    return all((d.size, bytes(d)) != (lacking.size, bytes(lacking)) for d in drawn)
+
+
+@cache
+def _fonts() -> list[ImageFont.FreeTypeFont]:
+    fonts = []
+    for name in FONTS:
+        try:
+            fonts.append(ImageFont.truetype(name, 12))
+        except OSError:
+            continue  # this system has no such font
+    return fonts

@@ -1,0 +1,63 @@
+"""Which characters a model takes for which others."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from litchar.analysis.layers import evaluating
+from litchar.data.windows import IGNORED
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """A character, another one that the model finds likelier where it stands, and how often.
+
+    Attributes:
+        times: how often `predicted` was the likeliest where `actual` stands; both are ids.
+        share: of all places where `actual` stands.
+    """
+
+    actual: int
+    predicted: int
+    times: int
+    share: float
+
+
+@torch.inference_mode()
+def predictions(
+    model: nn.Module, windows: Iterable[tuple[Tensor, Tensor]], device: torch.device
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return what stands in the text, and what the model finds likeliest there: ids, (N,) each.
+
+    Args:
+        windows: batches of inputs and targets, (B, T) int64 each; ignored targets are left out.
+    """
+    actual, predicted = [], []
+    with evaluating(model):
+        for idx, targets in windows:
+            likeliest = model(idx.to(device)).argmax(-1).cpu()
+            counted = targets.cpu() != IGNORED
+            actual.append(targets.cpu()[counted].numpy())
+            predicted.append(likeliest[counted].numpy())
+    return np.concatenate(actual), np.concatenate(predicted)
+
+
+def most_confused(actual: np.ndarray, predicted: np.ndarray, most: int) -> list[Confusion]:
+    """Return the pairs that are confused most often, those first.
+
+    Args:
+        actual: ids, as is `predicted`: (N,) each
+    """
+    wrong = actual != predicted
+    pairs, times = np.unique(
+        np.stack((actual[wrong], predicted[wrong])), axis=1, return_counts=True
+    )
+    counts = np.bincount(actual)
+    order = np.argsort(-times, kind="stable")[:most]
+    return [
+        Confusion(a, b, n, n / int(counts[a]))
+        for (a, b), n in zip(pairs.T[order].tolist(), times[order].tolist(), strict=True)
+    ]

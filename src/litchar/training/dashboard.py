@@ -1,0 +1,230 @@
+"""Callbacks that make TensorBoard a dashboard: what `conf/callbacks/default.yaml` turns on.
+
+None of them changes a step: they read weights between steps, and run the model by itself, as in
+evaluation and outside the clock of steps. No random number is drawn.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+
+from litchar.analysis.attention import attention_maps, draw_maps, fixed_line
+from litchar.analysis.characters import kind_of, label_of, name_of
+from litchar.analysis.confusions import Confusion, most_confused, predictions
+from litchar.analysis.layers import activation_statistics, parameters_by_layer, update_ratios
+from litchar.data.windows import SequentialWindows
+from litchar.text import Vocabulary
+from litchar.training.callbacks import batches_seen
+from litchar.training.checkpointing import is_validated
+from litchar.training.loggers import TensorBoard
+
+# The Custom Scalars page: charts of the tags that match, by category.
+LAYOUT = {
+    "Loss": {
+        "training and validation (nats)": ["^train/loss$", "^val/loss$"],
+        "bits per character": ["^val/bpc$"],
+    },
+    "Steps": {
+        "speed (characters per second)": ["^speed/chars_per_second$"],
+        "learning rate": ["^lr$"],
+        "gradient norm": ["^grad_norm$"],
+    },
+    "Layers": {
+        "update / weight": ["^weights/update_ratio/"],
+        "root mean square of outputs": ["^activations/rms/"],
+        "largest output": ["^activations/max/"],
+    },
+}
+
+
+class Overview(Callback):
+    """Writes the run's configuration as a text, and lays out the Custom Scalars page."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write them as training begins or goes on."""
+        for logger in tensorboards(trainer):
+            config = OmegaConf.to_yaml(OmegaConf.create(pl_module.card["config"]))
+            logger.log_text("settings", config, trainer.global_step)
+            logger.log_layout(LAYOUT)
+
+
+class Layers(Callback):
+    """Logs, at each validation, how far the last step moved each layer's weights, relative to
+    their norm, and how large each layer's outputs are on a line of the validation text.
+
+    Args:
+        length: of the line, at most, in tokens.
+    """
+
+    def __init__(self, length: int = 24) -> None:
+        self.length = length
+        self._before: dict[str, list[Tensor]] = {}
+        self._ratios: dict[str, Tensor] = {}
+
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Keep the weights, if the step is one that is validated."""
+        if is_validated(trainer) or trainer.global_step + 1 == trainer.max_steps:
+            self._before = {
+                layer: [parameter.detach().clone() for parameter in parameters]
+                for layer, parameters in parameters_by_layer(pl_module.model).items()
+            }
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        """Compare."""
+        if self._before:
+            self._ratios = update_ratios(self._before, parameters_by_layer(pl_module.model))
+            self._before = {}
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Log."""
+        if trainer.state.fn != "fit":
+            return
+        figures = {f"weights/update_ratio/{k}": float(v) for k, v in self._ratios.items()}
+        self._ratios = {}
+        line = validation_line(trainer, self.length).to(pl_module.device)
+        statistics = activation_statistics(pl_module.model, line)
+        figures |= {f"activations/rms/{layer}": rms for layer, (rms, _) in statistics.items()}
+        figures |= {f"activations/max/{layer}": most for layer, (_, most) in statistics.items()}
+        for logger in trainer.loggers:
+            logger.log_metrics(figures, step=trainer.global_step)
+
+
+class Attention(Callback):
+    """Draws where each head looks on a line of the validation text, if the model has heads.
+
+    Args:
+        length: of the line, at most, in tokens.
+    """
+
+    def __init__(self, length: int = 24) -> None:
+        self.length = length
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Draw a picture for each layer."""
+        if not is_drawn(trainer):
+            return
+        line = validation_line(trainer, self.length)
+        maps = attention_maps(pl_module.model, line.to(pl_module.device))
+        vocabulary = trainer.datamodule.store.vocabulary
+        labels = [label_of(vocabulary.symbols[i], vocabulary.unit) for i in line[0].tolist()]
+        for logger in tensorboards(trainer):
+            for layer, weights in maps.items():
+                image = draw_maps(weights.cpu().numpy(), labels)
+                logger.log_image(f"attention/{layer}", image, trainer.global_step)
+
+
+class Confusions(Callback):
+    """Shows which characters the model takes for which others, as a table.
+
+    Args:
+        characters: of the validation split that are looked at, an even sample.
+        most: rows of the table.
+    """
+
+    def __init__(self, characters: int = 8192, most: int = 25) -> None:
+        self.characters = characters
+        self.most = most
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Predict the sample."""
+        if not is_drawn(trainer):
+            return
+        actual, predicted = predictions(pl_module.model, self._windows(trainer), pl_module.device)
+        table = confusion_table(
+            most_confused(actual, predicted, self.most),
+            trainer.datamodule.store.vocabulary,
+            f"Of {len(actual):,} in the validation text, the likeliest is right for "
+            f"{np.mean(actual == predicted):.1%}.",
+        )
+        for logger in tensorboards(trainer):
+            logger.log_markdown("confusions", table, trainer.global_step)
+
+    def _windows(self, trainer: L.Trainer) -> Iterator[tuple[Tensor, Tensor]]:
+        data = trainer.datamodule
+        tokens = data.splits["val"]
+        stride = data.block_size * max(1, len(tokens) // self.characters)
+        windows = SequentialWindows(
+            tokens, len(tokens), data.block_size, data.val_batch_size, stride
+        )
+        return (windows[batch] for batch in range(len(windows)))
+
+
+class Embeddings(Callback):
+    """Shows the characters in the Projector, each at its embedding, if the model has a table with
+    a row for each."""
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the table as it is."""
+        if not is_drawn(trainer):
+            return
+        vocabulary = trainer.datamodule.store.vocabulary
+        table = embedding_of(pl_module.model, len(vocabulary))
+        if table is None:
+            return
+        rows = [
+            [label_of(c, vocabulary.unit), name_of(c, vocabulary.unit), kind_of(c)]
+            for c in vocabulary.symbols
+        ]
+        points = table.detach().float().cpu().numpy()
+        for logger in tensorboards(trainer):
+            logger.log_points("characters", points, ["character", "name", "kind"], rows)
+
+
+def is_drawn(trainer: L.Trainer) -> bool:
+    """Return whether pictures are drawn at this validation: the first, second, fourth, eighth and
+    so on, and the last. TensorBoard keeps ten of a tag, and most happens early."""
+    if trainer.state.fn != "fit":
+        return False
+    every = trainer.val_check_batch
+    number = math.ceil(batches_seen(trainer) / every) if every and math.isfinite(every) else 1
+    return number & (number - 1) == 0 or trainer.should_stop
+
+
+def validation_line(trainer: L.Trainer, length: int) -> Tensor:
+    """Return the line of the validation text that layers and heads are shown on: (1, T) int64."""
+    data = trainer.datamodule
+    most = min(length, data.block_size)
+    line = fixed_line(data.store.vocabulary, data.splits["val"].numpy(), most)
+    return torch.from_numpy(line.astype(np.int64))[None]
+
+
+def tensorboards(trainer: L.Trainer) -> list[TensorBoard]:
+    """Return the run's TensorBoard loggers, which write on the first rank alone."""
+    return [logger for logger in trainer.loggers if isinstance(logger, TensorBoard)]
+
+
+def embedding_of(model: nn.Module, vocab_size: int) -> Tensor | None:
+    """Return the first embedding with a row for each token, if there is one: (V, C)."""
+    tables = (m.weight for m in model.modules() if isinstance(m, nn.Embedding))
+    return next((table for table in tables if len(table) == vocab_size), None)
+
+
+def confusion_table(pairs: list[Confusion], vocabulary: Vocabulary, note: str) -> str:
+    """Return the pairs as a table in Markdown."""
+    lines = [
+        f"{note} Where another {vocabulary.unit} is likelier than the text's own:",
+        "",
+        "| in the text | likeliest | times | of all such places |",
+        "|---|---|--:|--:|",
+    ]
+    for pair in pairs:
+        actual, predicted = (
+            _literal(label_of(vocabulary.symbols[i], vocabulary.unit))
+            for i in (pair.actual, pair.predicted)
+        )
+        lines.append(f"| {actual} | {predicted} | {pair.times:,} | {pair.share:.1%} |")
+    return "\n".join(lines)
+
+
+def _literal(label: str) -> str:
+    """Return a label in which nothing means anything in Markdown or HTML."""
+    return "".join(c if c.isalnum() else f"&#{ord(c)};" for c in label)

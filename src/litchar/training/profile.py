@@ -1,0 +1,77 @@
+"""`profile=true`: where the time of a step goes."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+from torch.profiler import profile
+
+
+class Profile(Callback):
+    """Records a few batches with torch.profiler, and writes `trace.json` and `table.txt`.
+
+    The trace has every operation in time, for https://ui.perfetto.dev or chrome://tracing; the
+    table sums them up. What it costs, some of it while the clock of steps runs, it costs once.
+
+    Args:
+        directory: where to write.
+        say: tells the person where that is.
+        skip: batches before, which warm up; none if the run is too short for them.
+        record: batches.
+    """
+
+    def __init__(
+        self, directory: Path, say: Callable[[str], None], skip: int = 10, record: int = 5
+    ) -> None:
+        self.directory = directory
+        self.say = say
+        self.skip = skip
+        self.record = record
+        self._batches = 0  # of this process
+        self._profile: profile | None = None
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        """Begin to record, when it is time."""
+        steps = trainer.max_steps - trainer.global_step + self._batches
+        is_short = trainer.max_steps > 0 and steps < self.skip + self.record
+        if self._batches == (0 if is_short else self.skip) and trainer.is_global_zero:
+            os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it would write lines between ours
+            self._profile = profile()
+            self._profile.start()
+        self._batches += 1
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        """Write what was recorded, when it is enough."""
+        if self._profile is None:
+            return
+        if self._batches >= self.skip + self.record or trainer.global_step == trainer.max_steps:
+            self._write(self._profile)
+            self._profile = None
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write what there is, if the run ends early."""
+        if self._profile is not None:
+            self._write(self._profile)
+            self._profile = None
+
+    def _write(self, recorded: profile) -> None:
+        recorded.stop()
+        averages = recorded.key_averages()
+        on_device = any(event.self_device_time_total for event in averages)
+        table = averages.table(
+            sort_by="self_device_time_total" if on_device else "self_cpu_time_total",
+            row_limit=40,
+            max_name_column_width=70,
+        )
+        trace = self.directory / "trace.json"
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            (self.directory / "table.txt").write_text(table)
+            recorded.export_chrome_trace(str(trace))
+        except (OSError, RuntimeError) as error:
+            self.say(f"The profile could not be written to {self.directory}: {error}")
+            return
+        self.say(f"Profile: {trace}, for https://ui.perfetto.dev; table.txt beside it")
