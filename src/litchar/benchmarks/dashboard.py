@@ -1,6 +1,7 @@
-"""What TensorBoard's pages beyond curves cost a run: with and without the default callbacks."""
+"""What TensorBoard's pages beyond curves cost a run: the seconds in each of their callbacks."""
 
 import argparse
+import re
 import statistics
 import tempfile
 from pathlib import Path
@@ -8,40 +9,65 @@ from pathlib import Path
 from litchar.benchmarks import run_training
 
 RUNS = {"teaching_transformer": ("experiment=teaching_transformer", "data=ml"), "default": ()}
+CALLBACKS = ("Overview", "Layers", "Attention", "Confusions", "Embeddings")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add this benchmark's options."""
     parser.add_argument("--run", choices=RUNS, default="default", help="which (default)")
-    parser.add_argument("--steps", type=int, default=300, help="of each, validated every 100 (300)")
+    parser.add_argument("--steps", type=int, help="of it (as many as it has)")
 
 
 def measure(options: argparse.Namespace) -> list[dict]:
-    """Return a row for a run with `callbacks=default` and one without: seconds, in turns.
+    """Return a row for each callback of `conf/callbacks/default.yaml`, and for all together.
 
-    Both validate every 100 steps, as whole runs do. Pictures are drawn early and at the end, and so
-    are a larger share of a run of few steps than of a whole one.
+    Lightning's SimpleProfiler takes the time of every hook. Seconds of two runs, one with them and
+    one without, would differ by more than these callbacks take.
     """
-    forms = {"with all pages": "callbacks=default", "without": "callbacks=none"}
-    taken: dict[str, list[dict]] = {what: [] for what in forms}
+    shares: dict[str, list[tuple[float, float, float]]] = {}
     with tempfile.TemporaryDirectory() as directory:
-        for _ in range(options.repeats):
-            for what, callbacks in forms.items():
-                summary = run_training(
-                    Path(directory),
-                    *RUNS[options.run],
-                    callbacks,
-                    f"trainer.max_steps={options.steps}",
-                    "trainer.val_check_interval=100",
-                    "trainer.accelerator=cpu",
+        for repeat in range(options.repeats):
+            place = Path(directory) / f"hooks{repeat}"
+            summary = run_training(
+                Path(directory),
+                *RUNS[options.run],
+                "trainer.profiler={_target_:lightning.pytorch.profilers.SimpleProfiler,"
+                f"dirpath:{place},filename:times}}",
+                *([f"trainer.max_steps={options.steps}"] if options.steps else []),
+                "trainer.accelerator=cpu",
+            )
+            while_stepping, all_of_them = hook_seconds((place / "fit-times.txt").read_text())
+            for name in (*CALLBACKS, "all"):
+                names = CALLBACKS if name == "all" else (name,)
+                seconds = sum(all_of_them.get(n, 0.0) for n in names)
+                stepping = sum(while_stepping.get(n, 0.0) for n in names)
+                shares.setdefault(name, []).append(
+                    (
+                        seconds,
+                        100 * stepping / summary["train_seconds"],
+                        100 * seconds / summary["total_seconds"],
+                    )
                 )
-                taken[what].append(summary)
-    rows = []
-    for what, summaries in taken.items():
-        row: dict = {"what": what}
-        for name, key in (("s of steps", "train_seconds"), ("s in all", "total_seconds")):
-            seconds = [summary[key] for summary in summaries]
-            row |= {name: statistics.median(seconds), f"{name}, least": min(seconds)}
-            row |= {f"{name}, most": max(seconds)}
-        rows.append(row)
-    return rows
+    return [
+        {
+            "what": name,
+            "s": statistics.median(taken[0] for taken in found),
+            "% of steps": statistics.median(taken[1] for taken in found),
+            "% in all": statistics.median(taken[2] for taken in found),
+            "least": min(taken[2] for taken in found),
+            "most": max(taken[2] for taken in found),
+        }
+        for name, found in shares.items()
+    ]
+
+
+def hook_seconds(report: str) -> tuple[dict[str, float], dict[str, float]]:
+    """Return the seconds in each callback's hooks: in those that steps wait for, and in all."""
+    while_stepping: dict[str, float] = {}
+    all_of_them: dict[str, float] = {}
+    row = r"\[Callback\](\w+)\.(\w+)\s*\|\s*\S+\s*\|\s*\S+\s*\|\s*([\d.e-]+)"
+    for name, hook, seconds in re.findall(row, report):
+        all_of_them[name] = all_of_them.get(name, 0.0) + float(seconds)
+        if "validation" not in hook and hook not in ("setup", "teardown"):
+            while_stepping[name] = while_stepping.get(name, 0.0) + float(seconds)
+    return while_stepping, all_of_them

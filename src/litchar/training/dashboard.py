@@ -130,7 +130,7 @@ class Confusions(Callback):
         most: rows of the table.
     """
 
-    def __init__(self, characters: int = 8192, most: int = 25) -> None:
+    def __init__(self, characters: int = 4096, most: int = 25) -> None:
         self.characters = characters
         self.most = most
 
