@@ -29,7 +29,7 @@ def figures(run_dir):
             for row in csv.DictReader(file)
         ]
     curves = scalars(run_dir / "tensorboard")
-    curves = {tag: points for tag, points in curves.items() if "speed" not in tag}
+    curves = {t: points for t, points in curves.items() if "speed" not in t and "seconds" not in t}
     kept = {
         key: value
         for key, value in summary(run_dir).items()

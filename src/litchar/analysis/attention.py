@@ -2,6 +2,7 @@
 
 import math
 from functools import cache, lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from litchar.text import Vocabulary
 # Pixels, of a cell and of a line of text. TensorBoard's cards are 350 wide, and it draws what is
 # wider without smoothing: 24 characters and their labels just fit.
 CELL, LINE = 14, 20
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 FUTURE = 255  # the colour of what a position cannot see; those below it are weights and ink
 # Looked through for characters that Pillow's own font lacks, those of most Unicode last.
 FONTS = ("DejaVuSans.ttf", "NotoSansCJK-Regular.ttc", "Arial Unicode.ttf", "msyh.ttc", "arial.ttf")
@@ -34,9 +36,9 @@ def attention_maps(model: nn.Module, idx: Tensor) -> dict[str, Tensor]:
     hooks = []
 
     def watch(name: str, module: CausalSelfAttention) -> None:
-        def note(_: nn.Module, inputs: tuple[Tensor, nn.Module | None]) -> None:
+        def note(_: nn.Module, inputs: tuple[Any, Any]) -> None:
             x, rotary = inputs
-            q, k, _ = module.project(x)  # (1, T, H, D)
+            q, k = module.project(x)[:2]  # (1, T, H, D)
             if rotary is not None:
                 q, k = rotary(q), rotary(k)
             scores = torch.einsum("bqhd,bkhd->bhqk", q.float(), k.float())[0]
@@ -110,7 +112,7 @@ def _palette() -> bytes:
     white, blue = np.array([255, 255, 255]), np.array([8, 40, 104])
     share = np.arange(FUTURE)[:, None] / (FUTURE - 1)
     colours = np.rint(white + share * (blue - white)).astype(np.uint8)
-    return colours.tobytes() + bytes([236, 236, 236])
+    return bytes(colours.ravel().tolist()) + bytes([236, 236, 236])
 
 
 @lru_cache(4096)
@@ -133,13 +135,13 @@ def _tile(label: str) -> np.ndarray:
     return np.asarray(image)
 
 
-def _font_for(label: str) -> ImageFont.FreeTypeFont | None:
+def _font_for(label: str) -> Font | None:
     """Return the first font that has every glyph of `label`."""
     default = ImageFont.load_default(12)
     return next((font for font in (default, *_fonts()) if _has(font, label)), None)
 
 
-def _has(font: ImageFont.FreeTypeFont, label: str) -> bool:
+def _has(font: Font, label: str) -> bool:
     """Return whether `font` has every glyph; FreeType draws what it lacks all alike."""
     lacking = font.getmask("\uffff")
     drawn = (font.getmask(character) for character in label)

@@ -5,6 +5,7 @@ import re
 import statistics
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from litchar.benchmarks import run_training
 
@@ -18,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, help="of it (as many as it has)")
 
 
-def measure(options: argparse.Namespace) -> list[dict]:
+def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Return a row for each callback of `conf/callbacks/default.yaml`, and for all together.
 
     Lightning's SimpleProfiler takes the time of every hook. Seconds of two runs, one with them and

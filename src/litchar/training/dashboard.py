@@ -19,11 +19,13 @@ from litchar.analysis.attention import attention_maps, draw_maps, fixed_line
 from litchar.analysis.characters import kind_of, label_of, name_of
 from litchar.analysis.confusions import Confusion, most_confused, predictions
 from litchar.analysis.layers import activation_statistics, parameters_by_layer, update_ratios
+from litchar.data import TextDataModule
 from litchar.data.windows import SequentialWindows
 from litchar.text import Vocabulary
 from litchar.training.callbacks import batches_seen
 from litchar.training.checkpointing import is_validated
 from litchar.training.loggers import TensorBoard
+from litchar.training.module import LanguageModel
 
 # The Custom Scalars page: charts of the tags that match, by category.
 LAYOUT = {
@@ -49,9 +51,10 @@ class Overview(Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write them as training begins or goes on."""
+        assert isinstance(pl_module, LanguageModel)
+        settings = OmegaConf.to_yaml(OmegaConf.create(pl_module.card["config"]))
         for logger in tensorboards(trainer):
-            config = OmegaConf.to_yaml(OmegaConf.create(pl_module.card["config"]))
-            logger.log_text("settings", config, trainer.global_step)
+            logger.log_text("settings", settings, trainer.global_step)
             logger.log_layout(LAYOUT)
 
 
@@ -75,13 +78,13 @@ class Layers(Callback):
         if is_validated(trainer) or trainer.global_step + 1 == trainer.max_steps:
             self._before = {
                 layer: [parameter.detach().clone() for parameter in parameters]
-                for layer, parameters in parameters_by_layer(pl_module.model).items()
+                for layer, parameters in parameters_by_layer(model_of(pl_module)).items()
             }
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         """Compare."""
         if self._before:
-            self._ratios = update_ratios(self._before, parameters_by_layer(pl_module.model))
+            self._ratios = update_ratios(self._before, parameters_by_layer(model_of(pl_module)))
             self._before = {}
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -91,7 +94,7 @@ class Layers(Callback):
         figures = {f"weights/update_ratio/{k}": float(v) for k, v in self._ratios.items()}
         self._ratios = {}
         line = validation_line(trainer, self.length).to(pl_module.device)
-        statistics = activation_statistics(pl_module.model, line)
+        statistics = activation_statistics(model_of(pl_module), line)
         figures |= {f"activations/rms/{layer}": rms for layer, (rms, _) in statistics.items()}
         figures |= {f"activations/max/{layer}": most for layer, (_, most) in statistics.items()}
         for logger in trainer.loggers:
@@ -113,8 +116,8 @@ class Attention(Callback):
         if not is_drawn(trainer):
             return
         line = validation_line(trainer, self.length)
-        maps = attention_maps(pl_module.model, line.to(pl_module.device))
-        vocabulary = trainer.datamodule.store.vocabulary
+        maps = attention_maps(model_of(pl_module), line.to(pl_module.device))
+        vocabulary = vocabulary_of(trainer)
         labels = [label_of(vocabulary.symbols[i], vocabulary.unit) for i in line[0].tolist()]
         for logger in tensorboards(trainer):
             for layer, weights in maps.items():
@@ -138,10 +141,12 @@ class Confusions(Callback):
         """Predict the sample."""
         if not is_drawn(trainer):
             return
-        actual, predicted = predictions(pl_module.model, self._windows(trainer), pl_module.device)
+        actual, predicted = predictions(
+            model_of(pl_module), self._windows(trainer), pl_module.device
+        )
         table = confusion_table(
             most_confused(actual, predicted, self.most),
-            trainer.datamodule.store.vocabulary,
+            vocabulary_of(trainer),
             f"Of {len(actual):,} in the validation text, the likeliest is right for "
             f"{np.mean(actual == predicted):.1%}.",
         )
@@ -149,13 +154,16 @@ class Confusions(Callback):
             logger.log_markdown("confusions", table, trainer.global_step)
 
     def _windows(self, trainer: L.Trainer) -> Iterator[tuple[Tensor, Tensor]]:
-        data = trainer.datamodule
+        data = data_module(trainer)
         tokens = data.splits["val"]
         stride = data.block_size * max(1, len(tokens) // self.characters)
         windows = SequentialWindows(
             tokens, len(tokens), data.block_size, data.val_batch_size, stride
         )
-        return (windows[batch] for batch in range(len(windows)))
+        for batch in range(len(windows)):
+            pair = windows[batch]
+            assert isinstance(pair, tuple)  # not offsets: the tokens are given
+            yield pair
 
 
 class Embeddings(Callback):
@@ -166,8 +174,8 @@ class Embeddings(Callback):
         """Write the table as it is."""
         if not is_drawn(trainer):
             return
-        vocabulary = trainer.datamodule.store.vocabulary
-        table = embedding_of(pl_module.model, len(vocabulary))
+        vocabulary = vocabulary_of(trainer)
+        table = embedding_of(model_of(pl_module), len(vocabulary))
         if table is None:
             return
         rows = [
@@ -177,6 +185,26 @@ class Embeddings(Callback):
         points = table.detach().float().cpu().numpy()
         for logger in tensorboards(trainer):
             logger.log_points("characters", points, ["character", "name", "kind"], rows)
+
+
+def model_of(pl_module: L.LightningModule) -> nn.Module:
+    """Return the model that a run trains."""
+    assert isinstance(pl_module, LanguageModel)
+    return pl_module.model
+
+
+def data_module(trainer: L.Trainer) -> TextDataModule:
+    """Return what a run trains on."""
+    data = getattr(trainer, "datamodule", None)
+    assert isinstance(data, TextDataModule)
+    return data
+
+
+def vocabulary_of(trainer: L.Trainer) -> Vocabulary:
+    """Return the vocabulary of the run's text."""
+    store = data_module(trainer).store
+    assert store is not None  # it is set up while a run trains
+    return store.vocabulary
 
 
 def is_drawn(trainer: L.Trainer) -> bool:
@@ -191,9 +219,9 @@ def is_drawn(trainer: L.Trainer) -> bool:
 
 def validation_line(trainer: L.Trainer, length: int) -> Tensor:
     """Return the line of the validation text that layers and heads are shown on: (1, T) int64."""
-    data = trainer.datamodule
+    data = data_module(trainer)
     most = min(length, data.block_size)
-    line = fixed_line(data.store.vocabulary, data.splits["val"].numpy(), most)
+    line = fixed_line(vocabulary_of(trainer), data.splits["val"].numpy(), most)
     return torch.from_numpy(line.astype(np.int64))[None]
 
 
