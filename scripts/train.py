@@ -4,4 +4,5 @@ from litchar.cli import hydra_main
 from litchar.training.resume import redirect
 
 if __name__ == "__main__":
-    hydra_main(__file__, "train", "litchar.training.run:main", before=redirect)
+    run = "litchar.training.run"
+    hydra_main(__file__, "train", f"{run}:main", before=redirect, follow=f"{run}:follow")

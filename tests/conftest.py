@@ -180,13 +180,26 @@ def summary(run_dir: Path) -> dict:
 class SignalAt(Callback):
     """Sends this process a signal in the middle of a step."""
 
-    def __init__(self, step: int, signum: int = signal.SIGTERM):
+    def __init__(self, step: int, signum: int = signal.SIGTERM, rank: int = 0):
         self.step = step
         self.signum = signum
+        self.rank = rank
 
     def on_before_optimizer_step(self, trainer, *_):
-        if trainer.global_step + 1 == self.step:
+        if trainer.global_step + 1 == self.step and trainer.global_rank == self.rank:
             os.kill(os.getpid(), self.signum)
+
+
+class FailAt(Callback):
+    """Fails one rank in the middle of a step."""
+
+    def __init__(self, step: int, rank: int):
+        self.step = step
+        self.rank = rank
+
+    def on_before_optimizer_step(self, trainer, *_):
+        if trainer.global_step + 1 == self.step and trainer.global_rank == self.rank:
+            raise LookupError("lost the thread")
 
 
 class DeleteAt(Callback):

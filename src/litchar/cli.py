@@ -11,7 +11,7 @@ import secrets
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -25,11 +25,13 @@ from litchar import signals
 from litchar.errors import (
     DivergedError,
     JobsFailedError,
+    RankError,
     UserError,
     causes,
     is_users,
     reason,
 )
+from litchar.launched import launched
 
 # Keys whose values are a person's own text, which Hydra's grammar must not read.
 TEXTS = frozenset({"prompt", "unknown", "name", "score", "sweep.name"})
@@ -82,10 +84,9 @@ class Task:
     def __call__(self, config: DictConfig) -> object:
         """Return what the function does, or what it raised."""
         self.started = True
-        module, _, function = self.target.partition(":")
         output_dir = Path(HydraConfig.get().runtime.output_dir)
         try:
-            return getattr(importlib.import_module(module), function)(config, output_dir)
+            return _function(self.target)(config, output_dir)
         except Exception as error:
             self.failure = self.failure or error
             return error
@@ -96,6 +97,7 @@ def hydra_main(
     config_name: str,
     target: str,
     before: Callable[[list[str], Path, str], list[str]] = lambda arguments, *_: arguments,
+    follow: str | None = None,
 ) -> None:
     """Compose `conf/<config_name>.yaml` with the command line and call `target` with it.
 
@@ -108,10 +110,17 @@ def hydra_main(
             configuration and Hydra's output directory.
         before: is given the arguments, the directory of configurations and `config_name` before
             Hydra is, and returns the arguments to go on with.
+        follow: `module:function` that is called instead in each process that torchrun or srun
+            started but the first, which leads; it returns the exit code.
     """
     root = Path(script).resolve().parents[1]
     os.environ.setdefault("LITCHAR_OUTPUTS", str(root / "outputs"))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come back here, as they are
+    place = launched() if follow else None
+    if follow is not None and place is not None:
+        if place.rank > 0:
+            sys.exit(_function(follow)())
+        _function("litchar.training.ranks:dismiss_at_exit")()
     conf = root / "conf"
     sweeps = not {"-m", "--multirun"}.isdisjoint(sys.argv)
     sys.argv[1:] = [quote(argument, sweeps) for argument in sys.argv[1:]]
@@ -125,7 +134,7 @@ def hydra_main(
         if task.failure:
             raise task.failure
     except Exception as error:
-        if isinstance(error, DivergedError | JobsFailedError):
+        if isinstance(error, DivergedError | JobsFailedError | RankError):
             exit_with(str(error), 1)
         if isinstance(error, OSError) and error.filename and not task.started:
             exit_with(
@@ -135,6 +144,13 @@ def hydra_main(
         if is_users(error) or not task.started:
             exit_with(_explain(error, conf, config_name))
         raise
+
+
+def _function(target: str) -> Callable[..., Any]:
+    """Return what `module:function` names."""
+    module, _, name = target.partition(":")
+    function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return function
 
 
 def quote(argument: str, sweeps: bool = False) -> str:

@@ -1,4 +1,4 @@
-"""Errors that end a program with a meaning: wrong input, a diverged run, or a signal."""
+"""Errors that end a program with a meaning: wrong input, a diverged or broken run, or a signal."""
 
 from collections.abc import Iterator
 
@@ -20,6 +20,10 @@ class DivergedError(Exception):
 
 class JobsFailedError(Exception):
     """Some jobs of a sweep failed, and the others were run. The message says how many."""
+
+
+class RankError(Exception):
+    """Another process of the run ended, and the run with it. The message says which and why."""
 
 
 class Interrupted(SystemExit):

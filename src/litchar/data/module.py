@@ -116,6 +116,18 @@ class TextDataModule(L.LightningDataModule):
         """Return the files that the text is read from."""
         return self.text.corpus()
 
+    def check_shared_by(self, world_size: int) -> None:
+        """Refuse a number of devices that cannot have equal shares of a batch.
+
+        Raises:
+            UserError: it is such a number.
+        """
+        if self.batch_size % world_size:
+            raise UserError(
+                f"data.batch_size={self.batch_size} cannot be shared by {world_size} devices; "
+                f"make it a multiple of {world_size}"
+            )
+
     # Loaders
 
     def train_dataloader(self) -> DataLoader[Windows]:
@@ -126,12 +138,7 @@ class TextDataModule(L.LightningDataModule):
         )
 
     def _random_windows(self) -> RandomWindows:
-        world_size = self.trainer.world_size
-        if self.batch_size % world_size:
-            raise UserError(
-                f"data.batch_size={self.batch_size} cannot be shared by {world_size} devices; "
-                "make it a multiple of trainer.devices"
-            )
+        self.check_shared_by(self.trainer.world_size)
         starts = None
         if self.start_at_document:
             starts = document_starts(self.splits["train"].numpy(), self.block_size)
@@ -142,7 +149,7 @@ class TextDataModule(L.LightningDataModule):
             self.batch_size,
             self.seed,
             rank=self.trainer.global_rank,
-            world_size=world_size,
+            world_size=self.trainer.world_size,
             starts=starts,
         )
 

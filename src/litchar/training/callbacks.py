@@ -3,6 +3,7 @@
 import contextlib
 import math
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from lightning.fabric.utilities.throughput import get_available_flops
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from litchar import signals
 from litchar.errors import DivergedError
@@ -20,6 +22,7 @@ from litchar.models import Transformer
 from litchar.text import Vocabulary
 from litchar.training.loggers import TensorBoard
 from litchar.training.module import LanguageModel
+from litchar.training.sharding import is_sharded, whole
 from litchar.training.summary import write_summary
 
 
@@ -103,12 +106,17 @@ class Metrics(Callback):
     def check_finite(self, trainer: L.Trainer) -> list[float]:
         """Return the losses of the batches since the last report.
 
-        They are looked at together, since each look waits for the device.
+        They are the means over the ranks, and looked at together, since each look waits for the
+        device.
 
         Raises:
             DivergedError: one is not a finite number.
         """
-        losses = torch.stack(self._losses).tolist() if self._losses else []
+        if not self._losses:
+            return []
+        means = trainer.strategy.reduce(torch.stack(self._losses), reduce_op="mean")
+        self._losses = list(means.unbind())
+        losses = means.tolist()
         for i, loss in enumerate(losses):
             if not math.isfinite(loss):
                 batch = batches_seen(trainer) - len(losses) + i + 1
@@ -246,10 +254,15 @@ class Samples(Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Sample from the model as it is."""
-        if trainer.state.fn != "fit" or not trainer.is_global_zero:
+        if trainer.state.fn != "fit":
             return
         model = language_model(trainer).model
-        self.text = sample(model, self.vocabulary, self.seed, self.max_new_tokens)
+        if not trainer.is_global_zero and not is_sharded(model):
+            return  # of shares all ranks have to give theirs
+        with whole(model):
+            self.text = sample(model, self.vocabulary, self.seed, self.max_new_tokens)
+        if not trainer.is_global_zero:
+            return
         step = trainer.global_step
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(OSError), open(self.path, "ab") as file:
@@ -277,10 +290,6 @@ class StopSignals(Callback):
         """Note that a signal must wait from here on."""
         signals.defer(stage == "fit")
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take the signals back from the Trainer, whose own handler ends with exit code 0."""
-        signals.install()
-
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Let signals end the program at once again."""
         signals.defer(False)
@@ -306,7 +315,13 @@ def language_model(trainer: L.Trainer) -> LanguageModel:
 def gradient_norm(trainer: L.Trainer) -> Tensor:
     """Return the norm of the gradient that the model holds."""
     parameters = trainer.lightning_module.parameters()
-    return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    return total_norm(p.grad for p in parameters if p.grad is not None)
+
+
+def total_norm(tensors: Iterable[Tensor]) -> Tensor:
+    """Return the norm of all numbers in `tensors`, those on other ranks included: ()."""
+    norm = torch.nn.utils.get_total_norm(list(tensors))
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 def model_flops_utilization(trainer: L.Trainer, characters_per_second: float) -> float | None:

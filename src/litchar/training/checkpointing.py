@@ -10,6 +10,7 @@ from typing import Any
 
 import lightning as L
 import torch
+import torch.distributed as dist
 from lightning.pytorch.callbacks import Checkpoint as CheckpointCallback
 from lightning.pytorch.plugins import CheckpointIO
 
@@ -17,18 +18,35 @@ from litchar import signals
 from litchar.checkpoints import Checkpoint, load, save
 from litchar.checkpoints.files import DRAFT, remove_drafts
 from litchar.errors import DivergedError, Interrupted, UserError
-from litchar.training.callbacks import Metrics, batches_seen, gradient_norm
+from litchar.training.callbacks import Metrics, batches_seen, gradient_norm, total_norm
 from litchar.training.resume import differences
 
 
 class AtomicCheckpointIO(CheckpointIO):
-    """Lets the Trainer save and load as `litchar.checkpoints` does."""
+    """Lets the Trainer save and load as `litchar.checkpoints` does.
+
+    Attributes:
+        failure: why a file could not be written; until it is cleared no other is. It is not raised:
+            of several ranks one writes, and the others would wait for it for ever.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.failure: OSError | None = None
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
         """Save `checkpoint` at `path`, whole or not at all."""
-        save(checkpoint, Path(path))
+        self.try_to(lambda: save(checkpoint, Path(path)))
+
+    def try_to(self, write: Callable[[], None]) -> None:
+        """Write, and keep an OSError as the `failure`."""
+        if self.failure is None:
+            try:
+                write()
+            except OSError as error:
+                self.failure = error
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
@@ -46,8 +64,12 @@ class Checkpoints(CheckpointCallback):
 
     The last but one is kept as `previous.ckpt`, for the case that the disk damages the last.
 
+    All ranks take part, and by the same step: the first one's clock says when, and a signal to any
+    of them is one to all.
+
     Args:
         directory: where they are kept.
+        files: writes them.
         metrics: knows which validation was the best.
         every_seconds: the longest time of training that a crash may cost.
         warn: tells the person that a checkpoint could not be saved.
@@ -56,11 +78,13 @@ class Checkpoints(CheckpointCallback):
     def __init__(
         self,
         directory: Path,
+        files: AtomicCheckpointIO,
         metrics: Metrics,
         every_seconds: float,
         warn: Callable[[str], None],
     ) -> None:
         self.directory = directory
+        self.files = files
         self.metrics = metrics
         self.every_seconds = every_seconds
         self.warn = warn
@@ -71,9 +95,19 @@ class Checkpoints(CheckpointCallback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Begin to count the time since the last checkpoint."""
+        self._agreement = Agreement()
         self._saved_at = time.monotonic()
         self._saved_step = trainer.global_step
         self._best_saved = (self.metrics.best_val_loss, self.metrics.best_step)
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        """Ask the other ranks, if there are any, what they know of a signal and of the time."""
+        self._agreement.ask(self._wishes(trainer))
+
+    def _wishes(self, trainer: L.Trainer) -> tuple[int, int]:
+        """Return the signal that this rank has received, and whether it is time to save."""
+        is_time = time.monotonic() - self._saved_at > self.every_seconds
+        return signals.received(), int(is_time and trainer.is_global_zero)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         """Save after `every_seconds`; or, if a signal asks for it, save and end.
@@ -81,9 +115,9 @@ class Checkpoints(CheckpointCallback):
         A step that is validated is saved after that: a run resumed from before would skip it. And
         only whole steps are saved, no accumulated gradients.
         """
-        due = signals.received() or time.monotonic() - self._saved_at > self.every_seconds
-        if due and not is_validated(trainer) and not _accumulates(trainer):
-            self._save(trainer, pl_module)
+        signum, is_time = self._agreement.answer(self._wishes(trainer))
+        if (signum or is_time) and not is_validated(trainer) and not _accumulates(trainer):
+            self._save(trainer, pl_module, signum)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the last state, and the best."""
@@ -91,45 +125,62 @@ class Checkpoints(CheckpointCallback):
             return
         if self.metrics.best_step == trainer.global_step:
             self._best_is_due = True
-        self._save(trainer, pl_module)
+        self._save(trainer, pl_module, self._signal(trainer))
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the last state, if no validation has."""
         if trainer.global_step > self._saved_step:
-            self._save(trainer, pl_module)
+            self._save(trainer, pl_module, self._signal(trainer))
 
-    def _save(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def _signal(self, trainer: L.Trainer) -> int:
+        """Return the signal that any rank has received by now, or 0."""
+        self._agreement.ask(self._wishes(trainer))
+        return self._agreement.answer(self._wishes(trainer))[0]
+
+    def _save(self, trainer: L.Trainer, pl_module: L.LightningModule, signum: int) -> None:
         """Save what is due, outside of the clock that counts steps; end if a signal says so."""
         self.metrics.clock.stop(pl_module.device)
         self.metrics.check_finite(trainer)
-        weights = torch.nn.utils.get_total_norm(list(pl_module.parameters()))
+        weights = total_norm(pl_module.parameters())
         if not math.isfinite(weights):
             raise DivergedError(
                 f"a weight is not a finite number at step {trainer.global_step:,} (the norm of "
                 f"the gradient is {gradient_norm(trainer):.3g}); try a lower optimizer.lr"
             )
-        try:
-            for logger in trainer.loggers:
-                logger.save()
-            if self._best_is_due:
-                trainer.save_checkpoint(self.directory / "best.ckpt")
-                self._best_is_due = False
-                self._best_saved = (self.metrics.best_val_loss, self.metrics.best_step)
-            if trainer.is_global_zero:
-                self._keep_previous()
-            trainer.save_checkpoint(self.directory / "last.ckpt")
+        failure, best_failed = self._write(trainer)
+        if best_failed:  # not on disk: the next validation that is better than that is
+            self.metrics.best_val_loss, self.metrics.best_step = self._best_saved
+        self._best_is_due = False
+        self._best_saved = (self.metrics.best_val_loss, self.metrics.best_step)
+        if failure is None:
             self._saved_step = trainer.global_step
-        except OSError as error:
-            if self._best_is_due:  # not on disk: the next validation that is better than that is
-                self.metrics.best_val_loss, self.metrics.best_step = self._best_saved
-                self._best_is_due = False
+        else:
             self.warn(
-                f"step {trainer.global_step:,}: the checkpoint was not saved ({error.strerror}); "
+                f"step {trainer.global_step:,}: the checkpoint was not saved ({failure.strerror}); "
                 "training goes on and tries again"
             )
         self._saved_at = time.monotonic()
-        if signals.received():
-            raise Interrupted(signals.received())
+        if signum:
+            raise Interrupted(signum)
+
+    def _write(self, trainer: L.Trainer) -> tuple[OSError | None, bool]:
+        """Write what is due.
+
+        Returns:
+            what went wrong, and whether the best was lost by it, as all ranks are told
+        """
+        self.files.failure = None
+        for logger in trainer.loggers:
+            self.files.try_to(logger.save)
+        if self._best_is_due:
+            trainer.save_checkpoint(self.directory / "best.ckpt")
+        best_failed = self._best_is_due and self.files.failure is not None
+        if trainer.is_global_zero:
+            self.files.try_to(self._keep_previous)
+        trainer.save_checkpoint(self.directory / "last.ckpt")
+        told: tuple[OSError | None, bool]
+        told = trainer.strategy.broadcast((self.files.failure, best_failed))
+        return told
 
     def _keep_previous(self) -> None:
         """Let `previous.ckpt` name the file that `last.ckpt` names, at every moment a whole one."""
@@ -142,6 +193,31 @@ class Checkpoints(CheckpointCallback):
             except OSError:  # a file system without hard links
                 shutil.copyfile(last, draft)
             os.replace(draft, self.directory / "previous.ckpt")
+
+
+class Agreement:
+    """Lets all ranks decide alike, for no time of a step: asked as it begins, answered at its end.
+
+    What a rank alone answers is what it knows at the end.
+    """
+
+    def __init__(self) -> None:
+        self._group = None
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            self._group = dist.new_group(backend="gloo")  # on the host, beside the gradients'
+
+    def ask(self, wishes: tuple[int, ...]) -> None:
+        """Tell the others."""
+        if self._group is not None:
+            self._asked = torch.tensor(wishes)
+            self._work = dist.all_reduce(self._asked, dist.ReduceOp.MAX, self._group, async_op=True)
+
+    def answer(self, wishes: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the most that any rank asked for; `wishes`, if there is no other."""
+        if self._group is None:
+            return wishes
+        self._work.wait()
+        return tuple(self._asked.tolist())
 
 
 def _newest(directory: Path, warn: Callable[[str], None]) -> Path | None:

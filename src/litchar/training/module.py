@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from litchar.data.windows import IGNORED
 from litchar.text import Vocabulary
+from litchar.training.sharding import ShardedStrategy, shard
 
 Batch = tuple[Tensor, Tensor]  # inputs and targets: (B, T) int64 each
 
@@ -62,6 +63,11 @@ class LanguageModel(L.LightningModule):
 
     # Training
 
+    def configure_model(self) -> None:
+        """Share out the parameters, if the strategy asks for it."""
+        if isinstance(self.trainer.strategy, ShardedStrategy):
+            shard(self.model, self.trainer.strategy.device_mesh["data_parallel"])
+
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Return the optimiser and its schedule, stepped once for each optimiser step."""
         optimizer = self.optimizer(self.model)
@@ -92,7 +98,20 @@ class LanguageModel(L.LightningModule):
         stream = position * self.trainer.world_size + self.trainer.global_rank
         assert self._generator is not None  # of on_train_start
         self._generator.manual_seed(dropout_seed(self.seed, stream))
-        return self.mean_loss(self.model, *batch)
+        loss = self.mean_loss(self.model, *batch)
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if self.trainer.world_size > 1 and data.start_at_document:
+            loss = loss * self._share_of_targets(batch[1])
+        return loss
+
+    def _share_of_targets(self, targets: Tensor) -> Tensor:
+        """Return this rank's share of a batch's targets, where 1 is an equal one.
+
+        A window that reaches past the end of the text counts fewer. The mean over ranks is then
+        still the mean over targets, as on one device.
+        """
+        counted = (targets != IGNORED).sum().float()
+        return counted / self.trainer.strategy.reduce(counted.clone(), reduce_op="mean")
 
     # Validation: exact means over all tokens, however they are batched
 

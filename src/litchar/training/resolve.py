@@ -24,17 +24,26 @@ def resolve_device(config: DictConfig) -> torch.device:
     """
     if not isinstance(config.seed, int) or not 0 <= config.seed < 2**32:
         raise UserError(f"seed={config.seed}: must be a whole number from 0 to {2**32 - 1}")
-    accelerator = config.trainer.accelerator
+    device = device_of(config.trainer.accelerator)
+    _fill(config, config.by_device[device.type])
+    wants_bf16 = device.type == "cuda" and config.trainer.precision == "bf16-mixed"
+    if wants_bf16 and not torch.cuda.is_bf16_supported(including_emulation=False):
+        config.trainer.precision = "32-true"  # older cards would emulate it, slowly
+    return device
+
+
+def device_of(accelerator: str) -> torch.device:
+    """Return the device that `trainer.accelerator` means on this machine.
+
+    Raises:
+        UserError: there is no such device.
+    """
     device = torch.device(_device_type(accelerator))
     if device.type == "cpu" and accelerator in ("gpu", "cuda", "mps"):
         raise UserError(
             f"trainer.accelerator={accelerator}: torch finds no such device on this machine; "
             "try trainer.accelerator=auto"
         )
-    _fill(config, config.by_device[device.type])
-    wants_bf16 = device.type == "cuda" and config.trainer.precision == "bf16-mixed"
-    if wants_bf16 and not torch.cuda.is_bf16_supported(including_emulation=False):
-        config.trainer.precision = "32-true"  # older cards would emulate it, slowly
     return device
 
 

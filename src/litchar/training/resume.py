@@ -47,6 +47,7 @@ MAY_CHANGE = (
     "trainer.profiler",
     "trainer.detect_anomaly",
     "trainer.deterministic",
+    "trainer.inference_mode",
     "trainer.benchmark",
 )
 

@@ -1,9 +1,10 @@
 """One run: from a composed configuration to a trained model and its record."""
 
 import contextlib
+import functools
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,16 @@ from litchar.checkpoints import Checkpoint
 from litchar.checkpoints.checkpoint import make_card
 from litchar.checkpoints.transfer import transfer_weights
 from litchar.data import TextDataModule, make_data_module
-from litchar.errors import BusyError, DivergedError, Interrupted, UserError, is_users, reason
+from litchar.errors import (
+    BusyError,
+    DivergedError,
+    Interrupted,
+    RankError,
+    UserError,
+    is_users,
+    reason,
+)
+from litchar.launched import Place
 from litchar.text.store import boundaries
 from litchar.text.yardsticks import quick_yardsticks
 from litchar.training import environment
@@ -32,7 +42,9 @@ from litchar.training.checkpointing import check_same_run, find_resumed
 from litchar.training.loggers import TensorBoard, hyperparameters
 from litchar.training.module import LanguageModel
 from litchar.training.outcome import print_outcome
+from litchar.training.ranks import Leader, follow_runs, settle_devices
 from litchar.training.resolve import (
+    device_of,
     resolve_as_before,
     resolve_device,
     resolve_parent,
@@ -65,9 +77,9 @@ def run(config: DictConfig, run_dir: Path) -> float | None:
         Interrupted: a signal ended the run.
     """
     console = Console(highlight=False)
-    with _sole_owner(run_dir):
+    with _sole_owner(run_dir), contextlib.ExitStack() as leaving:
         try:
-            ready = make_ready(config, run_dir, console)
+            ready = leaving.enter_context(made_ready(config, run_dir, console))
         except Exception as error:
             if is_users(error):
                 _remove_traces(run_dir)
@@ -106,12 +118,13 @@ def _run_job(config: DictConfig, run_dir: Path, console: Console) -> Outcome:
     config = config.copy()
     config.resume = "auto"
     try:
-        summary = train(make_ready(config, run_dir, console), run_dir, sweep=run_dir.parent)
+        with made_ready(config, run_dir, console) as ready:
+            summary = train(ready, run_dir, sweep=run_dir.parent)
     except Interrupted:
         raise
     except (Exception, SystemExit) as error:
         failure = reason(error)
-        if not is_users(error) and not isinstance(error, DivergedError):
+        if not is_users(error) and not isinstance(error, DivergedError | RankError):
             logging.getLogger(__name__).exception("the job failed")
             failure = f"{type(error).__name__}: {failure}"
         status = _status_after(error)
@@ -123,6 +136,27 @@ def _run_job(config: DictConfig, run_dir: Path, console: Console) -> Outcome:
     return Outcome(run_dir.name, "completed", summary["best_val_loss"])
 
 
+def follow() -> int:
+    """Train along in the runs that another process leads; return the exit code."""
+    quiet_libraries()
+    signals.install()
+    return follow_runs(_prepare_along)
+
+
+def _prepare_along(
+    place: Place, config: DictConfig, run_dir: Path
+) -> tuple[torch.device, Callable[[], None]]:
+    """Prepare a run that rank 0 records; this rank records and says nothing."""
+
+    def say(line: str) -> None:
+        pass
+
+    signals.reset()
+    prepared = prepare(config, run_dir, place, say)
+    trainer, *_ = prepared.trainer(run_dir, place, Console(quiet=True), say)
+    return prepared.device, functools.partial(fit_and_test, prepared, trainer, run_dir, say)
+
+
 @dataclass(frozen=True)
 class Prepared:
     """What a run is made of, once nothing is left open.
@@ -130,6 +164,7 @@ class Prepared:
     Attributes:
         config: the configuration, resolved by device and text.
         resumed: the checkpoint to go on from, if any.
+        parent: the checkpoint whose weights the run begins with, if any.
     """
 
     config: DictConfig
@@ -137,6 +172,23 @@ class Prepared:
     data: TextDataModule
     module: LanguageModel
     resumed: Checkpoint | None
+    parent: Checkpoint | None
+
+    def trainer(
+        self, run_dir: Path, place: Place, console: Console, say: Callable[[str], None]
+    ) -> tuple[L.Trainer, Metrics, Samples]:
+        """Return what `make_trainer` does."""
+        step = self.resumed.step if self.resumed else 0
+        vocabulary = self.data.store.vocabulary
+        return make_trainer(self.config, run_dir, vocabulary, step, place, console, say)
+
+    def for_the_others(self) -> DictConfig:
+        """Return the configuration with which other ranks prepare the very same."""
+        config = self.config.copy()
+        config.name = str(config.name).replace("${", r"\${")  # Hydra's own are known here alone
+        config.resume = self.resumed and str(self.resumed.path).replace("${", r"\${")
+        config.init_from = self.parent and str(self.parent.path).replace("${", r"\${")
+        return config
 
 
 @dataclass(frozen=True)
@@ -147,30 +199,42 @@ class Ready:
     trainer: L.Trainer
     metrics: Metrics
     samples: Samples
+    leader: Leader
     say: Callable[[str], None]
 
 
-def make_ready(config: DictConfig, run_dir: Path, console: Console) -> Ready:
-    """Settle everything that can be wrong before a run begins; nothing is written.
+@contextlib.contextmanager
+def made_ready(config: DictConfig, run_dir: Path, console: Console) -> Iterator[Ready]:
+    """Settle everything that can be wrong before a run begins, and bring its ranks together.
+
+    Nothing is written.
 
     Raises:
         UserError: the configuration or the text is unfit.
+        RankError: a rank did not come.
     """
 
     def say(line: str) -> None:
         console.print(line, soft_wrap=True, markup=False)
 
+    def abandon(reason: str) -> None:
+        write_summary(run_dir, status="failed", error=reason)
+
     quiet_libraries()
     environment.begin()
     signals.reset()
-    prepared = prepare(config.copy(), run_dir, say)
-    step = prepared.resumed.step if prepared.resumed else 0
-    vocabulary = prepared.data.store.vocabulary
-    made = make_trainer(prepared.config, run_dir, vocabulary, step, console, say)
-    return Ready(prepared, *made, say)
+    config = config.copy()
+    place = settle_devices(config.trainer, device_of(config.trainer.accelerator))
+    with Leader(place, abandon) as leader:
+        prepared = prepare(config, run_dir, place, say)
+        made = prepared.trainer(run_dir, place, console, say)
+        leader.begin(prepared.for_the_others(), run_dir, prepared.device)
+        yield Ready(prepared, *made, leader, say)
 
 
-def prepare(config: DictConfig, run_dir: Path, say: Callable[[str], None]) -> Prepared:
+def prepare(
+    config: DictConfig, run_dir: Path, place: Place, say: Callable[[str], None]
+) -> Prepared:
     """Settle what `config` leaves open, open the text and build the model; nothing is written.
 
     Raises:
@@ -186,6 +250,7 @@ def prepare(config: DictConfig, run_dir: Path, say: Callable[[str], None]) -> Pr
     L.seed_everything(config.seed, workers=True, verbose=False)
     data = make_data_module(config.data)
     data.setup()
+    data.check_shared_by(place.world_size)
     resolve_steps(config, len(data.splits["train"]))
     settings = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
     if resumed is not None:
@@ -221,7 +286,7 @@ def prepare(config: DictConfig, run_dir: Path, say: Callable[[str], None]) -> Pr
     except (TypeError, ValueError, ZeroDivisionError) as error:
         raise UserError(f"optimizer or scheduler: {error}") from None
     module = LanguageModel(model, vocabulary, optimizer, schedule, card, config.seed)
-    return Prepared(config, device, data, module, resumed)
+    return Prepared(config, device, data, module, resumed, parent)
 
 
 def train(ready: Ready, run_dir: Path, sweep: Path | None = None) -> dict[str, Any]:
@@ -233,7 +298,7 @@ def train(ready: Ready, run_dir: Path, sweep: Path | None = None) -> dict[str, A
     """
     prepared, trainer, metrics, say = ready.prepared, ready.trainer, ready.metrics, ready.say
     config, data, module = prepared.config, prepared.data, prepared.module
-    resumed, settings = prepared.resumed, module.card["config"]
+    settings = module.card["config"]
     shown = (
         hyperparameters(settings)
         if sweep is None
@@ -261,20 +326,14 @@ def train(ready: Ready, run_dir: Path, sweep: Path | None = None) -> dict[str, A
     )
     environment.record(run_dir, module.card["provenance"])
     OmegaConf.save(config, run_dir / "config.yaml", resolve=True)
-    say(_headline(prepared, summary))
+    say(_headline(prepared, ready.leader.place, summary))
     say(str(run_dir))
 
-    best, last = (run_dir / "checkpoints" / f"{name}.ckpt" for name in ("best", "last"))
     try:
-        if config.compile:
-            compile_or_say_why_not(module, data, trainer, say)
         for logger in trainer.loggers:
             logger.log_hyperparams(shown if isinstance(logger, TensorBoard) else settings)
-        begin = None if resumed is None else resumed.path
-        trainer.fit(module, data, ckpt_path=begin, weights_only=True)
-        if "test" in data.splits:
-            tested = best if best.exists() else None
-            trainer.test(module, data, ckpt_path=tested, weights_only=True, verbose=False)
+        with ready.leader.explained():
+            fit_and_test(prepared, trainer, run_dir, say)
     except BaseException as error:
         status = _status_after(error)
         reason = f"signal {error.signum}" if isinstance(error, Interrupted) else str(error)
@@ -282,12 +341,11 @@ def train(ready: Ready, run_dir: Path, sweep: Path | None = None) -> dict[str, A
             record(**metrics.figures(trainer), status=status, error=reason)
         if status == "interrupted":
             say(f"Interrupted at step {trainer.global_step:,}; saved in {run_dir}")
-        if isinstance(error, torch.OutOfMemoryError):
-            raise UserError(_smaller_batch(prepared, trainer.global_step)) from None
         raise
     finally:
         signals.defer(False)
 
+    best, last = (run_dir / "checkpoints" / f"{name}.ckpt" for name in ("best", "last"))
     summary = record(
         **metrics.figures(trainer),
         status="completed",
@@ -299,6 +357,24 @@ def train(ready: Ready, run_dir: Path, sweep: Path | None = None) -> dict[str, A
             logger.log_hyperparams(shown, final_metrics(summary))
             logger.save()
     return summary
+
+
+def fit_and_test(
+    prepared: Prepared, trainer: L.Trainer, run_dir: Path, say: Callable[[str], None]
+) -> None:
+    """Train, and score the best checkpoint on the test split if there is one: what all ranks do."""
+    data, module, resumed = prepared.data, prepared.module, prepared.resumed
+    try:
+        if prepared.config.compile:
+            compile_or_say_why_not(module, data, trainer, say)
+        begin = None if resumed is None else resumed.path
+        trainer.fit(module, data, ckpt_path=begin, weights_only=True)
+        if "test" in data.splits:
+            best = run_dir / "checkpoints" / "best.ckpt"
+            tested = trainer.strategy.broadcast(best if best.exists() else None)
+            trainer.test(module, data, ckpt_path=tested, weights_only=True, verbose=False)
+    except torch.OutOfMemoryError:
+        raise UserError(_smaller_batch(prepared, trainer.global_step)) from None
 
 
 def _sole_owner(run_dir: Path) -> AbstractContextManager[object]:
@@ -332,16 +408,17 @@ def _status_after(error: BaseException) -> str:
     return "diverged" if isinstance(error, DivergedError) else "failed"
 
 
-def _headline(prepared: Prepared, summary: dict[str, Any]) -> str:
+def _headline(prepared: Prepared, place: Place, summary: dict[str, Any]) -> str:
     """Return what a person should know as training begins."""
     store = prepared.data.store
+    ranks = f"{place.world_size} ranks, each on " if place.world_size > 1 else ""
     lines = [
         f"{prepared.data.corpus()}: {len(store.tokens):,} {store.vocabulary.unit}s, "
         f"a vocabulary of {len(store.vocabulary)}",
         *store.changes,
         *([] if store.vocabulary.document is None else [_documents(prepared.data)]),
         f"{type(prepared.module.model).__name__}: {summary['parameters']:,} parameters; "
-        f"{environment.device_name(prepared.device)}, {summary['precision']}",
+        f"{ranks}{environment.device_name(prepared.device)}, {summary['precision']}",
     ]
     if prepared.resumed is not None:
         resumed = prepared.resumed

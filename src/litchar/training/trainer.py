@@ -13,7 +13,9 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 from rich.console import Console
 
+from litchar import signals
 from litchar.data import TextDataModule
+from litchar.launched import Place
 from litchar.text import Vocabulary
 from litchar.training.callbacks import Metrics, Samples, StopSignals
 from litchar.training.checkpointing import AtomicCheckpointIO, Checkpoints
@@ -21,6 +23,7 @@ from litchar.training.loggers import MetricsCSV
 from litchar.training.module import LanguageModel, mean_loss
 from litchar.training.profile import Profile
 from litchar.training.progress import ProgressBar
+from litchar.training.ranks import Environment
 
 
 def make_trainer(
@@ -28,6 +31,7 @@ def make_trainer(
     run_dir: Path,
     vocabulary: Vocabulary,
     step: int,
+    place: Place,
     console: Console,
     say: Callable[[str], None],
 ) -> tuple[L.Trainer, Metrics, Samples]:
@@ -36,19 +40,21 @@ def make_trainer(
     Args:
         config: the run's, resolved.
         step: the one that a resumed run goes on from; 0 if it begins.
+        place: of this process among those of the run.
         console: where the progress is shown.
         say: prints a line there.
     """
     characters_per_batch = config.data.batch_size * config.data.block_size
     metrics = Metrics(run_dir, characters_per_batch, config.target_val_loss)
     samples = Samples(run_dir / "samples.txt", vocabulary, config.seed)
+    files = AtomicCheckpointIO()
     checkpoints = Checkpoints(
-        run_dir / "checkpoints", metrics, config.checkpoint.every_seconds, say
+        run_dir / "checkpoints", files, metrics, config.checkpoint.every_seconds, say
     )
     trainer = instantiate(
         config.trainer,
         default_root_dir=str(run_dir),
-        plugins=[AtomicCheckpointIO()],
+        plugins=[files, Environment(place)],
         logger=make_loggers(config.logger, step),
         callbacks=[
             metrics,
@@ -60,6 +66,9 @@ def make_trainer(
             *([checkpoints] if config.trainer.enable_checkpointing else []),
         ],
     )
+    # Its own handlers end with exit code 0, and with several ranks would speak to them from within
+    # whatever a signal interrupts.
+    setattr(trainer._signal_connector, "register_signal_handlers", signals.install)  # noqa: B010
     return trainer, metrics, samples
 
 

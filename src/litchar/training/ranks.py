@@ -1,0 +1,411 @@
+"""The processes of a run on several devices: rank 0 leads, and the others follow.
+
+Rank 0 is the process that a person started, or the first that torchrun or srun did. It composes the
+configuration, makes the run's directory and writes everything there. The others are given the run
+by it, take the same steps, and write and print nothing. They find each other through a store, which
+brings their process group together and carries the reason if one of them fails.
+
+Lightning's own launcher starts the command line again for each rank. With a sweep that is the whole
+sweep, and each rank composes a run directory of its own (Lightning's issue 11300).
+"""
+
+import atexit
+import contextlib
+import functools
+import itertools
+import json
+import logging
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.pytorch.accelerators import CPUAccelerator, CUDAAccelerator
+from omegaconf import DictConfig, OmegaConf
+from torch.distributed import (  # type: ignore[attr-defined]
+    HashStore,
+    PrefixStore,
+    Store,
+    TCPStore,
+    rendezvous,
+)
+
+from litchar.errors import DivergedError, RankError, UserError, is_users
+from litchar.launched import Place, launched
+
+START_SECONDS = 600  # for all ranks to import and to open the text
+END_SECONDS = 60  # for a rank to end after the run has
+NOTICE_SECONDS = 5  # until a rank that died is known to have
+STUCK_SECONDS = 30  # until a rank that waits for one that died is given up
+
+_numbers = itertools.count()  # of the runs that this process leads
+
+
+class Environment(LightningEnvironment):
+    """Tells the Trainer where it stands, and that nobody has to be started."""
+
+    def __init__(self, place: Place) -> None:
+        super().__init__()
+        self.place = place
+
+    @property
+    def creates_processes_externally(self) -> bool:
+        """Whether others start the processes: the Trainer must not."""
+        return True
+
+    def local_rank(self) -> int:
+        """Return the number of this process on its machine."""
+        return self.place.local_rank
+
+    def node_rank(self) -> int:
+        """Return the number of this machine."""
+        return self.place.node_rank
+
+    def teardown(self) -> None:
+        """Leave the environment's variables as they are."""
+
+
+# Prepares a run, and returns its device and what trains it.
+Prepare = Callable[[Place, DictConfig, Path], tuple[torch.device, Callable[[], None]]]
+
+
+# How many
+
+
+def settle_devices(trainer: DictConfig, device: torch.device) -> Place:
+    """Return the place of this process in the run that `trainer` describes, of rank 0's sort.
+
+    `trainer.devices=auto` becomes a number: all GPUs, or as many as the launcher has processes.
+
+    Raises:
+        UserError: this machine cannot run that.
+    """
+    if not isinstance(trainer.num_nodes, int) or trainer.num_nodes < 1:
+        raise UserError(f"trainer.num_nodes={trainer.num_nodes}: must be a whole number from 1 on")
+    strategy = str(OmegaConf.select(trainer, "strategy._target_") or trainer.strategy)
+    if strategy.rpartition(".")[2].lower().startswith("fsdp"):
+        raise UserError(
+            f"trainer.strategy={strategy}: models are sharded by trainer=fsdp (fully_shard), on "
+            "GPUs and CPUs alike"
+        )
+    if any(word in strategy for word in ("spawn", "fork", "notebook")):
+        raise UserError(f"trainer.strategy={strategy}: starts no ranks here; use trainer=ddp")
+    place = launched()
+    if trainer.devices == "auto" and device.type == "cpu":
+        trainer.devices = place.world_size // trainer.num_nodes if place else 1
+    elif trainer.devices == "auto":
+        trainer.devices = CUDAAccelerator.auto_device_count() if device.type == "cuda" else 1
+    count = _count(trainer.devices, device)
+    if place is None and trainer.num_nodes > 1:
+        raise UserError(
+            f"trainer.num_nodes={trainer.num_nodes}: start one process for each device of each "
+            "machine, with torchrun or srun"
+        )
+    if device.type == "mps" and (count > 1 or strategy != "auto"):
+        raise UserError(
+            f"trainer.devices={trainer.devices}, trainer.strategy={strategy}: an Apple GPU trains "
+            "alone; leave both out"
+        )
+    world_size = count * trainer.num_nodes
+    if place is not None and place.world_size != world_size:
+        raise UserError(
+            f"trainer.devices={trainer.devices} and trainer.num_nodes={trainer.num_nodes} ask for "
+            f"{world_size} processes, and {place.world_size} were started; let them be equal"
+        )
+    return place or Place(world_size=world_size)
+
+
+def _count(devices: Any, device: torch.device) -> int:
+    """Return how many devices `trainer.devices` means on one machine."""
+    try:
+        if device.type == "cuda":
+            if isinstance(devices, int) and devices > torch.cuda.device_count():
+                raise UserError(
+                    f"trainer.devices={devices}: this machine has {torch.cuda.device_count()} "
+                    "GPUs; ask for fewer, or add trainer.accelerator=cpu"
+                )
+            plain = list(devices) if OmegaConf.is_list(devices) else devices
+            return len(CUDAAccelerator.parse_devices(plain) or [])
+        if device.type == "mps":
+            return 1 if devices in (1, "1", -1, [0]) else 2
+        return CPUAccelerator.parse_devices(devices)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"trainer.devices={devices}: {error}") from None
+
+
+# Rank 0
+
+
+class Leader:
+    """Rank 0's hold on the others of a run. Use as a context, which ends them.
+
+    Args:
+        place: of `settle_devices`. The others are started here unless a launcher has.
+        abandon: is told why, before the process ends, if rank 0 itself is caught in a collective
+            operation that a rank which died will never join.
+    """
+
+    def __init__(self, place: Place, abandon: Callable[[str], None]) -> None:
+        self.place = place
+        self._abandon = abandon
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._store: Store | None = None
+        self._number = 0  # of the run, in the store
+        self._leave = contextlib.ExitStack()
+        self._over = threading.Event()
+
+    def __enter__(self) -> "Leader":
+        if self.place.world_size == 1:
+            return self
+        if launched() is not None:
+            self._store, self._number = launchers_store(), next(_numbers)
+            return self
+        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        self._store = store
+        threads = max(1, torch.get_num_threads() // self.place.world_size)
+        self._leave.callback(torch.set_num_threads, torch.get_num_threads())
+        torch.set_num_threads(threads)
+        for rank in range(1, self.place.world_size):
+            self._processes.append(_start(rank, self.place.world_size, store.port, threads))
+        threading.Thread(target=self._watch, daemon=True).start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._over.set()
+        if kind is not None and not issubclass(kind, SystemExit):
+            for process in self._processes:  # they have nothing to save
+                process.kill()
+        deadline = time.monotonic() + END_SECONDS
+        try:
+            self._leave.close()
+            for process in self._processes:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(max(0, deadline - time.monotonic()))
+        finally:  # whatever comes, a second Ctrl-C too
+            for process in self._processes:
+                process.kill()
+                process.wait()
+                if process.stdin is not None:
+                    process.stdin.close()
+            self._store = None
+
+    def begin(self, config: DictConfig, run_dir: Path, device: torch.device) -> None:
+        """Give the run to the others, and join them in a process group when they are ready.
+
+        Raises:
+            UserError: one of them cannot run this.
+            RankError: one of them ended.
+        """
+        if self._store is None:
+            if config.trainer.strategy != "auto":  # one device, and a strategy that wants a group
+                self._leave.enter_context(_process_group(self.place, HashStore(), device))
+            return
+        job = {"config": OmegaConf.to_container(config), "run_dir": str(run_dir)}
+        self._store.set(_key("run", self._number), json.dumps(job))
+        if self._processes:  # they have no other
+            self._store.set(_key("run", self._number + 1), json.dumps(None))
+        ready = _key("ready", self._number)
+        deadline = time.monotonic() + START_SECONDS
+        while self._store.add(ready, 0) < self.place.world_size - 1:
+            if (failure := self._failure()) is not None:
+                raise failure
+            if time.monotonic() > deadline:
+                raise RankError(
+                    f"not all of {self.place.world_size} ranks were ready after {START_SECONDS} s"
+                )
+            time.sleep(0.02)
+        store = PrefixStore(_key("group", self._number), self._store)
+        self._leave.enter_context(_process_group(self.place, store, device))
+
+    @contextlib.contextmanager
+    def explained(self) -> Iterator[None]:
+        """Raise what ended another rank in place of the error that its end brings about here."""
+        try:
+            yield
+        except (UserError, DivergedError):
+            raise
+        except Exception as error:
+            if self._store is None:
+                raise
+            first = self._store.add(_key("failures", self._number), 1) == 1
+            if first and not isinstance(error, RuntimeError):
+                raise  # what a process group raises is one
+            deadline = time.monotonic() + NOTICE_SECONDS
+            while (failure := self._failure()) is None and time.monotonic() < deadline:
+                time.sleep(0.05)
+            if failure is None and "peer" in str(error):
+                failure = RankError(f"another rank ended, and the run with it ({_first(error)})")
+            if failure is None:
+                raise
+            raise failure from error
+
+    def _failure(self) -> Exception | None:
+        """Return why the first of the other ranks to fail did, if one has."""
+        assert self._store is not None
+        if self._store.check([_key("failure", self._number)]):
+            failure = json.loads(self._store.get(_key("failure", self._number)))
+            kind = UserError if failure["users"] else RankError
+            return kind(f"rank {failure['rank']}: {failure['reason']}")
+        for rank, process in enumerate(self._processes, 1):
+            if code := process.poll():
+                how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+                return RankError(f"rank {rank} {how}, and the run with it")
+        return None
+
+    def _watch(self) -> None:
+        """End this process if another has, and a collective operation waits for it for ever."""
+        while not self._over.wait(0.5):
+            if any(process.poll() for process in self._processes):
+                if not self._over.wait(STUCK_SECONDS):
+                    failure = str(self._failure())
+                    self._abandon(failure)
+                    print(f"error: {failure}", file=sys.stderr, flush=True)
+                    os._exit(1)
+                return
+
+
+def _start(rank: int, world_size: int, port: int, threads: int) -> "subprocess.Popen[bytes]":
+    """Start a rank on this machine. It ends when its standard input does, and so with us."""
+    environment = os.environ | {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "NODE_RANK": "0",
+        "WORLD_SIZE": str(world_size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": str(threads),
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),  # what is found here is found there
+    }
+    # In a session of its own, a Ctrl-C is rank 0's alone: it tells the others.
+    return subprocess.Popen(
+        [sys.executable, "-m", "litchar.training.follow"],
+        env=environment,
+        stdin=subprocess.PIPE,
+        start_new_session=True,
+    )
+
+
+# The others
+
+
+def follow_runs(prepare: Prepare) -> int:
+    """Take part in the runs that rank 0 leads until it has no more; return the exit code."""
+    place = launched()
+    assert place is not None
+    store = launchers_store()
+    code = 0
+    for number in itertools.count():
+        job = json.loads(_wait_for(store, _key("run", number)))
+        if job is None:
+            break
+        run_dir = Path(job["run_dir"])
+        with contextlib.ExitStack() as leaving, _logged(run_dir, place.rank):
+            try:
+                device, train = prepare(place, OmegaConf.create(job["config"]), run_dir)
+                store.add(_key("ready", number), 1)
+                group = PrefixStore(_key("group", number), store)
+                leaving.enter_context(_process_group(place, group, device))
+                train()
+            except Exception as error:  # told before the others notice that this rank is gone
+                _report(error, place.rank, store, number)
+                code = 1
+    store.add("left", 1)
+    return code
+
+
+def _report(error: Exception, rank: int, store: Store, number: int) -> None:
+    """Tell rank 0 why this rank failed, if it is the first to."""
+    if isinstance(error, DivergedError):
+        return  # as all ranks find together
+    logging.getLogger(__name__).error("failed", exc_info=error)  # rank 0 will soon end this one
+    users = is_users(error)
+    reason = _first(error) if users else f"{type(error).__name__}: {_first(error)}"
+    if store.add(_key("failures", number), 1) == 1:
+        failure = {"rank": rank, "users": users, "reason": reason}
+        store.set(_key("failure", number), json.dumps(failure))
+
+
+@contextlib.contextmanager
+def _logged(run_dir: Path, rank: int) -> Iterator[None]:
+    """Add this rank's warnings to the run's log."""
+    handler = logging.FileHandler(run_dir / "train.log", delay=True)
+    handler.setFormatter(
+        logging.Formatter(f"%(asctime)s %(levelname)s rank {rank} %(name)s: %(message)s")
+    )
+    handler.setLevel(logging.WARNING)
+    logging.captureWarnings(True)
+    logging.getLogger().addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
+        handler.close()
+
+
+# What they share
+
+
+@functools.cache
+def launchers_store() -> Store:
+    """Return the store in which the ranks of a launcher find each other."""
+    place = launched()
+    assert place is not None
+    if "MASTER_ADDR" not in os.environ:  # srun
+        os.environ["MASTER_ADDR"] = SLURMEnvironment.resolve_root_node_address(
+            os.environ["SLURM_STEP_NODELIST"]
+        )
+        os.environ["MASTER_PORT"] = str(15_000 + int(os.environ["SLURM_JOB_ID"]) % 10_000)
+    store: Store
+    store, _, _ = next(rendezvous("env://", place.rank, place.world_size))
+    return store
+
+
+def dismiss_at_exit() -> None:
+    """Let the ranks of a launcher end when this one, which leads them, does."""
+
+    def dismiss() -> None:
+        place = launched()
+        assert place is not None
+        store = launchers_store()
+        store.set(_key("run", next(_numbers)), json.dumps(None))
+        deadline = time.monotonic() + NOTICE_SECONDS
+        while store.add("left", 0) < place.world_size - 1 and time.monotonic() < deadline:
+            time.sleep(0.02)  # the store may be in this process
+
+    atexit.register(dismiss)
+
+
+@contextlib.contextmanager
+def _process_group(place: Place, store: Store, device: torch.device) -> Iterator[None]:
+    """Join the ranks' process group: NCCL's on GPUs, gloo's on CPUs."""
+    backend = dist.Backend.default_device_backend_map.get(device.type, "gloo")
+    dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.world_size)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def _key(name: str, number: int) -> str:
+    return f"{name} {number}"
+
+
+def _wait_for(store: Store, key: str) -> bytes:
+    """Return the value of `key`, when it has one; a signal is heard meanwhile."""
+    while not store.check([key]):
+        time.sleep(0.1)
+    value: bytes = store.get(key)
+    return value
+
+
+def _first(error: Exception) -> str:
+    """Return the first line of what an error says."""
+    return str(error).strip().split("\n")[0]

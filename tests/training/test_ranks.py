@@ -1,0 +1,442 @@
+"""One run on several devices is the run on one: the same batches, losses, files and endings.
+
+The ranks are processes on the CPU that talk through gloo. Each takes seconds to import, so that
+tests share runs where they can.
+"""
+
+import csv
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from conftest import ROOT, scalars, summary
+from litchar.checkpoints import Checkpoint, load
+from litchar.errors import DivergedError, Interrupted, RankError, UserError
+from litchar.launched import Place, launched
+from litchar.training.ranks import settle_devices
+
+SETTING = ("scheduler=constant", "trainer.max_steps=20", "trainer.val_check_interval=10")
+TWO = ("trainer=ddp", "trainer.devices=2")
+NOISE = 2e-5  # of float32, in nats
+
+
+def rows(run_dir: Path) -> list[dict[str, float]]:
+    """The rows of metrics.csv, but for speeds."""
+    with open(run_dir / "metrics.csv", newline="") as file:
+        return [
+            {key: float(value) for key, value in row.items() if value and "speed" not in key}
+            for row in csv.DictReader(file)
+        ]
+
+
+def assert_same_curve(run_dir: Path, other: Path, steps: int = 10**9) -> None:
+    a, b = ([row for row in rows(run) if row["step"] <= steps] for run in (run_dir, other))
+    assert [row.keys() for row in a] == [row.keys() for row in b]
+    for row, expected in zip(a, b, strict=True):
+        assert row == pytest.approx(expected, abs=NOISE)
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    """A sweep of two jobs of two ranks, from the command line: ddp, then fsdp."""
+    place = tmp_path_factory.mktemp("swept")
+    text = place / "text.txt"
+    text.write_text("".join(f"{a} and {b}\n" for a in range(40) for b in range(40))[:8000])
+    small = (
+        "data.block_size=16",
+        "data.batch_size=8",
+        "data.train_sample=512",
+        "model.n_layer=2",
+        "model.n_head=2",
+        "model.n_embd=16",
+        "trainer.accelerator=cpu",
+        "trainer.log_every_n_steps=5",
+    )
+    result = subprocess.run(
+        [
+            sys.executable,
+            ROOT / "scripts/train.py",
+            "-m",
+            f"data.path={text}",
+            *small,
+            *SETTING,
+            "trainer=ddp,fsdp",
+            "trainer.devices=2",
+        ],
+        env=os.environ
+        | {"LITCHAR_CACHE": str(place / "cache"), "LITCHAR_OUTPUTS": str(place / "outputs")},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return place, result
+
+
+@pytest.fixture
+def one(train):
+    """The same run on one device, for longer."""
+    return train(*SETTING, "trainer.max_steps=30", name="one")
+
+
+def test_a_sweeps_ranks_get_their_job_and_nothing_else(swept):
+    place, result = swept
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    jobs = sorted(path.parent for path in place.glob("outputs/**/summary.json"))
+    directories = [path.parent for path in place.glob("outputs/**/.hydra")]
+    assert len(jobs) == 2
+    assert sorted(directories) == jobs  # no rank composed a run of its own
+    assert not list(place.glob("outputs/**/train.log"))  # nobody had a warning
+    assert not list(place.glob("outputs/runs/*"))
+    assert result.stdout.count("step     20") == 2  # one console: a line for each job
+    for job in jobs:
+        figures = summary(job)
+        assert figures["status"] == "completed"
+        assert figures["characters_seen"] == 20 * 8 * 16
+        assert [step for step, _ in scalars(job / "tensorboard")["val/loss"]] == [10, 20]
+
+
+def test_two_ranks_train_as_one_device_does(swept, one):
+    place, _ = swept
+    ddp, fsdp = sorted(path.parent for path in place.glob("outputs/**/summary.json"))
+    for job in (ddp, fsdp):
+        assert_same_curve(job, one, steps=20)
+        assert (job / "samples.txt").read_text() == (one / "samples.txt").read_text()[
+            : len((job / "samples.txt").read_text())
+        ]
+
+
+def test_a_sharded_checkpoint_is_that_of_one_device(swept, one):
+    place, _ = swept
+    ddp, fsdp = sorted(path.parent for path in place.glob("outputs/**/summary.json"))
+    a, b = (load(job / "checkpoints/last.ckpt") for job in (ddp, fsdp))
+    torch.testing.assert_close(a["state_dict"], b["state_dict"], rtol=1e-4, atol=1e-5)
+    (a, b) = (checkpoint["optimizer_states"][0] for checkpoint in (a, b))
+    assert [group["params"] for group in a["param_groups"]] == [
+        group["params"] for group in b["param_groups"]
+    ]
+    torch.testing.assert_close(a["state"], b["state"], rtol=1e-3, atol=1e-5)
+
+
+def test_a_run_goes_on_with_another_number_of_devices(swept, one, train):
+    place, _ = swept
+    for job in sorted(path.parent for path in place.glob("outputs/**/summary.json")):
+        last = job / "checkpoints/last.ckpt"
+        longer = train(*SETTING, "trainer.max_steps=30", f"resume={last}", name=f"longer{job.name}")
+        assert [row["step"] for row in rows(longer)] == [25, 30]
+        for row, expected in zip(rows(longer), rows(one)[-2:], strict=True):
+            assert row == pytest.approx(expected, abs=NOISE)
+
+
+# How a run ends
+
+
+def on_rank(rank: int, step: int, signum: int) -> tuple[str, ...]:
+    """Let this rank send itself a signal in the middle of this step."""
+    return (
+        "+callbacks.stop._target_=conftest.SignalAt",
+        f"+callbacks.stop.step={step}",
+        f"+callbacks.stop.signum={int(signum)}",
+        f"+callbacks.stop.rank={rank}",
+    )
+
+
+@pytest.mark.parametrize(
+    "rank", [0, pytest.param(1, marks=pytest.mark.slow)]
+)  # a launcher may tell any
+def test_a_signal_to_one_rank_ends_all_with_one_checkpoint(train, rank):
+    dropout = "model.dropout=0.2"
+    whole = train(*SETTING, dropout, name="whole")
+    with pytest.raises(Interrupted) as stop:
+        train(*SETTING, *TWO, dropout, *on_rank(rank, 7, signal.SIGTERM), name="stopped")
+    assert stop.value.code == 128 + signal.SIGTERM
+    stopped = whole.with_name("stopped")
+    assert summary(stopped)["status"] == "interrupted"
+    # What is received within a step is known to all by the end of the next.
+    assert Checkpoint.load(stopped / "checkpoints/last.ckpt").step == 8
+    assert [path.name for path in (stopped / "checkpoints").iterdir()] == ["last.ckpt"]
+    assert not torch.distributed.is_initialized()
+    assert not {"LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "RANK"} & os.environ.keys()
+    # Dropout differs from rank to rank, so that a mask is drawn for each window of the batch.
+    assert rows(stopped)[1]["train/loss"] != pytest.approx(rows(whole)[1]["train/loss"], abs=1e-6)
+    train(*SETTING, dropout, "resume=auto", name="stopped")
+    assert summary(stopped)["status"] == "completed"
+    assert summary(stopped)["characters_seen"] == summary(whole)["characters_seen"]
+
+
+def test_a_killed_rank_ends_the_run(train, tmp_path):
+    with pytest.raises(RankError, match="rank 1 was killed by signal 9"):
+        train(*SETTING, *TWO, *on_rank(1, 13, signal.SIGKILL), name="run")
+    figures = summary(tmp_path / "outputs/runs/run")
+    assert figures["status"] == "failed"
+    assert figures["error"] == "rank 1 was killed by signal 9, and the run with it"
+    assert Checkpoint.load(tmp_path / "outputs/runs/run/checkpoints/last.ckpt").step == 10
+
+
+@pytest.mark.slow
+def test_a_failed_rank_says_why(train, tmp_path):
+    fail = ("+callbacks.fail._target_=conftest.FailAt", "+callbacks.fail.step=13")
+    with pytest.raises(RankError, match="rank 1: LookupError: lost the thread"):
+        train(*SETTING, *TWO, *fail, "+callbacks.fail.rank=1", name="one")
+    assert "Traceback" in (tmp_path / "outputs/runs/one/train.log").read_text()
+    with pytest.raises(LookupError, match="lost the thread"):
+        train(*SETTING, *TWO, *fail, "+callbacks.fail.rank=0", name="zero")
+    assert summary(tmp_path / "outputs/runs/zero")["error"] == "lost the thread"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trainer", ["ddp", "fsdp"])
+def test_a_full_disk_and_a_diverged_loss_end_alike_on_all_ranks(train, capsys, trainer):
+    two = (f"trainer={trainer}", "trainer.devices=2")
+    full = (
+        "+callbacks.full._target_=conftest.FullDisk",
+        "+callbacks.full.first=12",
+        "+callbacks.full.last=22",
+        "+callbacks.full.most_bytes=50000",
+    )
+    capsys.readouterr()
+    longer = ("trainer.max_steps=25", "checkpoint.every_seconds=0.01")
+    run_dir = train(*SETTING, *two, *longer, *full, name="full")
+    assert "the checkpoint was not saved (File too large)" in capsys.readouterr().out
+    assert summary(run_dir)["status"] == "completed"
+    assert load(run_dir / "checkpoints/last.ckpt")["global_step"] == 25
+    assert not list(run_dir.rglob(".draft*"))
+    with pytest.raises(DivergedError, match=r"the loss is (nan|inf) at step [23] .*gradient"):
+        train(
+            *SETTING,
+            *two,
+            "optimizer.lr=1e30",
+            "trainer.gradient_clip_val=null",
+            "trainer.log_every_n_steps=1",
+            name="diverged",
+        )
+    assert summary(run_dir.with_name("diverged"))["status"] == "diverged"
+
+
+TINY = ("model.n_layer=2", "model.n_embd=16")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "setting",
+    [
+        (*TINY, "model.n_head=2", "optimizer=muon"),
+        (*TINY, "model.n_head=2", "model=gpt2", "trainer.accumulate_grad_batches=2"),
+        (*TINY, "model.n_head=2", "model.tie_head=true", "model.init=gpt2"),
+        (*TINY, "model=gru", "data.num_workers=1", "data.val_batch_size=3"),
+        ("model=bigram", "data.test_fraction=0.1"),
+        ("model=bigram", "data.document=line", "data.start_at_document=true", "data.batch_size=64"),
+    ],
+)
+@pytest.mark.parametrize("trainer", ["ddp", "fsdp"])
+def test_every_model_and_optimizer_trains_on_ranks(train, text_file, trainer, setting):
+    setting = (
+        f"data.path={text_file}",
+        "data.block_size=16",
+        "data.batch_size=8",
+        "trainer.accelerator=cpu",
+        "trainer.log_every_n_steps=5",
+        *SETTING,
+        *setting,
+    )
+    alone = train(*setting, name="alone", only=True)
+    two = (f"trainer={trainer}", "trainer.devices=2")
+    ranks = train(*setting, *two, name="ranks", only=True)
+    assert_same_curve(ranks, alone)
+    if summary(alone)["test_loss"] is not None:
+        assert summary(ranks)["test_loss"] == pytest.approx(summary(alone)["test_loss"], abs=NOISE)
+
+
+@pytest.mark.slow
+def test_sharded_ranks_go_on_from_one_device_and_back(train):
+    whole = train(*SETTING, "trainer.max_steps=30", "optimizer=muon", name="whole")
+    for steps, devices in ((10, ()), (20, ("trainer=fsdp", "trainer.devices=2")), (30, TWO)):
+        train(
+            *SETTING,
+            "optimizer=muon",
+            f"trainer.max_steps={steps}",
+            *devices,
+            "resume=auto",
+            name="parts",
+        )
+    assert_same_curve(whole.with_name("parts"), whole)
+
+
+# What devices cannot run
+
+
+@pytest.mark.parametrize(
+    ("overrides", "device", "words"),
+    [
+        (["trainer.strategy=fsdp"], "cpu", "trainer=fsdp"),
+        (["trainer.strategy=ddp_spawn"], "cpu", "use trainer=ddp"),
+        (["trainer.devices=0"], "cpu", "trainer.devices=0"),
+        (["trainer.devices=[0,1]"], "cpu", "trainer.devices"),
+        (["trainer.devices=2", "trainer.num_nodes=2"], "cpu", "torchrun or srun"),
+        (["trainer.devices=2"], "mps", "an Apple GPU trains alone"),
+        (["trainer=ddp"], "mps", "an Apple GPU trains alone"),
+        (["trainer.devices=9"], "cuda", "GPUs; ask for fewer"),
+    ],
+)
+def test_what_devices_cannot_run_is_refused(compose, overrides, device, words):
+    with pytest.raises(UserError, match=re.escape(words)):
+        settle_devices(compose(*overrides).trainer, torch.device(device))
+
+
+def test_a_batch_that_ranks_cannot_share_leaves_nothing_behind(train, tmp_path):
+    with pytest.raises(UserError, match="batch_size=7 cannot be shared by 2 devices"):
+        train(*TWO, "data.batch_size=7", name="run")
+    assert not list((tmp_path / "outputs/runs").iterdir())
+
+
+def test_a_launcher_that_started_another_number_is_refused(compose, monkeypatch):
+    torchrun = {"RANK": 5, "LOCAL_RANK": 1, "GROUP_RANK": 1, "WORLD_SIZE": 8, "MASTER_PORT": 1}
+    for name, value in (torchrun | {"MASTER_ADDR": "host"}).items():
+        monkeypatch.setenv(name, str(value))
+    trainer = compose("trainer=ddp", "trainer.num_nodes=2").trainer
+    assert settle_devices(trainer, torch.device("cpu")) == Place(5, 1, 1, 8)
+    assert trainer.devices == 4
+    with pytest.raises(UserError, match="ask for 2 processes, and 8 were started"):
+        settle_devices(compose(*TWO).trainer, torch.device("cpu"))
+
+
+def test_tasks_of_srun_know_their_place(monkeypatch):
+    batch_script = {"SLURM_PROCID": 0, "SLURM_LOCALID": 0, "SLURM_NODEID": 0, "SLURM_NTASKS": 4}
+    for name, value in batch_script.items():
+        monkeypatch.setenv(name, str(value))
+    assert launched() is None  # one process, whatever the job has room for
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    monkeypatch.setenv("SLURM_PROCID", "3")
+    monkeypatch.setenv("SLURM_LOCALID", "1")
+    monkeypatch.setenv("SLURM_NODEID", "1")
+    assert launched() == Place(3, 1, 1, 4)
+
+
+# As a person starts it
+
+
+@pytest.fixture
+def command(text_file, tmp_path):
+    """The command line of a run of two ranks that would not end."""
+    return [
+        str(ROOT / "scripts/train.py"),
+        f"data.path={text_file}",
+        "data.block_size=16",
+        "data.batch_size=8",
+        "model.n_layer=1",
+        "model.n_head=2",
+        "model.n_embd=16",
+        "trainer.accelerator=cpu",
+        *TWO,
+        "trainer.max_steps=1000000",
+        "trainer.val_check_interval=1000000",
+        "trainer.log_every_n_steps=1",
+        f"run_dir={tmp_path / 'run'}",
+    ]
+
+
+def wait_until(condition, process, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def is_alive(pid: int) -> bool:
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_no_rank_outlives_the_first(command, tmp_path, signum):
+    process = subprocess.Popen(
+        [sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    wait_until((tmp_path / "run/metrics.csv").exists, process)
+    ranks = children(process.pid)
+    assert len(ranks) == 1
+    process.send_signal(signum)
+    began = time.monotonic()
+    output, _ = process.communicate(timeout=30)
+    while any(map(is_alive, ranks)):
+        assert time.monotonic() < began + 30
+        time.sleep(0.01)
+    if signum == signal.SIGKILL:
+        return
+    assert process.returncode == 128 + signum, output
+    assert "Traceback" not in output
+    figures = summary(tmp_path / "run")
+    assert figures["status"] == "interrupted"
+    assert Checkpoint.load(tmp_path / "run/checkpoints/last.ckpt").step == figures["steps"]
+
+
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+
+
+@pytest.mark.slow
+def test_torchrun_starts_one_run_or_a_sweep(command, tmp_path, train):
+    short = ("trainer.devices=auto", "trainer.max_steps=20", "trainer.val_check_interval=10")
+    result = subprocess.run(
+        [*TORCHRUN, *command, *short], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("step     20") == 1
+    assert [path.name for path in (tmp_path / "run").parent.glob("run*")] == ["run"]
+    assert not list(tmp_path.glob("outputs/**/.hydra"))
+    assert summary(tmp_path / "run")["status"] == "completed"
+
+    line = [part for part in command if not part.startswith("run_dir=")]
+    result = subprocess.run(
+        [*TORCHRUN, *line, *short, "seed=1,2", "--multirun"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert len(list(tmp_path.glob("outputs/**/summary.json"))) == 2
+    assert len(list(tmp_path.glob("outputs/**/.hydra"))) == 2
+    alone = train("trainer.max_steps=20", "model.n_layer=1", "data.train_sample=16384", "seed=2")
+    second = max(tmp_path.glob("outputs/sweeps/**/summary.json"), key=lambda p: p.stat().st_mtime)
+    assert summary(second.parent)["val_loss"] == pytest.approx(
+        summary(alone)["val_loss"], abs=NOISE
+    )
+
+
+@pytest.mark.slow
+def test_torchrun_passes_a_signal_and_a_refusal_on(command, tmp_path):
+    process = subprocess.Popen(
+        [*TORCHRUN, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    wait_until((tmp_path / "run/metrics.csv").exists, process)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert "Interrupted at step" in output
+    figures = summary(tmp_path / "run")
+    assert figures["status"] == "interrupted"
+    assert Checkpoint.load(tmp_path / "run/checkpoints/last.ckpt").step == figures["steps"]
+
+    command = [part for part in command if not part.startswith("run_dir=")]
+    result = subprocess.run(
+        [*TORCHRUN, *command, "trainer.devices=3"], capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode == 1  # torchrun's own
+    assert "ask for 3 processes, and 2 were started" in result.stderr
+    result = subprocess.run(
+        [*TORCHRUN, command[0], "--help"], capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode == 0
+    assert result.stdout.count("Train a character-level") == 1
