@@ -13,7 +13,6 @@ import torch
 from lightning.fabric.utilities.throughput import get_available_flops
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from litchar import signals
 from litchar.errors import DivergedError
@@ -22,7 +21,7 @@ from litchar.models import Transformer
 from litchar.text import Vocabulary
 from litchar.training.loggers import TensorBoard
 from litchar.training.module import LanguageModel
-from litchar.training.sharding import is_sharded, whole
+from litchar.training.sharding import full, is_sharded, whole
 from litchar.training.summary import write_summary
 
 
@@ -320,8 +319,7 @@ def gradient_norm(trainer: L.Trainer) -> Tensor:
 
 def total_norm(tensors: Iterable[Tensor]) -> Tensor:
     """Return the norm of all numbers in `tensors`, those on other ranks included: ()."""
-    norm = torch.nn.utils.get_total_norm(list(tensors))
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+    return full(torch.nn.utils.get_total_norm(list(tensors)))
 
 
 def model_flops_utilization(trainer: L.Trainer, characters_per_second: float) -> float | None:

@@ -25,6 +25,7 @@ from litchar.text import Vocabulary
 from litchar.training.callbacks import batches_seen
 from litchar.training.checkpointing import is_validated
 from litchar.training.loggers import TensorBoard
+from litchar.training.sharding import full
 from litchar.training.module import LanguageModel
 
 # The Custom Scalars page: charts of the tags that match, by category.
@@ -91,7 +92,7 @@ class Layers(Callback):
         """Log."""
         if trainer.state.fn != "fit":
             return
-        figures = {f"weights/update_ratio/{k}": float(v) for k, v in self._ratios.items()}
+        figures = {f"weights/update_ratio/{k}": float(full(v)) for k, v in self._ratios.items()}
         self._ratios = {}
         line = validation_line(trainer, self.length).to(pl_module.device)
         statistics = activation_statistics(model_of(pl_module), line)
@@ -182,7 +183,7 @@ class Embeddings(Callback):
             [label_of(c, vocabulary.unit), name_of(c, vocabulary.unit), kind_of(c)]
             for c in vocabulary.symbols
         ]
-        points = table.detach().float().cpu().numpy()
+        points = full(table.detach()).float().cpu().numpy()
         for logger in tensorboards(trainer):
             logger.log_points("characters", points, ["character", "name", "kind"], rows)
 

@@ -80,6 +80,11 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> None:
     fully_shard(model, mesh=mesh)
 
 
+def full(tensor: Tensor) -> Tensor:
+    """Return `tensor`, whole if ranks have shares of it; all ranks call this."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
 def is_sharded(model: nn.Module) -> bool:
     """Return whether ranks have shares of the parameters of `model`."""
     return isinstance(model, FSDPModule)
