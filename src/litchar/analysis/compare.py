@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.table import Table as RichTable
+from rich.text import Text
 from scipy import stats
 
 from litchar import signals
@@ -446,7 +447,7 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
             soft_wrap=True,
             markup=False,
         )
-        console.print(_rich(table))
+        _print_table(table, console)
         if table.power_law:
             law = table.power_law
             console.print(
@@ -470,39 +471,53 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
         console.print(f"note: {note}", soft_wrap=True, markup=False)
 
 
-def _rich(table: Table) -> RichTable:
+LOSSES = ("n", "loss", "sd", "95% interval", "more", "p", "differs")
+COST = ("chars/s", "seconds", "parameters", "FLOPs")
+
+
+def _print_table(table: Table, console: Console) -> None:
+    """Print losses and cost side by side, or below each other where there is no room for that."""
+    losses = [_losses(row, table.rows[0]) for row in table.rows]
+    cost = [_cost(row) for row in table.rows]
+    beside = _rich(table, LOSSES + COST, [a + b for a, b in zip(losses, cost, strict=True)])
+    if console.measure(beside, options=console.options.update(width=1000)).maximum <= console.width:
+        console.print(beside)
+    else:
+        console.print(_rich(table, LOSSES, losses), _rich(table, COST, cost), sep="\n\n")
+
+
+def _rich(table: Table, columns: Sequence[str], cells: list[list[str]]) -> RichTable:
     made = RichTable(box=None, pad_edge=False, header_style="bold")
-    numbers = ("n", "loss", "sd", "95% interval", "more", "p")
-    names = [short(key) if _unique(table.keys, key) else key for key in table.keys]
-    for name in [
-        *(names or ["runs"]),
-        *numbers,
-        "differs",
-        "chars/s",
-        "seconds",
-        "params",
-        "FLOPs",
-    ]:
-        made.add_column(name, justify="right" if name not in names else "left")
-    for row in table.rows:
-        low, high = row.interval
-        cells = [shown(value) for value in row.settings.values()] or ["all"]
-        waiting = f" (+{len(row.pending)} not)" if row.pending else ""
-        made.add_row(
-            *cells,
-            f"{row.n}{waiting}",
-            _number(row.mean, ".4f"),
-            _number(row.sd, ".4f"),
-            f"{low:.4f} to {high:.4f}" if row.n > 1 else "",
-            _number(row.mean - table.rows[0].mean, "+.4f") if row is not table.rows[0] else "",
-            _number(row.p, ".2g"),
-            differs(row),
-            _number(row.figure("characters_per_second"), ",.0f"),
-            _number(row.figure("train_seconds"), ".1f"),
-            _number(row.figure("parameters"), ",.0f"),
-            _number(row.figure("flops"), ".2e"),
-        )
+    for key in table.keys or ["runs"]:
+        made.add_column(short(key) if _unique(table.keys, key) else key)
+    for name in columns:
+        made.add_column(name, justify="right", no_wrap=True)
+    for row, figures in zip(table.rows, cells, strict=True):
+        settings = [Text(shown(value)) for value in row.settings.values()]
+        made.add_row(*(settings or [Text("all")]), *figures)
     return made
+
+
+def _losses(row: Row, best: Row) -> list[str]:
+    low, high = row.interval
+    return [
+        f"{row.n} (+{len(row.pending)} not)" if row.pending else f"{row.n}",
+        _number(row.mean, ".4f"),
+        _number(row.sd, ".4f"),
+        f"{low:.4f} to {high:.4f}" if row.n > 1 else "",
+        "" if row is best else _number(row.mean - best.mean, "+.4f"),
+        _number(row.p, ".2g"),
+        differs(row),
+    ]
+
+
+def _cost(row: Row) -> list[str]:
+    return [
+        _number(row.figure("characters_per_second"), ",.0f"),
+        _number(row.figure("train_seconds"), ".1f"),
+        _number(row.figure("parameters"), ",.0f"),
+        _number(row.figure("flops"), ".2e"),
+    ]
 
 
 def _unique(keys: list[str], key: str) -> bool:
@@ -567,6 +582,8 @@ def report_on(
     from litchar.analysis.comparison_plot import write_plot
 
     comparison = compare(paths, at)
+    if not console.is_terminal:
+        console.width = max(console.width, 140)  # a file has room
     print_comparison(comparison, console)
     if directory is not None:
         write_tables(comparison, directory)
@@ -587,7 +604,6 @@ def main(arguments: list[str] | None = None) -> None:
     end = given.index("--") if "--" in given else len(given)
     options = _parser().parse_args(given[:end])
     console = Console(highlight=False)
-    console.width = max(console.width, 140) if not console.is_terminal else console.width
     try:
         if options.revisions:
             equal = _compare_revisions(options, given[end + 1 :], console)

@@ -178,8 +178,8 @@ def identity(config: dict[str, Any], swept: frozenset[str] = frozenset()) -> dic
 
 def job_name(overrides: list[str], settings: dict[str, Any]) -> str:
     """Return the name of a job's directory: its overrides for people, a digest for the rest."""
-    texts = [text.lstrip("+~").replace("/", "-") for text in overrides]
-    shown = "_".join(re.sub(r"[^\w.+-]+", "-", text).strip("-") for text in texts) or "defaults"
+    texts = (re.sub(r"[^\w.+-]+", "-", text.lstrip("+~")).strip("-") for text in overrides)
+    shown = "_".join(texts) or "defaults"
     shown = shown.encode()[:NAME_BYTES].decode(errors="ignore").rstrip("-_.")
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
     return f"{shown}_{digest}"
