@@ -39,8 +39,7 @@ def update_ratios(
 ) -> dict[str, Tensor]:
     """Return by layer how far a step moved the weights, relative to their norm: () each.
 
-    About 1e-3 is usual for Adam at a learning rate that suits; a layer far from the others is
-    worth a look.
+    A layer that is far from the others is worth a look.
     """
     norm = torch.nn.utils.get_total_norm
     ratios = {}
