@@ -25,8 +25,8 @@ from litchar.text import Vocabulary
 from litchar.training.callbacks import batches_seen
 from litchar.training.checkpointing import is_validated
 from litchar.training.loggers import TensorBoard
-from litchar.training.sharding import full
 from litchar.training.module import LanguageModel
+from litchar.training.sharding import full
 
 # The Custom Scalars page: charts of the tags that match, by category.
 LAYOUT = {
