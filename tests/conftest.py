@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 # The models here are so small that a second thread costs more than it brings. Before torch, which
@@ -25,6 +26,21 @@ from litchar import signals
 from litchar.cli import quote
 
 ROOT = Path(__file__).resolve().parents[1]
+
+# A small text with some structure, 8,000 characters of 15 distinct ones, and a transformer for it.
+TEXT = "".join(f"{a} and {b}\n" for a in range(40) for b in range(40))[:8000]
+SMALL = (
+    "data.block_size=16",
+    "data.batch_size=8",
+    "data.train_sample=512",
+    "model.n_layer=2",
+    "model.n_head=2",
+    "model.n_embd=16",
+    "trainer.accelerator=cpu",
+    "trainer.max_steps=20",
+    "trainer.log_every_n_steps=5",
+    "trainer.val_check_interval=10",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -56,9 +72,9 @@ def browser_type_launch_args(browser_type_launch_args):
 
 @pytest.fixture
 def text_file(tmp_path):
-    """A small text with some structure, 8,000 characters of 15 distinct ones."""
+    """A file with `TEXT`."""
     path = tmp_path / "text.txt"
-    path.write_text("".join(f"{a} and {b}\n" for a in range(40) for b in range(40))[:8000])
+    path.write_text(TEXT)
     return path
 
 
@@ -77,19 +93,7 @@ def compose():
 @pytest.fixture
 def train(compose, text_file, tmp_path):
     """Train a small transformer on `text_file` in this process; return its run directory."""
-    small = (
-        f"data.path={text_file}",
-        "data.block_size=16",
-        "data.batch_size=8",
-        "data.train_sample=512",
-        "model.n_layer=2",
-        "model.n_head=2",
-        "model.n_embd=16",
-        "trainer.accelerator=cpu",
-        "trainer.max_steps=20",
-        "trainer.log_every_n_steps=5",
-        "trainer.val_check_interval=10",
-    )
+    small = (f"data.path={text_file}", *SMALL)
 
     def train(*overrides: str, name: str = "run", only: bool = False) -> Path:
         from litchar.training.run import run
@@ -153,6 +157,15 @@ def script(tmp_path):
         )
 
     return script
+
+
+def wait_until(condition, process: subprocess.Popen, seconds: float = 120) -> None:
+    """Wait for what a process is to bring about."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def scalars(directory: Path) -> dict[str, list[tuple[int, float]]]:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import ROOT, scalars, summary
+from conftest import ROOT, SMALL, TEXT, scalars, summary, wait_until
 from litchar.checkpoints import Checkpoint, load
 from litchar.errors import DivergedError, Interrupted, RankError, UserError
 from litchar.launched import Place, launched
@@ -45,30 +45,22 @@ def assert_same_curve(run_dir: Path, other: Path, steps: int = 10**9) -> None:
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory):
-    """A sweep of two jobs of two ranks, from the command line: ddp, then fsdp."""
+    """A sweep of two jobs of two ranks, from the command line and in a worker: ddp, then fsdp."""
     place = tmp_path_factory.mktemp("swept")
     text = place / "text.txt"
-    text.write_text("".join(f"{a} and {b}\n" for a in range(40) for b in range(40))[:8000])
-    small = (
-        "data.block_size=16",
-        "data.batch_size=8",
-        "data.train_sample=512",
-        "model.n_layer=2",
-        "model.n_head=2",
-        "model.n_embd=16",
-        "trainer.accelerator=cpu",
-        "trainer.log_every_n_steps=5",
-    )
+    text.write_text(TEXT)
     result = subprocess.run(
         [
             sys.executable,
             ROOT / "scripts/train.py",
             "-m",
             f"data.path={text}",
-            *small,
+            *SMALL,
             *SETTING,
             "trainer=ddp,fsdp",
             "trainer.devices=2",
+            "launcher=parallel",
+            "hydra.launcher.n_jobs=1",
         ],
         env=os.environ
         | {"LITCHAR_CACHE": str(place / "cache"), "LITCHAR_OUTPUTS": str(place / "outputs")},
@@ -96,8 +88,9 @@ def test_a_sweeps_ranks_get_their_job_and_nothing_else(swept):
     assert sorted(directories) == jobs  # no rank composed a run of its own
     assert not list(place.glob("outputs/**/train.log"))  # nobody had a warning
     assert not list(place.glob("outputs/runs/*"))
-    assert result.stdout.count("step     20") == 2  # one console: a line for each job
+    assert result.stdout.count("completed: ") == 2  # one console: a line for each job
     for job in jobs:
+        assert (job / "output.txt").read_text().count("step     20") == 1
         figures = summary(job)
         assert figures["status"] == "completed"
         assert figures["characters_seen"] == 20 * 8 * 16
@@ -128,9 +121,10 @@ def test_a_sharded_checkpoint_is_that_of_one_device(swept, one):
 
 def test_a_run_goes_on_with_another_number_of_devices(swept, one, train):
     place, _ = swept
-    for job in sorted(path.parent for path in place.glob("outputs/**/summary.json")):
+    ddp, fsdp = sorted(path.parent for path in place.glob("outputs/**/summary.json"))
+    for name, job in {"from_ddp": ddp, "from_fsdp": fsdp}.items():
         last = job / "checkpoints/last.ckpt"
-        longer = train(*SETTING, "trainer.max_steps=30", f"resume={last}", name=f"longer{job.name}")
+        longer = train(*SETTING, "trainer.max_steps=30", f"resume='{last}'", name=name)
         assert [row["step"] for row in rows(longer)] == [25, 30]
         for row, expected in zip(rows(longer), rows(one)[-2:], strict=True):
             assert row == pytest.approx(expected, abs=NOISE)
@@ -341,14 +335,6 @@ def command(text_file, tmp_path):
         "trainer.log_every_n_steps=1",
         f"run_dir={tmp_path / 'run'}",
     ]
-
-
-def wait_until(condition, process, seconds=120):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def children(pid: int) -> list[int]:

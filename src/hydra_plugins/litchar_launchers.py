@@ -1,0 +1,293 @@
+"""Launchers: where the jobs of a sweep run. Hydra takes plugins from `hydra_plugins` alone.
+
+The launchers that others publish for Hydra lose a whole sweep when one worker dies, and the one for
+Ray wants a cloudpickle that joblib and submitit have left behind. These hand the same call
+to joblib's processes, to Ray and to submitit, and give back what became of each job.
+
+Nothing heavy is imported here: Hydra imports all plugins at each start.
+"""
+
+import contextlib
+import functools
+import os
+import signal
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.singleton import Singleton
+from hydra.core.utils import JobReturn, run_job, setup_globals
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from litchar import signals
+from litchar.errors import Interrupted, UserError
+from litchar.launched import launched
+from litchar.training.sweep import Outcome
+
+END_SECONDS = 60  # for workers to save and end after a signal
+
+Call = Callable[[], JobReturn]
+Returned = JobReturn | BaseException
+
+
+class _Launcher(Launcher):
+    """Runs each job in some other process.
+
+    Args:
+        settings: as `conf/hydra/launcher` has them.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        self.settings: dict[str, Any] = {
+            name: OmegaConf.to_container(value, resolve=True)
+            if OmegaConf.is_config(value)
+            else value
+            for name, value in settings.items()
+        }
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        """Keep what Hydra hands over."""
+        self.hydra_context = hydra_context
+        self.task_function = task_function
+        self.config = config
+
+    def launch(
+        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
+    ) -> list[JobReturn]:
+        """Run the jobs, and return what each has; one that ended without a word has its error."""
+        if launched() is not None:
+            raise UserError(
+                "torchrun and srun start the processes of one run, and launcher those of many: "
+                "leave one of them out"
+            )
+        setup_globals()
+        Path(str(self.config.hydra.sweep.dir)).mkdir(parents=True, exist_ok=True)
+        calls: list[Call] = [
+            functools.partial(
+                run_one,
+                self.hydra_context,
+                self.config,
+                self.task_function,
+                list(overrides),
+                initial_job_idx + number,
+                Singleton.get_state(),
+            )
+            for number, overrides in enumerate(job_overrides)
+        ]
+        return [
+            outcome if isinstance(outcome, JobReturn) else JobReturn(_return_value=outcome)
+            for outcome in self.run(calls)
+        ]
+
+    def run(self, calls: list[Call]) -> list[Returned]:
+        """Call all of `calls`, each in some process, and return what they return or raise."""
+        raise NotImplementedError
+
+    def told(self, returned: Returned) -> Returned:
+        """Print how a job ended, and return that."""
+        value = returned._return_value if isinstance(returned, JobReturn) else returned
+        if not isinstance(value, Outcome):
+            print(f"failed: {type(value).__name__}: {value}", flush=True)
+        elif value.status == "completed":
+            print(f"completed: {value.job}: best val loss {value.best_val_loss:.4f}", flush=True)
+        else:
+            print(f"{value.status}: {value.job}: {value.error}", flush=True)
+        return returned
+
+
+def run_one(
+    hydra_context: HydraContext,
+    config: DictConfig,
+    task_function: TaskFunction,
+    overrides: list[str],
+    number: int,
+    state: dict[Any, Any],
+) -> JobReturn:
+    """Run a job in this process, as Hydra does; what it prints goes to `output.txt`."""
+    signals.install()
+    setup_globals()
+    Singleton.set_state(state)
+    job = hydra_context.config_loader.load_sweep_config(config, overrides)
+    with open_dict(job):
+        job.hydra.job.num = number
+        job.hydra.job.id = f"{job.hydra.job.name}_{number}"
+    HydraConfig.instance().set_config(job)
+    directory = Path(job.hydra.sweep.dir) / job.hydra.sweep.subdir
+    directory.mkdir(parents=True, exist_ok=True)
+    with (
+        open(directory / "output.txt", "a", encoding="utf-8") as output,
+        contextlib.redirect_stdout(output),
+    ):
+        try:
+            returned = run_job(
+                hydra_context=hydra_context,
+                config=job,
+                task_function=task_function,
+                job_dir_key="hydra.sweep.dir",
+                job_subdir_key="hydra.sweep.subdir",
+            )
+            return JobReturn(_return_value=returned._return_value)  # the rest is known, and long
+        except Interrupted as interrupted:  # a worker that exits would count as killed
+            return JobReturn(_return_value=interrupted)
+
+
+class ParallelLauncher(_Launcher):
+    """Several jobs at once on this machine, in joblib's processes, which share its cores.
+
+    Settings:
+        n_jobs: how many at once; null: as many as there are cores.
+    """
+
+    def run(self, calls: list[Call]) -> list[Returned]:
+        """Call all of `calls`; those that were running when a process died once more, each alone.
+
+        So the one that kills its process takes no other along.
+        """
+        outcomes: dict[int, Returned] = {}
+        suspects: list[int] = []
+        while left := [i for i in range(len(calls)) if i not in outcomes]:
+            at_once = [i for i in left if i not in suspects] or suspects[:1]
+            ended, running = self._run_at_once({i: calls[i] for i in at_once})
+            outcomes |= ended
+            if at_once == suspects[:1]:
+                outcomes |= {i: self.told(RuntimeError("its process was killed")) for i in running}
+                suspects = suspects[1:]
+            else:
+                suspects += running
+        return [outcomes[i] for i in range(len(calls))]
+
+    def _run_at_once(self, calls: dict[int, Call]) -> tuple[dict[int, Returned], list[int]]:
+        """Return what came of `calls`, and which were under way when a process died."""
+        from joblib.externals.loky import BrokenProcessPool, ProcessPoolExecutor, cpu_count, wait
+
+        cores = cpu_count(only_physical_cores=True)
+        n_jobs = self.settings["n_jobs"]
+        if n_jobs is not None and (not isinstance(n_jobs, int) or n_jobs < 1):
+            raise UserError(f"hydra.launcher.n_jobs={n_jobs}: must be a whole number from 1 on")
+        n_jobs = min(n_jobs or cores, len(calls))
+        threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores // n_jobs))
+        workers = ProcessPoolExecutor(
+            n_jobs, initializer=os.setpgrp, env={"OMP_NUM_THREADS": threads}
+        )
+        outcomes: dict[int, Returned] = {}
+        waiting = list(calls)
+        running: dict[Future[JobReturn], int] = {}
+        try:
+            while waiting or running:
+                while waiting and len(running) < n_jobs:
+                    job = waiting.pop(0)
+                    running[workers.submit(calls[job])] = job
+                for future in wait(running, return_when="FIRST_COMPLETED").done:
+                    try:
+                        outcomes[running[future]] = self.told(future.result())
+                    except BrokenProcessPool:
+                        return outcomes, list(running.values())
+                    except Exception as error:
+                        outcomes[running[future]] = self.told(error)
+                    del running[future]
+        except Interrupted as interrupted:  # the workers, in a group of their own, hear of it here
+            for process in workers._processes:
+                os.kill(process, interrupted.signum)
+            wait(running)
+            raise
+        finally:
+            workers.shutdown(kill_workers=True)
+        return outcomes, []
+
+
+class RayLauncher(_Launcher):
+    """Jobs on a Ray cluster, or on a local one that is started for them.
+
+    Settings:
+        init: what `ray.init` takes; its `address`, or RAY_ADDRESS, names a cluster.
+        remote: what `ray.remote` takes: what a job needs, and how often it is begun again when its
+            process dies.
+    """
+
+    def run(self, calls: list[Call]) -> list[Returned]:
+        """Call all of `calls` as tasks of Ray."""
+        import ray
+
+        ray.init(**self.settings["init"])
+        signals.install()  # Ray has a handler of its own
+        task: Any = ray.remote(**self.settings["remote"])(lambda call: call())
+        tasks = [task.remote(call) for call in calls]
+        outcomes: dict[Any, Returned] = {}
+        try:
+            while left := [one for one in tasks if one not in outcomes]:
+                (ended, *_), _ = ray.wait(left)
+                try:
+                    outcomes[ended] = self.told(ray.get(ended))
+                except Exception as error:
+                    outcomes[ended] = self.told(error)
+        except Interrupted:
+            for one in left:
+                ray.cancel(one)
+            ray.wait(left, num_returns=len(left), timeout=END_SECONDS)
+            raise
+        finally:
+            ray.shutdown()
+        return [outcomes[one] for one in tasks]
+
+
+class SlurmLauncher(_Launcher):
+    """Jobs in a cluster's queue, through submitit.
+
+    Settings:
+        cluster: `slurm`, or `local` to try it out.
+        folder: where submitit keeps what it needs.
+        slurm_max_num_timeout: how often a job that ran out of time is submitted again.
+        The rest: what submitit's `update_parameters` takes.
+    """
+
+    def run(self, calls: list[Call]) -> list[Returned]:
+        """Submit all of `calls`, and wait for them."""
+        import submitit
+
+        settings = dict(self.settings)
+        executor = submitit.AutoExecutor(
+            settings.pop("folder"),
+            settings.pop("cluster"),
+            slurm_max_num_timeout=settings.pop("slurm_max_num_timeout"),
+        )
+        executor.update_parameters(**settings)
+        jobs = executor.map_array(_Resubmitted(), calls)
+        outcomes: list[Returned] = []
+        try:
+            for job in jobs:
+                try:
+                    outcomes.append(self.told(job.result()))
+                except Exception as error:
+                    outcomes.append(self.told(error))
+        except Interrupted:
+            for job in jobs:
+                job.cancel()
+            raise
+        return outcomes
+
+
+class _Resubmitted:
+    """A job that submitit puts back into the queue when the cluster wants its place."""
+
+    def __call__(self, call: Call) -> JobReturn:
+        """Run the job. What asks submitit for the place asks us first: the state is saved."""
+        submitits = {n: signal.getsignal(n) for n in (signal.SIGUSR1, signal.SIGUSR2)}
+        returned = call()
+        value = returned._return_value
+        if isinstance(value, Interrupted):
+            handler = submitits.get(signal.Signals(value.signum))
+            if callable(handler):  # it submits the job again, and exits
+                handler(value.signum, None)
+        return returned
+
+    def checkpoint(self, call: Call) -> Any:
+        """Return what is to be submitted again: the same, which goes on from its checkpoint."""
+        import submitit
+
+        return submitit.helpers.DelayedSubmission(self, call)
