@@ -94,6 +94,7 @@ def compose():
 def train(compose, text_file, tmp_path):
     """Train a small transformer on `text_file` in this process; return its run directory."""
     small = (f"data.path={text_file}", *SMALL)
+    quick = ("report=false",)  # where it is what is tested: report=true
 
     def train(*overrides: str, name: str = "run", only: bool = False) -> Path:
         from litchar.training.run import run
@@ -101,7 +102,7 @@ def train(compose, text_file, tmp_path):
         signals.reset()
         run_dir = tmp_path / "outputs" / "runs" / name
         run_dir.mkdir(parents=True, exist_ok=True)
-        run(compose(*(() if only else small), *overrides), run_dir)
+        run(compose(*quick, *(() if only else small), *overrides), run_dir)
         return run_dir
 
     return train

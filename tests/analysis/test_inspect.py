@@ -79,14 +79,6 @@ def test_the_page_needs_nothing_beside_it_and_shows_a_text_as_text(inspected):
     assert all(f"<h2>{title}</h2>" in page for title in sections)
 
 
-def test_without_matplotlib_the_page_has_no_plots_and_says_so(inspected, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    _, page = inspected(numbered(0, 300))
-    assert "<svg" not in page
-    assert "<h2>Characters</h2>" in page
-    assert "pip install 'litchar[plots]'" in capsys.readouterr().out
-
-
 def test_bytes_are_inspected_as_bytes(inspected):
     sections, _ = inspected(bytes(range(256)) * 40, "data.unit=byte", "data.test_fraction=0.2")
     assert "Odd characters" not in sections

@@ -1,6 +1,7 @@
 """`scripts/evaluate.py`: the exact loss of a checkpoint on a text."""
 
 import math
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -86,6 +87,18 @@ def split_of(checkpoint: Checkpoint, name: str) -> Tensor:
     Raises:
         UserError: the text is not there any more or was changed, or has no such split.
     """
+    splits = data_of(checkpoint).splits
+    if name not in splits:
+        raise UserError(f"split={name}: this run has {', '.join(splits)}")
+    return splits[name]
+
+
+def data_of(checkpoint: Checkpoint) -> TextDataModule:
+    """Return the text that `checkpoint` was trained on, and its splits.
+
+    Raises:
+        UserError: the text is not there any more or was changed.
+    """
     try:
         settings = dict(checkpoint.config["data"])
         settings.pop("_target_")
@@ -106,9 +119,7 @@ def split_of(checkpoint: Checkpoint, name: str) -> Tensor:
             f"{data.corpus()} has changed since {checkpoint.path} was trained on it; "
             "score it as another text: data.path=FILE"
         )
-    if name not in data.splits:
-        raise UserError(f"split={name}: this run has {', '.join(data.splits)}")
-    return data.splits[name]
+    return data
 
 
 def encode_known(checkpoint: Checkpoint, corpus: Corpus) -> tuple[Tensor, str, int]:
@@ -155,10 +166,23 @@ def exact_loss(
     Returns:
         nats, tokens, characters and bytes: (4,) float64
     """
-    windows = SequentialWindows(tokens, len(tokens), block_size_of(model), batch_size, stride)
     total, sizes = torch.zeros(4, dtype=torch.float64), sizes.to(device)
+    for idx, targets in batches_of(model, tokens, batch_size, device, stride):
+        total += summed_loss(model, idx, targets, sizes).cpu()
+    return total
+
+
+def batches_of(
+    model: nn.Module,
+    tokens: Tensor,
+    batch_size: int,
+    device: torch.device,
+    stride: int | None = None,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the windows of `tokens` and their targets, each token but the first a target once, in
+    the order of the text: (B, T) int64 each."""
+    windows = SequentialWindows(tokens, len(tokens), block_size_of(model), batch_size, stride)
     batches = track(range(len(windows)), "Scoring", transient=True, disable=len(windows) < 20)
     for batch in batches:
         idx, targets = windows[batch]
-        total += summed_loss(model, idx.to(device), targets.to(device), sizes).cpu()
-    return total
+        yield idx.to(device), targets.to(device)

@@ -19,7 +19,7 @@ from litchar.analysis.characters import (
     name_of,
     oddity,
 )
-from litchar.analysis.page import write_page
+from litchar.analysis.inspect_page import write_page
 from litchar.analysis.passages import (
     Passage,
     Repeats,
@@ -100,8 +100,8 @@ def run(config: DictConfig, output_dir: Path) -> list[Section]:
     for section in sections:
         _print(console, section)
     with console.status("Drawing"):
-        lack = write_page(Path(config.page).expanduser(), str(text.corpus()), sections, found)
-    console.print(f"\n{config.page}{lack}", soft_wrap=True, markup=False)
+        write_page(Path(config.page).expanduser(), str(text.corpus()), sections, found)
+    console.print(f"\n{config.page}", soft_wrap=True, markup=False)
     return sections
 
 

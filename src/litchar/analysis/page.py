@@ -1,92 +1,151 @@
-"""The page that `scripts/inspect.py` writes: its tables, and plots as drawings within."""
+"""Pages that need nothing beside them: their style, their tables, and plots as drawings within."""
 
 import html
 import io
+import os
 import warnings
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from litchar.errors import UserError
-
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-    from litchar.analysis.inspect import Inspected, Section
+    from matplotlib.figure import Figure
 
 STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; color: #222; max-width: 62rem; margin: 2rem auto;
-       padding: 0 1rem; }
-h1 { font-size: 1.4rem; overflow-wrap: anywhere; }
-h2 { font-size: 1.1rem; margin: 2rem 0 .4rem; }
-svg { width: 100%; height: auto; }
+:root { color-scheme: light dark; --paper: #fff; --ink: #1f2430; --soft: #5c6575; --line: #dfe3ea;
+  --card: #f5f6f9; --c0: #2563c9; --c1: #d9650f; --c2: #2a8f57; --c3: #8a4fc4; --c4: #b8860b;
+  --c5: #c23a6b; --c6: #0f8b8d; --c7: #6b7280; --hot: 215, 64, 32; --mark: 255, 196, 0; }
+@media (prefers-color-scheme: dark) { :root { --paper: #14171d; --ink: #e3e6ec; --soft: #9aa4b5;
+  --line: #323846; --card: #1d2129; --c0: #6ea8ff; --c1: #ffa15c; --c2: #66cf96; --c3: #c39bf2;
+  --c4: #e0b84a; --c5: #f285ac; --c6: #57c7c9; --c7: #a2a9b8; --hot: 255, 96, 56;
+  --mark: 214, 160, 0; } }
+* { box-sizing: border-box; }
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
+  max-width: 66rem; margin: 0 auto; padding: 1.5rem 1rem 4rem; }
+h1 { font-size: 1.35rem; margin: 0 0 .6rem; overflow-wrap: anywhere; }
+h2 { font-size: 1.1rem; margin: 2.4rem 0 .5rem; break-after: avoid; }
+h3 { font-size: .95rem; margin: 1.2rem 0 .3rem; break-after: avoid; }
+a { color: var(--c0); }
+p { margin: .4rem 0; }
+.note { color: var(--soft); max-width: 48rem; }
+code, pre, .text { font-family: ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace; }
+pre, .text { white-space: pre-wrap; overflow-wrap: anywhere; background: var(--card); margin: 0;
+  padding: .7rem .9rem; border-radius: 6px; font-size: 13px; line-height: 1.6;
+  unicode-bidi: plaintext; text-align: start; }
+svg { display: block; width: 100%; height: auto; overflow: visible; }
+figure { margin: 0; break-inside: avoid; min-width: 0; }
+figcaption { color: var(--soft); font-size: .85rem; }
 .table { overflow: auto; max-height: 32rem; }
 table { border-collapse: collapse; }
-th, td { padding: .15rem .8rem .15rem 0; text-align: left; vertical-align: top; }
-th { position: sticky; top: 0; background: #fff; font-weight: 600; border-bottom: 1px solid #ccc; }
-td { white-space: pre-wrap; overflow-wrap: anywhere; }
+th, td { padding: .2rem 1rem .2rem 0; text-align: left; vertical-align: top; }
+th { position: sticky; top: 0; background: var(--paper); font-weight: 600;
+  box-shadow: inset 0 -1px var(--line); }
+td { white-space: pre-wrap; overflow-wrap: break-word; }
 .n { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
-p { color: #666; margin: .4rem 0; }
+summary { cursor: pointer; color: var(--soft); margin: .5rem 0; }
+@media (max-width: 44rem) { body { padding: 1rem .8rem 3rem; } .table { max-height: none; }
+  td, th { padding-right: .7rem; } td { overflow-wrap: anywhere; min-width: 4.5rem; }
+  td.n { min-width: 0; } }
+@media print { body { max-width: none; padding: 0; font-size: 12px; }
+  .table { overflow: visible; max-height: none; } th { position: static; }
+  * { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
 """
 
+# What a page may load: nothing. A text cannot run, fetch or send anything even if it got out of
+# its element.
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'"
 
-def write_page(path: Path, title: str, sections: list["Section"], found: "Inspected") -> str:
-    """Write a page that needs nothing beside it.
+# Colours that matplotlib draws with, and the page's own that take their places: these follow the
+# reader's choice of light or dark.
+INK, LINE = "#010101", "#020202"
+SERIES = tuple(f"#0302{i:02}" for i in range(8))
+_THEMED = {INK: "currentColor", LINE: "var(--line)"} | {
+    colour: f"var(--c{i})" for i, colour in enumerate(SERIES)
+}
 
-    Returns:
-        what it lacks, for the person to read: nothing, or the plots and how to get them.
+
+def write_page(path: Path, title: str, body: str, style: str = "") -> None:
+    """Write a page beside its place, then rename it over the one before.
+
+    Args:
+        title: as text.
+        body: as HTML, in which `escape` was given whatever is a text's.
+        style: what it needs beside `STYLE`.
 
     Raises:
-        UserError: it cannot be written.
+        OSError: it cannot be written.
     """
-    try:
-        plots, lack = _plots(found), ""
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "matplotlib":
-            raise
-        plots, lack = "", " (without plots; for them: pip install 'litchar[plots]')"
-    title = html.escape(title)
-    body = "".join(map(_section, sections))
+    title = escape(title)
     page = (
-        f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{title}</title>'
-        f"<style>{STYLE}</style><h1>{title}</h1>{plots}{body}</html>\n"
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{title}</title><style>{STYLE}{style}</style></head>\n<body><h1>{title}</h1>\n"
+        f"{body}</body></html>\n"
     )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.draft")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise UserError(
-            f"page={path}: cannot be written ({error.strerror}); name another file"
-        ) from None
-    return lack
+        # A lone surrogate, which a command line may hold, is shown by its number.
+        draft.write_text(page, encoding="utf-8", errors="backslashreplace")
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
-def _section(section: "Section") -> str:
-    kinds = [' class="n"' if heading.startswith("# ") else "" for heading in section.columns]
+def escape(text: object) -> str:
+    """Return a text as HTML that shows it."""
+    return html.escape(str(text))
+
+
+def section(title: str, *parts: str, note: str = "") -> str:
+    """Return a part of a page: a heading, what it is about, and its parts as HTML."""
+    return f"<section><h2>{escape(title)}</h2>{paragraph(note)}{''.join(parts)}</section>\n"
+
+
+def paragraph(note: str) -> str:
+    """Return a note as HTML, or nothing if there is none."""
+    return f'<p class="note">{escape(note)}</p>' if note else ""
+
+
+def folded(title: str, *parts: str) -> str:
+    """Return what opens when it is asked for."""
+    return f"<details><summary>{escape(title)}</summary>{''.join(parts)}</details>"
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table of texts; cells are right-aligned where a heading begins with `# `."""
+    kinds = _kinds(columns)
+    cells = (
+        [f"<td{kind}>{escape(cell)}</td>" for kind, cell in zip(kinds, row, strict=True)]
+        for row in rows
+    )
+    return table_of(columns, cells)
+
+
+def table_of(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table whose cells are HTML already, with their `<td>`."""
     headings = "".join(
-        f"<th{kind}>{html.escape(heading.removeprefix('# '))}</th>"
-        for kind, heading in zip(kinds, section.columns, strict=True)
+        f"<th{kind}>{escape(heading.removeprefix('# '))}</th>"
+        for kind, heading in zip(_kinds(columns), columns, strict=True)
     )
-    rows = "".join(
-        "<tr>"
-        + "".join(f"<td{k}>{html.escape(cell)}</td>" for k, cell in zip(kinds, row, strict=True))
-        + "</tr>"
-        for row in section.rows
-    )
-    head = f"<thead><tr>{headings}</tr></thead>" if any(section.columns) else ""
-    table = (
-        f'<div class="table"><table>{head}<tbody>{rows}</tbody></table></div>' if rows else "none"
-    )
-    note = f"<p>{html.escape(section.note)}</p>" if section.note else ""
-    return f"<h2>{html.escape(section.title)}</h2>{table}{note}"
+    head = f"<thead><tr>{headings}</tr></thead>" if any(columns) else ""
+    lines = "".join(f"<tr>{''.join(row)}</tr>" for row in rows)
+    if not lines:
+        return "none"
+    return f'<div class="table"><table>{head}<tbody>{lines}</tbody></table></div>'
 
 
-def _plots(found: "Inspected") -> str:
-    """Return four plots as one SVG.
+def _kinds(columns: Sequence[str]) -> list[str]:
+    return [' class="n"' if heading.startswith("# ") else "" for heading in columns]
 
-    Raises:
-        ModuleNotFoundError: matplotlib is not installed.
+
+def drawing(draw: Callable[["Figure"], Any], width: float, height: float) -> str:
+    """Return what `draw` draws on a matplotlib figure as SVG, in the page's own colours and font.
+
+    Args:
+        draw: is given the empty figure.
+        width: in inches, as matplotlib has it: 1 is 72 units of the drawing.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -94,73 +153,34 @@ def _plots(found: "Inspected") -> str:
     settings: Any = {
         "svg.fonttype": "none",  # text stays text, in the page's own font
         "svg.hashsalt": "litchar",
+        "path.simplify": False,  # a curve keeps all its points
         "font.family": "sans-serif",
         "font.size": 9,
+        "axes.titlesize": 10,
         "axes.spines.top": False,
         "axes.spines.right": False,
+        "axes.edgecolor": LINE,
+        "axes.labelcolor": INK,
+        "axes.prop_cycle": matplotlib.cycler(color=SERIES),
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "grid.color": LINE,
+        "grid.linewidth": 0.6,
+        "legend.frameon": False,
+        "text.color": INK,
+        "xtick.color": LINE,
+        "ytick.color": LINE,
+        "xtick.labelcolor": INK,
+        "ytick.labelcolor": INK,
     }
     with matplotlib.rc_context(settings), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # the browser has fonts of its own
-        figure = Figure(figsize=(10, 6.4), layout="constrained")
-        axes = figure.subplots(2, 2).flat
-        for draw, place in zip((_counts, _lines, _overlap, _repeats), axes, strict=True):
-            draw(place, found)
-        drawing = io.StringIO()
-        figure.savefig(drawing, format="svg", metadata={"Date": None})
-    svg = drawing.getvalue()
-    return svg[svg.index("<svg") :]
-
-
-def _counts(axes: "Axes", found: "Inspected") -> None:
-    from matplotlib.ticker import EngFormatter, NullFormatter
-
-    counts = np.sort(np.sum(list(found.counts.values()), axis=0))[::-1]
-    counts = counts[counts > 0]
-    marker = "." if len(counts) <= 300 else ""
-    axes.loglog(np.arange(1, len(counts) + 1), counts, marker=marker, linewidth=1.5)
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(EngFormatter(sep=""))
-        axis.set_minor_formatter(NullFormatter())
-    axes.set(title="Characters by rank", xlabel="rank", ylabel="count")
-
-
-def _lines(axes: "Axes", found: "Inspected") -> None:
-    from matplotlib.ticker import EngFormatter
-
-    lengths = found.lines
-    longest = max(1, int(np.quantile(lengths, 0.995, method="inverted_cdf")))
-    step = -(-(longest + 1) // 80)
-    axes.hist(np.minimum(lengths, longest), range(0, longest + step + 1, step))
-    axes.yaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.set(title="Lengths of lines (the longest 0.5% together)", xlabel="length", ylabel="lines")
-
-
-def _overlap(axes: "Axes", found: "Inspected") -> None:
-    for name, shares in found.overlap.items():
-        axes.plot(list(shares), [100 * share for share in shares.values()], marker="o", label=name)
-    axes.set(
-        title="Windows that stand in training as well", xlabel="window length", ylabel="% of split"
-    )
-    axes.set_xticks(list(next(iter(found.overlap.values()))))
-    highest = max(max(shares.values()) for shares in found.overlap.values())
-    axes.set_ylim(0, max(1, 105 * highest))
-    axes.legend(frameon=False)
-
-
-def _repeats(axes: "Axes", found: "Inspected") -> None:
-    from matplotlib.ticker import EngFormatter
-
-    length = len(found.store.tokens)
-    edges = np.linspace(0, length, 101)
-    repeated, _ = np.histogram(found.repeats.repeated, edges)
-    all_windows, _ = np.histogram(found.repeats.places, edges)
-    share = 100 * repeated / np.maximum(all_windows, 1)
-    axes.stairs(share, edges, fill=True)
-    for name, (start, stop) in found.bounds.items():
-        if start:
-            axes.axvline(start, color="0.3", linewidth=0.8)
-        axes.text((start + stop) / 2, 1, name, ha="center", transform=axes.get_xaxis_transform())
-    axes.set(xlabel="place in the text", ylabel="% of windows", xlim=(0, length))
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.set_title(f"Windows of {found.repeats.length} that stand more than once", pad=14)
-    axes.set_ylim(bottom=0)
+        figure = Figure(figsize=(width, height), layout="constrained")
+        draw(figure)
+        drawn = io.StringIO()
+        figure.savefig(drawn, format="svg", metadata={"Date": None}, transparent=True)
+    svg = drawn.getvalue()
+    svg = svg[svg.index("<svg") :].replace("font: ", "font-family: inherit; font: ")
+    for colour, themed in _THEMED.items():
+        svg = svg.replace(colour, themed)
+    return f"<figure>{svg}</figure>"

@@ -6,6 +6,7 @@ algorithms", 1987): with x[i] = code[token i] * B^i mod 2^64, the window of w to
 text only windows whose hash is 0 in a few bits are kept: the same ones wherever they stand.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,23 +73,35 @@ def hash_windows(
     Args:
         tokens: (N,) ids, read in pieces.
     """
+    found: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {length: [] for length in lengths}
+    for start, length, hashes in window_hashes(tokens, vocab_size, lengths):
+        if bits:
+            kept = np.flatnonzero(hashes * MIX < np.uint64(1 << (64 - bits)))
+            found[length].append((kept + start, hashes[kept]))
+        else:
+            found[length].append((np.arange(start, start + len(hashes)), hashes))
+    return {length: Windows(*_joined(pieces)) for length, pieces in found.items()}
+
+
+def window_hashes(
+    tokens: np.ndarray, vocab_size: int, lengths: tuple[int, ...]
+) -> Iterator[tuple[int, int, np.ndarray]]:
+    """Yield the hashes of all windows of each of `lengths` tokens piece by piece: where the first
+    of a piece begins, their length, and the hashes.
+
+    Args:
+        tokens: (N,) ids, read in pieces.
+    """
     longest = max(lengths)
     hasher = Hasher(vocab_size, CHUNK + longest)
-    found: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {length: [] for length in lengths}
     for start in range(0, len(tokens), CHUNK):
         sums = hasher.sums(tokens[start : start + CHUNK + longest - 1])
-        for length, pieces in found.items():
+        for length in lengths:
             count = min(CHUNK, len(sums) - length)
-            if count <= 0:
-                continue
-            hashes = sums[length : length + count] - sums[:count]
-            hashes *= hasher.inverses[:count]
-            if bits:
-                kept = np.flatnonzero(hashes * MIX < np.uint64(1 << (64 - bits)))
-                pieces.append((kept + start, hashes[kept]))
-            else:
-                pieces.append((np.arange(start, start + count), hashes))
-    return {length: Windows(*_joined(pieces)) for length, pieces in found.items()}
+            if count > 0:
+                hashes = sums[length : length + count] - sums[:count]
+                hashes *= hasher.inverses[:count]
+                yield start, length, hashes
 
 
 def _joined(pieces: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:

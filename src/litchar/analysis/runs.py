@@ -60,7 +60,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """What a person calls the run: its directory, and a job's that of its sweep as well."""
+        """What a person calls the run: its directory; a job of a sweep has the sweep's before."""
         place = self.path.absolute()
         parts = place.parts[-2:] if place.parent.parent.name == "sweeps" else place.parts[-1:]
         return "/".join(parts)

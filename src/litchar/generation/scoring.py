@@ -2,6 +2,7 @@
 
 import io
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -76,15 +77,24 @@ class Score:
 
         Where bytes make up a character, it has the surprise of them all.
         """
-        text, decode, bits = Coloured(), self.vocabulary.decoder(), 0.0
-        text.append(printable(decode(self.ids[:1])))
-        for token, log_prob in zip(self.ids[1:], self.log_probs, strict=True):
-            bits -= log_prob / math.log(2)
-            if piece := decode([token]):
-                text.append(printable(piece), next(c for least, c in COLOURS if bits >= least))
-                bits = 0.0
-        text.append(printable(decode([], final=True)))
+        text = Coloured()
+        for piece, start, stop in characters(self.vocabulary, self.ids):
+            bits = -self.log_probs[max(0, start - 1) : stop - 1].sum() / math.log(2)
+            colour = next(colour for least, colour in COLOURS if bits >= least)
+            text.append(printable(piece), colour if stop > 1 else "")
         return text
+
+
+def characters(vocabulary: Vocabulary, ids: np.ndarray) -> Iterator[tuple[str, int, int]]:
+    """Yield the characters of a text, and which of its ids each is made of: from one to before
+    another. Bytes that are no character may come with the character behind them."""
+    decode, start = vocabulary.decoder(), 0
+    for stop, token in enumerate(ids, 1):
+        if piece := decode([token]):
+            yield piece, start, stop
+            start = stop
+    if piece := decode([], final=True):
+        yield piece, start, len(ids)
 
 
 def legend() -> Coloured:

@@ -51,8 +51,9 @@ def print_outcome(
     sample: str,
     yardsticks: list[Yardstick],
     run_dir: Path,
+    report: Path | None = None,
 ) -> None:
-    """Print the last sample, the table of figures and what to do next."""
+    """Print the last sample, the table of figures, where the report is, and what to do next."""
     console.print("\nA sample:", style="bold")
     console.print(Text(printable(sample)))
 
@@ -61,6 +62,8 @@ def print_outcome(
     table.add_column(overflow="fold")
     for name, value in _figures(summary, history, yardsticks):
         table.add_row(name, value)
+    if report is not None:
+        table.add_row("report", _shortest(report))
     console.print()
     console.print(table)
 

@@ -26,6 +26,7 @@ MAY_CHANGE = (
     "init_from",
     "profile",
     "target_val_loss",
+    "report",
     "checkpoint",
     "logger",
     "callbacks",

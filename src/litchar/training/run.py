@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import logging
+import shlex
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -87,7 +88,8 @@ def run(config: DictConfig, run_dir: Path) -> float | None:
         summary = train(ready, run_dir)
         data, history = ready.prepared.data, ready.metrics.history
         yardsticks = quick_yardsticks(data.text, data.store)
-        print_outcome(console, summary, history, ready.samples.text, yardsticks, run_dir)
+        report = _write_report(ready.prepared, run_dir, ready.say) if config.report else None
+        print_outcome(console, summary, history, ready.samples.text, yardsticks, run_dir, report)
     return cast(float | None, summary["best_val_loss"])
 
 
@@ -375,6 +377,17 @@ def fit_and_test(
             trainer.test(module, data, ckpt_path=tested, weights_only=True, verbose=False)
     except torch.OutOfMemoryError:
         raise UserError(_smaller_batch(prepared, trainer.global_step)) from None
+
+
+def _write_report(prepared: Prepared, run_dir: Path, say: Callable[[str], None]) -> Path | None:
+    """Write the run's report; a run that is done does not fail because of it."""
+    try:
+        from litchar.analysis.report import write_report  # at the end, when it is wanted
+
+        return write_report(run_dir, prepared.data, str(prepared.device))
+    except Exception as error:  # whatever it is, the run itself is safe
+        say(f"No report ({error}); later: python scripts/report.py {shlex.quote(str(run_dir))}")
+        return None
 
 
 def _sole_owner(run_dir: Path) -> AbstractContextManager[object]:

@@ -1,0 +1,134 @@
+"""The curves of runs, as matplotlib draws them."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from litchar.analysis.page import INK, SERIES
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MOST_POINTS = 2000  # of a curve; of longer ones as many means are drawn
+
+Row = dict[str, float]  # figures of a step, and `step`
+
+
+def points(rows: Iterable[Row], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the steps at which a figure was finite, and the figure: two (N,) arrays, N at most
+    `MOST_POINTS`."""
+    found = [(row["step"], row[name]) for row in rows if math.isfinite(row.get(name, math.nan))]
+    steps, values = np.array(found, np.float64).reshape(-1, 2).T
+    if len(steps) > MOST_POINTS:
+        edges = np.linspace(0, len(steps), MOST_POINTS + 1).astype(int)[:-1]
+        counts = np.diff(np.append(edges, len(steps)))
+        steps, values = (np.add.reduceat(v, edges) / counts for v in (steps, values))
+    return steps, values
+
+
+def loss_figure(
+    rows: Sequence[Row],
+    characters_per_step: float | None,
+    yardsticks: Sequence[tuple[str, float]],
+    unit: str,
+) -> Callable[["Figure"], None]:
+    """Return what draws the losses against steps and characters, in nats and in bits.
+
+    Args:
+        characters_per_step: tokens that a step trains on, if known.
+        yardsticks: names and bits per character of predictors that only count.
+        unit: what a token is.
+    """
+    val = points(rows, "val/loss")
+    bits = next((r["val/bpc"] / r["val/loss"] for r in rows if r.get("val/loss")), 1 / math.log(2))
+
+    def draw(figure: "Figure") -> None:
+        figure.set_layout_engine("none")  # which would draw twice
+        axes = figure.add_axes((0.09, 0.12, 0.82, 0.74))
+        train = points(rows, "train/loss")
+        axes.plot(*train, color=SERIES[7], linewidth=0.8, alpha=0.7, gid="curve-train-loss")
+        sampled = points(rows, "train/eval_loss")
+        names = [("train, batch by batch", len(train[0]))]
+        axes.plot(*sampled, color=SERIES[1], marker=".", linewidth=1.3, gid="curve-train-eval-loss")
+        names.append(("train, on a fixed sample", len(sampled[0])))
+        axes.plot(*val, color=SERIES[0], marker=".", linewidth=1.8, gid="curve-val-loss")
+        names.append(("validation", len(val[0])))
+        shown = [(line, n) for line, (n, count) in zip(axes.lines, names, strict=True) if count]
+        _limit(axes, [val[1], sampled[1]], train[1])
+        lowest, highest = axes.get_ylim()
+        for name, in_bits in yardsticks:
+            height = in_bits / bits
+            if lowest < height < highest - 0.25 * (highest - lowest):  # the legend is above
+                axes.axhline(height, color=INK, linewidth=0.8, linestyle=":", alpha=0.7)
+                axes.annotate(
+                    f"counting {name}s",
+                    (1, height),
+                    (-3, 2),
+                    xycoords=axes.get_yaxis_transform(),
+                    textcoords="offset points",
+                    ha="right",
+                    fontsize=8,
+                )
+        if shown:
+            axes.legend(*zip(*shown, strict=True), loc="upper right", bbox_to_anchor=(0.93, 1))
+        axes.set_xlabel("step")
+        axes.set_ylabel(f"loss, nats per {unit}", labelpad=8)
+        right = axes.secondary_yaxis("right", functions=(lambda y: y * bits, lambda y: y / bits))
+        right.set_ylabel("bits per character", labelpad=10)
+        _plain(right)
+        if characters_per_step:
+            _characters_on_top(axes, characters_per_step, unit)
+
+    return draw
+
+
+def _limit(axes: "Axes", measured: Sequence[np.ndarray], otherwise: np.ndarray) -> None:
+    """Let the axis span what was measured, not the fall of the first steps."""
+    values = np.concatenate(measured)
+    values = values if len(values) else otherwise
+    if len(values):
+        room = 0.06 * (values.max() - values.min()) or 0.05 * abs(values[0]) or 1
+        axes.set_ylim(values.min() - room, values.max() + 2 * room)
+
+
+def _characters_on_top(axes: "Axes", characters_per_step: float, unit: str) -> None:
+    from matplotlib.ticker import EngFormatter
+
+    top = axes.secondary_xaxis(
+        "top", functions=(lambda x: x * characters_per_step, lambda x: x / characters_per_step)
+    )
+    top.set_xlabel(f"{unit}s seen")
+    top.xaxis.set_major_formatter(EngFormatter(sep=""))
+    _plain(top)
+
+
+def _plain(axis: "Axes") -> None:
+    for spine in axis.spines.values():
+        spine.set_visible(False)
+    axis.tick_params(length=0)
+
+
+def small_figure(rows: Sequence[Row], name: str, label: str) -> Callable[["Figure"], None] | None:
+    """Return what draws one figure of a run against its steps; None if it has no points."""
+    steps, values = points(rows, name)
+    if not len(steps):
+        return None
+
+    def draw(figure: "Figure") -> None:
+        from matplotlib.ticker import EngFormatter
+
+        figure.set_layout_engine("none")  # which would draw twice
+        axes = figure.add_axes((0.14, 0.18, 0.83, 0.7))
+        marker = "." if len(steps) == 1 else None
+        axes.plot(
+            steps, values, linewidth=1.3, marker=marker, gid=f"curve-{name.replace('/', '-')}"
+        )
+        axes.set(title=label, xlabel="step")
+        axes.set_ylim(bottom=0)
+        if values.max() >= 1000:
+            axes.yaxis.set_major_formatter(EngFormatter(sep=""))
+
+    return draw

@@ -1,0 +1,96 @@
+"""The page that `scripts/inspect.py` writes: its tables, and plots of what was found."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from litchar.analysis import page
+from litchar.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from litchar.analysis.inspect import Inspected, Section
+
+
+def write_page(path: Path, title: str, sections: list["Section"], found: "Inspected") -> None:
+    """Write a page that needs nothing beside it.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+
+    def plots(figure: "Figure") -> None:
+        axes = figure.subplots(2, 2).flat
+        for draw, place in zip((_counts, _lines, _overlap, _repeats), axes, strict=True):
+            draw(place, found)
+
+    body = page.drawing(plots, 10, 6.4) + "".join(
+        page.section(
+            section.title, page.table(section.columns, section.rows), page.paragraph(section.note)
+        )
+        for section in sections
+    )
+    try:
+        page.write_page(path, title, body)
+    except OSError as error:
+        raise UserError(
+            f"page={path}: cannot be written ({error.strerror}); name another file"
+        ) from None
+
+
+def _counts(axes: "Axes", found: "Inspected") -> None:
+    from matplotlib.ticker import EngFormatter, NullFormatter
+
+    counts = np.sort(np.sum(list(found.counts.values()), axis=0))[::-1]
+    counts = counts[counts > 0]
+    marker = "." if len(counts) <= 300 else ""
+    axes.loglog(np.arange(1, len(counts) + 1), counts, marker=marker, linewidth=1.5)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(EngFormatter(sep=""))
+        axis.set_minor_formatter(NullFormatter())
+    axes.set(title="Characters by rank", xlabel="rank", ylabel="count")
+
+
+def _lines(axes: "Axes", found: "Inspected") -> None:
+    from matplotlib.ticker import EngFormatter
+
+    lengths = found.lines
+    longest = max(1, int(np.quantile(lengths, 0.995, method="inverted_cdf")))
+    step = -(-(longest + 1) // 80)
+    axes.hist(np.minimum(lengths, longest), range(0, longest + step + 1, step))
+    axes.yaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.set(title="Lengths of lines (the longest 0.5% together)", xlabel="length", ylabel="lines")
+
+
+def _overlap(axes: "Axes", found: "Inspected") -> None:
+    for name, shares in found.overlap.items():
+        axes.plot(list(shares), [100 * share for share in shares.values()], marker="o", label=name)
+    axes.set(
+        title="Windows that stand in training as well", xlabel="window length", ylabel="% of split"
+    )
+    axes.set_xticks(list(next(iter(found.overlap.values()))))
+    highest = max(max(shares.values()) for shares in found.overlap.values())
+    axes.set_ylim(0, max(1, 105 * highest))
+    axes.legend(frameon=False)
+
+
+def _repeats(axes: "Axes", found: "Inspected") -> None:
+    from matplotlib.ticker import EngFormatter
+
+    length = len(found.store.tokens)
+    edges = np.linspace(0, length, 101)
+    repeated, _ = np.histogram(found.repeats.repeated, edges)
+    all_windows, _ = np.histogram(found.repeats.places, edges)
+    share = 100 * repeated / np.maximum(all_windows, 1)
+    axes.stairs(share, edges, fill=True)
+    for name, (start, stop) in found.bounds.items():
+        if start:
+            axes.axvline(start, color=page.INK, linewidth=0.6, alpha=0.6)
+        axes.text((start + stop) / 2, 1, name, ha="center", transform=axes.get_xaxis_transform())
+    axes.set(xlabel="place in the text", ylabel="% of windows", xlim=(0, length))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.set_title(f"Windows of {found.repeats.length} that stand more than once", pad=14)
+    axes.set_ylim(bottom=0)

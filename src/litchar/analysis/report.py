@@ -1,0 +1,83 @@
+"""`scripts/report.py`: what a run came to, on one page that needs nothing beside it."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from litchar.analysis.page import write_page
+from litchar.analysis.run_report import STYLE, run_report
+from litchar.analysis.runs import Run
+from litchar.data import TextDataModule
+from litchar.errors import UserError
+
+NAME = "report.html"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Write the reports that the command line asks for."""
+    parser = argparse.ArgumentParser(
+        prog="report.py",
+        description="Write report.html into a run's directory: curves, samples, where the model "
+        "is surprised, whether it copies, settings. It needs no network and nothing beside it.",
+    )
+    parser.add_argument(
+        "runs",
+        nargs="*",
+        default=["latest"],
+        metavar="RUN",
+        help="directories of runs; latest is the newest (the default)",
+    )
+    parser.add_argument(
+        "--device", help="cpu, cuda or mps, to run the model on (the best there is)"
+    )
+    options = parser.parse_args(arguments)
+    console = Console(highlight=False)
+    try:
+        for name in options.runs:
+            with console.status(f"Writing the report of {name}"):
+                path = write_report(find(name), device=options.device)
+            console.print(str(path), soft_wrap=True, markup=False)
+    except UserError as error:
+        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        sys.exit(2)
+
+
+def write_report(
+    place: Path, data: TextDataModule | None = None, device: str | None = None
+) -> Path:
+    """Write the report of the run at `place` into its directory; return its path.
+
+    Args:
+        data: the run's text, if it is open already: then nothing is done that takes more than
+            seconds.
+        device: to run the model on; by default the best there is.
+
+    Raises:
+        UserError: there is no run, or the report cannot be written.
+    """
+    run = Run.load(place)
+    body = run_report(run, data, device)
+    path = place / NAME
+    try:
+        write_page(path, run.name, body, STYLE)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
+    return path
+
+
+def find(name: str) -> Path:
+    """Return the directory of the run called `name`, or of the newest one if that is `latest`.
+
+    Raises:
+        UserError: there is none.
+    """
+    if name != "latest":
+        return Path(name).expanduser()
+    outputs = Path(os.environ.get("LITCHAR_OUTPUTS", "outputs"))
+    runs = [run.parent for run in outputs.glob("runs/*/summary.json")]
+    if not runs:
+        raise UserError(f"latest: there is no run under {outputs}; python scripts/train.py")
+    return max(runs, key=lambda run: (run / "summary.json").stat().st_mtime_ns)

@@ -1,0 +1,611 @@
+"""The report of a run: what its directory holds and what its model does, on one page."""
+
+import base64
+import io
+import json
+import math
+import shlex
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from litchar.analysis.characters import label_of, name_of
+from litchar.analysis.confusions import most_confused
+from litchar.analysis.curves import loss_figure, small_figure
+from litchar.analysis.page import drawing, escape, folded, paragraph, section, table, table_of
+from litchar.analysis.probe import Probed, probe
+from litchar.analysis.runs import Run
+from litchar.analysis.surprise import Surprise, most_surprising
+from litchar.data import TextDataModule
+from litchar.device import choose_device
+from litchar.errors import UserError
+from litchar.generation.scoring import characters
+from litchar.text import Vocabulary
+from litchar.text.vocabulary import printable
+from litchar.text.yardsticks import Yardstick
+from litchar.training.environment import ROOT
+from litchar.training.outcome import verdict
+from litchar.training.resume import flat
+
+PASSAGE = 1500  # tokens that are shown in colours
+SURPRISING, AROUND, MOST_SURPRISING = 40, 30, 8  # tokens of a passage, those beside it; passages
+COPIED_FROM = 16  # tokens of a passage that is marked as copied
+SAMPLES = 6  # along training that are shown
+CONFUSED = 20  # pairs
+MOST_MAPS = 64
+BITS = (0, 0.5, 1, 2, 3, 4, 6, 8)  # from which on a character has the next colour
+
+STYLE = """
+.verdict { font-size: 1.1rem; max-width: 52rem; }
+.top { display: grid; grid-template-columns: minmax(0, 3fr) minmax(11rem, 1fr); gap: 1.2rem;
+  align-items: center; margin: 1rem 0; }
+.tiles { display: grid; gap: .8rem; }
+.tile { background: var(--card); border-radius: 8px; padding: .7rem .9rem; }
+.tile b { display: block; font-size: 1.7rem; line-height: 1.2; font-weight: 600; }
+.tile span { color: var(--soft); font-size: .85rem; display: block; }
+.row { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(17rem, 100%), 1fr));
+  gap: 1rem; }
+.row > figure { max-width: 26rem; }
+.maps { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(19rem, 45%), 1fr));
+  gap: .8rem; }
+.maps svg text { font: 7.4px ui-monospace, monospace; fill: currentColor; }
+.maps image { image-rendering: pixelated; }
+.sample { display: grid; grid-template-columns: 5.5rem minmax(0, 1fr); gap: .2rem .6rem;
+  margin: .6rem 0; align-items: start; }
+.sample > :first-child { color: var(--soft); font-variant-numeric: tabular-nums;
+  padding-top: .6rem; }
+mark { background: rgba(var(--mark), .35); color: inherit; border-radius: 2px; }
+.s1 { background: rgba(var(--hot), .07); } .s2 { background: rgba(var(--hot), .14); }
+.s3 { background: rgba(var(--hot), .24); } .s4 { background: rgba(var(--hot), .36); }
+.s5 { background: rgba(var(--hot), .5); } .s6 { background: rgba(var(--hot), .68); }
+.s7 { background: rgba(var(--hot), .9); }
+.sign { color: var(--soft); }
+.quiet { color: var(--soft); }
+.legend span { padding: 0 .4rem; color: var(--ink); }
+td.text { background: none; padding: .2rem 0; border-radius: 0; }
+.facts td:nth-child(-n+2) { min-width: 9rem; } .facts td:nth-child(3) { color: var(--soft); }
+[data-t]:hover { outline: 1.5px solid var(--ink); }
+[data-t]:hover::after { content: attr(data-t); position: fixed; left: 50%; bottom: 1rem;
+  transform: translateX(-50%); background: var(--ink); color: var(--paper); padding: .35rem .8rem;
+  border-radius: 6px; font: 14px/1.4 system-ui, sans-serif; white-space: pre; z-index: 2; }
+@media (max-width: 44rem) {
+  .top { grid-template-columns: minmax(0, 1fr); }
+  .tiles { grid-template-columns: repeat(auto-fit, minmax(8rem, 1fr)); }
+  .tile:last-child:nth-child(odd) { grid-column: 1 / -1; }
+  .tile { padding: .5rem .7rem; } .tile b { font-size: 1.3rem; }
+  .top svg text { font-size: 11.5px !important; }
+  .facts tr { display: grid; grid-template-columns: 9rem minmax(0, 1fr); margin: .3rem 0; }
+  .facts td { padding: 0 .5rem 0 0; } .facts td:nth-child(3) { grid-column: 1 / -1; }
+  .sample { grid-template-columns: minmax(0, 1fr); } .sample > :first-child { padding: 0; } }
+"""
+
+
+def run_report(run: Run, data: TextDataModule | None = None, device: str | None = None) -> str:
+    """Return the report of a run as the body of a page.
+
+    Args:
+        data: the run's text, if it is open already.
+        device: to run the model on.
+    """
+    probed, lack = None, "This run has no checkpoint, and so no model to look at."
+    if run.checkpoint is not None:
+        try:
+            probed = probe(run.checkpoint, data, choose_device(device))
+            lack = probed.lack
+        except UserError as error:
+            lack = str(error)
+    return "".join(_sections(run, probed, lack))
+
+
+def _sections(run: Run, probed: Probed | None, lack: str) -> Iterator[str]:
+    yardsticks = probed.yardsticks if probed else ()
+    yield _top(run, probed, yardsticks)
+    yield _writing(run, probed)
+    yield _curves(run)
+    yield section("Figures", _facts(_figures(run, probed)))
+    if probed is None or probed.surprise is None:
+        yield section("Where the model is surprised", note=f"Not shown. {lack}")
+    else:
+        yield _surprised(probed.surprise, probed.vocabulary)
+        yield _most_surprised(probed.surprise, probed.vocabulary)
+        yield _confused(probed.surprise, probed.vocabulary)
+    yield _copying(run, probed, lack)
+    if probed is not None:
+        yield _attention(probed)
+    yield _settings(run)
+    yield _environment(run)
+    yield _again(run)
+
+
+# First what a person wants to know
+
+
+def _top(run: Run, probed: Probed | None, yardsticks: Sequence[Yardstick]) -> str:
+    tiles = "".join(
+        f'<div class="tile"><b>{escape(figure)}</b><span>{escape(what)}</span></div>'
+        for figure, what in _tiles(run, yardsticks)
+    )
+    per_step = None
+    if run.summary.get("steps") and run.summary.get("characters_seen"):
+        per_step = run.summary["characters_seen"] / run.summary["steps"]
+    counted = [(row.name, row.bits_per_character) for row in yardsticks if row.name != "uniform"]
+    picture = paragraph("Nothing was measured yet.")
+    if run.rows:
+        draw = loss_figure(run.rows, per_step, counted, run.summary.get("unit") or Vocabulary.unit)
+        picture = drawing(draw, 7.4, 4.2)
+    sentence = " ".join(_sentences(run, probed, yardsticks))
+    return (
+        f'<p class="verdict">{escape(sentence)}</p>'
+        f'<div class="top">{picture}<div class="tiles">{tiles}</div></div>\n'
+    )
+
+
+def _sentences(run: Run, probed: Probed | None, yardsticks: Sequence[Yardstick]) -> Iterator[str]:
+    """Yield the verdict: what was trained, how good it is, what the curve says, if it copies."""
+    summary, status = run.summary, run.summary.get("status")
+    model = str(run.config.get("model", {}).get("_target_", "A model")).rpartition(".")[2]
+    size = f" of {summary['parameters']:,} parameters" if summary.get("parameters") else ""
+    steps = f"{summary.get('steps') or 0:,} steps"
+    began = f"{model}{size}, trained for {steps}"
+    best = summary.get("best_val_bpc")
+    if best is None:
+        yield f"{began}; it was never validated."
+    else:
+        yield f"{began}: {best:.3f} bits per character on text that it never saw."
+        yield from _beside(best, yardsticks)
+    if status != "completed":
+        reason = f" ({summary['error']})" if summary.get("error") else ""
+        yield {
+            "running": "It is still training, or was killed.",
+            "interrupted": f"It was interrupted{reason}; resume=auto goes on.",
+            "diverged": f"It diverged: {summary.get('error')}.",
+        }.get(str(status), f"It ended as {status}{reason}.")
+    if len(run.history) > 1:
+        words = verdict(run.history)
+        yield f"The curve: {words}."
+    if probed and probed.written and probed.held_out:
+        yield _copies(probed)[1]
+
+
+def _beside(best: float, yardsticks: Sequence[Yardstick]) -> Iterator[str]:
+    if not yardsticks:
+        return
+    strongest = min(yardsticks, key=lambda row: row.bits_per_character)
+    share = best / strongest.bits_per_character - 1
+    comparison = f"{abs(share):.0%} {'fewer' if share < 0 else 'more'} than"
+    if abs(share) < 0.005:
+        comparison = "as many as"
+    elif share > 1:
+        comparison = f"{1 + share:.1f} times what"
+    needed = f"{strongest.bits_per_character:.3f}"
+    yield f"That is {comparison} counting {strongest.name}s needs ({needed})."
+
+
+def _tiles(run: Run, yardsticks: Sequence[Yardstick]) -> Iterator[tuple[str, str]]:
+    summary = run.summary
+    if summary.get("best_val_bpc") is not None:
+        counts = ", ".join(f"{y.name} {y.bits_per_character:.2f}" for y in yardsticks[-2:])
+        beside = f"; counting: {counts}" if counts else ""
+        yield (
+            f"{summary['best_val_bpc']:.3f}",
+            f"bits per character of validation text, at step {summary['best_step']:,}{beside}",
+        )
+        train = summary.get("train_loss")
+        gap = f"; training text: {train:.3f}" if train is not None else ""
+        unit = summary.get("unit") or Vocabulary.unit
+        yield f"{summary['best_val_loss']:.3f}", f"the same in nats per {unit}{gap}"
+    if summary.get("train_seconds"):
+        speed = _engineering(summary["characters_per_second"])
+        unit = summary.get("unit") or Vocabulary.unit
+        yield _duration(summary["train_seconds"]), f"of steps, {speed} {unit}s per second"
+
+
+def _writing(run: Run, probed: Probed | None) -> str:
+    parts = []
+    if probed is not None:
+        for i, ids in enumerate(probed.texts[:2]):
+            reach = probed.written.copied.reach[i] if probed.written else np.zeros(len(ids))
+            parts.append(
+                f'<div class="sample"><div>text {i + 1}</div>{_marked(probed, ids, reach)}</div>'
+            )
+    along = "".join(
+        f'<div class="sample"><div>step {step:,}</div>{_text(printable(text))}</div>'
+        for step, text in _spread(run.samples)
+    )
+    if along:
+        parts.append("<h3>Along training</h3>" + along)
+    note = ""
+    if probed is not None and probed.written:
+        unit = probed.vocabulary.unit
+        note = (
+            "At temperature 1, from the best checkpoint. Marked: passages of "
+            f"{COPIED_FROM} {unit}s or more that stand in the training text word for word."
+        )
+    return section("What it writes", *parts, note=note if parts else "It wrote nothing yet.")
+
+
+def _spread(samples: Sequence[tuple[int, str]]) -> list[tuple[int, str]]:
+    """Return the first sample, the last, and some evenly between them."""
+    if len(samples) <= SAMPLES:
+        return list(samples)
+    return [samples[round(i)] for i in np.linspace(0, len(samples) - 1, SAMPLES)]
+
+
+def _text(text: str) -> str:
+    return f'<pre class="text" dir="auto">\n{escape(text)}</pre>'  # HTML drops the line end
+
+
+def _marked(probed: Probed, ids: np.ndarray, reach: np.ndarray) -> str:
+    """Return a text with the passages marked that were copied."""
+    pieces, inside = [], False
+    for piece, start, stop in characters(probed.vocabulary, ids):
+        copied = bool((reach[start:stop] >= COPIED_FROM).all())
+        if copied != inside:
+            pieces.append("<mark>" if copied else "</mark>")
+            inside = copied
+        pieces.append(escape(printable(piece)))
+    return f'<pre class="text" dir="auto">\n{"".join(pieces)}{"</mark>" * inside}</pre>'
+
+
+def _curves(run: Run) -> str:
+    kinds = {
+        "lr": "learning rate",
+        "speed/chars_per_second": f"{run.summary.get('unit') or Vocabulary.unit}s per second",
+        "grad_norm": "norm of the gradient",
+    }
+    draws = (small_figure(run.rows, name, label) for name, label in kinds.items())
+    figures = "".join(drawing(draw, 4, 2.5) for draw in draws if draw)
+    return section("Curves", f'<div class="row">{figures}</div>' if figures else "none")
+
+
+def _facts(rows: Iterable[tuple[str, str, str]]) -> str:
+    return f'<div class="facts">{table(("", "", ""), rows)}</div>'
+
+
+def _figures(run: Run, probed: Probed | None) -> Iterator[tuple[str, str, str]]:
+    """Yield the figures of `summary.json`, and in words what they mean."""
+    summary = run.summary
+    unit = summary.get("unit") or Vocabulary.unit
+
+    def losses(name: str, value: str, words: str, at: str = "") -> Iterator[tuple[str, str, str]]:
+        if (loss := summary.get(value)) is not None:
+            yield name, f"{loss:.4f} nats per {unit}{at}", words
+
+    best = summary.get("best_val_loss")
+    if best is not None:
+        in_bits = f"{summary['best_val_bpc']:.3f} bits per character"
+        if summary.get("best_val_bpb") is not None:
+            in_bits += f", {summary['best_val_bpb']:.3f} per byte"
+        as_good = (
+            f"{in_bits}; as unsure as among {math.exp(best):.1f} {unit}s that are equally likely"
+        )
+        at = f", step {summary['best_step']:,}"
+        yield from losses("best validation loss", "best_val_loss", as_good, at)
+    if summary.get("val_loss") != best:
+        words = "the further above the best, the more of the training text is known by heart"
+        yield from losses("last validation loss", "val_loss", words)
+    yield from losses(
+        "last training loss",
+        "train_loss",
+        "on a fixed sample of the training text; if far below validation, more text would help",
+    )
+    yield from losses("test loss", "test_loss", "of the best checkpoint, on text kept for the end")
+    for row in probed.yardsticks if probed else ():
+        guess = row.name == "uniform"
+        name = "an even guess" if guess else f"counting {row.name}s"
+        words = f"every {unit} equally likely" if guess else f"in the training text; {row.note}"
+        yield name, f"{row.bits_per_character:.3f} bits per character", words
+    if summary.get("seconds_to_target") is not None:
+        yield "target", f"reached after {summary['seconds_to_target']:.1f} s of steps", ""
+    if summary.get("steps"):
+        seen = f"{summary['characters_seen']:,} {unit}s seen"
+        if probed and probed.train is not None:
+            seen += (
+                f", {summary['characters_seen'] / len(probed.train):.1f} times the training text"
+            )
+        yield "steps", f"{summary['steps']:,}", seen
+    if summary.get("train_seconds"):
+        total = f"{_duration(summary['total_seconds'])} from start to end"
+        speed = f"{summary['characters_per_second']:,.0f} {unit}s per second"
+        yield "time", f"{_duration(summary['train_seconds'])} of steps", f"{speed}; {total}"
+    if summary.get("peak_memory_bytes"):
+        yield "memory", f"{summary['peak_memory_bytes'] / 1e6:,.0f} MB", "at its highest"
+    if summary.get("parameters"):
+        known = f"that knows {summary['vocab_size']:,} {unit}s"
+        yield "model", f"{summary['parameters']:,} parameters", known
+    yield "device", str(summary.get("device")), f"precision {summary.get('precision')}"
+    yield "seed", str(summary.get("seed")), ""
+    yield "status", str(summary.get("status")), str(summary.get("error") or "")
+
+
+# What surprises it
+
+
+def _surprised(found: Surprise, vocabulary: Vocabulary) -> str:
+    start = _begin(found, vocabulary)
+    bits = found.nats.mean() / math.log(2)
+    note = (
+        f"A passage of validation text. The deeper the colour, the more bits the {vocabulary.unit} "
+        "cost; point at one to see how many, and what the model expected in its place. "
+        f"The {len(found.nats):,} {vocabulary.unit}s that were read for this, each with a quarter "
+        f"of a window of context or more, cost {bits:.3f} bits on average."
+    )
+    legend = "".join(
+        f'<span class="s{level}">{least:g}{"+" if level == len(BITS) - 1 else ""}</span>'
+        for level, least in enumerate(BITS)
+    )
+    passage = _coloured(found, vocabulary, start, start + PASSAGE)
+    return section(
+        "Where the model is surprised",
+        f'<p class="legend quiet">bits from: {legend}</p>',
+        f'<div class="text" dir="auto" id="surprise">{passage}</div>',
+        note=note,
+    )
+
+
+def _begin(found: Surprise, vocabulary: Vocabulary) -> int:
+    """Return where a passage begins: with a line, and with context before it if there is room."""
+    room = max(1, len(found.ids) - PASSAGE)
+    newline = vocabulary.encode("\n", "skip")[:1]
+    lines = 1 + np.flatnonzero(found.ids[:room] == newline) if len(newline) else np.zeros(0, int)
+    lines = lines[lines < room]
+    late = lines[lines >= min(256, room // 2)]
+    return int(late[0]) if len(late) else 1
+
+
+def _coloured(found: Surprise, vocabulary: Vocabulary, start: int, stop: int) -> str:
+    """Return the characters of the ids from `start` to `stop`, each in an element that says what
+    it cost."""
+    ids = found.ids[start:stop]
+    spans = []
+    for piece, first, last in characters(vocabulary, ids):
+        bits = found.nats[start + first - 1 : start + last - 1].sum() / math.log(2)
+        guess, sure = (a[start + first - 1] for a in (found.guesses, found.confidence))
+        label = label_of(vocabulary.symbols[guess], vocabulary.unit)
+        told = f"{bits:.2f} bits"
+        if guess != found.ids[start + first]:
+            told += f"; expected {label} ({sure:.0%})"
+        level = sum(bits >= least for least in BITS) - 1
+        spans.append(f'<span class="s{level}" data-t="{escape(told)}">{_visible(piece)}</span>')
+    return "".join(spans)
+
+
+def _visible(piece: str) -> str:
+    """Return a character as HTML in which it can be seen."""
+    signs = {"\n": "↵\n", "\t": "⇥\t"}
+    return "".join(
+        f'<i class="sign">{signs[c]}</i>' if c in signs else escape(printable(c)) for c in piece
+    )
+
+
+def _most_surprised(found: Surprise, vocabulary: Vocabulary) -> str:
+    rows = []
+    for place in most_surprising(found.nats, SURPRISING, MOST_SURPRISING):
+        start, stop = place + 1, min(place + 1 + SURPRISING, len(found.ids))
+        bits = found.nats[place : place + SURPRISING].mean() / math.log(2)
+        before = vocabulary.decode(found.ids[max(0, start - AROUND) : start])
+        after = vocabulary.decode(found.ids[stop : stop + AROUND])
+        passage = _coloured(found, vocabulary, start, stop)
+        quiet = (
+            '<span class="quiet">' + "".join(map(_visible, t)) + "</span>" for t in (before, after)
+        )
+        rows.append(
+            (
+                f'<td class="n">{bits:.2f}</td>',
+                f'<td class="text" dir="auto">{next(quiet)}{passage}{next(quiet)}</td>',
+            )
+        )
+    note = f"The {SURPRISING} {vocabulary.unit}s in a row that cost most, bits for each on average."
+    return section("The most surprising passages", table_of(("# bits", "passage"), rows), note=note)
+
+
+def _confused(found: Surprise, vocabulary: Vocabulary) -> str:
+    pairs = most_confused(found.ids[1:].astype(np.int64), found.guesses, CONFUSED)
+    right = float((found.guesses == found.ids[1:]).mean())
+
+    def named(token: int) -> str:
+        symbol, unit = vocabulary.symbols[token], vocabulary.unit
+        return f"{label_of(symbol, unit)}  {name_of(symbol, unit)}"
+
+    rows = [
+        (named(pair.actual), named(pair.predicted), f"{pair.times:,}", f"{pair.share:.1%}")
+        for pair in pairs
+    ]
+    note = (
+        f"The likeliest {vocabulary.unit} by the model is the right one {right:.1%} of the time. "
+        "Where it is not, these pairs are the most frequent; the share is of all places where the "
+        "first stands."
+    )
+    columns = (f"the {vocabulary.unit}", "taken for", "# times", "# share")
+    return section("What it confuses", table(columns, rows), note=note)
+
+
+# Copying
+
+
+def _copying(run: Run, probed: Probed | None, lack: str) -> str:
+    title = "Is it copying?"
+    if probed is None or probed.lack or probed.train is None:
+        return section(title, note=f"Not shown. {lack}")
+    if probed.written is None or probed.held_out is None:
+        command = f"python scripts/report.py {shlex.quote(str(run.path))}"
+        return section(title, note=f"The training text is long; {command} looks through it.")
+    written, held_out = (o.copied.shares for o in (probed.written, probed.held_out))
+    rows = [
+        (f"{n}", f"{written[n]:.1%}", f"{held_out[n]:.1%}" if n in held_out else "")
+        for n in written
+    ]
+    unit = probed.vocabulary.unit
+    note = (
+        f"The share of sequences of so many {unit}s that stand in the training text word for word: "
+        f"of {sum(map(len, probed.texts)):,} {unit}s that the model wrote, and, as the yardstick, "
+        "of validation text, which shares with the training text what any two texts of its kind do."
+    )
+    parts = [f"<p>{escape(_copies(probed)[1])}</p>"]
+    parts.append(table((f"# {unit}s", "# written by the model", "# validation text"), rows))
+    if (longest := probed.written.longest) is not None:
+        passage = probed.texts[longest.text][longest.start : longest.start + longest.length]
+        parts.append(f"<h3>The longest copied passage: {longest.length:,} {unit}s</h3>")
+        parts.append(_text(printable(probed.vocabulary.decode(passage))))
+        if (yardstick := probed.held_out.longest) is not None:
+            parts.append(
+                paragraph(
+                    f"It stands at {longest.place:,} in the training text. In validation text the "
+                    f"longest has {yardstick.length:,}."
+                )
+            )
+    return section(title, *parts, note=note)
+
+
+def _copies(probed: Probed) -> tuple[bool, str]:
+    """Return whether the model copies, and that in words: whether long sequences of what it writes
+    stand in the training text clearly more often than those of validation text."""
+    n = 2 * COPIED_FROM
+    written, held_out = (o.copied.shares.get(n, 0.0) for o in (probed.written, probed.held_out))
+    figures = (
+        f"of its sequences of {n} {probed.vocabulary.unit}s {written:.1%} stand in the training "
+        f"text, of validation text's {held_out:.1%}"
+    )
+    if written > 2 * held_out + 0.01:
+        return True, f"It copies: {figures}."
+    return False, f"It does not copy: {figures}."
+
+
+# Attention
+
+
+def _attention(probed: Probed) -> str:
+    title = "Attention"
+    if not probed.maps:
+        return section(title, note="This model has no attention.")
+    symbols, unit = probed.vocabulary.symbols, probed.vocabulary.unit
+    labels = [label_of(symbols[token], unit) for token in probed.line]
+    heads = [(layer, head, m) for layer, maps in probed.maps.items() for head, m in enumerate(maps)]
+    drawn = "".join(
+        _map(f"{layer.replace('blocks.', 'layer ')}, head {head}", weights, labels)
+        for layer, head, weights in heads[:MOST_MAPS]
+    )
+    note = (
+        f"Each row is a {unit} of a line of text, each column one that it looks back at; the "
+        "stronger the colour, the more it takes from there."
+    )
+    if len(heads) > MOST_MAPS:
+        note += f" The first {MOST_MAPS} of {len(heads)} heads."
+    return section(title, f'<div class="maps">{drawn}</div>', note=note)
+
+
+def _map(title: str, weights: Tensor, labels: Sequence[str]) -> str:
+    """Return a head's weights, (T, T), as a picture whose rows and columns are labelled."""
+    from PIL import Image
+
+    side, cell, edge = len(labels), 8, 12
+    pixels = np.zeros((side, side, 4), np.uint8)
+    pixels[..., :3] = (37, 118, 214)
+    pixels[..., 3] = np.rint(255 * weights.clamp(0, 1).sqrt().numpy())
+    png = io.BytesIO()
+    Image.fromarray(pixels).save(png, "PNG")
+    source = "data:image/png;base64," + base64.b64encode(png.getvalue()).decode()
+    size = edge + side * cell
+    texts = "".join(
+        f'<text x="{x}" y="{y}" text-anchor="{anchor}">{escape(label)}</text>'
+        for i, label in enumerate(labels)
+        for x, y, anchor in (
+            (edge - 2, edge + i * cell + 6, "end"),
+            (edge + i * cell + 4, edge - 3, "middle"),
+        )
+    )
+    return (
+        f'<figure><figcaption>{escape(title)}</figcaption><svg viewBox="0 0 {size} {size}">{texts}'
+        f'<image x="{edge}" y="{edge}" width="{side * cell}" height="{side * cell}" '
+        f'href="{source}"/></svg></figure>'
+    )
+
+
+# How it came to be
+
+
+def _settings(run: Run) -> str:
+    parts = []
+    changed = changed_settings(run)
+    if changed is not None:
+        parts.append("<h3>Other than the defaults</h3>")
+        parts.append(
+            table(("setting", "here", "default"), changed) if changed else "<p>Nothing.</p>"
+        )
+    rows = [(key, _value(value)) for key, value in flat(run.config)]
+    if rows:
+        parts.append(folded(f"All {len(rows)} settings, resolved", table(("", ""), rows)))
+    return section("Settings", *(parts or [paragraph("The run has no config.yaml.")]))
+
+
+def changed_settings(run: Run) -> list[tuple[str, str, str]] | None:
+    """Return what the run was configured with other than what `conf/` gives without a word typed:
+    keys, values, and the defaults; None where the one or the other is not there."""
+    conf = ROOT / "conf"
+    if not run.composed or not (conf / "train.yaml").is_file():
+        return None
+    begun = GlobalHydra.instance().is_initialized()  # by the run that this is the end of
+    begin = nullcontext() if begun else initialize_config_dir(str(conf), version_base="1.3")
+    with begin:
+        defaults = dict(flat(OmegaConf.to_container(compose("train"))))
+    here = dict(flat(run.composed))
+    elsewhere = {"cpu", "cuda", "mps"} - {str(run.summary.get("device")).partition(":")[0]}
+    places = ("run_dir", "outputs_dir", "resume", "name")
+    places += tuple(f"by_device.{device}." for device in elsewhere)
+    return [
+        (key, _value(value), _value(defaults[key]) if key in defaults else "not set")
+        for key, value in here.items()
+        if value != defaults.get(key, ...) and not key.startswith(places)
+    ]
+
+
+def _value(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _environment(run: Run) -> str:
+    shown = {k: v for k, v in run.environment.items() if k not in ("command", "changes")}
+    rows = [(key, _value(value)) for key, value in shown.items()]
+    note = ""
+    if (run.path / "code.diff").is_file():
+        note = "The code differed from its revision: code.diff, beside this page, says how."
+    if not rows:
+        note = "The run has no environment.json."
+    return section("Environment", *([table(("", ""), rows)] if rows else []), note=note)
+
+
+def _again(run: Run) -> str:
+    """Return the commands that do it again, and that use what came of it."""
+    own = ("run_dir=", "resume=", "hydra.")
+    typed = [o for o in run.overrides if not str(o).startswith(own)]
+    lines = []
+    if (revision := run.environment.get("revision")) is not None:
+        lines.append(f"git checkout {revision}")
+    if any(str(o).startswith("data.path=") for o in typed) and "cwd" in run.environment:
+        lines.append(f"cd {shlex.quote(run.environment['cwd'])}")
+    lines.append(shlex.join(["python", "scripts/train.py", *map(str, typed)]))
+    place = shlex.quote(str(run.path))
+    use = [f"python scripts/generate.py checkpoint={place}", f"tensorboard --logdir {place}"]
+    return section(
+        "Again", _text("\n".join(lines)), "<h3>And with what came of it</h3>", _text("\n".join(use))
+    )
+
+
+def _duration(seconds: float) -> str:
+    """Return a time as a person says it."""
+    if seconds < 600:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, hours = seconds / 60, seconds / 3600
+    return f"{minutes:.0f} min" if minutes < 120 else f"{hours:.1f} h"
+
+
+def _engineering(value: float) -> str:
+    if value >= 1e6:
+        return f"{value / 1e6:.1f} million"
+    return f"{value:,.0f}"

@@ -1,0 +1,325 @@
+"""The report of a run: what it measures, what it shows in a browser, and what it does without."""
+
+import json
+import math
+import re
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from conftest import ROOT, summary
+from litchar import signals
+from litchar.analysis import report
+from litchar.analysis.copying import LENGTHS, find_copied, longest_copied
+from litchar.analysis.evaluate import data_of, exact_loss
+from litchar.analysis.run_report import PASSAGE, changed_settings
+from litchar.analysis.runs import Run
+from litchar.analysis.surprise import most_surprising, surprise
+from litchar.checkpoints import Checkpoint
+from litchar.errors import UserError
+from litchar.text.vocabulary import printable
+from litchar.training.module import size_table
+from litchar.training.resume import differences
+
+ATTACK = """<script>document.title='run'</script><img src=x onerror="document.title='x'">&lt;"""
+LINES = (
+    ATTACK,
+    "لغة العرب تكتب من اليمين",
+    "文字一つずつの模型 と 言葉",
+    "odd\u200bly \u202ereversed \x1b[31mred\ttab",
+)
+
+
+@pytest.fixture(scope="module")
+def hostile_run(tmp_path_factory):
+    """A run on a text that would like to be a program, in several scripts; and its report."""
+    from litchar.training.run import run
+
+    place = tmp_path_factory.mktemp("hostile")
+    text = place / "<text>.txt"
+    draw = np.random.default_rng(0)
+    text.write_text(
+        "".join(f"{LINES[i]} {draw.integers(100)}\n" for i in draw.integers(len(LINES), size=800))
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LITCHAR_CACHE", str(place / "cache"))
+        patch.setenv("LITCHAR_OUTPUTS", str(place / "outputs"))
+        import hydra
+
+        OmegaConf.register_new_resolver("unique", lambda: "test", replace=True)
+        with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            config = hydra.compose(
+                "train",
+                [
+                    "name=test",
+                    f"data.path='{text}'",
+                    "data.block_size=32",
+                    "data.batch_size=8",
+                    "data.train_sample=512",
+                    "model.n_layer=2",
+                    "model.n_head=2",
+                    "model.n_embd=16",
+                    "trainer.accelerator=cpu",
+                    "trainer.max_steps=60",
+                    "trainer.log_every_n_steps=5",
+                    "trainer.val_check_interval=15",
+                ],
+            )
+        run_dir = place / "outputs" / "runs" / "hostile"
+        (run_dir / ".hydra").mkdir(parents=True)
+        OmegaConf.save(config, run_dir / ".hydra" / "config.yaml")  # as Hydra does
+        signals.reset()
+        run(config, run_dir)
+    return run_dir
+
+
+@pytest.fixture
+def opened(page, hostile_run):
+    """The report of `hostile_run` in a browser that must not ask for anything else."""
+    asked, complaints = [], []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("console", lambda message: complaints.append(message.text))
+    page.context.set_offline(True)
+    page.goto((hostile_run / report.NAME).as_uri())
+    yield page
+    assert asked == [(hostile_run / report.NAME).as_uri()]
+    assert complaints == []
+
+
+def curve(page, name):
+    """Return how many points a curve has in the page."""
+    d = page.locator(f"#curve-{name} path").first.get_attribute("d")
+    return len(re.findall(r"[ML]", d))
+
+
+def test_a_report_shows_a_run_in_a_browser(opened, hostile_run):
+    figures, run = summary(hostile_run), Run.load(hostile_run)
+    assert opened.title() == "hostile"  # and not what the text would have made of it
+    assert f"{figures['best_val_bpc']:.3f}" == opened.locator(".tile b").first.inner_text()
+    assert curve(opened, "val-loss") == len(run.history) == 4
+    assert curve(opened, "train-loss") == len(run.rows) == 13
+    assert curve(opened, "lr") == 13
+    shown = opened.locator("body").inner_text()
+    assert f"{figures['val_loss']:.4f} nats per character" in shown
+    assert run.samples[-1][0] == 60
+    assert all(f"step {step}" in shown for step, _ in run.samples)
+    assert opened.locator(".sample pre").last.text_content() == printable(run.samples[-1][1])
+    assert shown.count("layer 0, head 1") == shown.count("layer 1, head 0") == 1
+    assert "data.block_size\t32\tnull" in shown
+
+
+def test_a_report_colours_each_character_of_a_passage(opened, hostile_run):
+    checkpoint = Checkpoint.load(hostile_run / "checkpoints" / "best.ckpt")
+    text = checkpoint.vocabulary.decode(data_of(checkpoint).splits["val"].numpy())
+    spans = opened.locator("#surprise > span")
+    start = 1 + text.index("\n", 255)
+    assert spans.count() == len(text[start : start + PASSAGE])
+    shown = opened.locator("#surprise").inner_text()
+    assert ATTACK in shown
+    assert "\\u200bly" not in shown  # as the terminal shows it
+    assert "odd\\x200bly \\x202ereversed \\x1b[31mred⇥" in shown
+    assert "العرب" in shown
+    assert "文字一つずつの模型" in shown
+    spans.nth(40).hover()
+    told = spans.nth(40).evaluate("element => getComputedStyle(element, '::after').content")
+    assert re.match(r'"\d+\.\d\d bits', told)
+
+
+def test_a_report_is_readable_in_the_dark_and_on_a_phone(opened, tmp_path):
+    def colours():
+        style = "const s = getComputedStyle(document.body); [s.color, s.backgroundColor]"
+        line = opened.locator("#curve-val-loss path").first
+        return (*opened.evaluate(style), line.evaluate("line => getComputedStyle(line).stroke"))
+
+    light = colours()
+    opened.screenshot(path=tmp_path / "light.png", full_page=True)
+    opened.emulate_media(color_scheme="dark")
+    dark = colours()
+    opened.screenshot(path=tmp_path / "dark.png", full_page=True)
+    assert all(a != b for a, b in zip(light, dark, strict=True))
+    assert light[1] == "rgb(255, 255, 255)"
+    opened.set_viewport_size({"width": 390, "height": 844})
+    opened.screenshot(path=tmp_path / "phone.png", full_page=True)
+    assert opened.evaluate("document.documentElement.scrollWidth") == 390
+
+
+def test_the_surprises_of_a_text_add_up_to_its_exact_loss(hostile_run):
+    checkpoint = Checkpoint.load(hostile_run / "checkpoints" / "best.ckpt")
+    model, device = checkpoint.build_model(), torch.device("cpu")
+    tokens = data_of(checkpoint).splits["val"][:1001]
+    for stride in (None, 24):
+        found = surprise(model, tokens, 8, device, stride)
+        exact = exact_loss(model, tokens, 8, device, size_table(checkpoint.vocabulary), stride)
+        assert len(found.nats) == 1000
+        assert found.nats.sum() == pytest.approx(float(exact[0]), rel=1e-6)
+    with torch.inference_mode():
+        logits = model(tokens[None, :32].long())[0]
+    probs = logits.softmax(-1)
+    assert found.nats[:32] == pytest.approx(-np.log(probs[range(32), tokens[1:33].long()]), 1e-4)
+    assert found.guesses[:32].tolist() == probs.argmax(-1).tolist()
+    assert found.confidence[:32] == pytest.approx(probs.amax(-1).numpy(), 1e-4)
+
+
+def test_the_most_surprising_passages_are_those_with_the_highest_sums():
+    nats = np.array([0, 9, 0, 0, 5, 5, 0, 0, 0, 1.0])
+    assert most_surprising(nats, 2, 3) == [4, 0, 8]
+    assert most_surprising(nats, 20, 3) == [0]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_copied_sequences_are_those_that_stand_in_the_training_text(seed):
+    draw = np.random.default_rng(seed)
+    train = draw.integers(0, 3, 70_000).astype(np.uint8)  # more than one piece
+    texts = [draw.integers(0, 3, 100).astype(np.uint8) for _ in range(3)]
+    place = 65_500 if seed else 10
+    texts[1][20:90] = train[place : place + 70]
+    if seed == 2:
+        texts[2] = texts[2][:6]
+    known, copied = bytes(train), find_copied(texts, train, 3)
+    for n in LENGTHS:
+        windows = [bytes(t[i : i + n]) for t in texts for i in range(len(t) - n + 1)]
+        assert copied.shares[n] == np.mean([window in known for window in windows])
+    assert (copied.reach[1][20:90] == 64).all()
+    found = longest_copied(texts, train, 3)
+    at = found.text, found.start, found.length
+    assert at >= (1, 0, 70)
+    assert at[2] < 90
+    passage = bytes(texts[found.text][found.start : found.start + found.length])
+    assert bytes(train[found.place : found.place + found.length]) == passage
+    assert all(
+        bytes(t[i : i + found.length + 1]) not in known
+        for t in texts
+        for i in range(len(t) - found.length)
+    )
+
+
+def test_nothing_is_copied_from_a_text_of_other_characters():
+    train, text = np.zeros(100, np.uint8), np.ones(40, np.uint8)
+    assert set(find_copied([text], train, 2).shares.values()) == {0.0}
+    assert longest_copied([text], train, 2) is None
+    assert find_copied([text[:3]], train, 2).shares == {}
+
+
+def written(run_dir) -> str:
+    return report.write_report(run_dir).read_text()
+
+
+def test_a_model_of_bytes_and_documents_without_attention_has_a_report(train, text_file):
+    names = ("model=gru", "model.n_layer=1", "model.n_embd=8", "data.unit=byte")
+    sizes = ("data.block_size=16", "data.batch_size=8", "trainer.max_steps=5")
+    path = f"data.path={text_file}"
+    run_dir = train(path, *names, *sizes, "data.document=line", "report=true", only=True)
+    page = (run_dir / report.NAME).read_text()
+    assert "This model has no attention" in page
+    assert "nats per byte" in page
+    assert page.count('data-t="') > PASSAGE * 0.5
+
+
+def test_a_report_says_what_it_cannot_show(hostile_run, tmp_path):
+    run_dir = tmp_path / "run"
+    shutil.copytree(hostile_run, run_dir, ignore=shutil.ignore_patterns(report.NAME))
+    config = OmegaConf.load(run_dir / "config.yaml")
+    text = tmp_path / "other.txt"
+    checkpoint = torch.load(run_dir / "checkpoints" / "best.ckpt", weights_only=True)
+    checkpoint["litchar"]["config"]["data"]["path"] = str(text)
+    torch.save(checkpoint, run_dir / "checkpoints" / "best.ckpt")
+    page = written(run_dir)
+    assert "no such file or directory" in page
+    assert "layer 1, head 1" in page
+    text.write_text("another text\n" * 400)
+    assert "has changed since" in written(run_dir)
+    (run_dir / "checkpoints" / "best.ckpt").write_bytes(b"PK")
+    assert "not a whole checkpoint" in written(run_dir)
+    shutil.rmtree(run_dir / "checkpoints")
+    for name in ("metrics.csv", "samples.txt", "config.yaml", "environment.json"):
+        page = written(run_dir)
+        assert "This run has no checkpoint" in page
+        (run_dir / name).unlink()
+    (run_dir / "summary.json").write_text(json.dumps({"status": "running"}))
+    page = written(run_dir)
+    assert "still training, or was killed" in page
+    assert config.data.path not in page
+
+
+def test_an_interrupted_run_says_so(hostile_run, tmp_path):
+    run_dir = tmp_path / "run"
+    shutil.copytree(hostile_run, run_dir, ignore=shutil.ignore_patterns("checkpoints"))
+    changed = summary(run_dir) | {"status": "interrupted", "error": "signal 15"}
+    (run_dir / "summary.json").write_text(json.dumps(changed))
+    assert "It was interrupted (signal 15)" in written(run_dir)
+
+
+def test_settings_other_than_the_defaults_come_first(tmp_path):
+    import hydra
+
+    overrides = ["model=bigram", "data.block_size=8", "seed=3"]
+    OmegaConf.register_new_resolver("unique", lambda: "test", replace=True)
+    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = hydra.compose("train", overrides)
+    (tmp_path / ".hydra").mkdir()
+    OmegaConf.save(config, tmp_path / ".hydra" / "config.yaml")
+    (tmp_path / "summary.json").write_text("{}")
+    changed = changed_settings(Run.load(tmp_path))
+    assert sorted(changed) == [
+        ("data.block_size", "8", "null"),
+        ("model._target_", "litchar.models.Bigram", "litchar.models.Transformer"),
+        ("seed", "3", "1337"),
+    ]
+
+
+def test_what_is_no_run_is_refused_with_one_line(tmp_path, capsys):
+    for name, reason in (
+        (str(tmp_path), "not a run's directory"),
+        (str(tmp_path / "none"), "no such directory"),
+        ("latest", "there is no run"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            report.main([name])
+        assert stopped.value.code == 2
+        message = capsys.readouterr().err
+        assert reason in message
+        assert len(message.splitlines()) == 1
+
+
+def test_a_report_is_written_whole_or_not_at_all(hostile_run, tmp_path, monkeypatch):
+    run_dir = tmp_path / "run"
+    shutil.copytree(hostile_run, run_dir, ignore=shutil.ignore_patterns("checkpoints"))
+    before = (run_dir / report.NAME).read_bytes()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("litchar.analysis.page.os.replace", full)
+    with pytest.raises(UserError, match=r"report.html: cannot be written \(No space left"):
+        report.write_report(run_dir)
+    assert (run_dir / report.NAME).read_bytes() == before
+    assert not list(run_dir.glob("*.draft")) + list(run_dir.glob(".*draft*"))
+
+
+def test_a_run_ends_well_without_its_report(train, monkeypatch, capsys):
+    def broken(*_):
+        raise RuntimeError("no ink")
+
+    monkeypatch.setattr(report, "write_report", broken)
+    run_dir = train("trainer.max_steps=2", "report=true")
+    assert summary(run_dir)["status"] == "completed"
+    said = f"No report (no ink); later: python scripts/report.py {run_dir}"
+    assert said in capsys.readouterr().out
+
+
+def test_a_resumed_run_may_have_a_report_or_not():
+    assert differences({}, {"report": False}) == []
+
+
+def test_long_curves_are_drawn_as_means():
+    from litchar.analysis.curves import MOST_POINTS, points
+
+    rows = [{"step": float(i), "x": float(i % 2)} for i in range(10 * MOST_POINTS)]
+    rows.append({"step": 1e9, "x": math.nan})
+    steps, values = points(rows, "x")
+    assert len(steps) == MOST_POINTS
+    assert values == pytest.approx(0.5)
+    assert points([], "x")[0].shape == (0,)
