@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -10,6 +10,7 @@ from litchar.analysis.page import INK, SERIES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axes._secondary_axes import SecondaryAxis
     from matplotlib.figure import Figure
 
 MOST_POINTS = 2000  # of a curve; of longer ones as many means are drawn
@@ -76,7 +77,7 @@ def loss_figure(
             axes.legend(*zip(*shown, strict=True), loc="upper right", bbox_to_anchor=(0.93, 1))
         axes.set_xlabel("step")
         axes.set_ylabel(f"loss, nats per {unit}", labelpad=8)
-        right = axes.secondary_yaxis("right", functions=(lambda y: y * bits, lambda y: y / bits))
+        right = axes.secondary_yaxis("right", functions=_scale(bits))
         right.set_ylabel("bits per character", labelpad=10)
         _plain(right)
         if characters_per_step:
@@ -97,15 +98,18 @@ def _limit(axes: "Axes", measured: Sequence[np.ndarray], otherwise: np.ndarray) 
 def _characters_on_top(axes: "Axes", characters_per_step: float, unit: str) -> None:
     from matplotlib.ticker import EngFormatter
 
-    top = axes.secondary_xaxis(
-        "top", functions=(lambda x: x * characters_per_step, lambda x: x / characters_per_step)
-    )
+    top = axes.secondary_xaxis("top", functions=_scale(characters_per_step))
     top.set_xlabel(f"{unit}s seen")
     top.xaxis.set_major_formatter(EngFormatter(sep=""))
     _plain(top)
 
 
-def _plain(axis: "Axes") -> None:
+def _scale(factor: float) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
+    """Return how an axis is marked in another unit, and back."""
+    return lambda x: x * factor, lambda x: x / factor
+
+
+def _plain(axis: "SecondaryAxis") -> None:
     for spine in axis.spines.values():
         spine.set_visible(False)
     axis.tick_params(length=0)

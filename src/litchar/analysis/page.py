@@ -148,6 +148,7 @@ def drawing(draw: Callable[["Figure"], Any], width: float, height: float) -> str
         width: in inches, as matplotlib has it: 1 is 72 units of the drawing.
     """
     import matplotlib
+    from cycler import cycler
     from matplotlib.figure import Figure
 
     settings: Any = {
@@ -161,7 +162,7 @@ def drawing(draw: Callable[["Figure"], Any], width: float, height: float) -> str
         "axes.spines.right": False,
         "axes.edgecolor": LINE,
         "axes.labelcolor": INK,
-        "axes.prop_cycle": matplotlib.cycler(color=SERIES),
+        "axes.prop_cycle": cycler(color=SERIES),
         "axes.grid": True,
         "axes.axisbelow": True,
         "grid.color": LINE,

@@ -19,7 +19,7 @@ from litchar.analysis.characters import label_of, name_of
 from litchar.analysis.confusions import most_confused
 from litchar.analysis.curves import loss_figure, small_figure
 from litchar.analysis.page import drawing, escape, folded, paragraph, section, table, table_of
-from litchar.analysis.probe import Probed, probe
+from litchar.analysis.probe import Overlap, Probed, probe
 from litchar.analysis.runs import Run
 from litchar.analysis.surprise import Surprise, most_surprising
 from litchar.data import TextDataModule
@@ -170,7 +170,7 @@ def _sentences(run: Run, probed: Probed | None, yardsticks: Sequence[Yardstick])
         words = verdict(run.history)
         yield f"The curve: {words}."
     if probed and probed.written and probed.held_out:
-        yield _copies(probed)[1]
+        yield _copies(probed.written, probed.held_out, probed.vocabulary.unit)
 
 
 def _beside(best: float, yardsticks: Sequence[Yardstick]) -> Iterator[str]:
@@ -447,7 +447,7 @@ def _copying(run: Run, probed: Probed | None, lack: str) -> str:
         f"of {sum(map(len, probed.texts)):,} {unit}s that the model wrote, and, as the yardstick, "
         "of validation text, which shares with the training text what any two texts of its kind do."
     )
-    parts = [f"<p>{escape(_copies(probed)[1])}</p>"]
+    parts = [f"<p>{escape(_copies(probed.written, probed.held_out, unit))}</p>"]
     parts.append(table((f"# {unit}s", "# written by the model", "# validation text"), rows))
     if (longest := probed.written.longest) is not None:
         passage = probed.texts[longest.text][longest.start : longest.start + longest.length]
@@ -463,18 +463,16 @@ def _copying(run: Run, probed: Probed | None, lack: str) -> str:
     return section(title, *parts, note=note)
 
 
-def _copies(probed: Probed) -> tuple[bool, str]:
-    """Return whether the model copies, and that in words: whether long sequences of what it writes
-    stand in the training text clearly more often than those of validation text."""
+def _copies(written: Overlap, held_out: Overlap, unit: str) -> str:
+    """Return in words whether the model copies: whether long sequences of what it writes stand in
+    the training text clearly more often than those of validation text."""
     n = 2 * COPIED_FROM
-    written, held_out = (o.copied.shares.get(n, 0.0) for o in (probed.written, probed.held_out))
-    figures = (
-        f"of its sequences of {n} {probed.vocabulary.unit}s {written:.1%} stand in the training "
-        f"text, of validation text's {held_out:.1%}"
+    share, usual = (overlap.copied.shares.get(n, 0.0) for overlap in (written, held_out))
+    copies = share > 2 * usual + 0.01
+    return (
+        f"It {'copies' if copies else 'does not copy'}: of its sequences of {n} {unit}s "
+        f"{share:.1%} stand in the training text, of validation text's {usual:.1%}."
     )
-    if written > 2 * held_out + 0.01:
-        return True, f"It copies: {figures}."
-    return False, f"It does not copy: {figures}."
 
 
 # Attention
@@ -553,15 +551,16 @@ def changed_settings(run: Run) -> list[tuple[str, str, str]] | None:
     begun = GlobalHydra.instance().is_initialized()  # by the run that this is the end of
     begin = nullcontext() if begun else initialize_config_dir(str(conf), version_base="1.3")
     with begin:
-        defaults = dict(flat(OmegaConf.to_container(compose("train"))))
+        composed: Any = OmegaConf.to_container(compose("train"))
+    defaults = dict(flat(composed))
     here = dict(flat(run.composed))
     elsewhere = {"cpu", "cuda", "mps"} - {str(run.summary.get("device")).partition(":")[0]}
     places = ("run_dir", "outputs_dir", "resume", "name")
-    places += tuple(f"by_device.{device}." for device in elsewhere)
+    left_out = (*places, *(f"by_device.{device}." for device in elsewhere))
     return [
         (key, _value(value), _value(defaults[key]) if key in defaults else "not set")
         for key, value in here.items()
-        if value != defaults.get(key, ...) and not key.startswith(places)
+        if value != defaults.get(key, ...) and not key.startswith(left_out)
     ]
 
 
