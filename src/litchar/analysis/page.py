@@ -43,9 +43,23 @@ th { position: sticky; top: 0; background: var(--paper); font-weight: 600;
 td { white-space: pre-wrap; overflow-wrap: break-word; }
 .n { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
 summary { cursor: pointer; color: var(--soft); margin: .5rem 0; }
-@media (max-width: 44rem) { body { padding: 1rem .8rem 3rem; } .table { max-height: none; }
+.verdict { font-size: 1.1rem; max-width: 52rem; }
+.tiles { display: grid; gap: .8rem; }
+.tiles.wide { grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); margin: 1rem 0; }
+.tile { background: var(--card); border-radius: 8px; padding: .7rem .9rem; }
+.tile b { display: block; font-size: 1.7rem; line-height: 1.2; font-weight: 600; }
+.tile span { color: var(--soft); font-size: .85rem; display: block; }
+.row { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(17rem, 100%), 1fr));
+  gap: 1rem; }
+.row > figure { max-width: 26rem; }
+@media (max-width: 44rem) {
+  .tiles, .tiles.wide { grid-template-columns: repeat(auto-fit, minmax(8rem, 1fr)); }
+  .tile:last-child:nth-child(odd) { grid-column: 1 / -1; }
+  .tile { padding: .5rem .7rem; } .tile b { font-size: 1.3rem; }
+  body { padding: 1rem .8rem 3rem; } .table { max-height: none; }
   td, th { padding-right: .7rem; } td { overflow-wrap: anywhere; min-width: 4.5rem; }
-  td.n { min-width: 0; } }
+  td.n { min-width: 0; }
+  .runs td:first-child { min-width: 13rem; } .runs td { overflow-wrap: break-word; } }
 @media print { body { max-width: none; padding: 0; font-size: 12px; }
   .table { overflow: visible; max-height: none; } th { position: static; }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
@@ -106,6 +120,12 @@ def section(title: str, *parts: str, note: str = "") -> str:
 def paragraph(note: str) -> str:
     """Return a note as HTML, or nothing if there is none."""
     return f'<p class="note">{escape(note)}</p>' if note else ""
+
+
+def text_block(text: str) -> str:
+    """Return a text as HTML that shows it with its lines, each in its own direction."""
+    # HTML drops a line end that begins a block.
+    return f'<pre class="text" dir="auto">\n{escape(text)}</pre>'
 
 
 def folded(title: str, *parts: str) -> str:

@@ -9,11 +9,10 @@ from rich.console import Console
 
 from litchar.analysis.page import write_page
 from litchar.analysis.run_report import STYLE, run_report
-from litchar.analysis.runs import Run
+from litchar.analysis.runs import NAME, Run
 from litchar.data import TextDataModule
 from litchar.errors import UserError
-
-NAME = "report.html"
+from litchar.training.environment import ROOT
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -21,14 +20,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="report.py",
         description="Write report.html into a run's directory: curves, samples, where the model "
-        "is surprised, whether it copies, settings. It needs no network and nothing beside it.",
+        "is surprised, whether it copies, settings. It "
+        "needs no network and nothing beside it.",
     )
     parser.add_argument(
         "runs",
         nargs="*",
         default=["latest"],
         metavar="RUN",
-        help="directories of runs; latest is the newest (the default)",
+        help="directories of runs; latest is the newest run (the default)",
     )
     parser.add_argument(
         "--device", help="cpu, cuda or mps, to run the model on (the best there is)"
@@ -58,11 +58,10 @@ def write_report(
     Raises:
         UserError: there is no run, or the report cannot be written.
     """
-    run = Run.load(place)
-    body = run_report(run, data, device)
     path = place / NAME
     try:
-        write_page(path, run.name, body, STYLE)
+        run = Run.load(place)
+        write_page(path, run.name, run_report(run, data, device), STYLE)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from None
     return path
@@ -76,7 +75,7 @@ def find(name: str) -> Path:
     """
     if name != "latest":
         return Path(name).expanduser()
-    outputs = Path(os.environ.get("LITCHAR_OUTPUTS", "outputs"))
+    outputs = Path(os.environ.get("LITCHAR_OUTPUTS", ROOT / "outputs"))
     runs = [run.parent for run in outputs.glob("runs/*/summary.json")]
     if not runs:
         raise UserError(f"latest: there is no run under {outputs}; python scripts/train.py")

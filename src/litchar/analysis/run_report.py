@@ -18,7 +18,16 @@ from torch import Tensor
 from litchar.analysis.characters import label_of, name_of
 from litchar.analysis.confusions import most_confused
 from litchar.analysis.curves import loss_figure, small_figure
-from litchar.analysis.page import drawing, escape, folded, paragraph, section, table, table_of
+from litchar.analysis.page import (
+    drawing,
+    escape,
+    folded,
+    paragraph,
+    section,
+    table,
+    table_of,
+    text_block,
+)
 from litchar.analysis.probe import Overlap, Probed, probe
 from litchar.analysis.runs import Run
 from litchar.analysis.surprise import Surprise, most_surprising
@@ -42,16 +51,8 @@ MOST_MAPS = 64
 BITS = (0, 0.5, 1, 2, 3, 4, 6, 8)  # from which on a character has the next colour
 
 STYLE = """
-.verdict { font-size: 1.1rem; max-width: 52rem; }
 .top { display: grid; grid-template-columns: minmax(0, 3fr) minmax(11rem, 1fr); gap: 1.2rem;
   align-items: center; margin: 1rem 0; }
-.tiles { display: grid; gap: .8rem; }
-.tile { background: var(--card); border-radius: 8px; padding: .7rem .9rem; }
-.tile b { display: block; font-size: 1.7rem; line-height: 1.2; font-weight: 600; }
-.tile span { color: var(--soft); font-size: .85rem; display: block; }
-.row { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(17rem, 100%), 1fr));
-  gap: 1rem; }
-.row > figure { max-width: 26rem; }
 .maps { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(19rem, 45%), 1fr));
   gap: .8rem; }
 .maps svg text { font: 7.4px ui-monospace, monospace; fill: currentColor; }
@@ -76,9 +77,6 @@ td.text { background: none; padding: .2rem 0; border-radius: 0; }
   border-radius: 6px; font: 14px/1.4 system-ui, sans-serif; white-space: pre; z-index: 2; }
 @media (max-width: 44rem) {
   .top { grid-template-columns: minmax(0, 1fr); }
-  .tiles { grid-template-columns: repeat(auto-fit, minmax(8rem, 1fr)); }
-  .tile:last-child:nth-child(odd) { grid-column: 1 / -1; }
-  .tile { padding: .5rem .7rem; } .tile b { font-size: 1.3rem; }
   .top svg text { font-size: 11.5px !important; }
   .facts tr { display: grid; grid-template-columns: 9rem minmax(0, 1fr); margin: .3rem 0; }
   .facts td { padding: 0 .5rem 0 0; } .facts td:nth-child(3) { grid-column: 1 / -1; }
@@ -203,7 +201,7 @@ def _tiles(run: Run, yardsticks: Sequence[Yardstick]) -> Iterator[tuple[str, str
     if summary.get("train_seconds"):
         speed = _engineering(summary["characters_per_second"])
         unit = summary.get("unit") or Vocabulary.unit
-        yield _duration(summary["train_seconds"]), f"of steps, {speed} {unit}s per second"
+        yield duration(summary["train_seconds"]), f"of steps, {speed} {unit}s per second"
 
 
 def _writing(run: Run, probed: Probed | None) -> str:
@@ -215,7 +213,7 @@ def _writing(run: Run, probed: Probed | None) -> str:
                 f'<div class="sample"><div>text {i + 1}</div>{_marked(probed, ids, reach)}</div>'
             )
     along = "".join(
-        f'<div class="sample"><div>step {step:,}</div>{_text(printable(text))}</div>'
+        f'<div class="sample"><div>step {step:,}</div>{text_block(printable(text))}</div>'
         for step, text in _spread(run.samples)
     )
     if along:
@@ -235,10 +233,6 @@ def _spread(samples: Sequence[tuple[int, str]]) -> list[tuple[int, str]]:
     if len(samples) <= SAMPLES:
         return list(samples)
     return [samples[round(i)] for i in np.linspace(0, len(samples) - 1, SAMPLES)]
-
-
-def _text(text: str) -> str:
-    return f'<pre class="text" dir="auto">\n{escape(text)}</pre>'  # HTML drops the line end
 
 
 def _marked(probed: Probed, ids: np.ndarray, reach: np.ndarray) -> str:
@@ -311,9 +305,9 @@ def _figures(run: Run, probed: Probed | None) -> Iterator[tuple[str, str, str]]:
             )
         yield "steps", f"{summary['steps']:,}", seen
     if summary.get("train_seconds"):
-        total = f"{_duration(summary['total_seconds'])} from start to end"
+        total = f"{duration(summary['total_seconds'])} from start to end"
         speed = f"{summary['characters_per_second']:,.0f} {unit}s per second"
-        yield "time", f"{_duration(summary['train_seconds'])} of steps", f"{speed}; {total}"
+        yield "time", f"{duration(summary['train_seconds'])} of steps", f"{speed}; {total}"
     if summary.get("peak_memory_bytes"):
         yield "memory", f"{summary['peak_memory_bytes'] / 1e6:,.0f} MB", "at its highest"
     if summary.get("parameters"):
@@ -452,7 +446,7 @@ def _copying(run: Run, probed: Probed | None, lack: str) -> str:
     if (longest := probed.written.longest) is not None:
         passage = probed.texts[longest.text][longest.start : longest.start + longest.length]
         parts.append(f"<h3>The longest copied passage: {longest.length:,} {unit}s</h3>")
-        parts.append(_text(printable(probed.vocabulary.decode(passage))))
+        parts.append(text_block(printable(probed.vocabulary.decode(passage))))
         if (yardstick := probed.held_out.longest) is not None:
             parts.append(
                 paragraph(
@@ -592,11 +586,14 @@ def _again(run: Run) -> str:
     place = shlex.quote(str(run.path))
     use = [f"python scripts/generate.py checkpoint={place}", f"tensorboard --logdir {place}"]
     return section(
-        "Again", _text("\n".join(lines)), "<h3>And with what came of it</h3>", _text("\n".join(use))
+        "Again",
+        text_block("\n".join(lines)),
+        "<h3>And with what came of it</h3>",
+        text_block("\n".join(use)),
     )
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """Return a time as a person says it."""
     if seconds < 600:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"

@@ -12,6 +12,8 @@ from omegaconf import OmegaConf
 
 from litchar.errors import UserError
 
+NAME = "report.html"  # in the directory of a run or a sweep
+
 
 @dataclass(frozen=True)
 class Run:
@@ -60,7 +62,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """What a person calls the run: its directory; a job of a sweep has the sweep's before."""
+        """What a person calls the run: its directory, and a job's that of its sweep as well."""
         place = self.path.absolute()
         parts = place.parts[-2:] if place.parent.parent.name == "sweeps" else place.parts[-1:]
         return "/".join(parts)
