@@ -253,9 +253,9 @@ class AfterBatches(SignalAt):
 
 
 def test_a_sweep_stopped_and_killed_goes_on_and_equals_an_undisturbed_one(sweep, with_callback):
-    line = ("model.n_embd=8,12,16", "model.dropout=0.1")
+    line = ("model.n_embd=8,16", "model.dropout=0.1")
     whole = sweep(*line, name="whole")
-    stops = [(3, signal.SIGKILL), (11, signal.SIGTERM), (2, signal.SIGKILL), (7, signal.SIGINT)]
+    stops = [(3, signal.SIGKILL), (11, signal.SIGTERM), (2, signal.SIGKILL)]
     for batches, signum in stops:
 
         def until_stopped(batches=batches, signum=signum):
@@ -268,14 +268,14 @@ def test_a_sweep_stopped_and_killed_goes_on_and_equals_an_undisturbed_one(sweep,
     with_callback({})
     rest = sweep(*line)
     assert rest.code == 0
-    assert 1 <= rest.out.count("\nJob ") < 3
+    assert rest.out.count("\nJob ") == 1
     for one, other in zip(whole.jobs, rest.jobs, strict=True):
         assert one.name == other.name
         assert_same_run(one, other)
 
 
 def test_two_processes_share_a_sweep(sweep):
-    line = ("seed=1,2,3,4", "trainer.max_steps=30")
+    line = ("seed=1,2,3", "trainer.max_steps=20")
 
     def half():
         swept = sweep(*line)
@@ -290,8 +290,8 @@ def test_two_processes_share_a_sweep(sweep):
     assert [process.exitcode for process in both] == [0, 0]
     swept = sweep(*line)
     printed = [path.read_text() for path in swept.directory.glob("*.txt")]
-    assert sum(text.count("completed in") for text in printed) == 4
-    assert [summary(job)["status"] for job in swept.jobs] == ["completed"] * 4
+    assert sum(text.count("completed in") for text in printed) == 3
+    assert [summary(job)["status"] for job in swept.jobs] == ["completed"] * 3
     assert "Job" not in swept.out
 
 

@@ -259,10 +259,10 @@ def is_busy(job: Path) -> bool:
 
 def wait_for(jobs: list[Path]) -> None:
     """Wait until another process has ended with one of `jobs`, if there are any."""
-    if jobs:
-        print(f"Waiting for {len(jobs)} that another process trains: {jobs[0].name}", flush=True)
-    while jobs and all(is_busy(job) for job in jobs):
-        time.sleep(0.2)
+    if jobs and all(is_busy(job) for job in jobs):
+        print(f"Waiting for jobs that another process trains: {jobs[0].name}", flush=True)
+        while all(is_busy(job) for job in jobs):
+            time.sleep(0.2)
 
 
 def say_interrupted(plan: Plan) -> None:
