@@ -29,6 +29,7 @@ FREE = (
     "run_dir",
     "outputs_dir",
     "report",
+    "profile",
     "logger",
     "checkpoint",
     "data.num_workers",
@@ -202,7 +203,7 @@ def check_same_sweep(plan: Plan) -> None:
     differences = [
         f"{key}: {old.get(key, 'not set')} then, {new.get(key, 'not set')} now"
         for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and not within(key, swept)
+        if old.get(key) != new.get(key) and not within(key, [*swept, *FREE])
     ]
     differences += [
         f"{key}: swept then, not named now" for key in sorted(set(then["swept"]) - plan.named)
