@@ -90,7 +90,10 @@ class _Launcher(Launcher):
         raise NotImplementedError
 
     def told(self, returned: Returned) -> Returned:
-        """Print how a job ended, and return that."""
+        """Print how a job ended, and return that; of an error its first two lines."""
+        if isinstance(returned, BaseException):  # submitit's goes on with a whole log
+            lines = str(returned).strip().split("\n")[:2]
+            returned = RuntimeError(" ".join(lines) or type(returned).__name__)
         value = returned._return_value if isinstance(returned, JobReturn) else returned
         if not isinstance(value, Outcome):
             print(f"failed: {type(value).__name__}: {value}", flush=True)
@@ -219,19 +222,21 @@ class RayLauncher(_Launcher):
         task: Any = ray.remote(**self.settings["remote"])(lambda call: call())
         tasks = [task.remote(call) for call in calls]
         outcomes: dict[Any, Returned] = {}
+        signals.defer(True)  # Ray would turn what a handler raises into an exit of its own
         try:
             while left := [one for one in tasks if one not in outcomes]:
-                (ended, *_), _ = ray.wait(left)
-                try:
-                    outcomes[ended] = self.told(ray.get(ended))
-                except Exception as error:
-                    outcomes[ended] = self.told(error)
-        except Interrupted:
-            for one in left:
-                ray.cancel(one)
-            ray.wait(left, num_returns=len(left), timeout=END_SECONDS)
-            raise
+                for one in ray.wait(left, timeout=0.5)[0]:
+                    try:
+                        outcomes[one] = self.told(ray.get(one))
+                    except Exception as error:
+                        outcomes[one] = self.told(error)
+                if signals.received():
+                    for one in left:
+                        ray.cancel(one)
+                    ray.wait(left, num_returns=len(left), timeout=END_SECONDS)
+                    raise Interrupted(signals.received())
         finally:
+            signals.defer(False)
             ray.shutdown()
         return [outcomes[one] for one in tasks]
 
