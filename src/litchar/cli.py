@@ -5,6 +5,7 @@ Nothing heavy is imported here, so that `--help` and `--cfg job` answer at once.
 
 import difflib
 import importlib
+import io
 import os
 import re
 import secrets
@@ -125,6 +126,12 @@ def hydra_main(
     sweeps = not {"-m", "--multirun"}.isdisjoint(sys.argv)
     sys.argv[1:] = [quote(argument, sweeps) for argument in sys.argv[1:]]
     signals.install()
+    for stream in (
+        sys.stdout,
+        sys.stderr,
+    ):  # a run must not end at a character that cannot be shown
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
     task = Task(target)
     try:

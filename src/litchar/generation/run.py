@@ -156,6 +156,9 @@ def show_score(score: Score, as_json: bool) -> None:
         return
     console = Console(highlight=False)
     console.print(score.coloured(), soft_wrap=True)
-    if console.is_terminal:
+    if console.color_system is not None:
         console.print(legend())
     console.print(repr(score), soft_wrap=True)
+    if console.color_system is None:  # a pipe, or a terminal that a screen reader reads
+        for line in ("The most surprising characters:", *score.most_surprising()):
+            console.print(line, soft_wrap=True, markup=False)

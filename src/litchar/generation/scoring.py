@@ -16,8 +16,15 @@ from litchar.generation.readers import open_reader
 from litchar.generation.sampling import log_softmax
 from litchar.text.vocabulary import Vocabulary, printable
 
-# Bits from which on a character has the colour; 1 bit is a probability of 1/2.
-COLOURS = ((8, "bold red"), (4, "red"), (2, "yellow"), (1, "green"), (0, "dim"))
+# Bits from which on a character has the style; 1 bit is a probability of 1/2. They differ without
+# colour too: for those who do not see red and green apart, and with NO_COLOR.
+COLOURS = (
+    (8, "bold reverse red"),
+    (4, "bold red"),
+    (2, "underline yellow"),
+    (1, "green"),
+    (0, "dim"),
+)
 
 
 @torch.inference_mode()
@@ -72,17 +79,33 @@ class Score:
         console.print(self.coloured(), legend(), repr(self), sep="\n", highlight=False)
         return console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
 
-    def coloured(self) -> Coloured:
-        """Return the text, each character in the colour of its surprise.
+    def surprises(self) -> Iterator[tuple[str, float, int]]:
+        """Yield the characters, the bits of each, and where it begins; 0 bits for the first.
 
         Where bytes make up a character, it has the surprise of them all.
         """
-        text = Coloured()
+        place = 0
         for piece, start, stop in characters(self.vocabulary, self.ids):
             bits = -self.log_probs[max(0, start - 1) : stop - 1].sum() / math.log(2)
+            yield piece, float(bits), place
+            place += len(piece)
+
+    def coloured(self) -> Coloured:
+        """Return the text, each character in the colour of its surprise."""
+        text = Coloured()
+        for piece, bits, place in self.surprises():
             colour = next(colour for least, colour in COLOURS if bits >= least)
-            text.append(printable(piece), colour if stop > 1 else "")
+            text.append(printable(piece), colour if place else "")
         return text
+
+    def most_surprising(self, most: int = 10) -> list[str]:
+        """Return what the colours say in words, the most surprising characters first."""
+        ranked = sorted(self.surprises(), key=lambda surprise: -surprise[1])
+        return [
+            f"{bits:5.1f} bits: {piece!r} after {self.text[max(0, place - 20) : place]!r}"
+            for piece, bits, place in ranked[:most]
+            if place
+        ]
 
 
 def characters(vocabulary: Vocabulary, ids: np.ndarray) -> Iterator[tuple[str, int, int]]:

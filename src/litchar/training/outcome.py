@@ -55,17 +55,22 @@ def print_outcome(
 ) -> None:
     """Print the last sample, the table of figures, where the report is, and what to do next."""
     console.print("\nA sample:", style="bold")
-    console.print(Text(printable(sample)))
+    console.print(Text(printable(sample)), soft_wrap=True)
 
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
-    for name, value in _figures(summary, history, yardsticks):
+    figures = _figures(summary, history, yardsticks)
+    for name, value in figures:
         table.add_row(name, value)
-    if report is not None:
-        table.add_row("report", _shortest(report))
     console.print()
-    console.print(table)
+    console.print(table, width=None if console.is_terminal else 1000)  # a file needs no folds
+    width = max(len(name) for name, _ in figures)
+    places = {"report": report, "checkpoint": summary["checkpoint"]}
+    for name, place in places.items():  # in one piece, to be copied
+        if place is not None:
+            line = Text(f"{name:<{width}} ", "bold").append(_shortest(Path(place)), "not bold")
+            console.print(line, soft_wrap=True)
 
     if summary["checkpoint"] is None:
         return
@@ -111,7 +116,6 @@ def _figures(
             f"{summary['characters_per_second']:,.0f} {unit}s per second; "
             f"{summary['train_seconds']:.1f} s of steps, {summary['total_seconds']:.1f} s in all",
         ),
-        ("checkpoint", _shortest(Path(summary["checkpoint"] or "none"))),
     ]
 
 

@@ -1,10 +1,12 @@
 """What a person sees of a run while it trains."""
 
+import os
 import time
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import ProgressBar as ProgressBarCallback
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
@@ -41,7 +43,7 @@ class ProgressBar(ProgressBarCallback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Draw the bar."""
-        if self.console.is_terminal and trainer.is_global_zero:
+        if redraws(self.console) and trainer.is_global_zero:
             total = trainer.max_steps if trainer.max_steps > 0 else None
             self._bar = Progress(
                 BarColumn(bar_width=None),
@@ -83,14 +85,24 @@ class ProgressBar(ProgressBarCallback):
         if "train/eval_loss" in losses:
             figures += f"   train {losses['train/eval_loss']:.4f}"
         figures += f"   val {losses['val/loss']:.4f} ({losses['val/bpc']:.3f} bpc)"
-        room = self.console.width - len(figures) - 6
         text = printable(" ".join(self.samples.text.split()))
-        text = text if len(text) <= room else text[: max(0, room - 3)] + "..."
-        line = Text(figures).append(f"   {text}", "dim")  # in one piece: the bar redraws after each
-        self.console.print(line, no_wrap=True)
+        room = max(0, self.console.width - len(figures) - 6)
+        if cell_len(text) > room:
+            text = set_cell_size(text, room - 3) + "..." if room > 10 else ""
+        line = Text(figures).append(f"   {text}" if text else "", "dim")
+        self.console.print(line, soft_wrap=True)  # in one piece: the bar redraws after each
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Take the bar away."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+def redraws(console: Console) -> bool:
+    """Return whether a person watches, on a terminal where a line can be drawn over another.
+
+    A pipe, a log of continuous integration (even one that takes colours), and `TERM=dumb`, which
+    screen readers and editors set, get lines alone.
+    """
+    return console.is_interactive and console.file.isatty() and not os.environ.get("CI")

@@ -1,0 +1,137 @@
+"""What a person sees at a terminal: any width, with and without colour, drawn or read out."""
+
+import io
+import re
+import sys
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from litchar.generation.run import show_score
+from litchar.generation.scoring import COLOURS, Score
+from litchar.text import Vocabulary
+from litchar.training.progress import redraws
+
+CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+COLOUR = re.compile(r"\x1b\[[0-9;]*(3[0-7]|9[0-7]|38;)[0-9;]*m")
+DRAWN_OVER = re.compile(r"\x1b\[\d*[AK]|\x1b\[\?25l")  # a line up, a line cleared, no cursor
+
+
+class Terminal(io.StringIO):
+    """A file that says that it is a terminal."""
+
+    encoding = "utf-8"
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    """Make stdout a terminal of a kind; return what is written there."""
+
+    def terminal(columns: int, **environment: str) -> io.StringIO:
+        for name in ("CI", "NO_COLOR", "FORCE_COLOR", "TTY_INTERACTIVE", "COLORTERM"):
+            monkeypatch.delenv(name, raising=False)
+        settings = {"TERM": "xterm-256color", "COLUMNS": str(columns), "LINES": "40"}
+        for name, value in (settings | environment).items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(sys, "stdout", Terminal())
+        return sys.stdout
+
+    return terminal
+
+
+def is_path(line: str) -> bool:
+    return line.startswith(("  python", "  tensorboard", "checkpoint", "report", "/"))
+
+
+@pytest.mark.parametrize(
+    ("columns", "environment", "drawn"),
+    [
+        (80, {}, True),
+        (200, {"NO_COLOR": "1"}, True),
+        (80, {"TERM": "dumb"}, False),
+        (40, {"CI": "true"}, False),
+    ],
+)
+def test_a_run_fits_its_terminal(train, terminal, columns, environment, drawn):
+    output = terminal(columns, **environment)
+    train("logger=csv", "callbacks=none")
+    shown = output.getvalue()
+    assert bool(DRAWN_OVER.search(shown)) == drawn
+    assert not COLOUR.search(shown) or "NO_COLOR" not in environment
+    plain = CODES.sub("", shown).replace("\r", "\n")
+    lines = [line.rstrip() for line in plain.split("\n")]
+    validated = [line for line in lines if line.startswith("step ")]
+    assert [line.split()[1] for line in validated] == ["10", "20"]
+    for line in validated:
+        assert re.search(r"val \d\.\d{4} \(\d\.\d{3} bpc\)", line)
+        assert len(line) <= max(columns, 53)
+    figures = lines[lines.index("A sample:") :]
+    assert all(len(line) <= columns for line in figures if not is_path(line))
+    (path,) = (line for line in lines if line.startswith("checkpoint "))
+    assert path.endswith("/best.ckpt")  # in one piece, however narrow
+    if environment.get("TERM") == "dumb":
+        assert "\x1b" not in shown
+
+
+@pytest.mark.parametrize(
+    ("file", "environment", "drawn"),
+    [
+        (Terminal, {"TERM": "xterm"}, True),
+        (Terminal, {"TERM": "dumb"}, False),
+        (Terminal, {"TERM": "xterm", "TTY_INTERACTIVE": "0"}, False),
+        (io.StringIO, {"TERM": "xterm", "FORCE_COLOR": "1"}, False),
+    ],
+)
+def test_lines_are_drawn_over_only_where_someone_watches(monkeypatch, file, environment, drawn):
+    monkeypatch.delenv("CI", raising=False)
+    console = Console(file=file(), _environ=environment)
+    assert redraws(console) == drawn
+    monkeypatch.setenv("CI", "true")
+    assert not redraws(console)
+
+
+def score() -> Score:
+    vocabulary = Vocabulary("abc\n")
+    bits = np.array([0.5, 9.0, 1.5, 3.0, 5.0])
+    return Score(vocabulary, vocabulary.encode("abca\nb"), -bits * np.log(2))
+
+
+def test_a_score_can_be_read_without_colour(terminal):
+    output = terminal(80, NO_COLOR="1")
+    show_score(score(), as_json=False)
+    shown = output.getvalue()
+    assert not COLOUR.search(shown)
+    styles = [CODES.findall(shown.partition(c)[0])[-1:] for c in ("b", "c")]
+    assert styles[0] != styles[1]  # dim, and bold on a ground
+
+    output = terminal(80, TERM="dumb")
+    show_score(score(), as_json=False)
+    shown = output.getvalue()
+    assert "\x1b" not in shown
+    assert shown.startswith("abca\nb\n")
+    assert shown.splitlines()[-5:] == [
+        "  9.0 bits: 'c' after 'ab'",
+        "  5.0 bits: 'b' after 'abca\\n'",
+        "  3.0 bits: '\\n' after 'abca'",
+        "  1.5 bits: 'a' after 'abc'",
+        "  0.5 bits: 'b' after 'a'",
+    ]
+
+
+def test_every_level_of_surprise_has_a_style_of_its_own_without_colour():
+    colours = {"red", "yellow", "green"}
+    attributes = [frozenset(style.split()) - colours for _, style in COLOURS]
+    assert len(set(attributes)) == len(COLOURS)
+
+
+def test_a_character_that_the_terminal_cannot_show_ends_nothing(script, monkeypatch, tmp_path):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    (tmp_path / "é.txt").write_text("中 and é\n" * 200)
+    shown = script("inspect.py", f"data.path={tmp_path}/é.txt", f"page={tmp_path}/page.html")
+    assert shown.returncode == 0, shown.stderr
+    assert "\\xe9.txt" in shown.stdout
+    assert re.search(r"\\u4e2d +CJK UNIFIED IDEOGRAPH-4E2D", shown.stdout)
