@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -233,3 +234,38 @@ def test_a_wrong_command_is_refused_in_one_line(
     error = capsys.readouterr().err
     assert words in error
     assert error.count("\n") == 1
+
+
+def test_a_sweeps_report_shows_its_runs_in_a_browser(made, tmp_path, page):
+    for layers in (2, 4, 6):
+        for seed in (1, 2):
+            loss = 1 + layers / 10 + seed / 1000
+            run = made(f"l{layers}s{seed}", loss, {"model.n_layer": layers}, seed)
+    (run / "report.html").write_text("<title>the run itself</title>")
+    attack = "<script>document.title='owned'</script>"
+    made("bad", 9.0, {"model.n_layer": 8}, status="failed", error=f"no such {attack} thing")
+    report_on([tmp_path / "sweep"], tmp_path / "sweep", None, Console(quiet=True))
+    moved = (tmp_path / "sweep").rename(tmp_path / "a b#c")  # it holds wherever it lies
+    asked = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.context.set_offline(True)
+    page.goto((moved / "report.html").as_uri())
+    assert page.title() == "sweep"
+    shown = page.locator("body").inner_text()
+    assert "n_layer=2 is best of 3: a validation loss of 1.2015 over 2 seeds" in shown
+    assert "1 of 7 runs are not counted" in shown
+    assert f"failed: no such {attack} thing" in shown
+    table = page.locator("table").first.inner_text().splitlines()
+    assert [line.split("\t")[:3] for line in table] == [
+        ["n_layer", "n", "loss"],
+        *(["2", "2", "1.2015"], ["4", "2", "1.4015"], ["6", "2", "1.6015"]),
+    ]
+    points = page.locator("#curve-l4s2 path").first.get_attribute("d")
+    assert len(re.findall("[ML]", points)) == 10
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.screenshot(path=tmp_path / "phone.png", full_page=True)
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    assert page.locator("a").count() == 1
+    page.locator("a").click()
+    assert page.title() == "the run itself"
+    assert all(url.startswith("file://") for url in asked)

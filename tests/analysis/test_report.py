@@ -258,10 +258,11 @@ def test_settings_other_than_the_defaults_come_first(tmp_path):
     OmegaConf.register_new_resolver("unique", lambda: "test", replace=True)
     with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = hydra.compose("train", overrides)
-    (tmp_path / ".hydra").mkdir()
-    OmegaConf.save(config, tmp_path / ".hydra" / "config.yaml")
-    (tmp_path / "summary.json").write_text("{}")
-    changed = changed_settings(Run.load(tmp_path))
+    run_dir = tmp_path / "run"
+    (run_dir / ".hydra").mkdir(parents=True)
+    OmegaConf.save(config, run_dir / ".hydra" / "config.yaml")
+    (run_dir / "summary.json").write_text("{}")
+    changed = changed_settings(Run.load(run_dir))
     assert sorted(changed) == [
         ("data.block_size", "8", "null"),
         ("model._target_", "litchar.models.Bigram", "litchar.models.Transformer"),

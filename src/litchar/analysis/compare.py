@@ -448,22 +448,8 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
             markup=False,
         )
         _print_table(table, console)
-        if table.power_law:
-            law = table.power_law
-            console.print(
-                f"loss = {law.factor:.3g} * FLOPs^{-law.exponent:.4f}, the exponent's 95% interval "
-                f"{-law.high:.4f} to {-law.low:.4f} (from the fit to {len(law.flops)} sizes)",
-                soft_wrap=True,
-            )
-        elif len({row.figure("parameters") for row in table.rows}) == 2:
-            console.print("a power law of loss against FLOPs takes three sizes; here are two")
-    if any(row.n > 1 for table in comparison.tables for row in table.rows[1:]):
-        console.print(
-            "differs: more than seeds explain, against the first row (Welch's t-test at "
-            f"{LEVEL:.0%}, Holm's correction)",
-            soft_wrap=True,
-            highlight=False,
-        )
+        for line in in_words(table):
+            console.print(line, soft_wrap=True, highlight=False)
     for run in comparison.runs:
         if reason := comparison.reasons.get(run.path):
             console.print(f"not counted: {run.path.name}: {reason}", soft_wrap=True, markup=False)
@@ -473,6 +459,40 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
 
 LOSSES = ("n", "loss", "sd", "95% interval", "more", "p", "differs")
 COST = ("chars/s", "seconds", "parameters", "FLOPs")
+
+
+def in_words(table: Table) -> list[str]:
+    """Return what a table shows beyond its figures, and how its last columns are meant."""
+    lines = []
+    if (law := table.power_law) is not None:
+        lines.append(
+            f"loss = {law.factor:.3g} * FLOPs^{-law.exponent:.4f}, the exponent's 95% interval "
+            f"{-law.high:.4f} to {-law.low:.4f} (from the fit to {len(law.flops)} sizes)"
+        )
+    elif len({row.figure("parameters") for row in table.rows}) == 2:
+        lines.append("a power law of loss against FLOPs takes three sizes; here are two")
+    if any(row.n > 1 for row in table.rows[1:]):
+        lines.append(
+            "differs: more than seeds explain, against the first row (Welch's t-test at "
+            f"{LEVEL:.0%}, Holm's correction)"
+        )
+    return lines
+
+
+def cells_of(table: Table) -> tuple[list[str], list[list[str]]]:
+    """Return a table's headings, those of numbers with `# ` before them, and its rows as shown."""
+    headings = [*_names(table), *(f"# {name}" for name in LOSSES + COST)]
+    best = table.rows[0]
+    rows = [[*_settings(row), *_losses(row, best), *_cost(row)] for row in table.rows]
+    return headings, rows
+
+
+def _names(table: Table) -> list[str]:
+    return [short(k) if _unique(table.keys, k) else k for k in table.keys] or ["runs"]
+
+
+def _settings(row: Row) -> list[str]:
+    return [shown(value) for value in row.settings.values()] or ["all"]
 
 
 def _print_table(table: Table, console: Console) -> None:
@@ -488,13 +508,12 @@ def _print_table(table: Table, console: Console) -> None:
 
 def _rich(table: Table, columns: Sequence[str], cells: list[list[str]]) -> RichTable:
     made = RichTable(box=None, pad_edge=False, header_style="bold")
-    for key in table.keys or ["runs"]:
-        made.add_column(short(key) if _unique(table.keys, key) else key)
+    for name in _names(table):
+        made.add_column(name)
     for name in columns:
         made.add_column(name, justify="right", no_wrap=True)
     for row, figures in zip(table.rows, cells, strict=True):
-        settings = [Text(shown(value)) for value in row.settings.values()]
-        made.add_row(*(settings or [Text("all")]), *figures)
+        made.add_row(*map(Text, _settings(row)), *figures)
     return made
 
 
@@ -580,6 +599,7 @@ def report_on(
 ) -> Comparison:
     """Compare, print, and write the tables and the plot into `directory`, if there is one."""
     from litchar.analysis.comparison_plot import write_plot
+    from litchar.analysis.sweep_report import write_sweep_report
 
     comparison = compare(paths, at)
     if not console.is_terminal:
@@ -588,7 +608,8 @@ def report_on(
     if directory is not None:
         write_tables(comparison, directory)
         lack = write_plot(comparison, directory / "sweep.png")
-        written = "sweep.csv, runs.csv" + ("" if lack else " and sweep.png")
+        write_sweep_report(comparison, directory)
+        written = "sweep.csv, runs.csv, report.html" + ("" if lack else " and sweep.png")
         console.print(f"{directory}: {written}{lack}", soft_wrap=True, markup=False)
     return comparison
 
@@ -623,7 +644,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("paths", nargs="*", type=Path, help="directories of sweeps or of runs")
     parser.add_argument("--at", help=f"compare at equal cost: {', '.join(COSTS)}, as in steps=1000")
-    parser.add_argument("--out", type=Path, help="where to write sweep.csv, runs.csv and sweep.png")
+    parser.add_argument(
+        "--out", type=Path, help="where to write sweep.csv, runs.csv, sweep.png and report.html"
+    )
     parser.add_argument(
         "--revisions", nargs=2, metavar=("A", "B"), help="git's; . is the code here"
     )

@@ -24,13 +24,11 @@ def write_plot(comparison: Comparison, path: Path) -> str:
     """Draw a row of panels for each table.
 
     Returns:
-        what is lacking, for a person to read: nothing, or the plot and how to get it.
+        what is lacking, for a person to read: nothing, or the plot and why.
     """
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError:
-        return " (no sweep.png; for it: pip install 'litchar[plots]')"
+    import matplotlib
+    from matplotlib.figure import Figure
+
     tables = [table for table in comparison.tables if table.rows]
     if not tables:
         return " (no sweep.png: no run is counted)"
@@ -47,7 +45,7 @@ def write_plot(comparison: Comparison, path: Path) -> str:
     }
     with matplotlib.rc_context(settings), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")
-        panels = [_panels(table) for table in tables]
+        panels = [panels_of(table) for table in tables]
         columns = max(map(len, panels))
         figure = Figure(figsize=(4.3 * columns, 3.7 * len(tables)), layout="constrained", dpi=130)
         grid = figure.subplots(len(tables), columns, squeeze=False)
@@ -66,7 +64,7 @@ def write_plot(comparison: Comparison, path: Path) -> str:
     return ""
 
 
-def _panels(table: Table) -> "list[Panel]":
+def panels_of(table: Table) -> "list[Panel]":
     """Return what draws each panel of a table: two keys share one, more have one each."""
     keys = _by_length(table)
     lines = keys[1:] if len(keys) == 2 and len(_values(table, keys[1])) <= MOST_LINES else []
@@ -170,7 +168,13 @@ def _curves(axes: "Axes", table: Table) -> None:
             values = ", ".join(_narrow(shown(value)) for value in row.settings.values())
             label = (values or "all runs") if named and j == 0 else None
             axes.plot(
-                cost(run, "steps"), losses, color=color, linewidth=1.1, alpha=0.8, label=label
+                cost(run, "steps"),
+                losses,
+                color=color,
+                linewidth=1.1,
+                alpha=0.8,
+                label=label,
+                gid=f"curve-{run.path.name}",
             )
     ends = [run.history[-1]["val/loss"] for row in rows for run in row.runs if run.history]
     starts = [run.history[0]["val/loss"] for row in rows for run in row.runs if run.history]

@@ -93,10 +93,10 @@ def _first_copied(
     wanted = Wanted(np.concatenate(hashes))
     for first, _, windows in window_hashes(train, vocab_size, (length,)):
         at, places = wanted.find(windows)
-        for i, place in zip(at[:1], places[:1], strict=True):
+        for i, place in zip(at[:1], first + places[:1], strict=True):
             for text, of_text in enumerate(hashes):
                 for start in np.flatnonzero(of_text == wanted.hashes[i])[:1]:
-                    return CopiedPassage(text, int(start), first + int(place), length)
+                    return CopiedPassage(text, int(start), int(place), length)
     return None
 
 

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from litchar.analysis.page import write_page
 from litchar.analysis.run_report import STYLE, run_report
-from litchar.analysis.runs import NAME, Run
+from litchar.analysis.runs import NAME, Run, is_run
 from litchar.data import TextDataModule
 from litchar.errors import UserError
 from litchar.training.environment import ROOT
@@ -20,7 +20,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="report.py",
         description="Write report.html into a run's directory: curves, samples, where the model "
-        "is surprised, whether it copies, settings. It "
+        "is surprised, whether it copies, settings; or into a sweep's: its runs side by side. It "
         "needs no network and nothing beside it.",
     )
     parser.add_argument(
@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> None:
         nargs="*",
         default=["latest"],
         metavar="RUN",
-        help="directories of runs; latest is the newest run (the default)",
+        help="directories of runs or of sweeps; latest is the newest run (the default)",
     )
     parser.add_argument(
         "--device", help="cpu, cuda or mps, to run the model on (the best there is)"
@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
 def write_report(
     place: Path, data: TextDataModule | None = None, device: str | None = None
 ) -> Path:
-    """Write the report of the run at `place` into its directory; return its path.
+    """Write the report of the run or the sweep at `place` into its directory; return its path.
 
     Args:
         data: the run's text, if it is open already: then nothing is done that takes more than
@@ -60,6 +60,11 @@ def write_report(
     """
     path = place / NAME
     try:
+        if not is_run(place) and any(place.glob("*/summary.json")):
+            from litchar.analysis.compare import compare  # which takes long to import
+            from litchar.analysis.sweep_report import write_sweep_report
+
+            return write_sweep_report(compare([place]), place)
         run = Run.load(place)
         write_page(path, run.name, run_report(run, data, device), STYLE)
     except OSError as error:

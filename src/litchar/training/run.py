@@ -88,7 +88,7 @@ def run(config: DictConfig, run_dir: Path) -> float | None:
         summary = train(ready, run_dir)
         data, history = ready.prepared.data, ready.metrics.history
         yardsticks = quick_yardsticks(data.text, data.store)
-        report = _write_report(ready.prepared, run_dir, ready.say) if config.report else None
+        report = _write_report(ready, run_dir)
         print_outcome(console, summary, history, ready.samples.text, yardsticks, run_dir, report)
     return cast(float | None, summary["best_val_loss"])
 
@@ -122,6 +122,7 @@ def _run_job(config: DictConfig, run_dir: Path, console: Console) -> Outcome:
     try:
         with made_ready(config, run_dir, console) as ready:
             summary = train(ready, run_dir, sweep=run_dir.parent)
+            _write_report(ready, run_dir)
     except Interrupted:
         raise
     except (Exception, SystemExit) as error:
@@ -379,14 +380,18 @@ def fit_and_test(
         raise UserError(_smaller_batch(prepared, trainer.global_step)) from None
 
 
-def _write_report(prepared: Prepared, run_dir: Path, say: Callable[[str], None]) -> Path | None:
-    """Write the run's report; a run that is done does not fail because of it."""
+def _write_report(ready: Ready, run_dir: Path) -> Path | None:
+    """Write the run's report, if it shall have one; nothing that fails there fails the run."""
+    prepared = ready.prepared
+    if not prepared.config.report:
+        return None
     try:
         from litchar.analysis.report import write_report  # at the end, when it is wanted
 
         return write_report(run_dir, prepared.data, str(prepared.device))
     except Exception as error:  # whatever it is, the run itself is safe
-        say(f"No report ({error}); later: python scripts/report.py {shlex.quote(str(run_dir))}")
+        again = f"python scripts/report.py {shlex.quote(str(run_dir))}"
+        ready.say(f"No report ({error}); later: {again}")
         return None
 
 

@@ -1,0 +1,196 @@
+"""The report of a sweep: its runs side by side on one page, with a way to each run's own."""
+
+import math
+import os
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from omegaconf import OmegaConf
+
+from litchar.analysis.compare import (
+    Comparison,
+    Row,
+    Table,
+    cells_of,
+    differs,
+    in_words,
+    shown,
+    status,
+)
+from litchar.analysis.comparison_plot import COLORS, panels_of
+from litchar.analysis.page import (
+    drawing,
+    escape,
+    paragraph,
+    section,
+    table,
+    table_of,
+    text_block,
+    write_page,
+)
+from litchar.analysis.run_report import duration
+from litchar.analysis.runs import NAME, Run
+from litchar.text.vocabulary import printable
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from litchar.analysis.comparison_plot import Panel
+
+
+def write_sweep_report(comparison: Comparison, directory: Path) -> Path:
+    """Write a report of runs side by side into `directory`; return its path.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    path = directory.absolute() / NAME
+    write_page(path, path.parent.name, "".join(_sections(path.parent, comparison)))
+    return path
+
+
+def _sections(directory: Path, comparison: Comparison) -> Iterator[str]:
+    if not comparison.tables:
+        yield '<p class="verdict">No run has come to a loss that counts.</p>'
+    for found in comparison.tables:
+        yield _top(found, comparison, titled=len(comparison.tables) > 1)
+    for found in comparison.tables:
+        title = "Settings, the best first"
+        title += f": {shown(found.text)}" if len(comparison.tables) > 1 else ""
+        notes = map(paragraph, in_words(found))
+        note = f"Losses are in nats per {found.unit}."
+        yield section(title, table(*cells_of(found)), *notes, note=note)
+    yield _runs(directory, comparison)
+    yield _left_out(directory, comparison)
+    if comparison.tables:
+        yield _best(directory, comparison.tables[0].rows[0])
+    yield _again(directory)
+
+
+def _top(found: Table, comparison: Comparison, titled: bool) -> str:
+    title = f"<h2>{escape(shown(found.text))}</h2>" if titled else ""
+    drawn = "".join(_drawing(panel) for panel in panels_of(found))
+    sentence = escape(" ".join(_sentences(found, comparison)))
+    return (
+        f'{title}<p class="verdict">{sentence}</p><div class="tiles wide">{_tiles(found)}</div>'
+        f'<div class="row">{drawn}</div>\n'
+    )
+
+
+def _drawing(panel: "Panel") -> str:
+    def draw(figure: "Figure") -> None:
+        panel(figure.subplots())
+
+    svg = drawing(draw, 4.3, 3.4)
+    for i, colour in enumerate(COLORS):  # those of sweep.png, which here follow light and dark
+        svg = svg.replace(colour, f"var(--c{i})")
+    return svg
+
+
+def _sentences(found: Table, comparison: Comparison) -> Iterator[str]:
+    """Yield the verdict: what is best, by how much, and whether seeds could explain it."""
+    best, others = found.rows[0], found.rows[1:]
+    seeds = f" over {best.n} seeds" if best.n > 1 else ""
+    yield f"{best.label} is best of {len(found.rows)}: a validation loss of {best.mean:.4f}{seeds}."
+    if others:
+        second = others[0]
+        words = {
+            "yes": "more than seeds explain",
+            "no": "which seeds alone may explain",
+            "": "of which one run each says little: give it more seeds",
+        }[differs(second)]
+        yield f"The next, {second.label}, is {second.mean - best.mean:.4f} above, {words}."
+        same = [row for row in others if differs(row) == "no"]
+        if len(same) > 1:
+            yield f"In all, {len(same)} of {len(others)} others may be as good."
+    if comparison.reasons:
+        count = f"{len(comparison.reasons)} of {len(comparison.runs)}"
+        yield f"{count} runs are not counted, see below."
+
+
+def _tiles(found: Table) -> str:
+    best, runs = found.rows[0], [run for row in found.rows for run in row.runs]
+    bits = [run.summary["best_val_bpc"] for run in best.runs if run.summary.get("best_val_bpc")]
+    low, high = best.interval
+    interval = "" if math.isnan(low) else f", 95% interval {low:.4f} to {high:.4f}"
+    tiles = [(f"{best.mean:.4f}", f"nats per {found.unit}, the best settings{interval}")]
+    if bits:
+        tiles.append((f"{sum(bits) / len(bits):.3f}", "bits per character, the same"))
+    seconds = sum(run.summary.get("total_seconds") or 0 for run in runs)
+    tiles.append((f"{len(runs)} runs", f"in {duration(seconds)} altogether"))
+    return "".join(
+        f'<div class="tile"><b>{escape(figure)}</b><span>{escape(what)}</span></div>'
+        for figure, what in tiles
+    )
+
+
+def _runs(directory: Path, comparison: Comparison) -> str:
+    """Return a table of all runs, with links to their reports that hold wherever the sweep lies."""
+    rows = []
+    for run in sorted(comparison.runs, key=_loss):
+        summary = run.summary
+        cells = [
+            str(summary.get("seed")),
+            status(run),
+            f"{summary['best_val_loss']:.4f}" if summary.get("best_val_loss") else "",
+            f"{summary['steps']:,}" if summary.get("steps") else "",
+            duration(summary["train_seconds"]) if summary.get("train_seconds") else "",
+        ]
+        kinds = ("n", "", "n", "n", "n")
+        rows.append(
+            [
+                f"<td>{_link(directory, run)}</td>",
+                *(f'<td class="{k}">{escape(c)}</td>' for k, c in zip(kinds, cells, strict=True)),
+            ]
+        )
+    columns = ("run", "# seed", "status", "# best loss", "# steps", "# time")
+    return section("Runs", f'<div class="runs">{table_of(columns, rows)}</div>')
+
+
+def _loss(run: Run) -> float:
+    loss = run.summary.get("best_val_loss")
+    return math.inf if loss is None else float(loss)
+
+
+def _link(directory: Path, run: Run) -> str:
+    """Return a run's name; if it has a report, as a way there."""
+    place = os.path.relpath(run.path, directory)
+    if not (run.path / NAME).is_file():
+        return escape(place)
+    return f'<a href="{escape(quote(f"{place}/{NAME}"))}">{escape(place)}</a>'
+
+
+def _left_out(directory: Path, comparison: Comparison) -> str:
+    rows = [
+        (os.path.relpath(run.path, directory), comparison.reasons[run.path])
+        for run in comparison.runs
+        if run.path in comparison.reasons
+    ]
+    parts = [paragraph(note) for note in comparison.notes]
+    if rows:
+        parts.append(table(("run", "why it is not counted"), rows))
+    return section("Not counted, and other notes", *parts) if parts else ""
+
+
+def _best(directory: Path, row: Row) -> str:
+    """Return what the best run writes."""
+    run = min(row.runs, key=_loss)
+    if not run.samples:
+        return ""
+    step, text = run.samples[-1]
+    title = f"<h3>{_link(directory, run)}, step {step:,}</h3>"
+    return section("What the best writes", title, text_block(printable(text)))
+
+
+def _again(directory: Path) -> str:
+    """Return the commands that do it again and compare it."""
+    try:
+        typed = OmegaConf.load(directory / "multirun.yaml").hydra.overrides.task
+    except Exception:  # runs that were put together, or another tool's sweep
+        return ""
+    train = shlex.join(["python", "scripts/train.py", "-m", *map(str, typed)])
+    compared = f"python scripts/compare.py {shlex.quote(str(directory))}"
+    return section("Again", text_block(f"{train}\n{compared}"))
