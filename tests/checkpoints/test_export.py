@@ -1,6 +1,9 @@
 """Exported models say what ours say."""
 
 import json
+import subprocess
+import sys
+import zipfile
 
 import numpy as np
 import pytest
@@ -62,7 +65,7 @@ def test_onnx_gives_our_logits_at_any_batch_size_and_length(
 
 def test_what_cannot_be_exported_is_refused_and_nothing_is_written(train, tmp_path):
     run_dir = train(*TINY)
-    with pytest.raises(UserError, match=r"format=pickle: there are onnx"):
+    with pytest.raises(UserError, match=r"format=pickle: there are huggingface, onnx, torch"):
         export(run_dir, tmp_path / "m", format="pickle")
     with pytest.raises(UserError, match=r"output=.*nowhere.m.onnx: there is no directory"):
         export(run_dir, tmp_path / "nowhere" / "m.onnx")
@@ -71,3 +74,59 @@ def test_what_cannot_be_exported_is_refused_and_nothing_is_written(train, tmp_pa
     with pytest.raises(UserError, match="no such checkpoint"):
         export(tmp_path / "none.ckpt", tmp_path / "m.onnx")
     assert not list(tmp_path.glob("*.onnx"))
+
+
+LOADER = """
+import json, sys
+import numpy as np, torch
+sys.modules["litchar"] = None  # as on a machine that has none
+extra = {"litchar.vocabulary": "", "litchar.block_size": ""}
+path = sys.argv[1]
+program = torch.export.load(path, extra_files=extra).module()
+arrays = np.load(path + ".npz")
+for i in range(len(arrays) // 2):
+    logits = program(torch.from_numpy(arrays[f"ids{i}"]))
+    np.testing.assert_allclose(logits.detach().numpy(), arrays[f"logits{i}"], atol=1e-6)
+print(json.loads(extra["litchar.vocabulary"])["characters"], extra["litchar.block_size"])
+"""
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("model.n_head=2", "model.n_layer=1", "model.ngrams=[[2,50,4]]", "model.logit_cap=5.0"),
+        pytest.param(("model=gpt2", "model.n_head=2"), marks=pytest.mark.slow),
+        pytest.param(("model=bigram",), marks=pytest.mark.slow),
+    ],
+    ids=["transformer", "gpt2", "bigram"],
+)
+def test_a_torch_program_gives_our_logits_where_there_is_no_litchar(
+    train, text_file, tmp_path, overrides
+):
+    small = ("data.block_size=12", f"data.path={text_file}", "trainer.accelerator=cpu", *TINY)
+    sizes = () if "model=bigram" in overrides else ("model.n_embd=16",)
+    run_dir = train(*small, *sizes, *overrides, only=True)
+    output = tmp_path / "m.pt2"
+    export(run_dir, output, format="torch")
+    with zipfile.ZipFile(output) as archive:
+        assert not any(str(ROOT).encode() in archive.read(name) for name in archive.namelist())
+    checkpoint = Checkpoint.load(run_dir / "checkpoints/best.ckpt")
+    model = checkpoint.build_model()
+    arrays = {}
+    for i, shape in enumerate(((1, 1), (1, 12), (5, 3), (2, 11))):
+        ids = np.random.default_rng(0).integers(len(checkpoint.vocabulary), size=shape)
+        with torch.inference_mode():
+            logits = model(torch.from_numpy(ids)).numpy()
+        arrays |= {f"ids{i}": ids, f"logits{i}": logits}
+    np.savez(f"{output}.npz", **arrays)
+    command = [sys.executable, "-c", LOADER, str(output)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout == f"{list(checkpoint.vocabulary.characters)} 12\n", done.stderr
+
+
+def test_a_recurrent_layer_is_refused_where_its_length_would_be_fixed(train, text_file, tmp_path):
+    sizes = ("model.n_embd=8", "model.n_layer=1", "data.block_size=12", f"data.path={text_file}")
+    run_dir = train("model=lstm", *sizes, "trainer.accelerator=cpu", *TINY, only=True)
+    with pytest.raises(UserError, match=r"fixes the length that a Recurrent reads.*format=onnx"):
+        export(run_dir, tmp_path / "m.pt2", format="torch")
+    assert not list(tmp_path.glob("*m.pt2*"))

@@ -2,116 +2,182 @@
 
 import json
 import logging
-import os
 import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from omegaconf import DictConfig
 from rich.console import Console
+from torch import nn
 
 from litchar.checkpoints.checkpoint import Checkpoint, find
-from litchar.checkpoints.files import DRAFT
+from litchar.checkpoints.files import written_whole
+from litchar.checkpoints.huggingface import check_place, write_huggingface
 from litchar.errors import UserError
 from litchar.models import block_size_of
 
 MOST_DIFFERENCE = 1e-4  # of logits, between an exported model and ours
+Logits = Callable[[np.ndarray], np.ndarray]  # (B, T) int64 -> (B, T, V) float32
 
 
 def run(config: DictConfig, output_dir: Path) -> None:
-    """Write the model of a checkpoint to `output`, in `format`.
+    """Write the model of a checkpoint to `output`, in `format`, if it computes what ours does.
 
     Raises:
         UserError: the checkpoint, the format or the place is unfit, or a package is missing.
     """
     if config.format not in FORMATS:
         raise UserError(f"format={config.format}: there are {', '.join(FORMATS)}")
+    chosen = FORMATS[config.format]
     checkpoint = Checkpoint.load(find(config.checkpoint, Path(config.outputs_dir)))
-    output = Path(config.output).expanduser()
+    output = Path(config.output or chosen.output).expanduser()
     if not output.parent.is_dir():
         raise UserError(f"output={output}: there is no directory {output.parent}")
-    if output.is_dir():
-        raise UserError(f"output={output}: is a directory; give a file's name")
+    chosen.check_place(output)
+    model = checkpoint.build_model()
     try:
-        said = FORMATS[config.format](checkpoint, output)
+        with written_whole(output) as draft:
+            difference = largest_difference(model, chosen.write(checkpoint, model, draft))
+            if not difference <= MOST_DIFFERENCE:
+                raise UserError(
+                    f"{checkpoint.path}: in {chosen.tool} its logits differ by {difference:.1e}; "
+                    "nothing was kept"
+                )
     except ModuleNotFoundError as error:
         raise UserError(
             f"format={config.format} needs the package {error.name}: "
-            f'pip install "litchar[{config.format}]"'
+            f'pip install "litchar[{chosen.extra}]"'
         ) from None
     except OSError as error:
         raise UserError(f"output={output}: cannot be written ({error.strerror})") from None
-    Console(highlight=False).print(said, soft_wrap=True, markup=False)
+    Console(highlight=False).print(
+        f"{output}: logits in {chosen.tool} within {difference:.1e} of the model's own",
+        soft_wrap=True,
+        markup=False,
+    )
 
 
-def write_onnx(checkpoint: Checkpoint, output: Path) -> str:
-    """Write an ONNX file of any batch size and length, and compare its logits with ours.
+def largest_difference(model: nn.Module, theirs: Logits) -> float:
+    """Return how far the logits of an exported model are from ours at most, on a few windows."""
+    vocab_size = model(torch.zeros((1, 1), dtype=torch.int64)).shape[-1]
+    generator = np.random.default_rng(0)
+    differences = []
+    for shape in ((1, 1), (3, block_size_of(model))):
+        ids = generator.integers(vocab_size, size=shape)
+        with torch.inference_mode():
+            ours = model(torch.from_numpy(ids)).numpy()
+        differences.append(np.abs(ours - theirs(ids)).max())
+    return float(np.max(differences))
+
+
+def write_onnx(checkpoint: Checkpoint, model: nn.Module, output: Path) -> Logits:
+    """Write an ONNX file of any batch size and length.
 
     Its input `ids` is (batch, time) int64, its output `logits` (batch, time, vocabulary) float32;
     its metadata hold `litchar.vocabulary` and `litchar.block_size`, the longest time, as JSON.
-
-    Returns:
-        what was written, in a line.
-
-    Raises:
-        UserError: the file does not compute what the model does; it is not kept.
     """
     import onnx_ir
     import onnxruntime
 
-    model = checkpoint.build_model()
-    block_size = block_size_of(model)
-    vocab_size = len(checkpoint.vocabulary)
-    idx = torch.zeros((2, min(2, block_size)), dtype=torch.int64)
-    time = torch.export.Dim("time", max=block_size) if block_size > 1 else None
+    idx, dynamic_shapes = any_size(model)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch about itself
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-        program = torch.onnx.export(
+        program: Any = torch.onnx.export(
             model,
             (idx,),
             input_names=["ids"],
             output_names=["logits"],
-            dynamic_shapes=({0: torch.export.Dim("batch"), 1: time},),
+            dynamic_shapes=dynamic_shapes,
             dynamo=True,
             verbose=False,
         )
-    assert program is not None  # None: of the exporter that dynamo=True replaces
     # Behind a recurrent layer the example's length is recorded, though any length runs: what is
-    # recorded of sizes is dropped, and onnxruntime infers them.
-    for node in program.model.graph:
+    # recorded of sizes is dropped, and onnxruntime infers them. Stack traces would name places on
+    # this machine.
+    for node in program.model.graph.all_nodes():
+        node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)
         for value in node.outputs:
             value.shape = None
-    length = "time" if time else 1
-    program.model.graph.outputs[0].shape = onnx_ir.Shape(["batch", length, vocab_size])
-    program.model.metadata_props.update(
-        {
-            "litchar.vocabulary": json.dumps(checkpoint.vocabulary.to_json()),
-            "litchar.block_size": json.dumps(block_size),
-        }
-    )
-    draft = output.with_name(f"{DRAFT}{os.getpid()}-{output.name}")
+    length = "time" if block_size_of(model) > 1 else 1
+    shape = onnx_ir.Shape(["batch", length, len(checkpoint.vocabulary)])
+    program.model.graph.outputs[0].shape = shape
+    program.model.metadata_props.update(metadata(checkpoint, model))
+    program.save(output)
+    session = onnxruntime.InferenceSession(output)
+    return lambda ids: session.run(["logits"], {"ids": ids})[0]
+
+
+def write_torch(checkpoint: Checkpoint, model: nn.Module, output: Path) -> Logits:
+    """Write a program of `torch.export`, of any batch size and length.
+
+    It takes ids (batch, time) int64 and returns logits (batch, time, vocabulary) float32;
+    `litchar.vocabulary` and `litchar.block_size`, the longest time, lie in it as JSON.
+    """
+    idx, dynamic_shapes = any_size(model)
     try:
-        program.save(draft)
-        session = onnxruntime.InferenceSession(draft)
-        generator = np.random.default_rng(0)
-        difference = 0.0
-        for shape in ((1, 1), (3, block_size)):
-            ids = generator.integers(vocab_size, size=shape)
-            with torch.inference_mode():
-                ours = model(torch.from_numpy(ids)).numpy()
-            theirs = session.run(["logits"], {"ids": ids})[0]
-            difference = max(difference, float(np.abs(ours - theirs).max()))
-        if not difference <= MOST_DIFFERENCE:
-            raise UserError(
-                f"{checkpoint.path}: in onnxruntime its logits differ by {difference:.1e}; "
-                "nothing was kept"
-            )
-        os.replace(draft, output)
-    finally:
-        draft.unlink(missing_ok=True)
-    return f"{output}: ONNX, logits in onnxruntime within {difference:.1e} of the model's own"
+        program = torch.export.export(model, (idx,), dynamic_shapes=dynamic_shapes)
+    except torch._dynamo.exc.UserError:  # of a recurrent layer, say
+        raise UserError(
+            f"format=torch: torch.export fixes the length that a {type(model).__name__} reads "
+            f"(model._target_={checkpoint.model_settings['_target_']}); try format=onnx"
+        ) from None
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # it names places on this machine
+    with open(output, "wb") as file:
+        torch.export.save(program, file, extra_files=metadata(checkpoint, model))
+    with open(output, "rb") as file:
+        loaded = torch.export.load(file).module()
+    return lambda ids: loaded(torch.from_numpy(ids)).detach().numpy()
 
 
-FORMATS = {"onnx": write_onnx}
+def any_size(model: nn.Module) -> tuple[torch.Tensor, Any]:
+    """Return ids to trace `model` with, and that they may have any batch size and length."""
+    longest = block_size_of(model)
+    dim = torch.export.Dim
+    time = dim("time", max=longest) if longest > 1 else dim.STATIC
+    idx = torch.zeros((2, min(2, longest)), dtype=torch.int64)
+    return idx, ({0: dim("batch"), 1: time},)
+
+
+def metadata(checkpoint: Checkpoint, model: nn.Module) -> dict[str, str]:
+    """Return what an exported file says of itself: it is enough to read and write text with."""
+    return {
+        "litchar.vocabulary": json.dumps(checkpoint.vocabulary.to_json()),
+        "litchar.block_size": json.dumps(block_size_of(model)),
+    }
+
+
+def _check_file(output: Path) -> None:
+    if output.is_dir():
+        raise UserError(f"output={output}: is a directory; give a file's name")
+
+
+@dataclass(frozen=True)
+class Format:
+    """A form of a model.
+
+    Attributes:
+        write: writes it to a path, reads it back, and returns how it then computes logits.
+        output: the path where none is given.
+        tool: that reads it.
+        extra: of this package, which brings that tool along.
+        check_place: raises UserError for a path that it must not be written to.
+    """
+
+    write: Callable[[Checkpoint, nn.Module, Path], Logits]
+    output: str
+    tool: str
+    extra: str
+    check_place: Callable[[Path], None] = _check_file
+
+
+FORMATS = {
+    "huggingface": Format(write_huggingface, "huggingface", "transformers", "hf", check_place),
+    "onnx": Format(write_onnx, "model.onnx", "onnxruntime", "onnx"),
+    "torch": Format(write_torch, "model.pt2", "torch.export", ""),
+}

@@ -1,8 +1,11 @@
 """Checkpoint files on disk: whole or absent, checked, and loaded as plain data."""
 
+import contextlib
 import hashlib
 import os
+import shutil
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,18 +26,34 @@ def save(checkpoint: dict[str, Any], path: Path) -> None:
     A file at `path` is whole at every moment; if saving fails it is the one before.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(path) as draft, open(draft, "w+b") as file:
+        torch.save(checkpoint, file)
+        file.write(SEAL + _sha256(file, file.tell()))
+        file.flush()
+        os.fsync(file.fileno())
+    _flush_directory(path.parent)
+
+
+@contextlib.contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Give a path beside `path` to write a file or a directory to; then rename that.
+
+    If anything goes wrong, nothing of it stays, and what was at `path` is there as before.
+    """
     draft = path.with_name(f"{DRAFT}{os.getpid()}-{path.name}")
+    old = draft.with_name(f"{draft.name}-old")
     try:
-        with open(draft, "w+b") as file:
-            torch.save(checkpoint, file)
-            file.write(SEAL + _sha256(file, file.tell()))
-            file.flush()
-            os.fsync(file.fileno())
+        yield draft
+        if path.is_dir():  # a directory is not renamed over another
+            os.rename(path, old)
         os.replace(draft, path)
     except BaseException:
-        draft.unlink(missing_ok=True)
+        if old.exists():
+            os.rename(old, path)
         raise
-    _flush_directory(path.parent)
+    finally:
+        for rest in (draft, old):
+            shutil.rmtree(rest) if rest.is_dir() else rest.unlink(missing_ok=True)
 
 
 def load(path: Path, map_location: Any = "cpu") -> dict[str, Any]:

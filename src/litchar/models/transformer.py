@@ -228,7 +228,7 @@ class NGramEmbedding(nn.Module):
     def rows(self, idx: Tensor, before: Tensor | None = None) -> Tensor:
         """Return the row of the n-gram that ends at each position: (B, T) int64 -> (B, T)."""
         T = idx.shape[1]  # noqa: N806
-        zeros = idx.new_zeros(len(idx), self.n - 1)
+        zeros = idx.new_zeros(idx.shape[0], self.n - 1)
         ids = torch.cat((zeros if before is None else before, idx), dim=1)
         number = idx
         for back in range(1, self.n):

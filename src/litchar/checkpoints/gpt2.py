@@ -1,0 +1,39 @@
+"""GPT-2's names of a transformer's weights, which nanoGPT has too."""
+
+import re
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+BLOCKS = "transformer.h"
+NAMES = {
+    "token_embedding": ["transformer.wte"],
+    "position_embedding": ["transformer.wpe"],
+    "attention_norm": ["ln_1"],
+    "attention.qkv": ["attn.c_attn"],
+    "attention.output": ["attn.c_proj"],
+    "feed_forward_norm": ["ln_2"],
+    "feed_forward.input": ["mlp.c_fc"],
+    "feed_forward.output": ["mlp.c_proj"],
+    "norm": ["transformer.ln_f"],
+    "head": ["lm_head"],
+}
+
+
+def rename(
+    weights: Mapping[str, Tensor], blocks: str, names: Mapping[str, Sequence[str]]
+) -> dict[str, Tensor]:
+    """Return a transformer's weights under the names that others give them.
+
+    Args:
+        blocks: what they call the list of blocks.
+        names: what they call each layer, in a block or outside; a layer of ours that is several of
+            theirs is cut into as many equal parts.
+    """
+    renamed = {}
+    for name, tensor in weights.items():
+        block, layer, kind = re.fullmatch(r"(blocks\.\d+\.)?(.+)\.(\w+)", name).groups("")
+        parts = tensor.chunk(len(names[layer]))
+        for theirs, part in zip(names[layer], parts, strict=True):
+            renamed[f"{block.replace('blocks', blocks)}{theirs}.{kind}"] = part
+    return renamed

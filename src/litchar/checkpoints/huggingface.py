@@ -1,0 +1,258 @@
+"""A model as a directory that `transformers` opens, without code of ours."""
+
+import inspect
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from litchar import __version__
+from litchar.checkpoints import gpt2
+from litchar.checkpoints.checkpoint import Checkpoint
+from litchar.checkpoints.model_card import model_card
+from litchar.errors import UserError
+from litchar.models import Transformer, block_size_of
+from litchar.text import Vocabulary
+from litchar.text.cleaning import SIGMA, Cleaning
+from litchar.text.vocabulary import BOUNDARY, REPLACEMENT
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import PretrainedConfig, PreTrainedModel
+
+FILES = {
+    "README.md",
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+}
+SIGMA_AT_END = "ς"  # GREEK SMALL LETTER FINAL SIGMA
+BOUNDARY_TOKEN = (
+    "<|endoftext|>"  # its name; longer than what a text is cut into, it has no other use
+)
+
+# What the options of our transformer may be, for their classes to compute the same.
+_BOTH = {"head_bias": (False,), "ngrams": ((), []), "logit_cap": (None,)}
+GPT2 = _BOTH | {"norm": ("layer",), "qk_norm": (False,), "activation": ("gelu", "relu", "relu2")}
+QWEN3 = _BOTH | {
+    "norm": ("rms",),
+    "qk_norm": (True,),
+    "activation": ("swiglu",),
+    "bias": (False,),
+}
+QWEN3_BLOCKS = "model.layers"
+QWEN3_NAMES = {
+    "token_embedding": ["model.embed_tokens"],
+    "attention_norm": ["input_layernorm"],
+    "attention.qkv": ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+    "attention.q_norm": ["self_attn.q_norm"],
+    "attention.k_norm": ["self_attn.k_norm"],
+    "attention.output": ["self_attn.o_proj"],
+    "feed_forward_norm": ["post_attention_layernorm"],
+    "feed_forward.input": ["mlp.gate_proj", "mlp.up_proj"],
+    "feed_forward.output": ["mlp.down_proj"],
+    "norm": ["model.norm"],
+    "head": ["lm_head"],
+}
+
+
+def check_place(output: Path) -> None:
+    """Refuse to write where something is that an export has not written.
+
+    Raises:
+        UserError: there is such a thing.
+    """
+    if output.exists() and not output.is_dir():
+        raise UserError(f"output={output}: is a file; give a directory's name")
+    found = {entry.name for entry in output.iterdir()} if output.is_dir() else set()
+    if found and not (found <= FILES and _is_ours(output / "config.json")):
+        raise UserError(
+            f"output={output}: holds what no export of litchar wrote; give a new directory's name"
+        )
+
+
+def _is_ours(config: Path) -> bool:
+    try:
+        return "litchar" in json.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+
+
+def write_huggingface(
+    checkpoint: Checkpoint, model: nn.Module, output: Path
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Write a directory of `FILES`, open it again, and return how it then computes logits.
+
+    Raises:
+        UserError: `transformers` has no class that computes what the model does, or its tokenizer
+            cannot spell the vocabulary.
+    """
+    tokenizer = make_tokenizer(checkpoint.vocabulary, checkpoint.cleaning)
+    config = make_config(checkpoint, model)  # refuses before what takes seconds is imported
+
+    import transformers
+
+    transformers.logging.disable_progress_bar()
+    exported = with_weights(model, config)
+    exported.save_pretrained(output)
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        clean_up_tokenization_spaces=False,
+        model_max_length=block_size_of(model),
+        model_input_names=["input_ids", "attention_mask"],
+    ).save_pretrained(output)
+    (output / "README.md").write_text(model_card(checkpoint, model), encoding="utf-8")
+
+    opened = transformers.AutoModelForCausalLM.from_pretrained(output).eval()
+    opened_tokenizer = transformers.AutoTokenizer.from_pretrained(output)
+    for symbol in checkpoint.vocabulary.symbols:
+        expected = checkpoint.vocabulary.encode(checkpoint.cleaning(symbol)).tolist()
+        if opened_tokenizer(symbol).input_ids != expected:
+            raise UserError(
+                f"{checkpoint.path}: no tokenizer of transformers gives {symbol!r} its id"
+            )
+    return lambda ids: opened(torch.from_numpy(ids)).logits.detach().numpy()
+
+
+def make_config(checkpoint: Checkpoint, model: nn.Module) -> "PretrainedConfig":
+    """Return the configuration of a model of `transformers` that computes what ours does.
+
+    Raises:
+        UserError: there is none; the message says which option stands in the way.
+    """
+    if type(model) is not Transformer:
+        raise UserError(
+            f"format=huggingface: transformers has no class for "
+            f"model._target_={checkpoint.model_settings['_target_']}; try format=onnx"
+        )
+    parameters = inspect.signature(Transformer).parameters
+    settings = {name: parameter.default for name, parameter in parameters.items()}
+    settings |= checkpoint.model_settings
+    learned = settings["position"] == "learned"
+    name, fitting = ("GPT-2", GPT2) if learned else ("Qwen3", QWEN3)
+    for option, values in fitting.items():
+        if settings[option] not in values:
+            found, wanted = (json.dumps(value) for value in (settings[option], values[0]))
+            raise UserError(
+                f"format=huggingface: with model.position={settings['position']} it would be "
+                f"transformers' {name}, which has no model.{option}={found} (but {wanted}); "
+                "try format=onnx"
+            )
+
+    from transformers import GPT2Config, Qwen3Config
+
+    boundary = BOUNDARY if checkpoint.vocabulary.document else None
+    common: dict[str, Any] = {
+        "vocab_size": len(checkpoint.vocabulary),
+        "bos_token_id": boundary,
+        "eos_token_id": boundary,
+        "tie_word_embeddings": settings["tie_head"],
+        "litchar": __version__,
+    }
+    dropout, hidden = settings["dropout"], model.blocks[0].feed_forward.output.in_features
+    if learned:
+        return GPT2Config(
+            n_positions=model.block_size,
+            n_embd=settings["n_embd"],
+            n_layer=settings["n_layer"],
+            n_head=settings["n_head"],
+            n_inner=hidden,
+            activation_function=settings["activation"],
+            layer_norm_epsilon=settings["norm_eps"],
+            resid_pdrop=dropout,
+            embd_pdrop=dropout,
+            attn_pdrop=dropout,
+            **common,
+        )
+    return Qwen3Config(
+        hidden_size=settings["n_embd"],
+        intermediate_size=hidden,
+        num_hidden_layers=settings["n_layer"],
+        num_attention_heads=settings["n_head"],
+        num_key_value_heads=settings["n_head"],
+        head_dim=settings["n_embd"] // settings["n_head"],
+        rms_norm_eps=settings["norm_eps"],
+        rope_parameters={"rope_type": "default", "rope_theta": settings["rope_theta"]},
+        attention_bias=bool(settings["qkv_bias"]),
+        attention_dropout=dropout,
+        max_position_embeddings=model.block_size,
+        # A text goes on past the block size under a sliding window, as ours does.
+        use_sliding_window=True,
+        sliding_window=model.block_size,
+        max_window_layers=0,
+        **common,
+    )
+
+
+def with_weights(model: nn.Module, config: "PretrainedConfig") -> "PreTrainedModel":
+    """Return the model that `config` describes, with the weights of ours.
+
+    Theirs may have biases where ours has none: they are zeros.
+    """
+    from transformers import GenerationConfig, GPT2LMHeadModel, Qwen3ForCausalLM
+
+    if config.model_type == "gpt2":
+        exported = GPT2LMHeadModel(config)
+        weights = gpt2.rename(model.state_dict(), gpt2.BLOCKS, gpt2.NAMES)
+        for name in weights:
+            if name.endswith(("c_attn.weight", "c_fc.weight", "c_proj.weight")):
+                weights[name] = weights[name].T  # their layers hold them inputs by outputs
+    else:
+        exported = Qwen3ForCausalLM(config)
+        weights = gpt2.rename(model.state_dict(), QWEN3_BLOCKS, QWEN3_NAMES)
+    expected = exported.state_dict()
+    zeros = {n: torch.zeros_like(p) for n, p in expected.items() if n.endswith(".bias")}
+    exported.load_state_dict(zeros | weights)
+    exported.generation_config = GenerationConfig(
+        do_sample=True,
+        top_k=0,  # all of them: 50 is their own choice
+        bos_token_id=0,  # with which a text without a prompt begins
+        eos_token_id=config.eos_token_id,
+        max_length=model.block_size if config.model_type == "gpt2" else None,
+    )
+    return exported
+
+
+def make_tokenizer(vocabulary: Vocabulary, cleaning: Cleaning) -> "Tokenizer":
+    """Return a tokenizer that gives a text the ids that `vocabulary` does, once it is cleaned.
+
+    A text is cut into characters, and each is looked up: unlike one that merges pairs, it leaves
+    nothing out, and raises an error for a character that the vocabulary does not have.
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    of_bytes = vocabulary.unit == "byte"
+    spelling = bytes_to_unicode()  # a visible character for each byte
+    newline = spelling[ord("\n")] if of_bytes else "\n"
+    spelled = [spelling[ord(s)] if of_bytes and s else s for s in vocabulary.symbols]
+    ids = {symbol or BOUNDARY_TOKEN: i for i, symbol in enumerate(spelled)}
+    rare = {"unk_token": REPLACEMENT} if vocabulary.replaces else {}
+
+    tokenizer = Tokenizer(models.WordLevel(ids, **rare))
+    steps: list[Any] = []
+    if form := cleaning.normalize:
+        steps.append(getattr(normalizers, str(form))())
+    if cleaning.lowercase:
+        # Their lowercase knows no sigma at the end of a word (Unicode Standard, section 3.13).
+        cased = r"[\p{Cased}&&[^\p{Case_Ignorable}]]"
+        last = rf"(?<={cased}\p{{Case_Ignorable}}*){SIGMA}(?!\p{{Case_Ignorable}}*{cased})"
+        steps += [normalizers.Replace(Regex(last), SIGMA_AT_END), normalizers.Lowercase(), *steps]
+    if steps:
+        tokenizer.normalizer = normalizers.Sequence(steps)
+    cut = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    shown = decoders.Replace(BOUNDARY_TOKEN, newline)
+    if of_bytes:
+        to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([to_bytes, cut])
+        tokenizer.decoder = decoders.Sequence([shown, decoders.ByteLevel()])
+    else:
+        tokenizer.pre_tokenizer = cut
+        tokenizer.decoder = decoders.Sequence([shown, decoders.Fuse()])
+    return tokenizer

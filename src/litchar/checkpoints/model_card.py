@@ -1,0 +1,145 @@
+"""The README of an exported model: what it is, how it was made, what it reaches, how to use it."""
+
+import html
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from litchar import __version__
+from litchar.checkpoints.checkpoint import Checkpoint
+from litchar.models import block_size_of
+from litchar.text.vocabulary import printable
+
+LOSSES = {  # as a checkpoint has them
+    "val/loss": "validation loss, nats per {unit}",
+    "val/bpc": "validation, bits per character",
+    "val/bpb": "validation, bits per byte",
+    "train/eval_loss": "training loss, nats per {unit}",
+}
+
+
+def model_card(checkpoint: Checkpoint, model: nn.Module) -> str:
+    """Return Markdown with the front matter that model hubs read."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    text, unit = text_of(checkpoint), checkpoint.vocabulary.unit
+    figures = {
+        label.format(unit=unit): f"{checkpoint.losses[name]:.4f}"
+        for name, label in LOSSES.items()
+        if name in checkpoint.losses
+    }
+    front = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["litchar", f"{unit}-level"],
+        model_name=f"litchar, {text}",
+        eval_results=[
+            EvalResult(
+                task_type="text-generation",
+                dataset_type="text",
+                dataset_name=text,
+                dataset_split="validation",
+                metric_type=metric,
+                metric_name=metric.replace("_", " "),
+                metric_value=round(checkpoint.losses[name], 6),
+            )
+            for metric, name in (("loss", "val/loss"), ("bits_per_character", "val/bpc"))
+            if name in checkpoint.losses
+        ],
+    )
+    if not front.eval_results:
+        front.model_name = None  # of no use without
+    figures |= _facts(checkpoint, model)
+    rows = "\n".join(f"| {name} | {value} |" for name, value in figures.items())
+    length = 200 if model.rotary is not None else min(200, block_size_of(model) - 1)
+    return f"""---
+{front.to_yaml()}
+---
+
+# A {unit}-level language model of {text}
+
+It predicts a text {unit} by {unit}. It was trained with litchar {__version__} and opens in
+`transformers` without code of its own:
+
+```python
+from transformers import pipeline
+
+generator = pipeline("text-generation", "DIRECTORY")
+print(generator({_prompt(checkpoint)!r}, max_new_tokens={length})[0]["generated_text"])
+```
+
+| | |
+|---|---|
+{rows}
+
+{_reading(checkpoint, model)}
+"""
+
+
+def text_of(checkpoint: Checkpoint) -> str:
+    """Return a name of the text that the model was trained on, without its directories."""
+    data = checkpoint.config.get("data", {})
+    paths = data.get("path") or []
+    source = data.get("source") or {}
+    names = [Path(path).name for path in ([paths] if isinstance(paths, str) else paths)]
+    names += [str(name) for name in (data.get("name"), source.get("name")) if name]
+    names += [str(url).rpartition("/")[2] for url in [source.get("url")] if url]
+    return _inline(", ".join(names) if paths else next(iter(names), "a text"))
+
+
+def _facts(checkpoint: Checkpoint, model: nn.Module) -> dict[str, str]:
+    """Return how it was made, as far as the checkpoint says."""
+    config, settings = checkpoint.config, checkpoint.model_settings
+    sizes = ("n_layer", "n_head", "n_embd")
+    optimizer, data = config.get("optimizer", {}), config.get("data", {})
+    facts: dict[str, Any] = {
+        "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
+        "layers, heads, width": ", ".join(str(settings[name]) for name in sizes),
+        "context": f"{block_size_of(model):,} {checkpoint.vocabulary.unit}s",
+        "vocabulary": f"{len(checkpoint.vocabulary):,} {checkpoint.vocabulary.unit}s",
+        "training steps": f"{checkpoint.step:,}",
+        "windows of a batch": data.get("batch_size"),
+        "optimizer": str(optimizer.get("_target_", "")).rpartition(".")[2],
+        "learning rate": optimizer.get("lr"),
+        "weight decay": optimizer.get("weight_decay"),
+        "dropout": settings.get("dropout"),
+        "seed": config.get("seed"),
+        "torch": checkpoint.provenance.get("torch"),
+    }
+    return {name: _inline(str(fact)) for name, fact in facts.items() if fact not in (None, "")}
+
+
+def _prompt(checkpoint: Checkpoint) -> str:
+    symbols = checkpoint.vocabulary.symbols
+    return "\n" if "\n" in symbols else next(symbol for symbol in symbols if symbol)
+
+
+def _reading(checkpoint: Checkpoint, model: nn.Module) -> str:
+    """Return what a user must know of texts."""
+    vocabulary = checkpoint.vocabulary
+    lines = ["Its ids are the bytes of UTF-8."] if vocabulary.unit == "byte" else []
+    if vocabulary.unit == "character" and not vocabulary.replaces:
+        lines = ["A character that is not in its vocabulary is an error, and never left out."]
+    if vocabulary.replaces:
+        lines = ["A character that is not in its vocabulary is read as U+FFFD."]
+    if checkpoint.cleaning.normalize or checkpoint.cleaning.lowercase:
+        lines.append("The tokenizer normalises a text as that of training was.")
+    if vocabulary.document == "line":
+        lines.append(
+            "Each line is a document: begin a prompt with a newline; the next one ends it."
+        )
+    if vocabulary.document == "file":
+        lines.append("Each file was a document: id 0 stands before and behind it.")
+    if model.rotary is None:
+        lines.append(f"It reads {block_size_of(model):,} ids at most, those that it writes included.")
+    else:
+        lines.append(
+            f"Past its context a text goes on under a sliding window of {block_size_of(model):,} ids."
+        )
+    return "\n".join(lines)
+
+
+def _inline(text: str) -> str:
+    """Return `text` as Markdown that shows it, in a line or a table's cell."""
+    return html.escape(printable(text)).replace("|", "&#124;").replace("\n", " ").replace("`", "'")

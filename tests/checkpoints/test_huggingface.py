@@ -1,0 +1,318 @@
+"""What is exported for transformers opens there, says what ours says, and spells as ours does."""
+
+import json
+import os
+import sys
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+import transformers
+import yaml
+from omegaconf import OmegaConf
+
+import litchar
+from conftest import ROOT, summary
+from litchar import checkpoints
+from litchar.checkpoints import Checkpoint
+from litchar.checkpoints.checkpoint import make_card
+from litchar.checkpoints.export import run
+from litchar.checkpoints.files import written_whole
+from litchar.checkpoints.huggingface import FILES
+from litchar.errors import UserError
+from litchar.generation.text_model import TextModel
+from litchar.models import Bigram, Recurrent, Transformer
+from litchar.text import Vocabulary
+from litchar.text.vocabulary import ByteVocabulary
+
+GPT2 = {
+    "position": "learned",
+    "norm": "layer",
+    "norm_eps": 1e-5,
+    "qk_norm": False,
+    "activation": "gelu",
+    "tie_head": True,
+    "init": "gpt2",
+}
+SIZES = {"block_size": 12, "n_layer": 2, "n_head": 2, "n_embd": 16}
+TEXT = (
+    "The cat's  hat,\n\n“so so” <b>&amp;</b>\t|`x` ... Zoë ! ? n't <|endoftext|> [UNK] ##a Ġ▁\r\n"
+)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """Save a model with weights that are far from their beginning; return the checkpoint's path."""
+
+    def saved(vocabulary=None, data=None, kind=Transformer, **options):
+        vocabulary = vocabulary or Vocabulary(TEXT)
+        settings = {"vocab_size": len(vocabulary), **options}
+        settings |= SIZES if kind is Transformer else {"block_size": 12}
+        torch.manual_seed(0)
+        model = kind(**settings)
+        with torch.no_grad():
+            for p in model.parameters():
+                p.copy_(p * (p.ndim == 1) + 0.4 * torch.randn_like(p))
+        card = make_card(
+            vocabulary,
+            {"_target_": f"{kind.__module__}.{kind.__name__}", **settings},
+            {"data": data or {"path": "/home/me/my|text.txt"}, "optimizer": {"lr": 1e-3}},
+            fingerprint="f",
+        )
+        weights = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+        losses = {"step": 3, "val/loss": 1.25, "val/bpc": 1.8}
+        path = tmp_path / "model.ckpt"
+        checkpoints.save(
+            {
+                "state_dict": weights,
+                "global_step": 3,
+                "litchar": card,
+                "callbacks": {"Metrics": {"history": [losses]}},
+            },
+            path,
+        )
+        return path
+
+    return saved
+
+
+def export(checkpoint, output, **changes) -> None:
+    config = OmegaConf.load(ROOT / "conf" / "export.yaml")
+    changes = {"format": "huggingface"} | changes
+    config.merge_with({"checkpoint": str(checkpoint), "output": str(output), **changes})
+    run(config, output.parent)
+
+
+def difference(ours: TextModel, theirs, windows: int) -> float:
+    """How far logits of random windows are from ours at most."""
+    T, V = ours.model.block_size, len(ours.vocabulary)  # noqa: N806
+    idx = torch.from_numpy(np.random.default_rng(1).integers(V, size=(windows, T)))
+    with torch.inference_mode():
+        batches = [(ours.model(batch), theirs(batch).logits) for batch in idx.split(100)]
+    return max((a - b).abs().max().item() for a, b in batches)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"tie_head": True, "init": "gpt2", "qkv_bias": True, "n_hidden": 40, "rope_theta": 100.0},
+        GPT2,
+        GPT2 | {"bias": True, "tie_head": False, "activation": "relu2", "n_hidden": 40},
+        GPT2 | {"bias": True, "qkv_bias": False, "activation": "relu", "norm_eps": 0.1},
+    ],
+    ids=["default", "tied", "gpt2", "untied", "relu"],
+)
+def test_transformers_computes_and_writes_what_ours_does(saved, tmp_path, capsys, options):
+    path, output = saved(**options), tmp_path / "out"
+    export(path, output)
+    assert "out: logits in transformers within" in capsys.readouterr().out
+    assert {file.name for file in output.iterdir()} == FILES
+    assert [file for file in os.listdir(tmp_path) if file.startswith(".draft")] == []
+    model = transformers.AutoModelForCausalLM.from_pretrained(output)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(output)
+    ours = litchar.load(path, device="cpu")
+    assert difference(ours, model, 100) < 2e-5
+    assert type(model).__name__ == ("GPT2LMHeadModel" if "norm" in options else "Qwen3ForCausalLM")
+    tied = options.get("tie_head", False)
+    weights = safetensors.torch.load_file(output / "model.safetensors")
+    assert ("lm_head.weight" in weights) != tied
+
+    prompt = "Zoë\n "
+    length = 7 if "norm" in options else 40  # with rotary positions, past the context
+    written = ours.generate(prompt, temperature=0, max_new_tokens=length)
+    assert len(set(written)) > 2 or "norm" in options
+    pipeline = transformers.pipeline("text-generation", model=model, tokenizer=tokenizer)
+    said = pipeline(prompt, do_sample=False, max_new_tokens=length)
+    assert said == [{"generated_text": prompt + written}]
+    if "norm" in options:  # with the settings that it came with it stops at the end of the context
+        assert len(pipeline("Z")[0]["generated_text"]) == 12
+    with pytest.raises(Exception, match="WordLevel error"):
+        pipeline("☃")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["transformer", "gpt2"])
+def test_a_thousand_windows_of_a_trained_model(train, tmp_path, model):
+    path = f"data.path={ROOT / 'src/litchar/text/ml.txt'}"
+    run_dir = train(
+        f"model={model}",
+        path,
+        "trainer.max_steps=200",
+        "trainer.val_check_interval=200",
+        "data.block_size=64",
+        "model.n_embd=64",
+    )
+    export(run_dir, tmp_path / "out")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    ours = litchar.load(run_dir, device="cpu")
+    assert difference(ours, theirs, 1000) < 1e-4
+    losses = (tmp_path / "out" / "README.md").read_text()
+    assert f"{summary(run_dir)['best_val_loss']:.4f}" in losses
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "data"),
+    [
+        (Vocabulary(TEXT), {}),
+        (Vocabulary(TEXT, replaces=True), {"min_count": 2}),
+        (Vocabulary(TEXT, "line"), {}),
+        (Vocabulary(TEXT, "file"), {}),
+        (ByteVocabulary(), {}),
+        (ByteVocabulary("line"), {}),
+        (ByteVocabulary("file"), {"lowercase": True}),
+        (Vocabulary("οδυσευςαéfi '.\u0301é"), {"lowercase": True, "normalize": "NFC"}),
+        (Vocabulary(TEXT.lower()), {"lowercase": True, "normalize": "NFKC"}),
+    ],
+    ids=repr,
+)
+def test_the_tokenizer_spells_as_ours_does(saved, tmp_path, vocabulary, data):
+    path, output = saved(vocabulary, data), tmp_path / "out"
+    export(path, output)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(output)
+    ours = TextModel(Checkpoint.load(path), torch.nn.Identity())
+    draw = np.random.default_rng(0)
+    letters = [s for s in vocabulary.symbols if s] * 3 + ["Ξ"] * vocabulary.replaces
+    if vocabulary.unit == "byte":
+        letters = list(TEXT + "☃𝔛ΑΣ")
+    if data.get("lowercase"):
+        letters += [s.upper() for s in letters] + ["ﬁ"]
+    sizes = (1, 2, 3, 5, *[30] * 9)
+    texts = ["", "ΟΔΥΣ ΟΔΥΣΣ'. Ο'Σα Σ", *("".join(draw.choice(letters, size)) for size in sizes)]
+    compared = 0
+    for text in texts:
+        try:
+            ids = ours.encode(text).tolist()
+        except UserError:  # unknown: theirs must not leave it out either
+            with pytest.raises(Exception, match="WordLevel error"):
+                tokenizer(text)
+            continue
+        compared += 1
+        assert tokenizer(text).input_ids == ids
+        assert tokenizer.decode(ids) == tokenizer.decode(ids, skip_special_tokens=True)
+        assert tokenizer.decode(ids) == ours.decode(ids)
+        if not data:
+            assert tokenizer.decode(ids) == text
+    assert compared > 5
+    for _ in range(20):  # any ids, of bytes that are no UTF-8 too
+        ids = draw.integers(len(vocabulary), size=30)
+        assert tokenizer.decode(ids) == ours.decode(ids)
+
+
+def test_a_line_ends_where_ours_ends(saved, tmp_path):
+    path, output = saved(Vocabulary("ab c\n", "line")), tmp_path / "out"
+    export(path, output)
+    ours = litchar.load(path, device="cpu")
+    pipeline = transformers.pipeline("text-generation", str(output))
+    text = next(
+        text
+        for seed in range(99)
+        if (text := ours.stream("ab", seed=seed, top_k=1, max_new_tokens=50)).whole()
+        and (text.finish == "end" or seed > 2)
+    )
+    said = pipeline("\nab", do_sample=False, max_new_tokens=50)[0]["generated_text"]
+    assert said == "\nab" + text.text + ("\n" if text.finish == "end" else "")
+    assert pipeline("", max_new_tokens=3)[0]["generated_text"][0] == "\n"
+
+
+def test_the_card_has_the_figures_and_names_no_directory(saved, tmp_path):
+    export(saved(), tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    _, front, body = card.split("---\n", 2)
+    front = yaml.safe_load(front)
+    assert front["library_name"] == "transformers"
+    assert front["pipeline_tag"] == "text-generation"
+    result = front["model-index"][0]["results"][0]
+    assert {m["type"]: m["value"] for m in result["metrics"]} == {
+        "loss": 1.25,
+        "bits_per_character": 1.8,
+    }
+    assert "| validation loss, nats per character | 1.2500 |" in body
+    assert "| learning rate | 0.001 |" in body
+    assert f"| vocabulary | {len(Vocabulary(TEXT))} characters |" in body
+    assert "my&#124;text.txt" in body
+    whole = "".join((tmp_path / "out" / name).read_text() for name in FILES if "model." not in name)
+    assert "/home/me" not in whole
+    assert str(tmp_path) not in whole
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"activation": "relu2"}, 'Qwen3, which has no model.activation="relu2" (but "swiglu")'),
+        ({"norm": "layer"}, 'which has no model.norm="layer" (but "rms")'),
+        ({"qk_norm": False}, "which has no model.qk_norm=false (but true)"),
+        ({"logit_cap": 5.0}, "which has no model.logit_cap=5.0 (but null)"),
+        ({"ngrams": [[2, 10, 4]]}, "which has no model.ngrams=[[2, 10, 4]] (but [])"),
+        ({"bias": True}, "which has no model.bias=true (but false)"),
+        ({"head_bias": True}, "which has no model.head_bias=true (but false)"),
+        (GPT2 | {"activation": "swiglu"}, 'GPT-2, which has no model.activation="swiglu"'),
+        (GPT2 | {"qk_norm": True}, "GPT-2, which has no model.qk_norm=true (but false)"),
+        (GPT2 | {"head_bias": True}, "GPT-2, which has no model.head_bias=true (but false)"),
+        ({"kind": Bigram}, "no class for model._target_=litchar.models.bigram.Bigram"),
+        ({"kind": Recurrent, "n_layer": 1, "n_embd": 8}, "model._target_=litchar.models.recurrent"),
+    ],
+)
+def test_a_form_that_transformers_has_not_is_refused_by_its_option(saved, tmp_path, options, words):
+    with pytest.raises(UserError) as refusal:
+        export(saved(**options), tmp_path / "out")
+    assert words in str(refusal.value)
+    assert os.listdir(tmp_path) == ["model.ckpt"]
+
+
+def test_what_an_export_has_not_written_is_not_replaced(saved, tmp_path):
+    path, output = saved(), tmp_path / "out"
+    output.mkdir()
+    (output / "config.json").write_text('{"model_type": "gpt2"}')
+    with pytest.raises(UserError, match=r"holds what no export of litchar wrote"):
+        export(path, output)
+    assert os.listdir(output) == ["config.json"]
+    (output / "config.json").unlink()
+    export(path, output)  # an empty one is filled
+    weights = (output / "model.safetensors").read_bytes()
+    export(saved(**GPT2), output)  # and one of ours replaced
+    assert json.loads((output / "config.json").read_text())["model_type"] == "gpt2"
+    assert (output / "model.safetensors").read_bytes() != weights
+    (output / "notes.txt").touch()
+    with pytest.raises(UserError, match=r"holds what no export of litchar wrote"):
+        export(path, output)
+    with pytest.raises(UserError, match=r"is a file; give a directory's name"):
+        export(path, path)
+
+
+@pytest.mark.parametrize("fault", ["while it is written", "while it is put there"])
+def test_a_directory_is_whole_or_as_before(tmp_path, monkeypatch, fault):
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "old").touch()
+    replace = os.replace
+
+    def broken(*_):
+        raise OSError(5, "Input/output error")
+
+    def write():
+        with written_whole(output) as draft:
+            draft.mkdir()
+            (draft / "new").touch()
+            if fault == "while it is written":
+                broken()
+            monkeypatch.setattr(os, "replace", broken)
+
+    with pytest.raises(OSError, match="Input"):
+        write()
+    monkeypatch.setattr(os, "replace", replace)
+    assert os.listdir(tmp_path) == ["out"]
+    assert os.listdir(output) == ["old"]
+    with written_whole(output) as draft:
+        draft.mkdir()
+        (draft / "new").touch()
+    assert os.listdir(tmp_path) == ["out"]
+    assert os.listdir(output) == ["new"]
+
+
+def test_a_missing_package_is_named_with_its_extra(saved, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(UserError, match=r"needs the package transformers: .*litchar\[hf\]"):
+        export(saved(), tmp_path / "out")
+    assert os.listdir(tmp_path) == ["model.ckpt"]
