@@ -53,6 +53,7 @@ PATHS = frozenset(  # and names, which may be null as well
         "prompts",
         "stop",
         "documents",
+        "meta",
     }
 )
 

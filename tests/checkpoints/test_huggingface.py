@@ -100,9 +100,9 @@ def difference(ours: TextModel, theirs, windows: int) -> float:
         {"tie_head": True, "init": "gpt2", "qkv_bias": True, "n_hidden": 40, "rope_theta": 100.0},
         GPT2,
         GPT2 | {"bias": True, "tie_head": False, "activation": "relu2", "n_hidden": 40},
-        GPT2 | {"bias": True, "qkv_bias": False, "activation": "relu", "norm_eps": 0.1},
+        GPT2 | {"bias": True, "qkv_bias": False, "activation": "gelu_tanh", "norm_eps": 0.1},
     ],
-    ids=["default", "tied", "gpt2", "untied", "relu"],
+    ids=["default", "tied", "gpt2", "untied", "gelu_tanh"],
 )
 def test_transformers_computes_and_writes_what_ours_does(saved, tmp_path, capsys, options):
     path, output = saved(**options), tmp_path / "out"

@@ -49,7 +49,7 @@ OPTIONS = list(
     itertools.product(
         ("rotary", "learned"),
         ("rms", "layer"),
-        ("swiglu", "gelu", "relu", "relu2"),
+        ("swiglu", "gelu", "gelu_tanh", "relu", "relu2"),
         (False, True),
         (False, True),
         (None, 2.0),

@@ -74,7 +74,15 @@ class Checkpoint:
             UserError: it is missing, damaged, not ours, or of a newer format.
         """
         path = Path(path).expanduser()
-        data = load(path)
+        return cls.of(load(path), path)
+
+    @classmethod
+    def of(cls, data: dict[str, Any], path: Path) -> "Checkpoint":
+        """Return the checkpoint whose file at `path` holds `data`.
+
+        Raises:
+            UserError: it is not ours, or of a newer format.
+        """
         card = data["litchar"]
         try:
             if card["format"] > FORMAT:

@@ -57,10 +57,22 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 def load(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """Return what a checkpoint holds: tensors and plain data; nothing in the file is run.
+    """Return what a checkpoint of ours holds: tensors and plain data; nothing in the file is run.
 
     Raises:
         UserError: there is no such file, or it is not a whole checkpoint of plain data.
+    """
+    data = read(path, map_location)
+    if not isinstance(data, dict) or "litchar" not in data or "state_dict" not in data:
+        raise UserError(f"{path}: not a checkpoint that litchar wrote")
+    return data
+
+
+def read(path: Path, map_location: Any = "cpu") -> Any:
+    """Return the tensors and plain data that anyone has saved; nothing in the file is run.
+
+    Raises:
+        UserError: there is no such file, or it is not a whole archive of plain data.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint")
@@ -68,15 +80,12 @@ def load(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
         with open(path, "rb") as file:
             _check(file)
             file.seek(0)
-            data = torch.load(file, map_location=map_location, weights_only=True)
+            return torch.load(file, map_location=map_location, weights_only=True)
     except Exception as error:  # torch raises many kinds for a file that is no checkpoint
         reason = str(error).strip().split("\n")[0].split(". ")[0]
         raise UserError(
             f"{path}: not a whole checkpoint of plain data, so it was not loaded ({reason})"
         ) from None
-    if not isinstance(data, dict) or "litchar" not in data or "state_dict" not in data:
-        raise UserError(f"{path}: not a checkpoint that litchar wrote")
-    return data
 
 
 def remove_drafts(directory: Path) -> None:

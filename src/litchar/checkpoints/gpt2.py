@@ -37,3 +37,17 @@ def rename(
         for theirs, part in zip(names[layer], parts, strict=True):
             renamed[f"{block.replace('blocks', blocks)}{theirs}.{kind}"] = part
     return renamed
+
+
+def ours(name: str) -> str:
+    """Return our name of a weight that GPT-2 calls `name`.
+
+    Raises:
+        ValueError: it has no such weight.
+    """
+    found = re.fullmatch(rf"(?:{re.escape(BLOCKS)}\.(\d+)\.)?(.+)\.(weight|bias)", name)
+    layers = {theirs: layer for layer, [theirs] in NAMES.items()}
+    if not found or found[2] not in layers:
+        raise ValueError(f"GPT-2 has no weight {name}")
+    block = f"blocks.{found[1]}." if found[1] else ""
+    return f"{block}{layers[found[2]]}.{found[3]}"

@@ -37,9 +37,10 @@ BOUNDARY_TOKEN = (
     "<|endoftext|>"  # its name; longer than what a text is cut into, it has no other use
 )
 
+ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_new", "relu": "relu", "relu2": "relu2"}
 # What the options of our transformer may be, for their classes to compute the same.
 _BOTH = {"head_bias": (False,), "ngrams": ((), []), "logit_cap": (None,)}
-GPT2 = _BOTH | {"norm": ("layer",), "qk_norm": (False,), "activation": ("gelu", "relu", "relu2")}
+GPT2 = _BOTH | {"norm": ("layer",), "qk_norm": (False,), "activation": tuple(ACTIVATIONS)}
 QWEN3 = _BOTH | {
     "norm": ("rms",),
     "qk_norm": (True,),
@@ -163,7 +164,7 @@ def make_config(checkpoint: Checkpoint, model: nn.Module) -> "PretrainedConfig":
             n_layer=settings["n_layer"],
             n_head=settings["n_head"],
             n_inner=hidden,
-            activation_function=settings["activation"],
+            activation_function=ACTIVATIONS[settings["activation"]],
             layer_norm_epsilon=settings["norm_eps"],
             resid_pdrop=dropout,
             embd_pdrop=dropout,

@@ -1,7 +1,9 @@
 """Weights from a model of one vocabulary to a model of another."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,12 +28,25 @@ class Transfer:
     dropped: int
 
 
+FREE = ("vocab_size", "block_size", "dropout", "init")  # of a model, which no weight depends on
+
+
+def differing(parent: Checkpoint, settings: dict[str, Any]) -> str:
+    """Return in which options the model of `parent` is another than `settings` say, or nothing."""
+    return ", ".join(
+        f"model.{name}={json.dumps(then)} there, {json.dumps(settings[name])} here"
+        for name, then in parent.model_settings.items()
+        if name not in FREE and name in settings and then != settings[name]
+    )
+
+
 @torch.no_grad()
 def transfer_weights(
     parent: Checkpoint,
     model: nn.Module,
     vocabulary: Vocabulary,
     build: Callable[[int], nn.Module],
+    settings: dict[str, Any],
 ) -> Transfer:
     """Copy the weights of `parent` into `model`, rows of the vocabulary by character.
 
@@ -42,6 +57,7 @@ def transfer_weights(
         model: freshly initialised; it keeps what `parent` does not know.
         vocabulary: of `model`.
         build: returns the model for a vocabulary of the size given.
+        settings: of `model`.
 
     Raises:
         UserError: the models differ in more than the vocabulary.
@@ -55,9 +71,10 @@ def transfer_weights(
 
     weights, old_weights = model.state_dict(), parent.build_model().state_dict()
     if weights.keys() != old_weights.keys():
-        differing = sorted(weights.keys() ^ old_weights.keys())
+        name = sorted(weights.keys() ^ old_weights.keys())[0]
         raise UserError(
-            f"init_from={parent.path}: its model differs from this one in {differing[0]}"
+            f"init_from={parent.path}: its model differs from this one in {name}"
+            f" ({differing(parent, settings)})"
         )
     for name, new in weights.items():
         if name.startswith("ngrams.") and vocabulary != parent.vocabulary:

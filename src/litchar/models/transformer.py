@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -29,8 +30,8 @@ class Transformer(nn.Module):
         norm: `rms` (Zhang and Sennrich, 2019) or `layer`.
         norm_eps: added to the variance under the norm's root.
         qk_norm: whether queries and keys are normed, head by head (Henry et al., 2020).
-        activation: of the feed-forward: `swiglu` (Shazeer, 2020), `gelu`, `relu`, or `relu2`,
-            ReLU squared (So et al., 2021).
+        activation: of the feed-forward: `swiglu` (Shazeer, 2020), `gelu`, `gelu_tanh`, which is
+            its approximation in GPT-2, `relu`, or `relu2`, ReLU squared (So et al., 2021).
         n_hidden: the feed-forward's width; by default 4 C, or for `swiglu` the multiple of 32 next
             above 8/3 C, which costs as many parameters.
         bias: whether linear layers and LayerNorms have biases.
@@ -361,6 +362,7 @@ def _relu2(x: Tensor) -> Tensor:
 
 _POINTWISE: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
     "relu": F.relu,
     "relu2": _relu2,
 }

@@ -23,7 +23,7 @@ from rich.console import Console
 from litchar import signals
 from litchar.checkpoints import Checkpoint
 from litchar.checkpoints.checkpoint import make_card
-from litchar.checkpoints.transfer import transfer_weights
+from litchar.checkpoints.transfer import differing, transfer_weights
 from litchar.data import TextDataModule, make_data_module
 from litchar.errors import (
     BusyError,
@@ -269,11 +269,13 @@ def prepare(
 
     model = build(len(vocabulary))
     if parent is not None and resumed is None:
-        transfer = transfer_weights(parent, model, vocabulary, build)
+        transfer = transfer_weights(parent, model, vocabulary, build, settings["model"])
         say(
             f"From {parent.path}: {transfer.matched} {config.data.unit}s matched, "
             f"{transfer.new} new, {transfer.dropped} dropped"
         )
+        if other := differing(parent, settings["model"]):
+            say(f"The weights go on in another model: {other}")
     card = make_card(
         vocabulary,
         settings["model"] | {"vocab_size": len(vocabulary), "block_size": block_size},

@@ -1,0 +1,188 @@
+"""`scripts/import_nanogpt.py`: a checkpoint of nanoGPT as one of ours."""
+
+import pickle
+import pickletools
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from torch import Tensor
+
+from litchar import __version__
+from litchar.checkpoints import gpt2
+from litchar.checkpoints.checkpoint import Checkpoint, make_card
+from litchar.checkpoints.files import read, save
+from litchar.errors import UserError
+from litchar.text import Vocabulary
+
+BPE_SIZES = (50257, 50304)  # of GPT-2's vocabulary, as it is and padded
+MOST_META_BYTES = 1 << 26  # every character of Unicode takes a third of it
+# A pickle that has these opcodes alone builds numbers, strings and containers, and calls nothing.
+PLAIN = """
+    PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 UNICODE
+    SHORT_BINUNICODE BINUNICODE EMPTY_DICT DICT SETITEM SETITEMS EMPTY_LIST LIST APPEND APPENDS
+    EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 PUT BINPUT LONG_BINPUT MEMOIZE GET BINGET LONG_BINGET
+"""
+OPTIONS = ("activation", "bias", "tie_head")  # of `model=gpt2`, by which checkpoints differ
+
+
+def run(config: DictConfig, output_dir: Path) -> None:
+    """Write nanoGPT's `ckpt.pt`, with the characters of its `meta.pkl`, as a checkpoint of ours.
+
+    Raises:
+        UserError: a file is missing, not nanoGPT's, or would run something; its tokens are not
+            characters; or there is a file at `output`. Nothing is written then.
+    """
+    place, output = Path(config.checkpoint).expanduser(), Path(config.output).expanduser()
+    if output.exists():
+        raise UserError(f"output={output}: is there already; name another file, or delete it")
+    if not output.parent.is_dir():
+        raise UserError(f"output={output}: there is no directory {output.parent}")
+    theirs = read(place)
+    try:
+        args = dict(theirs["model_args"])
+        if config.meta is None:
+            raise UserError(_without_meta(place, args["vocab_size"]))
+        characters = read_meta(Path(config.meta).expanduser())
+        if len(characters) != args["vocab_size"]:
+            raise UserError(
+                f"{config.meta} has {len(characters)} characters, and {place} a model for "
+                f"{args['vocab_size']} tokens: they do not belong together"
+            )
+        data = convert(theirs, characters, OmegaConf.to_container(config.model))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{place}: not a checkpoint that nanoGPT wrote ({error})") from None
+    checkpoint = Checkpoint.of(data, place)
+    model = checkpoint.build_model()  # refuses weights and sizes that do not fit
+    try:
+        save(data, output)
+    except OSError as error:
+        raise UserError(f"output={output}: cannot be written ({error.strerror})") from None
+    parameters = sum(p.numel() for p in model.parameters())
+    options = " ".join(f"model.{n}={checkpoint.model_settings[n]}".lower() for n in OPTIONS)
+    Console(highlight=False).print(
+        f"{output}: {parameters:,} parameters, {len(characters)} characters, "
+        f"step {checkpoint.step:,}\nTo train it on (the optimiser begins anew):\n"
+        f"  python scripts/train.py init_from={output} model=gpt2 {options} data=text "
+        "data.path=FILE",
+        soft_wrap=True,
+        markup=False,
+    )
+
+
+def convert(
+    theirs: dict[str, Any], characters: list[str], settings: dict[str, Any]
+) -> dict[str, Any]:
+    """Return what a checkpoint of ours holds.
+
+    Their ids are of any order, and ours go by the characters' order: rows are moved.
+
+    Args:
+        theirs: what nanoGPT saved.
+        characters: by their ids.
+        settings: of `conf/model/gpt2.yaml`.
+
+    Raises:
+        KeyError, TypeError, ValueError, AttributeError: nanoGPT did not save it.
+    """
+    vocabulary = Vocabulary(characters)
+    args, config = dict(theirs["model_args"]), dict(theirs.get("config", {}))
+    weights: dict[str, Tensor] = {
+        gpt2.ours(name.replace("_orig_mod.", "")): tensor  # which torch.compile adds
+        for name, tensor in theirs["model"].items()
+        if not name.endswith(".attn.bias")  # the causal mask
+    }
+    embedding = weights["token_embedding.weight"]
+    head = weights.setdefault("head.weight", embedding)
+    settings |= {
+        name: args[name] for name in ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
+    }
+    settings |= {
+        "bias": args.get("bias", True),
+        "dropout": args.get("dropout", 0.0),
+        "tie_head": torch.equal(embedding, head),
+        "n_hidden": len(weights["blocks.0.feed_forward.input.weight"]),
+    }
+    order = torch.tensor([characters.index(character) for character in vocabulary.characters])
+    for name in ("token_embedding.weight", "head.weight"):
+        weights[name] = weights[name][order]
+    card = make_card(
+        vocabulary,
+        settings,
+        {
+            "model": settings,
+            "data": {
+                "name": _plain(config.get("dataset")),
+                "unit": vocabulary.unit,
+                "block_size": settings["block_size"],
+                "batch_size": _plain(config.get("batch_size")),
+            },
+            "optimizer": {
+                "_target_": "torch.optim.AdamW",
+                "lr": _plain(config.get("learning_rate")),
+                "weight_decay": _plain(config.get("weight_decay")),
+            },
+        },
+        fingerprint=None,
+        imported_from="nanoGPT",
+        litchar=__version__,
+        torch=str(torch.__version__),
+    )
+    return {
+        "state_dict": {f"model.{name}": tensor for name, tensor in weights.items()},
+        "global_step": int(theirs["iter_num"]),
+        "litchar": card,
+    }
+
+
+def read_meta(path: Path) -> list[str]:
+    """Return the characters by their ids, of nanoGPT's `meta.pkl`; nothing in the file is run.
+
+    Raises:
+        UserError: there is no such file, or it is a pickle of something else.
+    """
+    try:
+        with open(path, "rb") as file:
+            data = file.read(MOST_META_BYTES + 1)
+    except OSError as error:
+        raise UserError(f"meta={path}: cannot be read ({error.strerror})") from None
+    try:
+        if len(data) > MOST_META_BYTES:
+            raise ValueError("it is too large")
+        for opcode, argument, _ in pickletools.genops(data):
+            if opcode.name not in PLAIN.split():
+                raise ValueError(f"{opcode.name} in it would do more than build plain data")
+            if opcode.name.endswith("PUT") and argument > len(data):
+                raise ValueError("it would take much memory")
+        meta = pickle.loads(data)
+        symbols = meta.get("itos") or {i: symbol for symbol, i in meta["stoi"].items()}
+        characters = [symbols[i] for i in range(len(symbols))]
+        if len(set(characters)) < len(characters):
+            raise ValueError("two ids of one character")
+        for character in characters:
+            if not isinstance(character, str) or len(character) != 1:
+                raise ValueError("its tokens are not characters")
+    except Exception as error:  # a damaged pickle raises many kinds
+        raise UserError(
+            f"meta={path}: not a meta.pkl of nanoGPT for characters, and nothing in it was run "
+            f"({error})"
+        ) from None
+    return characters
+
+
+def _without_meta(place: Path, vocab_size: object) -> str:
+    if vocab_size in BPE_SIZES:
+        return (
+            f"{place}: its {vocab_size} tokens are GPT-2's pieces of words (BPE), and litchar's "
+            "models are of characters or bytes"
+        )
+    return (
+        f"{place} does not say which characters its {vocab_size} tokens are; give nanoGPT's "
+        "meta=data/NAME/meta.pkl"
+    )
+
+
+def _plain(value: object) -> str | float | None:
+    return value if isinstance(value, str | int | float) else None
