@@ -32,7 +32,8 @@ def rename(
     """
     renamed = {}
     for name, tensor in weights.items():
-        block, layer, kind = re.fullmatch(r"(blocks\.\d+\.)?(.+)\.(\w+)", name).groups("")
+        where, _, kind = name.rpartition(".")
+        block, layer = re.findall(r"^(blocks\.\d+\.|)(.+)", where)[0]
         parts = tensor.chunk(len(names[layer]))
         for theirs, part in zip(names[layer], parts, strict=True):
             renamed[f"{block.replace('blocks', blocks)}{theirs}.{kind}"] = part

@@ -2,7 +2,7 @@
 
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from litchar.text.vocabulary import BOUNDARY, REPLACEMENT
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers import GPT2Config, PreTrainedModel, Qwen3Config
 
 FILES = {
     "README.md",
@@ -39,7 +39,7 @@ BOUNDARY_TOKEN = (
 
 ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_new", "relu": "relu", "relu2": "relu2"}
 # What the options of our transformer may be, for their classes to compute the same.
-_BOTH = {"head_bias": (False,), "ngrams": ((), []), "logit_cap": (None,)}
+_BOTH: dict[str, Sequence[Any]] = {"head_bias": (False,), "ngrams": ((), []), "logit_cap": (None,)}
 GPT2 = _BOTH | {"norm": ("layer",), "qk_norm": (False,), "activation": tuple(ACTIVATIONS)}
 QWEN3 = _BOTH | {
     "norm": ("rms",),
@@ -121,7 +121,7 @@ def write_huggingface(
     return lambda ids: opened(torch.from_numpy(ids)).logits.detach().numpy()
 
 
-def make_config(checkpoint: Checkpoint, model: nn.Module) -> "PretrainedConfig":
+def make_config(checkpoint: Checkpoint, model: nn.Module) -> "GPT2Config | Qwen3Config":
     """Return the configuration of a model of `transformers` that computes what ours does.
 
     Raises:
@@ -156,10 +156,11 @@ def make_config(checkpoint: Checkpoint, model: nn.Module) -> "PretrainedConfig":
         "tie_word_embeddings": settings["tie_head"],
         "litchar": __version__,
     }
-    dropout, hidden = settings["dropout"], model.blocks[0].feed_forward.output.in_features
+    dropout = settings["dropout"]
+    hidden = model.state_dict()["blocks.0.feed_forward.output.weight"].shape[1]
     if learned:
         return GPT2Config(
-            n_positions=model.block_size,
+            n_positions=block_size_of(model),
             n_embd=settings["n_embd"],
             n_layer=settings["n_layer"],
             n_head=settings["n_head"],
@@ -182,23 +183,26 @@ def make_config(checkpoint: Checkpoint, model: nn.Module) -> "PretrainedConfig":
         rope_parameters={"rope_type": "default", "rope_theta": settings["rope_theta"]},
         attention_bias=bool(settings["qkv_bias"]),
         attention_dropout=dropout,
-        max_position_embeddings=model.block_size,
+        max_position_embeddings=block_size_of(model),
         # A text goes on past the block size under a sliding window, as ours does.
         use_sliding_window=True,
-        sliding_window=model.block_size,
+        sliding_window=block_size_of(model),
         max_window_layers=0,
         **common,
     )
 
 
-def with_weights(model: nn.Module, config: "PretrainedConfig") -> "PreTrainedModel":
+def with_weights(model: nn.Module, config: "GPT2Config | Qwen3Config") -> "PreTrainedModel":
     """Return the model that `config` describes, with the weights of ours.
 
     Theirs may have biases where ours has none: they are zeros.
     """
-    from transformers import GenerationConfig, GPT2LMHeadModel, Qwen3ForCausalLM
+    from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, Qwen3ForCausalLM
 
-    if config.model_type == "gpt2":
+    exported: PreTrainedModel
+    longest = None
+    if isinstance(config, GPT2Config):
+        longest = config.n_positions
         exported = GPT2LMHeadModel(config)
         weights = gpt2.rename(model.state_dict(), gpt2.BLOCKS, gpt2.NAMES)
         for name in weights:
@@ -215,7 +219,7 @@ def with_weights(model: nn.Module, config: "PretrainedConfig") -> "PreTrainedMod
         top_k=0,  # all of them: 50 is their own choice
         bos_token_id=0,  # with which a text without a prompt begins
         eos_token_id=config.eos_token_id,
-        max_length=model.block_size if config.model_type == "gpt2" else None,
+        max_length=longest,
     )
     return exported
 

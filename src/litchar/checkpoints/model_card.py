@@ -117,7 +117,7 @@ def _prompt(checkpoint: Checkpoint) -> str:
 
 def _reading(checkpoint: Checkpoint, model: nn.Module) -> str:
     """Return what a user must know of texts."""
-    vocabulary = checkpoint.vocabulary
+    vocabulary, context = checkpoint.vocabulary, block_size_of(model)
     lines = ["Its ids are the bytes of UTF-8."] if vocabulary.unit == "byte" else []
     if vocabulary.unit == "character" and not vocabulary.replaces:
         lines = ["A character that is not in its vocabulary is an error, and never left out."]
@@ -132,11 +132,9 @@ def _reading(checkpoint: Checkpoint, model: nn.Module) -> str:
     if vocabulary.document == "file":
         lines.append("Each file was a document: id 0 stands before and behind it.")
     if model.rotary is None:
-        lines.append(f"It reads {block_size_of(model):,} ids at most, those that it writes included.")
+        lines.append(f"It reads {context:,} ids at most, those that it writes included.")
     else:
-        lines.append(
-            f"Past its context a text goes on under a sliding window of {block_size_of(model):,} ids."
-        )
+        lines.append(f"Past its context a text goes on under a sliding window of {context:,} ids.")
     return "\n".join(lines)
 
 

@@ -51,7 +51,8 @@ def run(config: DictConfig, output_dir: Path) -> None:
                 f"{config.meta} has {len(characters)} characters, and {place} a model for "
                 f"{args['vocab_size']} tokens: they do not belong together"
             )
-        data = convert(theirs, characters, OmegaConf.to_container(config.model))
+        settings: Any = OmegaConf.to_container(config.model)
+        data = convert(theirs, characters, settings)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{place}: not a checkpoint that nanoGPT wrote ({error})") from None
     checkpoint = Checkpoint.of(data, place)
@@ -154,7 +155,7 @@ def read_meta(path: Path) -> list[str]:
         for opcode, argument, _ in pickletools.genops(data):
             if opcode.name not in PLAIN.split():
                 raise ValueError(f"{opcode.name} in it would do more than build plain data")
-            if opcode.name.endswith("PUT") and argument > len(data):
+            if opcode.name.endswith("PUT") and int(argument or 0) > len(data):
                 raise ValueError("it would take much memory")
         meta = pickle.loads(data)
         symbols = meta.get("itos") or {i: symbol for symbol, i in meta["stoi"].items()}
