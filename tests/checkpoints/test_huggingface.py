@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 
 import numpy as np
@@ -316,3 +317,24 @@ def test_a_missing_package_is_named_with_its_extra(saved, tmp_path, monkeypatch)
     with pytest.raises(UserError, match=r"needs the package transformers: .*litchar\[hf\]"):
         export(saved(), tmp_path / "out")
     assert os.listdir(tmp_path) == ["model.ckpt"]
+
+
+@pytest.mark.slow
+def test_the_page_about_exports_runs_as_it_is_written(train, tmp_path, monkeypatch, capsys):
+    text = f"data.path={ROOT / 'src/litchar/text/ml.txt'}"
+    run_dir = train(text, "trainer.max_steps=2", "trainer.val_check_interval=2")
+    monkeypatch.chdir(tmp_path)
+    for form, output in (
+        ("huggingface", "exported"),
+        ("onnx", "model.onnx"),
+        ("torch", "model.pt2"),
+    ):
+        export(run_dir, tmp_path / output, format=form)
+    capsys.readouterr()
+    page = (ROOT / "docs" / "export.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(blocks) == 3
+    for block in blocks:
+        exec(compile(block, "docs/export.md", "exec"), {})
+    onnx, torch_program = capsys.readouterr().out.splitlines()[-2:]
+    assert onnx == torch_program
