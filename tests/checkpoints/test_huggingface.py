@@ -251,6 +251,7 @@ def test_the_card_has_the_figures_and_names_no_directory(saved, tmp_path):
         (GPT2 | {"activation": "swiglu"}, 'GPT-2, which has no model.activation="swiglu"'),
         (GPT2 | {"qk_norm": True}, "GPT-2, which has no model.qk_norm=true (but false)"),
         (GPT2 | {"head_bias": True}, "GPT-2, which has no model.head_bias=true (but false)"),
+        ({"vocabulary": Vocabulary("ab\ud800")}, "has '\\ud800', half of a character"),
         ({"kind": Bigram}, "no class for model._target_=litchar.models.bigram.Bigram"),
         ({"kind": Recurrent, "n_layer": 1, "n_embd": 8}, "model._target_=litchar.models.recurrent"),
     ],

@@ -571,7 +571,10 @@ def test_each_of_the_four_dropouts_is_there():
         ({"dropout": float("nan")}, r"dropout=nan does not lie"),
         ({"position": "alibi"}, r"position=alibi is not one of rotary, learned"),
         ({"norm": "batch"}, r"norm=batch is not one of rms, layer"),
-        ({"activation": "tanh"}, r"activation=tanh is not one of swiglu, gelu, gelu_tanh, relu, relu2"),
+        (
+            {"activation": "tanh"},
+            r"activation=tanh is not one of swiglu, gelu, gelu_tanh, relu, relu2",
+        ),
         ({"init": "xavier"}, r"init=xavier is not one of zero, gpt2, torch"),
         ({"tie_head": True, "init": "zero"}, r"tie_head=true needs init=gpt2"),
         *(

@@ -33,9 +33,8 @@ FILES = {
     "tokenizer_config.json",
 }
 SIGMA_AT_END = "ς"  # GREEK SMALL LETTER FINAL SIGMA
-BOUNDARY_TOKEN = (
-    "<|endoftext|>"  # its name; longer than what a text is cut into, it has no other use
-)
+# What stands for the boundary: no text becomes it, since texts are cut into single characters.
+BOUNDARY_TOKEN = "<|endoftext|>"
 
 ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_new", "relu": "relu", "relu2": "relu2"}
 # What the options of our transformer may be, for their classes to compute the same.
@@ -94,8 +93,8 @@ def write_huggingface(
         UserError: `transformers` has no class that computes what the model does, or its tokenizer
             cannot spell the vocabulary.
     """
-    tokenizer = make_tokenizer(checkpoint.vocabulary, checkpoint.cleaning)
     config = make_config(checkpoint, model)  # refuses before what takes seconds is imported
+    tokenizer = make_tokenizer(checkpoint.vocabulary, checkpoint.cleaning)
 
     import transformers
 
@@ -229,7 +228,15 @@ def make_tokenizer(vocabulary: Vocabulary, cleaning: Cleaning) -> "Tokenizer":
 
     A text is cut into characters, and each is looked up: unlike one that merges pairs, it leaves
     nothing out, and raises an error for a character that the vocabulary does not have.
+
+    Raises:
+        UserError: the vocabulary has what no tokenizer reads.
     """
+    if halves := [s for s in vocabulary.symbols if "\ud800" <= s <= "\udfff"]:
+        raise UserError(
+            f"format=huggingface: the vocabulary has {halves[0]!r}, half of a character, which no "
+            "tokenizer reads; try format=onnx"
+        )
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
