@@ -9,7 +9,7 @@ import torch
 from conftest import summary
 from litchar.checkpoints import load
 from litchar.errors import Interrupted
-from litchar.generation.readers import Window, open_reader
+from litchar.generation.readers import Prepared, Window
 from litchar.models import Transformer
 
 pytestmark = [
@@ -57,7 +57,7 @@ def test_a_captured_graph_says_what_the_uncaptured_model_says(position, batch_si
     idx = np.random.default_rng(0).integers(13, size=(batch_size, 50))
     with torch.inference_mode():
         expected = Window(model)
-        reader = open_reader(copy.deepcopy(model).cuda(), batch_size, 50)
+        reader = Prepared(copy.deepcopy(model).cuda()).open(batch_size, 50)
         for t in range(50):
             ours, theirs = reader.read(idx[:, t : t + 1]), expected.read(idx[:, t : t + 1])
             np.testing.assert_allclose(ours, theirs, atol=1e-4)

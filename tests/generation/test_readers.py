@@ -10,8 +10,8 @@ from torch import nn
 
 from litchar.generation import Sampling, generate
 from litchar.generation.cached import CachedTransformer
-from litchar.generation.lean import LeanTransformer
-from litchar.generation.readers import Crop, Window, open_reader
+from litchar.generation.lean import LeanReader, LeanTransformer
+from litchar.generation.readers import Crop, Prepared, Window
 from litchar.models import Bigram, Recurrent, Transformer
 from litchar.models.transformer import Rotary
 
@@ -43,7 +43,7 @@ def one_by_one(reader, idx: np.ndarray, prompt: int) -> np.ndarray:
 
 READERS = {
     "torch": lambda model, max_ids: CachedTransformer(model, 1, max_ids),
-    "numpy": lambda model, max_ids: LeanTransformer(model),
+    "numpy": lambda model, max_ids: LeanTransformer(model).open(),
 }
 OPTIONS = list(
     itertools.product(
@@ -111,7 +111,7 @@ def test_one_layer_rolls_as_if_the_context_were_read_again():
     model = make(n_layer=1)
     idx = some_ids(1, 4 * BLOCK)
     again = one_by_one(Window(model), idx, prompt=4)
-    np.testing.assert_allclose(one_by_one(LeanTransformer(model), idx, 4), again, atol=1e-5)
+    np.testing.assert_allclose(one_by_one(LeanTransformer(model).open(), idx, 4), again, atol=1e-5)
 
 
 @pytest.mark.parametrize("position", ["rotary", "learned"])
@@ -131,7 +131,7 @@ def test_greedy_text_is_that_of_the_uncached_model(position, prompt_length):
 def test_learned_positions_are_cached_until_full_then_cropped_as_the_teaching_script_does():
     model = make(position="learned")
     idx = some_ids(1, 3 * BLOCK)
-    reader = open_reader(model, 1, idx.shape[1])
+    reader = Prepared(model).open(1, idx.shape[1])
     assert isinstance(reader, Crop)
     cropped = one_by_one(Window(model), idx, prompt=4)
     np.testing.assert_allclose(one_by_one(reader, idx, 4), cropped, atol=1e-5, rtol=0)
@@ -146,7 +146,7 @@ def test_a_recurrent_models_state_is_carried_past_every_window(cell, prompt):
     idx = some_ids(2, 6 * BLOCK)
     with torch.no_grad():
         whole = model(torch.from_numpy(idx)).numpy()
-    carried = one_by_one(open_reader(model, 2, 0), idx, prompt)
+    carried = one_by_one(Prepared(model).open(2, 0), idx, prompt)
     np.testing.assert_allclose(carried, whole[:, prompt - 1 :], atol=1e-5, rtol=0)
 
 
@@ -186,7 +186,7 @@ def test_other_types_and_subclasses_are_read_by_what_fits_them():
         def forward(self, idx):
             return -super().forward(idx)
 
-    assert isinstance(open_reader(make(), 1, 9), LeanTransformer)
-    assert isinstance(open_reader(make().double(), 1, 9), CachedTransformer)
+    assert isinstance(Prepared(make()).open(1, 9), LeanReader)
+    assert isinstance(Prepared(make().double()).open(1, 9), CachedTransformer)
     changed = Changed(13, BLOCK, 1, 2, 16, init="torch").eval()
-    assert isinstance(open_reader(changed, 1, 9), Window)
+    assert isinstance(Prepared(changed).open(1, 9), Window)

@@ -71,6 +71,12 @@ def test_a_prompt_and_another_text_are_cleaned_as_the_training_text_was(
     unclean = run_script("generate", generation.run, *options, "prompt='Ne\u0301Σ¿'")
     assert plain == unclean
     assert plain.startswith("né\ufffd\ufffd")
+    stopped = [
+        run_script("generate", generation.run, f"checkpoint={run_dir}", f"stop={stop}")
+        for stop in ("é", "E\u0301")
+    ]
+    assert stopped[0] == stopped[1]
+    assert "é" not in stopped[1]
 
     figures = []
     for name, text in (("clean.txt", CLEANED), ("unclean.txt", CLEANED.upper())):

@@ -149,14 +149,13 @@ def find(checkpoint: str, outputs: Path) -> Path:
         UserError: there is none.
     """
     if checkpoint == "latest":
-        runs = [*outputs.glob("runs/*/checkpoints"), *outputs.glob("sweeps/*/*/checkpoints")]
-        files = [file for run in runs for file in _best_of(run)]
+        files = trained(outputs)
         if not files:
             raise UserError(
                 f"checkpoint=latest: no run under {outputs} has a checkpoint; "
                 "train one: python scripts/train.py"
             )
-        return max(files, key=lambda file: file.stat().st_mtime)
+        return files[0]
     path = Path(checkpoint).expanduser()
     if path.is_dir():
         files = _best_of(path / "checkpoints")
@@ -164,6 +163,13 @@ def find(checkpoint: str, outputs: Path) -> Path:
             raise UserError(f"checkpoint={checkpoint}: this directory has no checkpoints/best.ckpt")
         return files[0]
     return path
+
+
+def trained(outputs: Path) -> list[Path]:
+    """Return the best checkpoint of each run and of each job of a sweep, the newest first."""
+    runs = [*outputs.glob("runs/*/checkpoints"), *outputs.glob("sweeps/*/*/checkpoints")]
+    files = [file for run in runs for file in _best_of(run)]
+    return sorted(files, key=lambda file: file.stat().st_mtime, reverse=True)
 
 
 def _best_of(directory: Path) -> list[Path]:

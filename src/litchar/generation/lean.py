@@ -8,7 +8,9 @@ together lie side by side, which makes a rotation one multiplication of complex 
 """
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -17,20 +19,19 @@ from torch import Tensor, nn
 
 from litchar.generation.cached import CachedTransformer
 from litchar.models import transformer
-from litchar.models.transformer import Block, Transformer
+from litchar.models.transformer import Block, NGramEmbedding, Transformer
 
 
 class LeanTransformer:
-    """Reads as a `CachedTransformer` does: the prompt with one, and the ids after it in numpy.
+    """A transformer's weights, prepared for any number of texts.
 
     Args:
         model: in evaluation mode, in float32 on the CPU.
     """
 
+    @torch.no_grad()
     def __init__(self, model: Transformer) -> None:
-        self.cached = CachedTransformer(model, batch_size=1, max_ids=model.block_size)
-        self.position = 0
-        self.block_size = model.block_size
+        self.model = model
         self.logit_cap = model.logit_cap
         self.embedding = array(model.token_embedding.weight)
         self.position_embedding: np.ndarray | None = None
@@ -39,44 +40,95 @@ class LeanTransformer:
             self.position_embedding = array(model.position_embedding.weight)
         if model.rotary is not None:
             self.frequencies = 1j * model.rotary.frequencies().numpy()  # (D / 2,)
-        self.ngrams = [(n.rows, array(n.projection(n.table.weight))) for n in self.cached.ngrams]
-        self.blocks = [LeanBlock(block, model.rotary is not None) for block in self.cached.blocks]
+        ngrams = cast(list[NGramEmbedding], list(model.ngrams))
+        blocks = cast(list[Block], list(model.blocks))
+        self.ngrams = [(n.rows, array(n.projection(n.table.weight))) for n in ngrams]
+        self.blocks = [LeanBlock(block, model.rotary is not None) for block in blocks]
         self.norm = Norm(model.norm)
         self.head = Linear(model.head, after=model.norm)
+
+    def open(self) -> "LeanReader":
+        """Return a reader of one text."""
+        return LeanReader(self)
+
+    @torch.inference_mode()
+    def step(self, readers: Sequence["LeanReader"], ids: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Return the logits behind the next id of each text: (1, 1) int64 -> (1, V) float32.
+
+        Block by block, so that a block's weights are read from memory once and from the cache for
+        all texts but the first. To each text is done just what is done to one by itself.
+        """
+        rows = [reader.begin(idx) for reader, idx in zip(readers, ids, strict=True)]
+        for i, block in enumerate(self.blocks):
+            for row, reader in zip(rows, readers, strict=True):
+                row.x = block(row, *reader.cache[i])
+        all_logits = []
+        for row, reader in zip(rows, readers, strict=True):
+            logits = self.head(self.norm(row.x))
+            if self.logit_cap is not None:
+                logits = self.logit_cap * np.tanh(logits / self.logit_cap)
+            reader.position += 1
+            all_logits.append(logits[None])
+        return all_logits
+
+
+class LeanReader:
+    """Reads as a `CachedTransformer` does: the prompt with one, and the ids after it in numpy."""
+
+    def __init__(self, lean: LeanTransformer) -> None:
+        self.lean = lean
+        self.position = 0
+        self.cache: list[tuple[np.ndarray, np.ndarray]] = []  # keys and values of each block
+        self.before = torch.empty(0)  # the last ids, for n-grams
 
     @torch.inference_mode()
     def read(self, idx: np.ndarray) -> np.ndarray:
         """Return the logits behind the next ids: (1, T) int64 -> (1, V) float32."""
+        lean = self.lean
+        block_size = lean.model.block_size
         if self.position == 0:
-            logits = self.cached.read(idx)
-            for block, keys, values in zip(
-                self.blocks, self.cached.keys, self.cached.values, strict=True
-            ):
-                block.take_over(keys[0], values[0])
-            self.position = int(self.cached.position)
+            cached = CachedTransformer(lean.model, batch_size=1, max_ids=block_size)
+            logits = cached.read(idx)
+            layers = zip(lean.blocks, cached.keys, cached.values, strict=True)
+            self.cache = [block.take_over(k[0], v[0]) for block, k, v in layers]
+            self.position, self.before = int(cached.position), cached.before
             return logits
 
-        slot = self.position % self.block_size
-        n_seen = min(self.position + 1, self.block_size)
-        x: np.ndarray = self.embedding[idx[0, 0]]  # (C,)
-        if self.ngrams:
-            next_id, before = torch.from_numpy(idx), self.cached.before
-            for rows, table in self.ngrams:
-                x = x + table[rows(next_id, before)[0, 0]]
-            self.cached.before = torch.cat((before, next_id), dim=1)[:, 1:]
-        rotation = None
-        if self.position_embedding is not None:
-            x = x + self.position_embedding[slot]
-        if self.frequencies is not None:
-            rotation = np.exp(self.position * self.frequencies).astype(np.complex64)
-        for block in self.blocks:
-            x = block(x, rotation, slot, n_seen)
+        return lean.step([self], [idx])[0]
 
-        logits = self.head(self.norm(x))
-        if self.logit_cap is not None:
-            logits = self.logit_cap * np.tanh(logits / self.logit_cap)
-        self.position += 1
-        return logits[None]
+    def begin(self, idx: np.ndarray) -> "Row":
+        """Return what enters the first block for the next id: (1, 1) int64."""
+        lean, block_size = self.lean, self.lean.model.block_size
+        slot = self.position % block_size
+        x: np.ndarray = lean.embedding[idx[0, 0]]  # (C,)
+        if lean.ngrams:
+            next_id, before = torch.from_numpy(idx), self.before
+            for rows, table in lean.ngrams:
+                x = x + table[rows(next_id, before)[0, 0]]
+            self.before = torch.cat((before, next_id), dim=1)[:, 1:]
+        rotation = None
+        if lean.position_embedding is not None:
+            x = x + lean.position_embedding[slot]
+        if lean.frequencies is not None:
+            rotation = np.exp(self.position * lean.frequencies).astype(np.complex64)
+        return Row(x, rotation, slot, n_seen=min(self.position + 1, block_size))
+
+
+@dataclass
+class Row:
+    """A text's newest position on its way through the blocks.
+
+    Attributes:
+        x: the residual stream: (C,)
+        rotation: cosines and sines of its angles, as complex numbers: (D / 2,)
+        slot: of the cache, which it is written to.
+        n_seen: how many positions it sees.
+    """
+
+    x: np.ndarray
+    rotation: np.ndarray | None
+    slot: int
+    n_seen: int
 
 
 class LeanBlock:
@@ -113,27 +165,30 @@ class LeanBlock:
         self.feed_forward_input = Linear(feed_forward.input, after=block.feed_forward_norm)
         self.feed_forward_output = Linear(feed_forward.output)
 
-    def take_over(self, keys: Tensor, values: Tensor) -> None:
-        """Go on with what a prompt has left in the cache: (H, T, D) each."""
-        self.keys, self.values = array(keys[..., self.order]), array(values)
+    def take_over(self, keys: Tensor, values: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """Return what a prompt has left in the cache, to go on with: (H, T, D) each."""
+        return array(keys[..., self.order]), array(values)
 
-    def __call__(
-        self, x: np.ndarray, rotation: np.ndarray | None, slot: int, n_seen: int
-    ) -> np.ndarray:
-        """Return the residual stream after the block: (C,) -> (C,)."""
+    def __call__(self, row: Row, keys: np.ndarray, values: np.ndarray) -> np.ndarray:
+        """Return the residual stream after the block: (C,).
+
+        Args:
+            keys: of the row's text, as `values`: (H, block size, D), to which it adds its own.
+        """
+        x, slot, n_seen = row.x, row.slot, row.n_seen
         qkv = self.qkv(self.attention_norm(x)).reshape(3, self.n_head, -1)
         qk = qkv[:2]  # (2, H, D)
         if self.qk_norm is not None:
             qk = self.qk_norm.heads(qk) * self.gain
             if self.shift is not None:
                 qk += self.shift
-        if rotation is not None:
-            qk = (qk.view(np.complex64) * rotation).view(np.float32)
-        self.keys[:, slot] = qk[1]
-        self.values[:, slot] = qkv[2]
-        scores = (self.keys[:, :n_seen] @ (qk[0] * self.scale)[:, :, None])[:, None, :, 0]
+        if row.rotation is not None:
+            qk = (qk.view(np.complex64) * row.rotation).view(np.float32)
+        keys[:, slot] = qk[1]
+        values[:, slot] = qkv[2]
+        scores = (keys[:, :n_seen] @ (qk[0] * self.scale)[:, :, None])[:, None, :, 0]
         weights = np.exp(scores - scores.max(-1, keepdims=True))  # (H, 1, T)
-        y = weights @ self.values[:, :n_seen] / weights.sum(-1, keepdims=True)
+        y = weights @ values[:, :n_seen] / weights.sum(-1, keepdims=True)
         x = x + self.output(y.reshape(-1))
 
         hidden: np.ndarray = self.feed_forward_input(self.feed_forward_norm(x))

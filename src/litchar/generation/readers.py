@@ -5,7 +5,7 @@ the id after them, (B, V) float32, on the CPU. A reader decides what is kept bet
 ids themselves, a state that the model carries, or the keys and values of a transformer.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from litchar.generation.cached import CachedTransformer
-from litchar.generation.lean import LeanTransformer
+from litchar.generation.lean import LeanReader, LeanTransformer
 from litchar.models import Transformer, block_size_of
 
 
@@ -24,26 +24,65 @@ class Reader(Protocol):
         """Return the logits behind the next ids: (B, T) int64 -> (B, V) float32."""
 
 
-def open_reader(model: nn.Module, batch_size: int, max_ids: int) -> Reader:
-    """Return the fastest reader for `model`, which is in evaluation mode, where it lies.
-
-    On a CPU each row is read by itself: no number that a text depends on is touched by the rows
-    beside it, so that a seed's text is the same in any batch. Elsewhere all rows go together.
+class Prepared:
+    """A model made ready to be read: what all readers of it share is made once.
 
     Args:
-        max_ids: how many ids will be read at most, the prompt's among them.
+        model: in evaluation mode, where it is to be read; its weights stay as they are.
     """
-    weight = next(model.parameters(), torch.empty(0))
-    alone = weight.device.type == "cpu"
-    if alone and batch_size > 1:
-        return Rows([open_reader(model, 1, max_ids) for _ in range(batch_size)])
-    if type(model) is Transformer:
-        lean = alone and weight.dtype == torch.float32
-        reader: Reader = (
-            LeanTransformer(model) if lean else CachedTransformer(model, batch_size, max_ids)
-        )
-        return reader if model.position_embedding is None else Crop(model, reader)
-    return Carried(model) if hasattr(model, "step") else Window(model)
+
+    def __init__(self, model: nn.Module) -> None:
+        weight = next(model.parameters(), torch.empty(0))
+        self.model = model
+        self.on_cpu = weight.device.type == "cpu"
+        self.lean: LeanTransformer | None = None
+        if type(model) is Transformer and self.on_cpu and weight.dtype == torch.float32:
+            self.lean = LeanTransformer(model)
+
+    @classmethod
+    def of(cls, model: "nn.Module | Prepared") -> "Prepared":
+        """Return `model`, prepared if it is not yet."""
+        return model if isinstance(model, Prepared) else cls(model)
+
+    def open(self, batch_size: int, max_ids: int) -> Reader:
+        """Return the fastest reader for the model.
+
+        On a CPU each row is read by itself: no number that a text depends on is touched by the
+        rows beside it, so that a seed's text is the same in any batch. Elsewhere all rows go
+        together.
+
+        Args:
+            max_ids: how many ids will be read at most, the prompt's among them.
+        """
+        model = self.model
+        if self.on_cpu and batch_size > 1:
+            return Rows(self, [self.open(1, max_ids) for _ in range(batch_size)])
+        if type(model) is Transformer:
+            if self.lean is not None:
+                reader: Reader = self.lean.open()
+            else:
+                reader = CachedTransformer(model, batch_size, max_ids)
+            return reader if model.position_embedding is None else Crop(model, reader)
+        return Carried(model) if hasattr(model, "step") else Window(model)
+
+    def read(self, readers: Sequence[Reader], ids: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Return what each of several readers of this model says of its next ids, (1, T) each.
+
+        To the last bit what it says by itself; faster where the texts can share a step.
+        """
+        logits: dict[int, np.ndarray] = {}
+        begun = {
+            i: reader
+            for i, reader in enumerate(readers)
+            if isinstance(reader, LeanReader) and reader.position
+        }
+        if self.lean is not None and begun:
+            read = self.lean.step([*begun.values()], [ids[i] for i in begun])
+            logits.update(zip(begun, read, strict=True))
+        return [
+            logits[i] if i in logits else reader.read(idx)
+            for i, (reader, idx) in enumerate(zip(readers, ids, strict=True))
+        ]
 
 
 class Window:
@@ -104,15 +143,15 @@ class Carried:
 
 
 class Rows:
-    """A batch whose rows are read one by one."""
+    """A batch whose rows are texts by themselves."""
 
-    def __init__(self, readers: list[Reader]) -> None:
+    def __init__(self, prepared: Prepared, readers: list[Reader]) -> None:
+        self.prepared = prepared
         self.readers = readers
 
     def read(self, idx: np.ndarray) -> np.ndarray:
         """Return the logits behind the next ids: (B, T) int64 -> (B, V) float32."""
-        rows = zip(self.readers, idx, strict=True)
-        return np.concatenate([reader.read(row[None]) for reader, row in rows])
+        return np.concatenate(self.prepared.read(self.readers, [row[None] for row in idx]))
 
 
 def to_device(idx: np.ndarray, model: nn.Module) -> Tensor:

@@ -1,6 +1,6 @@
 """Sampling: the next character, and the next, and the next."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import NamedTuple
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from litchar.errors import UserError
-from litchar.generation.readers import open_reader
+from litchar.generation.readers import Prepared
 
 LEAST_TEMPERATURE = 1e-6
 
@@ -131,8 +131,34 @@ class Step(NamedTuple):
         return np.take_along_axis(log_softmax(self.logits), self.ids[:, None], axis=-1)[:, 0]
 
 
+class Chooser:
+    """Chooses the next id of each text, by what the text already has and its own random numbers.
+
+    Args:
+        seeds: of each text; its uniform numbers, one for each id, are drawn from its own generator.
+    """
+
+    def __init__(self, sampling: Sampling, seeds: Iterable[int]) -> None:
+        self.sampling = sampling
+        self.generators = [np.random.default_rng(seed) for seed in seeds]
+        self.seen: np.ndarray | None = None
+
+    def choose(self, idx: np.ndarray, logits: np.ndarray) -> np.ndarray:
+        """Return the ids that follow: (B,) int64.
+
+        Args:
+            idx: the ids since the last choice: (B, T) int64
+            logits: behind them: (B, V)
+        """
+        if self.sampling.repetition_penalty != 1:
+            self.seen = np.zeros(logits.shape, dtype=bool) if self.seen is None else self.seen
+            np.put_along_axis(self.seen, idx, True, axis=-1)
+        probs = logits_to_probs(logits, self.sampling, self.seen)
+        return choose(probs, np.array([generator.random() for generator in self.generators]))
+
+
 def generate(
-    model: nn.Module,
+    model: nn.Module | Prepared,
     idx: np.ndarray,
     max_new_tokens: int,
     sampling: Sampling = Sampling(),
@@ -144,25 +170,18 @@ def generate(
     the texts beside it.
 
     Args:
-        model: in evaluation mode.
+        model: in evaluation mode; one that many texts are asked of is prepared once.
         idx: the prompts, at least one id each: (B, T), integers
-        seeds: of each text; its uniform numbers, one for each id, are drawn from its own generator.
-            By default 0, 1, 2, ...
+        seeds: of each text, see `Chooser`; by default 0, 1, 2, ...
     """
     B = len(idx)  # noqa: N806
     idx = idx.astype(np.int64)
-    generators = [np.random.default_rng(seed) for seed in (range(B) if seeds is None else seeds)]
+    chooser = Chooser(sampling, range(B) if seeds is None else seeds)
     with torch.inference_mode():
-        reader = open_reader(model, B, idx.shape[1] + max_new_tokens)
-    seen = None
+        reader = Prepared.of(model).open(B, idx.shape[1] + max_new_tokens)
     for _ in range(max_new_tokens):
         with torch.inference_mode():
             logits = reader.read(idx)
-        if sampling.repetition_penalty != 1:
-            seen = np.zeros(logits.shape, dtype=bool) if seen is None else seen
-            np.put_along_axis(seen, idx, True, axis=-1)
-        probs = logits_to_probs(logits, sampling, seen)
-        uniform = np.array([generator.random() for generator in generators])
-        ids = choose(probs, uniform)
+        ids = chooser.choose(idx, logits)
         yield Step(ids, logits)
         idx = ids[:, None]

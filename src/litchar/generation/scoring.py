@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.text import Text as Coloured
 from torch import nn
 
-from litchar.generation.readers import open_reader
+from litchar.generation.readers import Prepared
 from litchar.generation.sampling import log_softmax
 from litchar.text.vocabulary import Vocabulary, printable
 
@@ -28,12 +28,12 @@ COLOURS = (
 
 
 @torch.inference_mode()
-def log_probs_of(model: nn.Module, ids: np.ndarray) -> np.ndarray:
+def log_probs_of(model: nn.Module | Prepared, ids: np.ndarray) -> np.ndarray:
     """Return the log-probability of each id given those before it, in nats: (N,) -> (N - 1,).
 
     The text is read as it would be written: id by id, with the same context.
     """
-    reader = open_reader(model, 1, len(ids))
+    reader = Prepared.of(model).open(1, len(ids))
     steps = (
         log_softmax(reader.read(ids[None, t : t + 1])[0])[ids[t + 1]] for t in range(len(ids) - 1)
     )

@@ -3,7 +3,7 @@
 import html
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from torch import nn
 from litchar.checkpoints import Checkpoint, find
 from litchar.device import choose_device
 from litchar.errors import UserError
+from litchar.generation.readers import Prepared
 from litchar.generation.scoring import Score, log_probs_of
 from litchar.generation.writing import Settings, Writing, write
 from litchar.text import Vocabulary
@@ -107,8 +108,11 @@ class TextModel:
         Raises:
             UserError: a prompt has characters that the model never saw; nothing is written yet.
         """
+        prepared = Prepared(self.model)
+        stop = [self.checkpoint.cleaning(text) for text in settings.stops]
+        settings = replace(settings, stop=stop)
         for ids in [self.encode(prompt, settings.unknown) for prompt in prompts]:
-            yield from write(self.model, self.vocabulary, ids, settings, num_samples)
+            yield from write(prepared, self.vocabulary, ids, settings, num_samples)
 
     def score(self, text: str, unknown: str = "error") -> Score:
         """Return how surprising each character of `text` is to the model.

@@ -8,6 +8,7 @@ import numpy as np
 from torch import nn
 
 from litchar.errors import UserError
+from litchar.generation.readers import Prepared
 from litchar.generation.sampling import Sampling, generate
 from litchar.text import Vocabulary
 from litchar.text.vocabulary import BOUNDARY
@@ -134,17 +135,23 @@ def _overlap(text: str, stop: str) -> int:
     return next((n for n in lengths if text.endswith(stop[:n])), 0)
 
 
+def beginning(vocabulary: Vocabulary, prompt: np.ndarray) -> np.ndarray:
+    """Return the ids that a text with this prompt begins with: (T,) -> (T,) or (T + 1,).
+
+    An empty prompt begins as the teaching script does, from id 0; and so does every document, of
+    which that is the boundary.
+    """
+    return np.insert(prompt, 0, 0) if vocabulary.document or not len(prompt) else prompt
+
+
 def write(
-    model: nn.Module,
+    model: nn.Module | Prepared,
     vocabulary: Vocabulary,
     prompt: np.ndarray,
     settings: Settings = Settings(),
     num_samples: int = 1,
 ) -> Iterator[Writing]:
     """Yield texts that go on from `prompt`, with the seeds `settings.seed` and those after it.
-
-    An empty prompt begins as the teaching script does, from id 0; and so does every document, of
-    which that is the boundary.
 
     On a CPU one after the other, each as it is sampled. Elsewhere all are sampled together before
     the first one is shown, unless it is the only one.
@@ -153,15 +160,16 @@ def write(
         prompt: ids: (T,)
     """
     seeds = range(settings.seed, settings.seed + num_samples)
-    begin = np.concatenate(([0], prompt)) if vocabulary.document or not len(prompt) else prompt
+    begin = beginning(vocabulary, prompt)
 
     def writing(steps: Iterator[tuple[int, float]], seed: int) -> Writing:
         return Writing(steps, vocabulary, settings.stops, prompt.tolist(), seed)
 
-    alone = next(model.parameters()).device.type == "cpu" or num_samples == 1
+    prepared = Prepared.of(model)
+    alone = prepared.on_cpu or num_samples == 1
     for batch in [[seed] for seed in seeds] if alone else [seeds]:
         idx = np.repeat(begin[None], len(batch), axis=0)
-        steps = generate(model, idx, settings.max_new_tokens, settings, batch)
+        steps = generate(prepared, idx, settings.max_new_tokens, settings, batch)
         if len(batch) == 1:
             lazily = ((int(step.ids[0]), float(step.log_probs()[0])) for step in steps)
             yield writing(lazily, batch[0])
