@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from conftest import ROOT, summary
 from litchar.checkpoints import Checkpoint
-from litchar.cli import quote
+from litchar.cli import hydra_main, quote
 from litchar.errors import is_users
 
 SMALL = (
@@ -207,6 +207,21 @@ def test_help_and_config_need_nothing_heavy(option):
     )
     assert result.stdout.splitlines()[-1] == "[]"
     assert "n_layer" in result.stdout
+
+
+SCRIPTS = sorted(path.stem for path in (ROOT / "conf").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help_says_what_a_script_does_and_what_each_key_is(name, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--help"])
+    hydra_main(str(ROOT / "scripts" / f"{name}.py"), name, "nowhere:nothing")
+    shown = capsys.readouterr().out
+    assert f"python scripts/{name}.py" in shown
+    assert "Powered by Hydra" not in shown
+    if name != "train":
+        for line in (ROOT / "conf" / f"{name}.yaml").read_text().split("\n\n")[1].splitlines():
+            assert line in shown  # each key with its comment
 
 
 def test_multirun_trains_each_job_in_its_own_directory(script, text_file, tmp_path):

@@ -54,6 +54,7 @@ PATHS = frozenset(  # and names, which may be null as well
         "stop",
         "documents",
         "meta",
+        "host",
     }
 )
 
@@ -124,6 +125,9 @@ def hydra_main(
             sys.exit(_function(follow)())
         _function("litchar.training.ranks:dismiss_at_exit")()
     conf = root / "conf"
+    OmegaConf.register_new_resolver(
+        "keys_of_script", lambda: keys_of_script(conf, config_name), replace=True
+    )
     sweeps = not {"-m", "--multirun"}.isdisjoint(sys.argv)
     sys.argv[1:] = [quote(argument, sweeps) for argument in sys.argv[1:]]
     signals.install()
@@ -159,6 +163,13 @@ def _function(target: str) -> Callable[..., Any]:
     module, _, name = target.partition(":")
     function: Callable[..., Any] = getattr(importlib.import_module(module), name)
     return function
+
+
+def keys_of_script(conf: Path, config_name: str) -> str:
+    """Return the keys of a script with their comments, as its file has them, for its help."""
+    text = (conf / f"{config_name}.yaml").read_text()
+    keys = text.partition("\n\n")[2].partition("\nhydra:\n")[0]
+    return keys.rstrip().replace("$", "$$")  # Hydra makes a string.Template of its help
 
 
 def quote(argument: str, sweeps: bool = False) -> str:

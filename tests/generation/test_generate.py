@@ -117,6 +117,23 @@ def test_a_pipe_is_read_as_the_prompt(generate, monkeypatch):
     assert generate() == generate(prompt="")
 
 
+def test_a_pipe_that_stays_open_is_said_to_be_read(generate, monkeypatch):
+    said = io.StringIO()
+
+    class Slow(io.StringIO):
+        def read(self) -> str:
+            deadline = time.monotonic() + 60
+            while not said.getvalue().endswith("\n"):
+                assert time.monotonic() < deadline
+            return super().read()
+
+    monkeypatch.setattr("litchar.generation.run.SECONDS_BEFORE_SAYING", 0)
+    monkeypatch.setattr(sys, "stderr", said)
+    monkeypatch.setattr(sys, "stdin", Slow("1 and 2\n"))
+    assert generate() == generate(prompt="1 and 2")
+    assert "Reading the prompt from standard input" in said.getvalue()
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -17,6 +18,8 @@ from litchar.generation.text_model import TextModel
 from litchar.generation.writing import Settings, check_whole
 from litchar.text.vocabulary import printable
 
+SECONDS_BEFORE_SAYING = 2  # that the prompt is awaited
+WAITING = "Reading the prompt from standard input, up to its end; prompt=TEXT would give one."
 NUM_SAMPLES = {None: 1, "file": 1, "line": 20}  # where it is not set, by what a document is
 
 
@@ -92,10 +95,15 @@ def prompts_of(config: DictConfig) -> list[str]:
     if config.prompts is None:
         if sys.stdin is None or sys.stdin.isatty():
             return [""]
+        waiting = threading.Timer(SECONDS_BEFORE_SAYING, print, [WAITING], {"file": sys.stderr})
+        waiting.daemon = True
+        waiting.start()
         try:
             return [sys.stdin.read().removesuffix("\n")]  # which echo adds
         except UnicodeDecodeError as error:
             raise UserError(f"standard input: not UTF-8 at byte {error.start}") from None
+        finally:
+            waiting.cancel()
     path = Path(config.prompts).expanduser()
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
