@@ -1,0 +1,245 @@
+"""Batching: one thread writes many texts together, a token of each at a time.
+
+A text joins between two tokens, and leaves when it has ended or nobody waits for it any more. What
+is written beside it changes nothing: on a CPU each text is read by itself, from weights that are
+fetched from memory once for all of them (`generation.lean`).
+"""
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from litchar.generation.readers import Prepared, Reader
+from litchar.generation.sampling import Step
+from litchar.serving.pieces import Piece
+
+
+class BusyError(Exception):
+    """As many texts are waiting as may be."""
+
+
+class StoppedError(Exception):
+    """A text was ended by a person."""
+
+
+class ClosedError(Exception):
+    """The batcher was closed before the text was written."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """A text that is asked for.
+
+    Attributes:
+        model: which is to write it.
+        prompt: ids, at least one: (T,)
+        length: how many ids are to follow, at most.
+        choose: takes the ids since its last call, (1, T), and the logits behind them, (1, V), and
+            returns the next id: (1,)
+        follow: makes pieces of the steps.
+    """
+
+    model: Prepared
+    prompt: np.ndarray
+    length: int
+    choose: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    follow: Callable[[Iterator[Step]], Iterator[Piece]]
+
+
+def given(ids: np.ndarray) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """Return a `choose` that chooses `ids`, (T,), one after the other."""
+    rest = iter(ids)
+    return lambda idx, logits: np.array([next(rest)])
+
+
+class Stream:
+    """A text under way, on the side of the event loop: iterated, it gives pieces as they come."""
+
+    def __init__(self, order: Order) -> None:
+        self.order = order
+        self.cancelled = False
+        self._loop = asyncio.get_running_loop()
+        self._arrived = asyncio.Event()
+        self._pieces: deque[Piece | Exception] = deque()
+
+    def cancel(self) -> None:
+        """Say that nobody waits for the rest."""
+        self.cancelled = True
+
+    def stop(self) -> None:
+        """End the text where it is iterated, with StoppedError behind what has come by now."""
+        self.cancel()
+        self.put(StoppedError())
+
+    def put(self, piece: Piece | Exception) -> None:
+        """Hand over what was written, from another thread."""
+        self._pieces.append(piece)
+        if len(self._pieces) > 1:
+            return  # the loop is told already
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens
+            self._loop.call_soon_threadsafe(self._arrived.set)
+
+    async def __aiter__(self) -> AsyncIterator[list[Piece]]:
+        """Yield all that has come since the last time, up to the piece that is the last one.
+
+        Raises:
+            Exception: that ended the text.
+        """
+        finished, error = False, None
+        try:
+            while not finished and error is None:
+                await self._arrived.wait()
+                self._arrived.clear()
+                pieces: list[Piece] = []
+                while self._pieces and error is None:
+                    piece = self._pieces.popleft()
+                    if isinstance(piece, Exception):
+                        error = piece
+                    else:
+                        pieces.append(piece)
+                if pieces:
+                    finished = pieces[-1].finish is not None
+                    yield pieces
+            if error is not None:
+                raise error
+        finally:
+            self.cancel()
+
+
+class Batcher:
+    """Writes the texts of streams in a thread of its own.
+
+    Args:
+        most_at_once: texts that are written together; others wait for their turn.
+        most_waiting: texts that may wait.
+    """
+
+    def __init__(self, most_at_once: int, most_waiting: int) -> None:
+        self.most_at_once = most_at_once
+        self.most_waiting = most_waiting
+        self._waiting: deque[Stream] = deque()
+        self._changed = threading.Condition()
+        self._closed = False
+        self.n_writing = 0
+        self._thread = threading.Thread(target=self._run, name="batcher", daemon=True)
+        self._thread.start()
+
+    def write(self, orders: Sequence[Order]) -> list[Stream]:
+        """Begin with texts as soon as there is room, all or none; called from an event loop.
+
+        Raises:
+            BusyError: there is no room for them to wait.
+            ClosedError: no text is written any more.
+        """
+        with self._changed:
+            if self._closed:
+                raise ClosedError
+            self._waiting = deque(stream for stream in self._waiting if not stream.cancelled)
+            free = self.most_at_once - self.n_writing + self.most_waiting
+            if len(self._waiting) + len(orders) > free:
+                raise BusyError
+            streams = [Stream(order) for order in orders]
+            self._waiting.extend(streams)
+            self._changed.notify()
+        return streams
+
+    @property
+    def n_waiting(self) -> int:
+        """How many texts wait."""
+        return len(self._waiting)
+
+    def close(self) -> None:
+        """End; texts under way are left as they are."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        texts: list[_Text] = []
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._closed or self._waiting or self.n_writing)
+                if self._closed:
+                    break
+                joining: list[Stream] = []
+                while self._waiting and len(texts) + len(joining) < self.most_at_once:
+                    joining.append(self._waiting.popleft())
+                self.n_writing = len(texts) + len(joining)
+            for stream in joining:
+                texts.append(_Text(stream))
+                with _ending(texts[-1:]):
+                    texts[-1].open()
+            texts = [text for text in texts if not (text.ended or text.stream.cancelled)]
+            self._turn(texts)
+            texts = [text for text in texts if not text.ended]
+            with self._changed:
+                self.n_writing = len(texts)
+            time.sleep(0)  # lets the event loop send what there is
+        for stream in [*self._waiting, *(text.stream for text in texts)]:
+            stream.put(ClosedError())
+
+    def _turn(self, texts: list["_Text"]) -> None:
+        """Write a token of each text."""
+        for model in {text.order.model: None for text in texts}:
+            own = [text for text in texts if text.order.model is model]
+            with _ending(own):
+                with torch.inference_mode():
+                    all_logits = model.read([t.reader for t in own], [t.idx for t in own])
+                for text, logits in zip(own, all_logits, strict=True):
+                    with _ending([text]):
+                        text.take(logits)
+
+
+@contextlib.contextmanager
+def _ending(texts: list["_Text"]) -> Iterator[None]:
+    """End texts with what goes wrong, such as too little memory; the thread goes on."""
+    try:
+        yield
+    except Exception as error:
+        for text in texts:
+            text.ended = True
+            text.stream.put(error)
+
+
+class _Text:
+    """A text under way, on the side of the thread."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+        self.order = stream.order
+        self.reader: Reader
+        self.ended = False
+        self.idx = self.order.prompt[None].astype(np.int64)
+        self._n_left = self.order.length
+        self._pieces = self.order.follow(self._steps())
+
+    def open(self) -> None:
+        """Make ready to read."""
+        with torch.inference_mode():
+            self.reader = self.order.model.open(1, self.idx.shape[1] + self.order.length)
+
+    def take(self, logits: np.ndarray) -> None:
+        """Choose the next id, and hand over what that makes certain."""
+        ids = self.order.choose(self.idx, logits)
+        self._step = Step(ids, logits)
+        self.idx = ids[:, None]
+        # One step is asked for each piece; after the last step comes what was held back.
+        for piece in self._pieces:
+            self.stream.put(piece)
+            if piece.finish:
+                self.ended = True
+            if self.ended or self._n_left:
+                return
+
+    def _steps(self) -> Iterator[Step]:
+        while self._n_left:
+            self._n_left -= 1
+            yield self._step

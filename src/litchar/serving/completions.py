@@ -1,0 +1,527 @@
+"""The OpenAI completions protocol: /v1/completions, /v1/models, /health."""
+
+import asyncio
+import json
+import secrets
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from http import HTTPStatus
+from typing import Any, TypeVar, cast
+
+import numpy as np
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from litchar.checkpoints import Checkpoint
+from litchar.errors import UserError
+from litchar.generation.readers import Prepared
+from litchar.generation.sampling import Chooser, Sampling
+from litchar.generation.writing import beginning
+from litchar.serving.batching import Batcher, BusyError, ClosedError, Order, Stream, given
+from litchar.serving.pieces import Token, Tokens, name_of, read, written
+from litchar.text.vocabulary import describe
+
+MOST_LIKELIEST = 20  # that may be asked for in `logprobs`
+MOST_SEED = 2**63 - 1
+CLIENT_CLOSED_REQUEST = 499  # as nginx's log has it
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What one request may ask for, and all together.
+
+    Attributes:
+        max_tokens: of each text.
+        max_prompt: tokens of each prompt.
+        at_once: texts that are written together.
+        waiting: texts that may wait for that.
+        body_bytes: of a request.
+    """
+
+    max_tokens: int
+    max_prompt: int
+    at_once: int
+    waiting: int
+    body_bytes: int
+
+
+class StreamOptions(BaseModel):
+    """What a stream tells beside the text."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    include_usage: bool = False
+
+
+class CompletionRequest(BaseModel):
+    """What a client asks for: OpenAI's names, and this package's where there is none of theirs."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    model: str
+    prompt: str | list[str] | list[int] | list[list[int]] = ""
+    max_tokens: int | None = Field(default=16, ge=0)
+    n: int | None = Field(default=1, ge=1)
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    seed: int | None = Field(default=None, ge=0, le=MOST_SEED)
+    stop: str | list[str] | None = None
+    stream: bool | None = False
+    stream_options: StreamOptions | None = None
+    logprobs: int | None = Field(default=None, ge=0, le=MOST_LIKELIEST)
+    echo: bool | None = False
+    user: str | None = None  # of the client's own records
+    # What this server has no counterpart of may be sent as what changes nothing.
+    best_of: int | None = None
+    frequency_penalty: float | None = 0
+    presence_penalty: float | None = 0
+    logit_bias: dict[str, float] | None = None
+    suffix: str | None = None
+
+    def sampling(self) -> Sampling:
+        """Return how characters are chosen; null is a setting's default.
+
+        Raises:
+            UserError: a setting is out of its range.
+        """
+        names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+        chosen = {name: getattr(self, name) for name in names}
+        return Sampling(**{name: value for name, value in chosen.items() if value is not None})
+
+    def stops(self) -> list[str]:
+        """Return the stop strings."""
+        return [self.stop] if isinstance(self.stop, str) else self.stop or []
+
+    def prompts(self) -> Sequence[str | Sequence[int]]:
+        """Return the prompts: texts, or ids."""
+        prompt = self.prompt
+        if isinstance(prompt, str):
+            return [prompt]
+        if prompt and isinstance(prompt[0], int):
+            return [prompt]
+        return cast(list[str] | list[list[int]], prompt)
+
+
+class RefusedError(Exception):
+    """A request that is not carried out, and why."""
+
+    def __init__(
+        self, message: str, param: str | None = None, code: str | None = None, status: int = 400
+    ) -> None:
+        super().__init__(message)
+        self.param = param
+        self.code = code
+        self.status = status
+
+
+def refusal(
+    message: str, status: int, param: str | None = None, code: str | None = None
+) -> JSONResponse:
+    """Return an error as OpenAI's clients read it."""
+    kind = "invalid_request_error" if status < HTTPStatus.INTERNAL_SERVER_ERROR else "server_error"
+    if status == HTTPStatus.TOO_MANY_REQUESTS:
+        kind = "rate_limit_error"
+    error = {"message": message, "type": kind, "param": param, "code": code}
+    return JSONResponse({"error": error}, status)
+
+
+class Completions:
+    """A model, and what answers requests of it."""
+
+    def __init__(self, checkpoint: Checkpoint, model: Prepared, name: str, limits: Limits) -> None:
+        self.vocabulary = checkpoint.vocabulary
+        self.cleaning = checkpoint.cleaning
+        self.model = model
+        self.name = name
+        self.limits = limits
+        self.created = int(checkpoint.path.stat().st_mtime)
+        self.batcher = Batcher(limits.at_once, limits.waiting)
+
+    def card(self) -> dict[str, Any]:
+        """Return what /v1/models says of the model."""
+        return {
+            "id": self.name,
+            "object": "model",
+            "created": self.created,
+            "owned_by": "litchar",
+        }
+
+    def check(self, request: CompletionRequest) -> None:
+        """Refuse what is not served.
+
+        Raises:
+            RefusedError: with the reason.
+        """
+        self.check_model(request.model)
+        limits = self.limits
+        if request.max_tokens is not None and request.max_tokens > limits.max_tokens:
+            raise RefusedError(
+                f"max_tokens={request.max_tokens}: this server writes at most {limits.max_tokens}",
+                "max_tokens",
+            )
+        if request.max_tokens == 0 and not request.echo:
+            raise RefusedError("max_tokens=0: nothing to write; it goes with echo", "max_tokens")
+        if any(not stop for stop in request.stops()):
+            raise RefusedError("stop: a stop string has at least one character", "stop")
+        if request.best_of not in (None, request.n):
+            raise RefusedError("best_of is not served; ask for n", "best_of")
+        for name in ("frequency_penalty", "presence_penalty"):
+            if getattr(request, name):
+                raise RefusedError(f"{name} is not served; there is repetition_penalty", name)
+        for name in ("logit_bias", "suffix"):
+            if getattr(request, name):
+                raise RefusedError(f"{name} is not served", name)
+        if request.stream_options is not None and not request.stream:
+            raise RefusedError("stream_options go with stream", "stream_options")
+        n_texts = len(request.prompts()) * (request.n or 1)
+        if not 0 < n_texts <= limits.at_once + limits.waiting:
+            most = limits.at_once + limits.waiting
+            raise RefusedError(f"prompt, n: 1 to {most} texts a request, and not {n_texts}", "n")
+
+    def check_model(self, name: str) -> None:
+        """Refuse a model that is not here.
+
+        Raises:
+            RefusedError: it is none.
+        """
+        if name != self.name:
+            raise RefusedError(
+                f"model {name!r} is not served here; there is {self.name!r}",
+                "model",
+                "model_not_found",
+                HTTPStatus.NOT_FOUND,
+            )
+
+    def encode(self, prompt: str | Sequence[int]) -> np.ndarray:
+        """Return the ids of a prompt: (T,).
+
+        Raises:
+            RefusedError: it is too long, or has what the model does not know.
+        """
+        size = len(self.vocabulary)
+        if isinstance(prompt, str):
+            text = self.cleaning(prompt)
+            if unknown := self.vocabulary.unknown(text):
+                raise RefusedError(f"prompt: the model never saw {describe(unknown)}", "prompt")
+            ids = self.vocabulary.encode(text)
+        else:
+            wrong = next((token for token in prompt if not 0 <= token < size), None)
+            if wrong is not None:
+                raise RefusedError(f"prompt: there is no token {wrong} of {size}", "prompt")
+            ids = np.array(prompt)
+        if len(ids) > self.limits.max_prompt:
+            raise RefusedError(
+                f"prompt: {len(ids)} tokens, and this server reads at most "
+                f"{self.limits.max_prompt}",
+                "prompt",
+            )
+        return ids.astype(np.int64)
+
+    def begin(self, request: CompletionRequest) -> list["Text"]:
+        """Begin with all texts of a request.
+
+        Raises:
+            RefusedError: the request asks for what cannot be.
+            BusyError: there is no room for it.
+        """
+        self.check(request)
+        try:
+            sampling = request.sampling()
+        except UserError as error:
+            raise RefusedError(str(error), str(error).partition("=")[0]) from None
+        seed = secrets.randbelow(2**32) if request.seed is None else request.seed
+        prompts = [self.encode(prompt) for prompt in request.prompts()]
+        texts = [
+            Text(self, request, prompt, sampling, seed + i)
+            for prompt in prompts
+            for i in range(request.n or 1)
+        ]
+        streams = self.batcher.write([order for text in texts for order in text.orders])
+        for text in texts:
+            text.streams, streams = streams[: len(text.orders)], streams[len(text.orders) :]
+        return texts
+
+
+class Text:
+    """One text of a request, in the protocol's form.
+
+    Attributes:
+        orders: what is to be asked of the batcher: to read the prompt, if its log-probabilities
+            are wanted, and to write what follows.
+        streams: of the orders.
+        n_read: how many tokens the prompt has.
+        n_written: how many were sampled.
+    """
+
+    def __init__(
+        self,
+        served: Completions,
+        request: CompletionRequest,
+        prompt: np.ndarray,
+        sampling: Sampling,
+        seed: int,
+    ) -> None:
+        vocabulary, model, n_likeliest = served.vocabulary, served.model, request.logprobs
+        self.vocabulary = vocabulary
+        self.logprobs = n_likeliest is not None
+        self.echo = vocabulary.decode(prompt) if request.echo else None
+        self.orders: list[Order] = []
+        self.streams: list[Stream] = []
+        self.n_read = len(prompt)
+        self.n_written = 0
+        self.prompt_tokens: list[Token] = []  # that nothing stands before
+
+        begun = beginning(vocabulary, prompt)
+        if request.echo and self.logprobs:
+            of_prompt = Tokens(vocabulary, n_likeliest or 0)
+            if len(begun) == len(prompt):
+                self.prompt_tokens.append(of_prompt.first(int(prompt[0])))
+            if len(begun) > 1:
+                choose = given(begun[1:])
+                follow = partial(read, tokens=of_prompt)
+                self.orders.append(Order(model, begun[:1], len(begun) - 1, choose, follow))
+        length = served.limits.max_tokens if request.max_tokens is None else request.max_tokens
+        if length:
+            stop = [served.cleaning(text) for text in request.stops()]
+            tokens = (
+                Tokens(vocabulary, n_likeliest or 0, len(self.echo or ""))
+                if self.logprobs
+                else None
+            )
+            follow = partial(written, vocabulary=vocabulary, stop=stop, tokens=tokens)
+            self.orders.append(
+                Order(model, begun, length, Chooser(sampling, [seed]).choose, follow)
+            )
+        self.length = length
+
+    async def parts(self) -> AsyncIterator[dict[str, Any]]:
+        """Yield the text part by part, as `choices` of the protocol have them."""
+        streams = list(self.streams)
+        try:
+            if self.echo is not None:
+                tokens = self.prompt_tokens
+                if len(streams) > bool(self.length):
+                    async for pieces in streams.pop(0):
+                        tokens += [token for piece in pieces for token in piece.tokens]
+                yield self._part(self.echo, tokens, None if self.length else "length")
+            if self.length:
+                async for pieces in streams.pop():
+                    self.n_written += sum(piece.n_ids for piece in pieces)
+                    finish = pieces[-1].finish
+                    yield self._part(
+                        "".join(piece.text for piece in pieces),
+                        [token for piece in pieces for token in piece.tokens],
+                        "stop" if finish in ("stop", "end") else finish,
+                    )
+        finally:
+            self.cancel()
+
+    async def whole(self) -> dict[str, Any]:
+        """Return the text at once."""
+        whole = self._part("", [], None)
+        async for part in self.parts():
+            whole["text"] += part["text"]
+            whole["finish_reason"] = part["finish_reason"]
+            for name, values in (part["logprobs"] or {}).items():
+                whole["logprobs"][name] += values
+        return whole
+
+    def cancel(self) -> None:
+        """Say that nobody waits for the rest."""
+        for stream in self.streams:
+            stream.cancel()
+
+    def _part(self, text: str, tokens: list[Token], finish: str | None) -> dict[str, Any]:
+        logprobs = None
+        if self.logprobs:
+            logprobs = {
+                "tokens": [token.text for token in tokens],
+                "token_logprobs": [token.log_prob for token in tokens],
+                "top_logprobs": [self._likeliest(token) for token in tokens],
+                "text_offset": [token.offset for token in tokens],
+            }
+        return {"text": text, "logprobs": logprobs, "finish_reason": finish}
+
+    def _likeliest(self, token: Token) -> dict[str, float] | None:
+        if token.likeliest is None:
+            return None
+        return {name_of(self.vocabulary, i): log_prob for i, log_prob in token.likeliest}
+
+
+def build(served: Completions) -> FastAPI:
+    """Return the application that answers requests of a model."""
+    # The pages that FastAPI makes of an interface load scripts from elsewhere.
+    app = FastAPI(title="litchar", docs_url=None, redoc_url=None)
+    app.add_middleware(BodyLimit, most=served.limits.body_bytes)
+
+    @app.exception_handler(RefusedError)
+    async def refused(_: Request, error: RefusedError) -> Response:
+        return refusal(str(error), error.status, error.param, error.code)
+
+    @app.exception_handler(RequestValidationError)
+    async def unfit(_: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        if first["type"] == "json_invalid":
+            return refusal(f"the body is no JSON: {first['ctx']['error']}", HTTPStatus.BAD_REQUEST)
+        param = next(map(str, first["loc"][1:]), None)
+        return refusal(f"{param or 'the body'}: {first['msg']}", HTTPStatus.BAD_REQUEST, param)
+
+    @app.exception_handler(HTTPException)
+    async def http(_: Request, error: HTTPException) -> Response:
+        return refusal(str(error.detail), error.status_code)
+
+    @app.exception_handler(BusyError)
+    async def busy(_: Request, error: BusyError) -> Response:
+        return refusal("too many texts are waiting; try again", HTTPStatus.TOO_MANY_REQUESTS)
+
+    @app.exception_handler(ClosedError)
+    async def closed(_: Request, error: ClosedError) -> Response:
+        return refusal("the server is ending", HTTPStatus.SERVICE_UNAVAILABLE)
+
+    @app.exception_handler(Exception)
+    async def failed(_: Request, error: Exception) -> Response:
+        return refusal("the server failed; its log says how", HTTPStatus.INTERNAL_SERVER_ERROR)
+
+    @app.get("/")
+    @app.get("/health")
+    async def health() -> dict[str, Any]:
+        batcher = served.batcher
+        counts = {"writing": batcher.n_writing, "waiting": batcher.n_waiting}
+        return {"status": "ok", "model": served.name} | counts
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        return {"object": "list", "data": [served.card()]}
+
+    @app.get("/v1/models/{name:path}")
+    async def model(name: str) -> dict[str, Any]:
+        served.check_model(name)
+        return served.card()
+
+    @app.post("/v1/completions")
+    async def completions(body: CompletionRequest, request: Request) -> Response:
+        texts = served.begin(body)
+        head = {
+            "id": f"cmpl-{secrets.token_hex(12)}",
+            "object": "text_completion",
+            "created": int(time.time()),
+            "model": served.name,
+        }
+        if body.stream:
+            options = body.stream_options or StreamOptions()
+            return StreamingResponse(
+                events(texts, head, options.include_usage), media_type="text/event-stream"
+            )
+        wholes = await unless_gone(request, asyncio.gather(*(text.whole() for text in texts)))
+        if wholes is None:
+            for text in texts:
+                text.cancel()
+            return Response(status_code=CLIENT_CLOSED_REQUEST)
+        choices = [{"index": i} | whole for i, whole in enumerate(wholes)]
+        return JSONResponse(head | {"choices": choices, "usage": usage(texts)})
+
+    return app
+
+
+class BodyLimit:
+    """Reads no more of a request's body than may be.
+
+    FastAPI's own `max_body_size` answers in plain text, which OpenAI's clients do not read.
+    """
+
+    def __init__(self, app: ASGIApp, most: int) -> None:
+        self.app = app
+        self.most = most
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on a request whose body is refused when it is found too long."""
+        n_read = 0
+
+        async def receive_some() -> Message:
+            nonlocal n_read
+            message = await receive()
+            n_read += len(message.get("body", b""))
+            if n_read > self.most:
+                raise HTTPException(
+                    HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+                    f"the body is longer than {self.most} bytes",
+                )
+            return message
+
+        await self.app(scope, receive_some, send)
+
+
+async def unless_gone(request: Request, work: asyncio.Future[T]) -> T | None:
+    """Return the outcome of `work`, or None, and cancel it, if the client hangs up before."""
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    leaving: asyncio.Future[Any] = asyncio.create_task(gone())
+    try:
+        await asyncio.wait({work, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        return await work if work.done() else None
+    finally:
+        work.cancel()
+        leaving.cancel()
+
+
+async def events(
+    texts: list[Text], head: dict[str, Any], include_usage: bool
+) -> AsyncIterator[str]:
+    """Yield the parts of all texts as server-sent events, as they come."""
+    parts: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
+
+    async def pump(index: int, text: Text) -> None:
+        async for part in text.parts():
+            parts.put_nowait({"index": index} | part)
+
+    async def pump_all() -> None:
+        try:
+            await asyncio.gather(*(pump(index, text) for index, text in enumerate(texts)))
+        finally:
+            parts.put_nowait(None)
+
+    pumping = asyncio.create_task(pump_all())
+    try:
+        while (part := await parts.get()) is not None:
+            yield event(head | {"choices": [part]})
+        await pumping
+        if include_usage:
+            yield event(head | {"choices": [], "usage": usage(texts)})
+        yield "data: [DONE]\n\n"
+    except Exception as error:
+        message = "the server is ending" if isinstance(error, ClosedError) else "the server failed"
+        yield event({"error": {"message": message, "type": "server_error"}})
+        if not isinstance(error, ClosedError):
+            raise
+    finally:
+        pumping.cancel()
+        for text in texts:
+            text.cancel()
+
+
+def event(data: dict[str, Any]) -> str:
+    """Return a server-sent event."""
+    return f"data: {json.dumps(data)}\n\n"
+
+
+def usage(texts: list[Text]) -> dict[str, int]:
+    """Return how many tokens were read and written."""
+    read_, written_ = (sum(getattr(t, name) for t in texts) for name in ("n_read", "n_written"))
+    return {
+        "prompt_tokens": read_,
+        "completion_tokens": written_,
+        "total_tokens": read_ + written_,
+    }

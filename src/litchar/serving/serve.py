@@ -1,0 +1,45 @@
+"""`scripts/serve.py`: a trained model behind the OpenAI completions protocol."""
+
+from dataclasses import fields
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from litchar.checkpoints import Checkpoint, find
+from litchar.device import choose_device
+from litchar.generation.readers import Prepared
+from litchar.generation.writing import check_whole
+from litchar.serving import completions, host
+
+
+def run(config: DictConfig) -> None:
+    """Answer requests until a signal comes.
+
+    Raises:
+        UserError: the checkpoint, the place or a limit is unfit.
+    """
+    names = [field.name for field in fields(completions.Limits)]
+    for name in (*names, "shutdown_seconds"):
+        check_whole(name, config[name], least=0 if name in ("waiting", "shutdown_seconds") else 1)
+    limits = completions.Limits(**{name: config[name] for name in names})
+    device = choose_device(config.device)
+    with host.bind(config.host, config.port) as listening:
+        path = find(config.checkpoint, Path(config.outputs_dir))
+        checkpoint = Checkpoint.load(path)
+        model = Prepared(checkpoint.build_model(device))
+        name = str(config.name or name_of(path))
+        served = completions.Completions(checkpoint, model, name, limits)
+        url = host.address(listening)
+        said = f"{path}, step {checkpoint.step:,}\nmodel {name} at {url}/v1, Ctrl-C ends"
+        app, close = completions.build(served), served.batcher.close
+        server = host.Server(app, listening, said, config.shutdown_seconds, close)
+        try:
+            server.serve_until_signal()
+        finally:
+            close()
+
+
+def name_of(path: Path) -> str:
+    """Return what a checkpoint is called: as its run, or as its file where it is in none."""
+    run = path.resolve().parent
+    return run.parent.name if run.name == "checkpoints" else path.stem

@@ -1,0 +1,366 @@
+"""The server of the OpenAI protocol, asked by OpenAI's own client."""
+
+import contextlib
+import http.client
+import json
+import math
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import numpy as np
+import openai
+import pytest
+import torch
+from servers import running, save, untrained
+
+from litchar.checkpoints import Checkpoint
+from litchar.generation import Sampling, generate
+from litchar.generation.readers import Prepared
+from litchar.serving.completions import Completions, Limits, build
+from litchar.text import ByteVocabulary, Vocabulary
+
+LETTERS = Vocabulary("abcdefgh \n")
+LIMITS = {
+    "max_tokens": 10**6,
+    "max_prompt": 100,
+    "at_once": 8,
+    "waiting": 300,
+    "body_bytes": 5000,
+}
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("serving")
+
+
+@contextlib.contextmanager
+def serving(directory, vocabulary, name, data=None, **limits):
+    model = untrained(vocabulary)
+    checkpoint = Checkpoint.load(save(directory / f"{name}.ckpt", vocabulary, model, **data or {}))
+    prepared = Prepared(checkpoint.build_model())
+    served = Completions(checkpoint, prepared, name, Limits(**(LIMITS | limits)))
+    try:
+        with running(build(served), served.batcher.close) as url:
+            yield url, served
+    finally:
+        served.batcher.close()
+
+
+@pytest.fixture(scope="module")
+def server(directory):
+    with serving(directory, LETTERS, "letters") as (url, served):
+        yield url, served
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    with openai.OpenAI(base_url=f"{server[0]}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+@pytest.fixture
+def complete(client):
+    def complete(**settings):
+        return client.completions.create(**({"model": "letters", "prompt": "abc"} | settings))
+
+    return complete
+
+
+def alone(server, prompt: str, n: int, seed: int, **settings) -> str:
+    """The text as generate writes it."""
+    ids = LETTERS.encode(prompt)[None]
+    steps = generate(server[1].model, ids, n, Sampling(**settings), [seed])
+    return LETTERS.decode([int(step.ids[0]) for step in steps])
+
+
+def test_a_completion_is_the_text_that_generate_writes(complete, server):
+    for settings in ({}, {"temperature": 0.5, "top_p": 0.9}, {"temperature": 0}):
+        answer = complete(max_tokens=50, seed=3, **settings)
+        (choice,) = answer.choices
+        assert choice.text == alone(server, "abc", 50, 3, **settings)
+        assert choice.finish_reason == "length"
+        assert (answer.model, answer.object) == ("letters", "text_completion")
+        assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (3, 50)
+    ours = {"top_k": 3, "min_p": 0.05, "repetition_penalty": 1.5}
+    answer = complete(max_tokens=50, seed=3, extra_body=ours)
+    assert answer.choices[0].text == alone(server, "abc", 50, 3, **ours)
+    assert len(complete().choices[0].text) == 16  # as OpenAI has it where nothing is said
+
+
+def test_without_a_seed_each_text_is_another(complete):
+    texts = {complete(max_tokens=50).choices[0].text for _ in range(3)}
+    assert len(texts) == 3
+
+
+def test_several_prompts_and_texts_come_in_order(complete, server):
+    answer = complete(prompt=["ab", "cd ", ""], n=2, seed=5, max_tokens=20)
+    assert [choice.index for choice in answer.choices] == list(range(6))
+    expected = [alone(server, p, 20, seed) for p in ("ab", "cd ", "\n") for seed in (5, 6)]
+    assert [choice.text for choice in answer.choices] == expected  # "" begins with id 0, "\n"
+    assert answer.usage.total_tokens == 2 * (2 + 3 + 0) + 6 * 20
+    ids = [LETTERS.encode(prompt).tolist() for prompt in ("ab", "cd ")]
+    answer = complete(prompt=ids, n=2, seed=5, max_tokens=20)
+    assert [choice.text for choice in answer.choices] == expected[:4]
+    answer = complete(prompt=ids[1], seed=5, max_tokens=20)
+    assert [choice.text for choice in answer.choices] == expected[2:3]
+
+
+def test_a_stream_is_the_same_text_bit_by_bit(complete, server):
+    chunks = list(
+        complete(n=2, seed=4, max_tokens=400, stream=True, stream_options={"include_usage": True})
+    )
+    assert chunks[-1].usage.completion_tokens == 800
+    texts, reasons = ["", ""], [None, None]
+    for chunk in chunks[:-1]:
+        (choice,) = chunk.choices
+        assert reasons[choice.index] is None  # nothing comes behind the last part
+        texts[choice.index] += choice.text
+        reasons[choice.index] = choice.finish_reason
+    assert texts == [alone(server, "abc", 400, seed) for seed in (4, 5)]
+    assert reasons == ["length", "length"]
+    assert len(chunks) > 10
+
+
+def test_the_wire_format_is_server_sent_events(server):
+    body = {"model": "letters", "prompt": "ab", "max_tokens": 3, "stream": True}
+    with httpx.stream("POST", f"{server[0]}/v1/completions", json=body) as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        lines = [line for line in answer.iter_lines() if line]
+    assert all(line.startswith("data: ") for line in lines)
+    assert lines[-1] == "data: [DONE]"
+    assert json.loads(lines[0].removeprefix("data: "))["object"] == "text_completion"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_stop_string_ends_the_text_before_it(complete, server, stream):
+    whole = alone(server, "abc", 300, 1)
+    stop = whole[100:103]
+    expected = whole[: whole.index(stop)]
+    answer = complete(max_tokens=300, seed=1, stop=[stop, "never"], stream=stream, logprobs=0)
+    choices = [chunk.choices[0] for chunk in answer] if stream else answer.choices
+    assert "".join(choice.text for choice in choices) == expected
+    assert choices[-1].finish_reason == "stop"
+    tokens = [token for choice in choices for token in choice.logprobs.tokens]
+    assert "".join(tokens) == expected
+
+
+def test_log_probabilities_are_the_models_own(complete, server):
+    model = server[1].model.model
+    for settings in ({}, {"temperature": 0.3, "top_p": 0.5}):
+        (choice,) = complete(max_tokens=8, seed=2, logprobs=3, echo=True, **settings).choices
+        assert choice.text == "abc" + alone(server, "abc", 8, 2, **settings)
+        logprobs = choice.logprobs
+        ids = torch.from_numpy(LETTERS.encode(choice.text).astype(np.int64))
+        with torch.inference_mode():
+            expected = model(ids[None])[0].log_softmax(-1)
+        assert "".join(logprobs.tokens) == choice.text
+        assert logprobs.text_offset == list(range(11))
+        assert logprobs.token_logprobs[0] is logprobs.top_logprobs[0] is None
+        for t in range(1, 11):
+            own = expected[t - 1, ids[t]].item()
+            assert logprobs.token_logprobs[t] == pytest.approx(own, abs=1e-5)
+            best = {LETTERS.decode([i]): expected[t - 1, i].item() for i in range(len(LETTERS))}
+            best = dict(sorted(best.items(), key=lambda item: -item[1])[:3])
+            assert logprobs.top_logprobs[t] == pytest.approx(best, abs=1e-5)
+    (scored,) = complete(prompt="abcd", max_tokens=0, logprobs=0, echo=True).choices
+    assert (scored.text, scored.finish_reason) == ("abcd", "length")
+    assert scored.logprobs.token_logprobs[0] is None
+    assert len(scored.logprobs.token_logprobs) == 4
+    (first,) = complete(prompt="", max_tokens=1, logprobs=1, echo=True).choices
+    assert len(first.text) == len(first.logprobs.tokens) == 1
+    assert complete(prompt="a", max_tokens=0, echo=True).choices[0].logprobs is None
+
+
+def test_sixty_four_clients_at_once_lose_nothing_and_change_nothing(client, complete, server):
+    answers = {}
+
+    def ask(seed: int) -> None:
+        length = 20 + seed
+        if seed % 2:
+            text = complete(seed=seed, max_tokens=length).choices[0].text
+        else:
+            chunks = complete(seed=seed, max_tokens=length, stream=True)
+            text = "".join(chunk.choices[0].text for chunk in chunks)
+        answers[seed] = text
+
+    threads = [threading.Thread(target=ask, args=(seed,)) for seed in range(64)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for seed in range(64):
+        assert answers[seed] == alone(server, "abc", 20 + seed, seed)
+    assert len(set(answers.values())) == 64
+
+
+def test_models_and_health(client, server):
+    (model,) = client.models.list().data
+    assert (model.id, model.owned_by) == ("letters", "litchar")
+    assert client.models.retrieve("letters").id == "letters"
+    with pytest.raises(openai.NotFoundError, match="'gpt' is not served here; there is 'letters'"):
+        client.models.retrieve("gpt")
+    health = httpx.get(f"{server[0]}/health").json()
+    assert health == {"status": "ok", "model": "letters", "writing": 0, "waiting": 0}
+
+
+@pytest.mark.parametrize(
+    ("settings", "param", "message"),
+    [
+        ({"prompt": "abé"}, "prompt", "never saw 'é' .LATIN SMALL LETTER E WITH ACUTE"),
+        ({"prompt": [1, 10]}, "prompt", "no token 10 of 10"),
+        ({"prompt": [-1]}, "prompt", "no token -1"),
+        ({"prompt": "a" * 101}, "prompt", "101 tokens, and this server reads at most 100"),
+        ({"prompt": ["a", 1]}, "prompt", "valid string"),
+        ({"prompt": []}, "n", "1 to 308 texts"),
+        ({"n": 400}, "n", "1 to 308 texts"),
+        ({"n": 0}, "n", "greater than or equal to 1"),
+        ({"temperature": -1}, "temperature", "must be 0 .* or more"),
+        ({"temperature": "hot"}, "temperature", "valid number"),
+        ({"top_p": 0}, "top_p", r"must lie in \(0, 1\]"),
+        ({"max_tokens": 10**6 + 1}, "max_tokens", "at most 1000000"),
+        ({"max_tokens": 0}, "max_tokens", "nothing to write"),
+        ({"max_tokens": -1}, "max_tokens", "greater than or equal to 0"),
+        ({"seed": -1}, "seed", "greater than or equal to 0"),
+        ({"logprobs": 21}, "logprobs", "less than or equal to 20"),
+        ({"stop": ""}, "stop", "at least one character"),
+        ({"best_of": 3}, "best_of", "ask for n"),
+        ({"presence_penalty": 1.0}, "presence_penalty", "there is repetition_penalty"),
+        ({"logit_bias": {"1": 5}}, "logit_bias", "not served"),
+        ({"suffix": "x"}, "suffix", "not served"),
+        ({"extra_body": {"top_q": 1}}, "top_q", "Extra inputs are not permitted"),
+        ({"stream_options": {"include_usage": True}}, "stream_options", "go with stream"),
+    ],
+)
+def test_a_bad_request_is_refused_with_the_reason(complete, settings, param, message):
+    with pytest.raises(openai.BadRequestError, match=message) as refusal:
+        complete(**settings)
+    assert refusal.value.param == param
+    assert refusal.value.type == "invalid_request_error"
+
+
+def test_an_unknown_model_is_not_found(complete):
+    with pytest.raises(openai.NotFoundError, match="'gpt' is not served") as refusal:
+        complete(model="gpt")
+    assert refusal.value.code == "model_not_found"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "content", "status", "message"),
+    [
+        ("POST", "/v1/completions", b'{"model": ', 400, "the body is no JSON"),
+        ("POST", "/v1/completions", b"\xff\xfe", 400, ""),
+        ("POST", "/v1/completions", b"[1]", 400, "the body"),
+        ("POST", "/v1/completions", b"{}", 400, "model: Field required"),
+        ("POST", "/v1/completions", b" " * 5001, 413, ""),
+        ("GET", "/v1/completions", b"", 405, "Method Not Allowed"),
+        ("POST", "/v1/chat/completions", b"{}", 404, "Not Found"),
+    ],
+)
+def test_every_refusal_has_openais_shape(server, method, path, content, status, message):
+    headers = {"content-type": "application/json"}
+    answer = httpx.request(method, server[0] + path, content=content, headers=headers)
+    assert answer.status_code == status
+    error = answer.json()["error"]
+    assert message in error["message"]
+    assert error["type"] == "invalid_request_error"
+
+
+def test_a_body_without_a_length_is_measured_as_it_comes(server):
+    def endless():
+        for _ in range(100):
+            yield b" " * 1000
+
+    headers = {"content-type": "application/json"}
+    answer = httpx.post(f"{server[0]}/v1/completions", content=endless(), headers=headers)
+    assert answer.status_code == 413
+
+
+def test_another_sites_name_for_this_machine_is_not_answered(server):
+    assert httpx.get(f"{server[0]}/health", headers={"host": "evil.example"}).status_code == 400
+
+
+def wait_until(url: str, **counts: int) -> None:
+    """Wait until the server writes so many texts, and so many wait."""
+    deadline = time.monotonic() + 60
+    while not counts.items() <= httpx.get(f"{url}/health").json().items():
+        assert time.monotonic() < deadline
+
+
+def test_a_client_that_hangs_up_frees_its_place(complete, server):
+    stream = complete(max_tokens=10**6, n=3, stream=True)
+    next(iter(stream))
+    wait_until(server[0], writing=3)
+    stream.close()
+    wait_until(server[0], writing=0)
+    with asked(server[0], model="letters", max_tokens=10**6):
+        wait_until(server[0], writing=1)
+    wait_until(server[0], writing=0)
+
+
+@contextlib.contextmanager
+def asked(url: str, **body):
+    """A client that has asked and may wait for the answer, or hang up."""
+    connection = http.client.HTTPConnection(url.removeprefix("http://"))
+    headers = {"content-type": "application/json"}
+    connection.request("POST", "/v1/completions", json.dumps(body), headers)
+    with contextlib.closing(connection):
+        yield connection
+
+
+def test_what_has_no_room_to_wait_is_refused_and_all_else_is_written(directory):
+    endless, short = {"model": "busy", "max_tokens": 10**6}, {"model": "busy", "max_tokens": 9}
+    with serving(directory, LETTERS, "busy", at_once=2, waiting=1) as (url, served):
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+        with asked(url, **endless) as last:
+            with asked(url, **endless):
+                wait_until(url, writing=2)
+                waiting = contextlib.ExitStack()
+                third = waiting.enter_context(asked(url, **short))
+                wait_until(url, writing=2, waiting=1)
+                with pytest.raises(openai.RateLimitError, match="too many texts are waiting"):
+                    client.completions.create(model="busy", prompt="a")
+            with waiting:  # one has hung up
+                text = json.load(third.getresponse())["choices"][0]["text"]
+                assert len(text) == 9
+            wait_until(url, writing=1, waiting=0)
+            served.batcher.close()
+            answer = last.getresponse()
+            assert answer.status == 503
+            assert json.load(answer)["error"]["message"] == "the server is ending"
+        with pytest.raises(openai.InternalServerError, match="the server is ending"):
+            client.completions.create(model="busy", prompt="a")
+
+
+def test_bytes_make_up_characters_and_a_clean_prompt_is_read(directory):
+    with serving(directory, ByteVocabulary(), "bytes", {"lowercase": True}) as (url, served):
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+        answer = client.completions.create(
+            model="bytes", prompt="É你", max_tokens=30, seed=1, echo=True, logprobs=1
+        )
+        (choice,) = answer.choices
+        assert choice.text.startswith("é你")
+        assert answer.usage.prompt_tokens == 5
+        assert choice.logprobs.tokens[:3] == ["bytes:\\xc3", "bytes:\\xa9", "bytes:\\xe4"]
+        assert choice.logprobs.text_offset[:6] == [0, 0, 1, 1, 1, 2]
+        assert len(choice.logprobs.tokens) == 35
+        assert not any(math.isnan(p) for p in choice.logprobs.token_logprobs[1:])
+        ids = served.vocabulary.encode("é你")[None]
+        steps = generate(served.model, ids, 30, seeds=[1])
+        assert choice.text == "é你" + served.vocabulary.decode([int(s.ids[0]) for s in steps])
+
+
+def test_a_document_ends_with_a_stop(directory):
+    lines = Vocabulary("ab", document="line")
+    with serving(directory, lines, "lines") as (url, _):
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+        answer = client.completions.create(
+            model="lines", prompt="ab", max_tokens=10**4, seed=1, echo=True, logprobs=0
+        )
+        (choice,) = answer.choices
+        assert choice.finish_reason == "stop"
+        assert set(choice.text) == {"a", "b"}
+        assert choice.logprobs.token_logprobs[0] is not None  # the boundary stands before it
+        assert "".join(choice.logprobs.tokens) == choice.text
