@@ -1,0 +1,404 @@
+"""`scripts/playground.py`: a page to write with trained models in a browser.
+
+The page is plain HTML. It has no script, and forbids the browser to run any, so that nothing that a
+model writes can do more than be read: the text is a page of its own in a frame, sent bit by bit as
+it is sampled, and what a character's probability was stands in an attribute that CSS shows.
+"""
+
+import asyncio
+import html
+import json
+import math
+import secrets
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from http import HTTPStatus
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import (
+    FileResponse,
+    HTMLResponse,
+    PlainTextResponse,
+    Response,
+    StreamingResponse,
+)
+from jinja2 import Environment, FileSystemLoader
+from omegaconf import DictConfig
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from litchar.checkpoints import Checkpoint, find, trained
+from litchar.device import choose_device
+from litchar.errors import UserError
+from litchar.generation.readers import Prepared
+from litchar.generation.sampling import Chooser
+from litchar.generation.scoring import COLOURS
+from litchar.generation.writing import Settings, beginning, check_whole
+from litchar.serving import host
+from litchar.serving.batching import Batcher, BusyError, ClosedError, Order, StoppedError, Stream
+from litchar.serving.pieces import Piece, Token, Tokens, name_of, written
+from litchar.text import Vocabulary
+from litchar.text.vocabulary import describe, printable
+
+HERE = Path(__file__).parent
+MOST_LOADED = 3  # models that are kept in memory
+N_LIKELIEST = 5  # characters that are shown beside the one that was chosen
+LEVELS = [least for least, _ in COLOURS[::-1]]  # of surprise, in bits
+SIGNS = {"\n": "↵", " ": "␣", "\t": "⇥"}  # for what would not be seen
+BAR = 24  # characters of a bar for a probability of 1
+ENDS = {
+    "end": "The document ended.",
+    "stop": "Stopped before the text that was to stop it.",
+    "length": "The length was reached.",
+    "stopped": "Stopped.",
+}
+NUMBERS = (
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+    "max_new_tokens",
+    "seed",
+)
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; style-src 'self'; frame-src 'self'; "
+    "img-src data:; form-action 'self'; frame-ancestors 'self'; base-uri 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model in memory."""
+
+    vocabulary: Vocabulary
+    checkpoint: Checkpoint
+    model: Prepared
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained model that may be chosen.
+
+    Attributes:
+        name: its directory under outputs/, or its file.
+        path: its checkpoint.
+    """
+
+    name: str
+    path: Path
+
+    @property
+    def label(self) -> str:
+        """What the list shows: the name, and how good it is."""
+        try:
+            summary = json.loads((self.path.parents[1] / "summary.json").read_text())
+            return f"loss {summary['best_val_loss']:.3f}: {self.name}"
+        except (OSError, ValueError, KeyError, TypeError):
+            return self.name
+
+
+class Playground:
+    """What the page's requests share.
+
+    Args:
+        chosen: the checkpoint that is chosen when the page opens.
+    """
+
+    def __init__(self, config: DictConfig, chosen: Path) -> None:
+        self.config = config
+        self.device = choose_device(config.device)
+        self.outputs = Path(config.outputs_dir).resolve()
+        self.chosen = chosen.resolve()
+        self.batcher = Batcher(config.at_once, config.waiting)
+        self.under_way: dict[str, Stream] = {}  # by page
+        self._loaded: OrderedDict[tuple[Path, int], Loaded] = OrderedDict()
+        self._loading = asyncio.Lock()
+
+    def runs(self) -> list[Run]:
+        """Return the runs that have a checkpoint, the newest first, and the chosen one's."""
+        paths = trained(self.outputs)
+        runs = [Run(str(path.parents[1].relative_to(self.outputs)), path) for path in paths]
+        other = [] if self.chosen in paths else [Run(str(self.chosen), self.chosen)]
+        return other + runs
+
+    async def load(self, name: str) -> Loaded:
+        """Return the model of a run.
+
+        Raises:
+            UserError: there is no such run, or its checkpoint is unfit.
+        """
+        path = next((run.path for run in self.runs() if run.name == name), None)
+        if path is None:
+            raise UserError(f"{name}: there is no such run any more; reload the page")
+        async with self._loading:
+            key = (path, path.stat().st_mtime_ns)
+            if key not in self._loaded:
+                self._loaded[key] = await asyncio.to_thread(self._load, path)
+            self._loaded.move_to_end(key)
+            while len(self._loaded) > MOST_LOADED:
+                self._loaded.popitem(last=False)
+            return self._loaded[key]
+
+    def _load(self, path: Path) -> Loaded:
+        checkpoint = Checkpoint.load(path)
+        model = Prepared(checkpoint.build_model(self.device))
+        return Loaded(checkpoint.vocabulary, checkpoint, model)
+
+    def order(self, loaded: Loaded, form: Mapping[str, str]) -> tuple[str, int, Order]:
+        """Return what a form asks for: the prompt, the seed, and what is to be written.
+
+        Raises:
+            UserError: a setting or the prompt is unfit.
+        """
+        vocabulary, cleaning = loaded.vocabulary, loaded.checkpoint.cleaning
+        numbers: dict[str, Any] = {name: number(form, name) for name in NUMBERS}
+        if numbers["seed"] is None:
+            numbers["seed"] = secrets.randbelow(2**32)
+        settings = Settings(**numbers)
+        if settings.max_new_tokens > self.config.limit:
+            raise UserError(f"Length: at most {self.config.limit} characters")
+        # A form sends every line end as two characters.
+        prompt = cleaning(form.get("prompt", "").replace("\r\n", "\n"))
+        if len(prompt) > self.config.max_prompt:
+            raise UserError(f"Prompt: at most {self.config.max_prompt} characters")
+        if unknown := vocabulary.unknown(prompt):
+            raise UserError(f"The model never saw {describe(unknown)}.")
+        stop = cleaning(form.get("stop", "").replace("\\n", "\n"))
+        ids = beginning(vocabulary, vocabulary.encode(prompt))
+        follow = partial(
+            written,
+            vocabulary=vocabulary,
+            stop=[stop] if stop else [],
+            tokens=Tokens(vocabulary, N_LIKELIEST),
+        )
+        choose = Chooser(settings, [settings.seed]).choose
+        order = Order(loaded.model, ids, settings.max_new_tokens, choose, follow)
+        return prompt, settings.seed, order
+
+
+class Characters:
+    """Makes HTML of a text as it comes, and counts.
+
+    Attributes:
+        n: characters.
+        bits: of surprise, of all together.
+    """
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.vocabulary = vocabulary
+        self.n = 0
+        self.bits = 0.0
+
+    def show(self, piece: Piece) -> str:
+        """Return the characters of a piece, each with its level of surprise and what to say."""
+        by_offset: dict[int, list[Token]] = {}
+        for token in piece.tokens:
+            by_offset.setdefault(token.offset, []).append(token)
+        shown = []
+        for character in piece.text:
+            tokens = by_offset.get(self.n, [])
+            self.n += 1
+            bits = -sum(token.log_prob or 0.0 for token in tokens) / math.log(2)
+            self.bits += bits
+            level = sum(bits >= least for least in LEVELS) - 1
+            classes = f"s{level}" + (" n" if character == "\n" else "")
+            said = escaped(self._say(character, tokens, bits))
+            shown.append(
+                f'<span class="{classes}" data-p="{said}" tabindex="-1">{escaped(character)}</span>'
+            )
+        return "".join(shown)
+
+    def _say(self, character: str, tokens: list[Token], bits: float) -> str:
+        """Return how likely a character was, and what else might have stood there.
+
+        Of a character of several bytes, each chosen after the one before, only the first.
+        """
+        lines = [f"{sign(character)} was {2**-bits:.1%} likely: {bits:.1f} bits of surprise"]
+        if len(tokens) == 1:
+            for token, log_prob in tokens[0].likeliest or ():
+                p = math.exp(log_prob)
+                bar = "█" * round(BAR * p) or "▏"
+                chosen = " ◂" if token == tokens[0].id else ""
+                name = sign(name_of(self.vocabulary, token))
+                lines.append(f"{name}  {p:6.1%} {bar}{chosen}")
+        return "\n".join(lines)
+
+    def summary(self) -> str:
+        """Return how much was written."""
+        if not self.n:
+            return "No character"
+        return f"{self.n:,} characters, {self.bits / self.n:.2f} bits each"
+
+
+def sign(character: str) -> str:
+    """Return a character so that it can be seen."""
+    return SIGNS.get(character) or printable(character)
+
+
+def escaped(text: str) -> str:
+    """Return a text as HTML that shows it."""
+    return html.escape(printable(text))
+
+
+def encoded(text: str) -> bytes:
+    """Return a text as UTF-8; half a pair of surrogates, which has none, as a question mark."""
+    return text.encode("utf-8", "replace")
+
+
+class Guard:
+    """Sends what the browser is to forbid, and takes no form from another site's page."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer as the application does, with `HEADERS`."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(HEADERS)
+            await send(message)
+
+        app: ASGIApp = self.app
+        site = Headers(scope=scope).get("sec-fetch-site", "same-origin")
+        if scope["method"] == "POST" and site != "same-origin":
+            app = PlainTextResponse("This form is another page's.", HTTPStatus.FORBIDDEN)
+        await app(scope, receive, send_with_headers)
+
+
+def number(form: Mapping[str, str], name: str) -> int | float | None:
+    """Return a field of a form; None if it is empty.
+
+    Raises:
+        UserError: it is no number.
+    """
+    said = form.get(name, "").strip()
+    if not said:
+        return None
+    for kind in (int, float):
+        try:
+            return kind(said)
+        except ValueError:
+            pass
+    raise UserError(f"{name}={said}: must be a number")
+
+
+def run(config: DictConfig) -> None:
+    """Show the page until a signal comes.
+
+    Raises:
+        UserError: the checkpoint, the place or a limit is unfit.
+    """
+    for name in ("limit", "max_prompt", "at_once", "waiting"):
+        check_whole(name, config[name], least=0 if name == "waiting" else 1)
+    given = {name: config[name] for name in (*NUMBERS, "stop")}
+    Settings(**given | {"seed": 0 if config.seed is None else config.seed})
+    with host.bind(config.host, config.port) as listening:
+        chosen = find(config.checkpoint, Path(config.outputs_dir))
+        playground = Playground(config, chosen)
+        Checkpoint.load(chosen)  # now, while a person looks at the terminal
+        said = f"Playground at {host.address(listening)}, Ctrl-C ends"
+        app, close = build(playground), playground.batcher.close
+        try:
+            host.Server(app, listening, said, 0, close).serve_until_signal()
+        finally:
+            close()
+
+
+def build(playground: Playground) -> FastAPI:
+    """Return the application behind the page."""
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, max_body_size=1 << 20)
+    app.add_middleware(Guard)
+    pages = Environment(loader=FileSystemLoader(HERE), autoescape=True)
+    pages.filters["shown"] = lambda value: "" if value is None else value
+
+    @app.get("/")
+    async def page() -> HTMLResponse:
+        return HTMLResponse(
+            pages.get_template("playground.html").render(
+                page=secrets.token_hex(8),
+                runs=await asyncio.to_thread(playground.runs),
+                chosen=playground.chosen,
+                config=playground.config,
+            )
+        )
+
+    @app.get("/style.css")
+    async def style() -> FileResponse:
+        return FileResponse(HERE / "style.css")
+
+    def head() -> str:
+        levels = [f"{least} to {most}" for least, most in pairwise(LEVELS)]
+        levels.append(f"{LEVELS[-1]} or more")
+        return pages.get_template("text.html").render(levels=levels)
+
+    @app.get("/text")
+    async def nothing_yet() -> HTMLResponse:
+        hint = "The text will stand here. Point at one of its characters, or click it, to see how"
+        hint += " likely it was, and what else might have stood in its place."
+        return HTMLResponse(f'{head()}<p class="hint">{hint}</p>')
+
+    @app.post("/write")
+    async def write(request: Request) -> Response:
+        form = {name: str(value) for name, value in (await request.form()).items()}
+        try:
+            loaded = await playground.load(form.get("run", ""))
+            prompt, seed, order = playground.order(loaded, form)
+            (stream,) = playground.batcher.write([order])
+        except (UserError, BusyError, ClosedError, OSError) as error:
+            said = (
+                "Too many texts are being written; try again."
+                if isinstance(error, BusyError)
+                else str(error)
+            )
+            shown = f'<p class="error" role="alert">{html.escape(printable(said))}</p>'
+            return HTMLResponse(head() + shown, HTTPStatus.BAD_REQUEST)
+        key = form.get("page", "") or secrets.token_hex(8)
+        if key in playground.under_way:
+            playground.under_way[key].stop()
+        playground.under_way[key] = stream
+        return StreamingResponse(
+            text_page(head(), loaded.vocabulary, prompt, seed, stream, key), media_type="text/html"
+        )
+
+    async def text_page(
+        begin: str, vocabulary: Vocabulary, prompt: str, seed: int, stream: Stream, key: str
+    ) -> AsyncIterator[bytes]:
+        characters = Characters(vocabulary)
+        try:
+            yield encoded(f"{begin}<pre><b>{escaped(prompt)}</b>")
+            said = ENDS["stopped"]
+            try:
+                async for pieces in stream:
+                    yield encoded("".join(map(characters.show, pieces)))
+                    if pieces[-1].finish:
+                        said = ENDS[pieces[-1].finish]
+            except (StoppedError, ClosedError):
+                pass
+            end = f"{characters.summary()}, seed {seed}. {said}"
+            yield encoded(f'</pre><p class="end" role="status">{end}</p>')
+        finally:
+            stream.cancel()
+            if playground.under_way.get(key) is stream:
+                del playground.under_way[key]
+
+    @app.post("/stop")
+    async def stop(request: Request) -> Response:
+        stream = playground.under_way.get(str((await request.form()).get("page", "")))
+        if stream is not None:
+            stream.stop()
+        return Response(status_code=HTTPStatus.NO_CONTENT)  # the browser stays where it is
+
+    return app
