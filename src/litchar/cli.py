@@ -55,6 +55,7 @@ PATHS = frozenset(  # and names, which may be null as well
         "documents",
         "meta",
         "host",
+        "tune.storage",
     }
 )
 
@@ -170,6 +171,17 @@ def keys_of_script(conf: Path, config_name: str) -> str:
     text = (conf / f"{config_name}.yaml").read_text()
     keys = text.partition("\n\n")[2].partition("\nhydra:\n")[0]
     return keys.rstrip().replace("$", "$$")  # Hydra makes a string.Template of its help
+
+
+def no_multirun(arguments: list[str], conf: Path, config_name: str) -> list[str]:
+    """Refuse `-m`, for a script whose one run has many trainings in it.
+
+    Raises:
+        UserError: it was asked for.
+    """
+    if {"-m", "--multirun"} & set(arguments):
+        raise UserError(f"-m: {config_name} takes one value for each key; leave -m out")
+    return arguments
 
 
 def quote(argument: str, sweeps: bool = False) -> str:

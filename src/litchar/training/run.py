@@ -5,7 +5,7 @@ import functools
 import logging
 import shlex
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
+from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
@@ -63,11 +64,14 @@ def main(config: DictConfig, run_dir: Path) -> float | Outcome | None:
     return run_job(config, run_dir) if sweeps else run(config, run_dir)
 
 
-def run(config: DictConfig, run_dir: Path) -> float | None:
+def run(
+    config: DictConfig, run_dir: Path, callbacks: Sequence[Callback] = ()
+) -> float | None:
     """Train as `config` says, with everything recorded in `run_dir`; or go on with what is there.
 
     Args:
         config: as `conf/train.yaml` composes it.
+        callbacks: beside those of the configuration.
 
     Returns:
         the best validation loss, in nats per token.
@@ -80,7 +84,7 @@ def run(config: DictConfig, run_dir: Path) -> float | None:
     console = Console(highlight=False)
     with _sole_owner(run_dir), contextlib.ExitStack() as leaving:
         try:
-            ready = leaving.enter_context(made_ready(config, run_dir, console))
+            ready = leaving.enter_context(made_ready(config, run_dir, console, callbacks))
         except Exception as error:
             if is_users(error):
                 _remove_traces(run_dir)
@@ -178,12 +182,19 @@ class Prepared:
     parent: Checkpoint | None
 
     def trainer(
-        self, run_dir: Path, place: Place, console: Console, say: Callable[[str], None]
+        self,
+        run_dir: Path,
+        place: Place,
+        console: Console,
+        say: Callable[[str], None],
+        callbacks: Sequence[Callback] = (),
     ) -> tuple[L.Trainer, Metrics, Samples]:
         """Return what `make_trainer` does."""
         step = self.resumed.step if self.resumed else 0
         vocabulary = self.data.store.vocabulary
-        return make_trainer(self.config, run_dir, vocabulary, step, place, console, say)
+        return make_trainer(
+            self.config, run_dir, vocabulary, step, place, console, say, callbacks
+        )
 
     def for_the_others(self) -> DictConfig:
         """Return the configuration with which other ranks prepare the very same."""
@@ -207,7 +218,9 @@ class Ready:
 
 
 @contextlib.contextmanager
-def made_ready(config: DictConfig, run_dir: Path, console: Console) -> Iterator[Ready]:
+def made_ready(
+    config: DictConfig, run_dir: Path, console: Console, callbacks: Sequence[Callback] = ()
+) -> Iterator[Ready]:
     """Settle everything that can be wrong before a run begins, and bring its ranks together.
 
     Nothing is written.
@@ -230,7 +243,7 @@ def made_ready(config: DictConfig, run_dir: Path, console: Console) -> Iterator[
     place = settle_devices(config.trainer, device_of(config.trainer.accelerator))
     with Leader(place, abandon) as leader:
         prepared = prepare(config, run_dir, place, say)
-        made = prepared.trainer(run_dir, place, console, say)
+        made = prepared.trainer(run_dir, place, console, say, callbacks)
         leader.begin(prepared.for_the_others(), run_dir, prepared.device)
         yield Ready(prepared, *made, leader, say)
 

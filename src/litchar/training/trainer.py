@@ -2,13 +2,14 @@
 
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import lightning as L
 import torch
 from hydra.utils import instantiate
 from lightning.fabric.utilities.warnings import PossibleUserWarning
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 from rich.console import Console
@@ -34,6 +35,7 @@ def make_trainer(
     place: Place,
     console: Console,
     say: Callable[[str], None],
+    callbacks: Sequence[Callback] = (),
 ) -> tuple[L.Trainer, Metrics, Samples]:
     """Return the Trainer that `config.trainer` describes, and what measures and samples in it.
 
@@ -43,6 +45,7 @@ def make_trainer(
         place: of this process among those of the run.
         console: where the progress is shown.
         say: prints a line there.
+        callbacks: beside those of the configuration.
     """
     characters_per_batch = config.data.batch_size * config.data.block_size
     metrics = Metrics(run_dir, characters_per_batch, config.target_val_loss)
@@ -63,6 +66,7 @@ def make_trainer(
             StopSignals(),
             *([Profile(run_dir / "profile", say)] if config.profile else []),
             *(instantiate(callback) for callback in config.callbacks.values()),
+            *callbacks,
             *([checkpoints] if config.trainer.enable_checkpointing else []),
         ],
     )

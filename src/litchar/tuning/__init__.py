@@ -1,0 +1,1 @@
+"""Tuning: many runs that search for the settings with the lowest validation loss."""

@@ -1,0 +1,199 @@
+"""What a study found: the best settings as an experiment file, and a report as HTML and PNG."""
+
+import html
+import io
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+from optuna.trial import FrozenTrial, TrialState
+from rich.console import Console
+from rich.table import Table
+
+from litchar.analysis.page import STYLE
+from litchar.tuning.slots import filled, root
+from litchar.tuning.study import Search, training_overrides
+
+PLOTS = {  # of `optuna.visualization`, and how many completed trials each needs
+    "plot_optimization_history": 1,
+    "plot_intermediate_values": 1,
+    "plot_param_importances": 2,
+    "plot_parallel_coordinate": 2,
+    "plot_slice": 1,
+}
+
+
+def write_report(
+    study: optuna.Study, total: int, search: Search, directory: Path, outputs: Path
+) -> None:
+    """Write `report.html` and `report.png` into the study's directory, and its best settings to
+    where `experiment=tune/NAME` finds them; nothing of it if no trial has completed."""
+    if not _completed(study):
+        return
+    _write(best_place(outputs, directory.name), best_experiment(study, search).encode())
+    _write(directory / "report.html", _page(study, total).encode())
+    _write(directory / "report.png", _picture(study))
+
+
+def print_report(study: optuna.Study, total: int, directory: Path, console: Console) -> None:
+    """Print the best trials, what became of the others, and what to do next."""
+    trials = filled(study.get_trials(deepcopy=False), total)
+    outcomes = [str(trial.user_attrs["outcome"]) for trial in trials]
+    counted = ", ".join(f"{outcomes.count(name)} {name}" for name in dict.fromkeys(outcomes))
+    console.print(f"\n{len(trials)} trials: {counted}")
+    completed = _completed(study)
+    if not completed:
+        return
+    table = Table(box=None, pad_edge=False)
+    table.add_column("trial", justify="right")
+    table.add_column("best val loss", justify="right")
+    table.add_column("settings", overflow="fold")
+    for trial in completed[:5]:
+        table.add_row(str(root(trial)), f"{trial.value:.4f}", _settings(trial))
+    console.print(table)
+    console.print(f"\nReport: {directory / 'report.html'}", soft_wrap=True)
+    console.print(
+        f"Next:\n  python scripts/train.py experiment=tune/{directory.name}", soft_wrap=True
+    )
+
+
+def best_place(outputs: Path, name: str) -> Path:
+    """Return where the best settings of a study are written; `outputs` is searched by Hydra."""
+    return outputs / "experiment" / "tune" / f"{name}.yaml"
+
+
+def best_experiment(study: optuna.Study, search: Search) -> str:
+    """Return an experiment file: what the study's command line fixed, and the best values."""
+    best = _completed(study)[0]
+    groups = set(GlobalHydra.instance().config_loader().list_groups(""))
+    defaults: list[Any] = []
+    values = OmegaConf.create()
+    fixed = search.compose({})
+    for given in training_overrides(search.overrides):
+        key = given.key_or_group
+        if key == "experiment":
+            defaults.insert(0, f"/experiment/{given.value()}")
+        elif key in groups or "/" in key:
+            defaults.append({f"override /{key}": given.value()})
+        elif key == "data.path":
+            OmegaConf.update(values, key, OmegaConf.to_container(fixed.data)["path"])
+        else:
+            OmegaConf.update(values, key, given.value())
+    for key, value in best.params.items():
+        if key in groups:
+            defaults.append({f"override /{key}": value})
+        else:
+            OmegaConf.update(values, key, value)
+    body = OmegaConf.create({"defaults": defaults} if defaults else {})
+    return (
+        "# @package _global_\n"
+        f"# python scripts/train.py experiment=tune/{study.study_name}\n"
+        f"# Trial {root(best)} of {study.user_attrs['command']}\n"
+        f"# Validation loss {best.value:.4f} nats per token, seed {fixed.seed}.\n"
+        f"{OmegaConf.to_yaml(body) if defaults else ''}{OmegaConf.to_yaml(values)}"
+    )
+
+
+def _completed(study: optuna.Study) -> list[FrozenTrial]:
+    """Return the trials that were trained to their end, the best first."""
+    done = [t for t in study.get_trials(deepcopy=False) if t.state == TrialState.COMPLETE]
+    return sorted(done, key=lambda trial: (trial.value, trial.number))
+
+
+def _settings(trial: FrozenTrial) -> str:
+    return ", ".join(f"{key}={short(value)}" for key, value in trial.params.items())
+
+
+def short(value: object) -> str:
+    """Return a value of the search space as a person reads it."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _page(study: optuna.Study, total: int) -> str:
+    """Return the report as one page that needs nothing beside it."""
+    title = html.escape(f"Study {study.study_name}")
+    plots = ""
+    for name in _drawable(study):
+        figure = getattr(optuna.visualization, name)(study)
+        figure.update_layout(template="plotly_white")
+        plots += figure.to_html(full_html=False, include_plotlyjs=not plots)
+    keys = sorted({key for trial in study.trials for key in trial.params})
+    rows = [
+        [
+            str(root(trial)),
+            "" if trial.value is None else f"{trial.value:.4f}",
+            str(trial.user_attrs.get("outcome", "running")),
+            *(short(trial.params.get(key, "")) for key in keys),
+            str(trial.user_attrs.get("reason", "")),
+        ]
+        for trial in filled(study.get_trials(deepcopy=False), total)
+    ]
+    rows.sort(key=lambda row: (row[2] != "completed", float(row[1] or "inf")))
+    headings = ["trial", "val loss", "outcome", *keys, "reason"]
+    table = "<tr>" + "".join(f"<th>{html.escape(heading)}</th>" for heading in headings) + "</tr>"
+    for row in rows:
+        table += "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>"
+    return (
+        f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{title}</title>'
+        f"<style>{STYLE}</style><h1>{title}</h1>"
+        f"<p>{html.escape(str(study.user_attrs['command']))}</p>{plots}"
+        f'<h2>Trials</h2><div class="table"><table>{table}</table></div></html>\n'
+    )
+
+
+def _drawable(study: optuna.Study) -> list[str]:
+    """Return the plots for which there are enough trials."""
+    done = len(_completed(study))
+    return [name for name, needed in PLOTS.items() if done >= needed]
+
+
+def _picture(study: optuna.Study) -> bytes:
+    """Return the same plots one below the other, as a PNG.
+
+    Optuna's functions each make a figure of their own.
+    """
+    import matplotlib.image
+
+    with matplotlib.rc_context({"figure.dpi": 110}), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # experimental, and of layouts
+        images = [
+            _drawn(getattr(optuna.visualization.matplotlib, name), study)
+            for name in _drawable(study)
+        ]
+        widest = max(image.shape[1] for image in images)
+        padded = [
+            np.pad(image, ((0, 0), (0, widest - image.shape[1]), (0, 0)), constant_values=255)
+            for image in images
+        ]
+        picture = io.BytesIO()
+        matplotlib.image.imsave(picture, np.concatenate(padded))
+    return picture.getvalue()
+
+
+def _drawn(plot: Callable[[optuna.Study], Any], study: optuna.Study) -> np.ndarray:
+    import matplotlib.pyplot as plt
+
+    axes = plot(study)
+    figure = np.ravel(axes)[0].figure
+    figure.set_size_inches(11, 4)
+    figure.canvas.draw()
+    image = np.asarray(figure.canvas.buffer_rgba()).copy()
+    plt.close(figure)
+    return image
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a file whole: several workers may end at once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
+    try:
+        draft.write_bytes(content)
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)

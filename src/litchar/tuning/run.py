@@ -1,0 +1,207 @@
+"""A worker of a study: from a composed configuration to the best settings and a report."""
+
+import contextlib
+import json
+import os
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import optuna
+from filelock import FileLock, Timeout
+from hydra.utils import instantiate
+from lightning.pytorch.callbacks import Callback
+from omegaconf import DictConfig, OmegaConf
+from optuna.samplers import BaseSampler
+from rich.console import Console
+
+from litchar.errors import DivergedError, Interrupted, UserError, is_users
+from litchar.training import run as training
+from litchar.training.callbacks import Metrics
+from litchar.training.trainer import quiet_libraries
+from litchar.tuning.report import print_report, short, write_report
+from litchar.tuning.space import Value, suggest
+from litchar.tuning.storage import open_storage
+from litchar.tuning.study import Search, check_same_search, open_study, study_directory
+from litchar.tuning.worker import Worker
+
+ALL_REFUSED = 5  # trials, and none that could be trained: the fault lies in what all have in common
+
+
+def run(config: DictConfig, output_dir: Path) -> None:
+    """Take part in the study that `config.tune` describes until all its trials are finished.
+
+    Raises:
+        UserError: the configuration, the search space or the text is unfit, or the study is
+            another one.
+        Interrupted: a signal ended it; the trial under way is saved.
+    """
+    quiet_libraries()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.disable_default_handler()
+    console = Console(file=sys.stdout, highlight=False)
+    tune = config.tune
+    for key, kind in (("trials", int), ("beat_seconds", int | float)):
+        if not isinstance(tune[key], kind) or isinstance(tune[key], bool) or tune[key] <= 0:
+            raise UserError(f"tune.{key}={tune[key]}: must be a number above 0")
+    directory = study_directory(config)
+    search = Search.of(config)
+    storage = open_storage(tune.storage, directory)
+    study = open_study(directory.name, storage, search, command_line())
+    study.pruner = instantiate(tune.pruner)
+
+    def make_sampler(number: int) -> BaseSampler:
+        return instantiate(tune.sampler, seed=sampler_seed(config.seed, number))
+
+    console.print(f"Study {directory.name}: {tune.trials} trials; {directory}", soft_wrap=True)
+    with Worker(study, storage, directory, tune.trials, tune.beat_seconds, make_sampler) as worker:
+        while (trial := worker.take()) is not None:
+            check_same_search(study, search)
+            run_trial(trial, worker, search, directory / "trials", console)
+            _stop_if_all_are_refused(study)
+    outputs = Path(config.outputs_dir).absolute()
+    write_report(study, tune.trials, search, directory, outputs)
+    print_report(study, tune.trials, directory, console)
+
+
+def run_trial(
+    trial: optuna.Trial, worker: Worker, search: Search, runs: Path, console: Console
+) -> None:
+    """Train with the values that the sampler chooses, or go on with what a lost trial has done.
+
+    Raises:
+        Interrupted: a signal ended it.
+    """
+    values = suggest(trial, search.space)
+    slot = trial.user_attrs.get("root", trial.number)
+    shown = ", ".join(f"{key}={short(value)}" for key, value in values.items())
+    console.print(f"trial {slot}: {shown}", soft_wrap=True)
+    about = {"study": trial.study.study_name, "trial": slot, "values": values}
+    watch = Watch(trial, about)
+    reason = None
+    run_dir = _free_run_dir(runs, slot, trial.number)
+    attributes = {"run": str(run_dir)}
+    try:
+        loss = _train(search, values, run_dir, watch)
+        outcome = "pruned" if watch.pruned else "completed"
+    except Interrupted:
+        worker.finish(trial, "interrupted", **attributes)
+        console.print(f"trial {slot}: interrupted; the same line goes on with it")
+        raise
+    except DivergedError as error:
+        outcome, loss, reason = "diverged", None, str(error)
+    except Exception as error:
+        if not is_users(error):
+            worker.finish(trial, "failed", **attributes, reason=f"{type(error).__name__}: {error}")
+            raise
+        outcome, loss, reason = "infeasible", None, _first_line(error)
+    if reason is not None:
+        attributes["reason"] = reason
+    if (run_dir / "trial.json").exists():
+        _mark(run_dir, **about, outcome=outcome)
+    if not worker.finish(trial, outcome, loss, **attributes):
+        reason = "another worker took it over meanwhile; its result counts"
+    result = f"val loss {watch.best:.4f}, " if watch.best is not None else ""
+    console.print(f"trial {slot}: {result}{outcome}{f': {reason}' if reason else ''}")
+
+
+class Watch(Callback):
+    """Reports each validation of a run to the study, and stops the run if the pruner says so.
+
+    Validations are numbered from 1; a run that goes on reports those that are missing.
+    """
+
+    def __init__(self, trial: optuna.Trial, about: dict[str, Any]) -> None:
+        self.trial = trial
+        self.about = about
+        self.pruned = False
+        self.best: float | None = None
+        self._reported = set(trial.study._storage.get_trial(trial._trial_id).intermediate_values)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write into the run's directory which trial it is."""
+        _mark(Path(trainer.default_root_dir), **self.about, outcome=None)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Report, and stop if it is among the losing ones."""
+        if trainer.state.fn != "fit":
+            return
+        metrics = next(one for one in trainer.callbacks if isinstance(one, Metrics))
+        self.best = metrics.best_val_loss
+        for number, point in enumerate(metrics.history, 1):
+            if number not in self._reported:
+                self.trial.report(point["val/loss"], number)
+                self._reported.add(number)
+        ends = trainer.should_stop or trainer.global_step >= trainer.max_steps > 0
+        if not ends and self.trial.should_prune():
+            self.pruned = trainer.should_stop = True
+            _mark(Path(trainer.default_root_dir), **self.about, outcome="pruned")
+
+
+def sampler_seed(seed: int, number: int) -> int:
+    """Return a seed for the trial with this place in a study: the same whoever asks, whenever."""
+    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+
+
+def command_line() -> str:
+    """Return what was typed."""
+    script = os.path.relpath(sys.argv[0]) if os.path.exists(sys.argv[0]) else sys.argv[0]
+    return shlex.join(["python", script, *sys.argv[1:]])
+
+
+def _train(search: Search, values: Mapping[str, Value], run_dir: Path, watch: Watch) -> float:
+    """Return the best validation loss of a run; what it prints goes to its `train.log`."""
+    if (done := _result(run_dir)) is not None:  # its worker was killed before it could say so
+        watch.best, watch.pruned = done
+        return watch.best
+    config = search.compose(values, "resume=auto")
+    config.run_dir = str(run_dir).replace("${", r"\${")
+    (run_dir / ".hydra").mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(config, run_dir / ".hydra" / "config.yaml")
+    with open(run_dir / "train.log", "a") as log, contextlib.redirect_stdout(log):
+        return training.run(config, run_dir, [watch])
+
+
+def _result(run_dir: Path) -> tuple[float, bool] | None:
+    """Return the loss of a run that has ended, and whether it was pruned."""
+    with contextlib.suppress(OSError, ValueError):
+        summary = json.loads((run_dir / "summary.json").read_text())
+        if summary["status"] == "completed":
+            pruned = json.loads((run_dir / "trial.json").read_text())["outcome"] == "pruned"
+            return float(summary["best_val_loss"]), pruned
+    return None
+
+
+def _mark(run_dir: Path, **mark: Any) -> None:
+    """Write into a run's directory which trial it is, and how that ended."""
+    draft = run_dir / ".trial.json.draft"
+    draft.write_text(json.dumps(mark, indent=2) + "\n")
+    os.replace(draft, run_dir / "trial.json")
+
+
+def _free_run_dir(runs: Path, slot: int, number: int) -> Path:
+    """Return the run directory of a slot: the one where a lost trial left its checkpoints, unless a
+    worker that was taken for dead still trains there."""
+    run_dir = runs / f"{slot:04}"
+    try:
+        if run_dir.exists():
+            with FileLock(run_dir / ".lock", timeout=0):
+                pass
+    except Timeout:
+        return runs / f"{slot:04}-{number}"
+    return run_dir
+
+
+def _stop_if_all_are_refused(study: optuna.Study) -> None:
+    ended = [trial.user_attrs for trial in study.get_trials(deepcopy=False)]
+    refused = [one["reason"] for one in ended if one.get("outcome") == "infeasible"]
+    if len(refused) >= ALL_REFUSED and len(refused) == sum("outcome" in one for one in ended):
+        raise UserError(f"all {len(refused)} trials were refused; the last one: {refused[-1]}")
+
+
+def _first_line(error: Exception) -> str:
+    return " ".join(str(error.__cause__ or error).split())

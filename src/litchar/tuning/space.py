@@ -1,0 +1,123 @@
+"""The search space: from `conf/tune` to Optuna's distributions, and a trial's values to overrides."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from optuna import Trial
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+
+from litchar.errors import UserError
+
+Value = None | bool | int | float | str
+KINDS: dict[str, type[BaseDistribution]] = {
+    "float": FloatDistribution,
+    "int": IntDistribution,
+    "categorical": CategoricalDistribution,
+}
+FIELDS = {  # of each kind: those that it needs, and those that it may have
+    "float": ({"low": float, "high": float}, {"log": bool, "step": float}),
+    "int": ({"low": int, "high": int}, {"log": bool, "step": int}),
+    "categorical": ({"choices": list}, {}),
+}
+
+
+def read_space(space: Mapping[str, Any]) -> dict[str, BaseDistribution]:
+    """Return Optuna's distributions by the dotted key that each is for.
+
+    Args:
+        space: `tune.space`: nested as the configuration is, or by dotted keys. A leaf is a `type`
+            (float, int or categorical) with the arguments of Optuna's distribution of that name:
+            `low`, `high`, `log` and `step`, or `choices`.
+
+    Raises:
+        UserError: it is malformed, and the message names the key.
+    """
+    found = {key: _distribution(key, leaf) for key, leaf in _leaves(space, "")}
+    if not found:
+        raise UserError(
+            "tune.space is empty; name keys to search, such as "
+            "'+tune.space.optimizer.lr={type:float,low:1e-4,high:1e-2,log:true}'"
+        )
+    return found
+
+
+def suggest(trial: Trial, space: Mapping[str, BaseDistribution]) -> dict[str, Value]:
+    """Return the values that the sampler chooses for `trial`, or that it has already."""
+    values: dict[str, Value] = {}
+    for key, distribution in space.items():
+        if isinstance(distribution, FloatDistribution):
+            values[key] = trial.suggest_float(
+                key,
+                distribution.low,
+                distribution.high,
+                step=distribution.step,
+                log=distribution.log,
+            )
+        elif isinstance(distribution, IntDistribution):
+            values[key] = trial.suggest_int(
+                key,
+                distribution.low,
+                distribution.high,
+                step=distribution.step,
+                log=distribution.log,
+            )
+        elif isinstance(distribution, CategoricalDistribution):
+            values[key] = trial.suggest_categorical(key, distribution.choices)
+    return values
+
+
+def override(key: str, value: Value) -> str:
+    """Return a value as Hydra reads it on a command line."""
+    if value is None:
+        return f"{key}=null"
+    if isinstance(value, bool):
+        return f"{key}={str(value).lower()}"
+    if isinstance(value, str) and not value.replace("_", "").isalnum():
+        return f"{key}='" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    return f"{key}={value}"
+
+
+def _leaves(node: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for name, child in node.items():
+        key = f"{prefix}{name}"
+        if not isinstance(child, Mapping):
+            raise UserError(
+                f"tune.space.{key}={child}: must be a distribution, such as "
+                "{type: float, low: 1e-4, high: 1e-2, log: true}"
+            )
+        if "type" in child or {"low", "high", "choices"} & set(child):
+            yield key, child
+        else:
+            yield from _leaves(child, f"{key}.")
+
+
+def _distribution(key: str, leaf: Mapping[str, Any]) -> BaseDistribution:
+    place = f"tune.space.{key}"
+    kind = leaf.get("type")
+    if kind not in FIELDS:
+        raise UserError(f"{place}: type={kind}; there are {', '.join(FIELDS)}")
+    needed, optional = FIELDS[kind]
+    given = {name: value for name, value in leaf.items() if name != "type" and value is not None}
+    if missing := needed.keys() - given.keys():
+        raise UserError(f"{place}: a {kind} needs {' and '.join(sorted(missing))}")
+    for name, value in given.items():
+        expected = (needed | optional).get(name)
+        if expected is None:
+            names = ", ".join([*needed, *optional])
+            raise UserError(f"{place}: a {kind} has no {name}; it has {names}")
+        fits = isinstance(value, int | float) if expected is float else isinstance(value, expected)
+        if not fits or (expected is not bool and isinstance(value, bool)):
+            raise UserError(f"{place}: {name}={value} must be a {expected.__name__}")
+    if kind == "categorical":
+        for choice in given["choices"]:
+            if not isinstance(choice, Value):
+                raise UserError(f"{place}: the choice {choice} must be a number, a text, or null")
+    try:
+        return KINDS[kind](**given)
+    except ValueError as error:
+        raise UserError(f"{place}: {error}") from None

@@ -1,0 +1,74 @@
+"""Where a study is kept: a journal file, or a database."""
+
+import os
+from pathlib import Path
+
+from filelock import FileLock
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend
+
+from litchar.errors import UserError
+
+LOCK_SECONDS = 60.0  # that SQLite waits for another process
+
+
+def open_storage(url: str | None, directory: Path) -> BaseStorage:
+    """Return the database at `url`, or for None the journal in `directory`.
+
+    Raises:
+        UserError: it cannot be opened.
+    """
+    if url is None:
+        directory.mkdir(parents=True, exist_ok=True)
+        journal = directory / "journal.log"
+        return JournalStorage(JournalFileBackend(str(journal), JournalLock(journal)))
+    waits = {"connect_args": {"timeout": LOCK_SECONDS}} if url.startswith("sqlite") else {}
+    try:
+        return RDBStorage(url, engine_kwargs=waits)
+    except Exception as error:  # whatever a driver may raise for an address, a network or a login
+        if isinstance(error, ModuleNotFoundError) or "install" in str(error).lower():
+            remedy = f"its driver is missing: pip install {getattr(error, 'name', None) or 'it'}"
+        else:
+            remedy = "an example is sqlite:////absolute/path/studies.db"
+        reason = str(error.__cause__ or error).strip().split("\n")[0]
+        raise UserError(f"tune.storage={url}: cannot be opened ({reason}); {remedy}") from None
+
+
+class JournalLock:
+    """Lets one process at a time write a journal, whatever happens to it.
+
+    Optuna's own locks are files that stay when their process is killed; others wait half a minute
+    for them. The kernel gives this one back at once. And a line that was cut off by a full disk or
+    a power cut is taken away before the next is written behind it, which nobody could read.
+    """
+
+    def __init__(self, journal: Path) -> None:
+        self.journal = journal
+        self._lock = FileLock(f"{journal}.lock")
+
+    def acquire(self) -> bool:
+        """Wait for the lock, and mend the journal's end."""
+        self._lock.acquire()
+        try:
+            with open(self.journal, "r+b") as file:
+                length = file.seek(0, os.SEEK_END)
+                whole = length
+                while whole and not _ends_a_line(file, whole):
+                    whole -= 1
+                if whole < length:
+                    file.truncate(whole)
+        except FileNotFoundError:
+            pass
+        except BaseException:
+            self._lock.release()
+            raise
+        return True
+
+    def release(self) -> None:
+        """Give the lock back."""
+        self._lock.release()
+
+
+def _ends_a_line(file, length: int) -> bool:
+    file.seek(length - 1)
+    return file.read(1) == b"\n"

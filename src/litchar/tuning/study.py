@@ -1,0 +1,170 @@
+"""A study: what it searches, and that all who take part in it search the same."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, OmegaConf
+from optuna import Study, create_study
+from optuna.distributions import BaseDistribution
+from optuna.storages import BaseStorage
+
+from litchar.errors import UserError
+from litchar.text.split import Text
+from litchar.training.resolve import resolve_device, resolve_paths
+from litchar.training.resume import differences, flat
+from litchar.tuning.space import Value, override, read_space
+
+# What a resumed run may change, and trials that are compared may not.
+COMPARED = (
+    "init_from",
+    "target_val_loss",
+    "callbacks",
+    "trainer.max_steps",
+    "trainer.max_epochs",
+    "trainer.max_time",
+    "trainer.min_steps",
+    "trainer.min_epochs",
+)
+
+
+@dataclass(frozen=True)
+class Search:
+    """What a command line asks for.
+
+    Attributes:
+        space: the distributions, by key.
+        overrides: of the training configuration; the same for every trial.
+        identity: what must be the same for all who take part, as plain data.
+    """
+
+    space: Mapping[str, BaseDistribution]
+    overrides: Sequence[str]
+    identity: dict[str, Any]
+
+    @classmethod
+    def of(cls, config: DictConfig) -> "Search":
+        """Read the command line that composed `config`.
+
+        Raises:
+            UserError: something in it is unfit for every trial.
+        """
+        space = read_space(OmegaConf.to_container(config.tune.space, resolve=True))
+        parsed = training_overrides(HydraConfig.get().overrides.task)
+        for given in parsed:
+            if given.is_delete():
+                raise UserError(f"{given.input_line}: tune takes nothing away; set the key to null")
+            if given.key_or_group in ("run_dir", "resume"):
+                raise UserError(
+                    f"{given.input_line}: each trial has a run directory of its own, and goes on "
+                    "by itself; leave this out"
+                )
+            if given.key_or_group in space:
+                raise UserError(
+                    f"{given.input_line}: this key is searched; take it out of the space as well: "
+                    f"~tune.space.{given.key_or_group}"
+                )
+        search = cls(space, [str(given.input_line) for given in parsed], {})
+        fixed = search.compose({})
+        for key in space:
+            groups = GlobalHydra.instance().config_loader().list_groups("")
+            if key not in groups and OmegaConf.select(fixed, key, default=groups) is groups:
+                raise UserError(f"tune.space.{key}: there is no such key to search")
+        settings = fixed.copy()
+        resolve_device(settings)
+        plain = OmegaConf.to_container(settings, resolve=True)
+        search.identity.update(
+            space=_plain_space(config),
+            pruner=OmegaConf.to_container(config.tune.pruner, resolve=True),
+            sampler=OmegaConf.to_container(config.tune.sampler, resolve=True),
+            settings={key: value for key, value in flat(plain) if key not in space},
+            text=Text.of(fixed.data).corpus().fingerprint(),
+        )
+        return search
+
+    def compose(self, values: Mapping[str, Value], *more: str) -> DictConfig:
+        """Return the training configuration of a trial with these values."""
+        chosen = [override(key, value) for key, value in values.items()]
+        config = hydra.compose("train", [*self.overrides, *chosen, *more])
+        resolve_paths(config)
+        return config
+
+
+def training_overrides(arguments: Sequence[str]) -> list[Override]:
+    """Return those overrides that are of the training configuration, not of the tuning."""
+    parsed = OverridesParser.create().parse_overrides(list(arguments))
+    return [
+        given
+        for given in parsed
+        if given.key_or_group.replace("/", ".").partition(".")[0] != "tune"
+    ]
+
+
+def open_study(name: str, storage: BaseStorage, search: Search, command: str) -> Study:
+    """Return the study called `name`, begun now or gone on with.
+
+    Raises:
+        UserError: it searches something else.
+    """
+    study = create_study(
+        study_name=name, storage=storage, direction="minimize", load_if_exists=True
+    )
+    if "identity" not in study.user_attrs:
+        study.set_user_attr("identity", json.dumps(search.identity))
+        study.set_user_attr("command", command)
+    check_same_search(study, search)
+    return study
+
+
+def check_same_search(study: Study, search: Search) -> None:
+    """Refuse to search something else under the same name.
+
+    Raises:
+        UserError: and the message says what is different.
+    """
+    then, now = json.loads(study.user_attrs["identity"]), json.loads(json.dumps(search.identity))
+    changed = [
+        f"tune.{part}.{key}: {was} then, {given} now"
+        for part in ("space", "sampler", "pruner")
+        for key, was, given in _changes(then[part], now[part])
+    ] + differences(then["settings"], now["settings"], also=COMPARED)
+    if then["text"] != now["text"]:
+        changed.append("data: another text")
+    if changed:
+        raise UserError(
+            f"tune.name={study.study_name} is a study of something else ({'; '.join(changed)}); "
+            "give the same settings, or another tune.name"
+        )
+
+
+def study_directory(config: DictConfig) -> Path:
+    """Return where a study is kept.
+
+    Raises:
+        UserError: its name is no name for a directory.
+    """
+    name = str(config.tune.name)
+    if not name.strip(".") or not all(letter.isalnum() or letter in "-_." for letter in name):
+        raise UserError(f"tune.name={name}: letters, digits, -, _ and . make a name")
+    return Path(config.outputs_dir).absolute() / "tune" / name
+
+
+def _plain_space(config: DictConfig) -> dict[str, Any]:
+    space = OmegaConf.to_container(config.tune.space, resolve=True)
+    return dict(sorted(flat(space)))
+
+
+def _changes(then: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    old, new = dict(flat(then)), dict(flat(now))
+    return [
+        (key, old.get(key, "not set"), new.get(key, "not set"))
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    ]
