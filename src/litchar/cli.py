@@ -15,11 +15,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
 from hydra.errors import (
     MissingConfigException,
     OverrideParseException,
 )
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 
 from litchar import signals
@@ -129,6 +132,7 @@ def hydra_main(
     OmegaConf.register_new_resolver(
         "keys_of_script", lambda: keys_of_script(conf, config_name), replace=True
     )
+    Plugins.instance().register(Written)
     sweeps = not {"-m", "--multirun"}.isdisjoint(sys.argv)
     sys.argv[1:] = [quote(argument, sweeps) for argument in sys.argv[1:]]
     signals.install()
@@ -171,6 +175,16 @@ def keys_of_script(conf: Path, config_name: str) -> str:
     text = (conf / f"{config_name}.yaml").read_text()
     keys = text.partition("\n\n")[2].partition("\nhydra:\n")[0]
     return keys.rstrip().replace("$", "$$")  # Hydra makes a string.Template of its help
+
+
+class Written(SearchPathPlugin):
+    """Lets Hydra find the experiments that studies have written: `outputs/conf/experiment/`."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Look there last."""
+        conf = Path(os.environ["LITCHAR_OUTPUTS"]).absolute() / "conf"
+        if conf.is_dir():
+            search_path.append("litchar", f"file://{conf}")
 
 
 def no_multirun(arguments: list[str], conf: Path, config_name: str) -> list[str]:

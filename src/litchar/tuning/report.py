@@ -4,7 +4,6 @@ import html
 import io
 import os
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +63,8 @@ def print_report(study: optuna.Study, total: int, directory: Path, console: Cons
 
 
 def best_place(outputs: Path, name: str) -> Path:
-    """Return where the best settings of a study are written; `outputs` is searched by Hydra."""
-    return outputs / "experiment" / "tune" / f"{name}.yaml"
+    """Return where the best settings of a study are written; see `litchar.cli.Written`."""
+    return outputs / "conf" / "experiment" / "tune" / f"{name}.yaml"
 
 
 def best_experiment(study: optuna.Study, search: Search) -> str:
@@ -120,8 +119,8 @@ def _page(study: optuna.Study, total: int) -> str:
     title = html.escape(f"Study {study.study_name}")
     plots = ""
     for name in _drawable(study):
-        figure = getattr(optuna.visualization, name)(study)
-        figure.update_layout(template="plotly_white")
+        figure = getattr(optuna.visualization, name)(study, **_named(name))
+        figure.update_layout(template="plotly_white", width=None)  # as wide as the page
         plots += figure.to_html(full_html=False, include_plotlyjs=not plots)
     keys = sorted({key for trial in study.trials for key in trial.params})
     rows = [
@@ -154,38 +153,44 @@ def _drawable(study: optuna.Study) -> list[str]:
 
 
 def _picture(study: optuna.Study) -> bytes:
-    """Return the same plots one below the other, as a PNG.
+    """Return the plots one below the other, as a PNG: Optuna makes a figure of each.
 
-    Optuna's functions each make a figure of their own.
+    Without the parallel coordinates, whose many axes matplotlib cannot keep apart.
     """
     import matplotlib.image
 
-    with matplotlib.rc_context({"figure.dpi": 110}), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # experimental, and of layouts
-        images = [
-            _drawn(getattr(optuna.visualization.matplotlib, name), study)
-            for name in _drawable(study)
-        ]
-        widest = max(image.shape[1] for image in images)
-        padded = [
-            np.pad(image, ((0, 0), (0, widest - image.shape[1]), (0, 0)), constant_values=255)
-            for image in images
-        ]
-        picture = io.BytesIO()
-        matplotlib.image.imsave(picture, np.concatenate(padded))
+    names = [name for name in _drawable(study) if name != "plot_parallel_coordinate"]
+    with matplotlib.rc_context(), warnings.catch_warnings():  # Optuna changes the style for good
+        warnings.simplefilter("ignore")  # experimental, and about layouts
+        images = [_drawn(name, study) for name in names]
+    widest = max(image.shape[1] for image in images)
+    padded = [
+        np.pad(image, ((0, 30), (0, widest - image.shape[1]), (0, 0)), constant_values=1)
+        for image in images
+    ]
+    picture = io.BytesIO()
+    matplotlib.image.imsave(picture, np.concatenate(padded))
     return picture.getvalue()
 
 
-def _drawn(plot: Callable[[optuna.Study], Any], study: optuna.Study) -> np.ndarray:
+def _drawn(name: str, study: optuna.Study) -> np.ndarray:
+    """Return one of Optuna's plots: (height, width, 4)."""
+    import matplotlib.image
     import matplotlib.pyplot as plt
 
-    axes = plot(study)
-    figure = np.ravel(axes)[0].figure
-    figure.set_size_inches(11, 4)
-    figure.canvas.draw()
-    image = np.asarray(figure.canvas.buffer_rgba()).copy()
+    axes = np.ravel(getattr(optuna.visualization.matplotlib, name)(study, **_named(name)))
+    figure = axes[0].figure
+    figure.set_size_inches(max(11, 3.2 * len(axes)), 4)
+    drawing = io.BytesIO()
+    figure.savefig(drawing, format="png", bbox_inches="tight", dpi=100)
     plt.close(figure)
-    return image
+    drawing.seek(0)
+    return matplotlib.image.imread(drawing)
+
+
+def _named(plot: str) -> dict[str, str]:
+    """Return how a plot is told what the objective is."""
+    return {} if plot == "plot_intermediate_values" else {"target_name": "validation loss"}
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -149,8 +149,8 @@ def sampler_seed(seed: int, number: int) -> int:
 
 def command_line() -> str:
     """Return what was typed."""
-    script = os.path.relpath(sys.argv[0]) if os.path.exists(sys.argv[0]) else sys.argv[0]
-    return shlex.join(["python", script, *sys.argv[1:]])
+    script = Path(sys.argv[0])
+    return shlex.join(["python", f"scripts/{script.name}", *sys.argv[1:]])
 
 
 def _train(search: Search, values: Mapping[str, Value], run_dir: Path, watch: Watch) -> float:

@@ -1,4 +1,4 @@
-"""The search space: from `conf/tune` to Optuna's distributions, and a trial's values to overrides."""
+"""The search space: from `conf/tune` to Optuna's distributions, and from values to overrides."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
