@@ -44,6 +44,12 @@ def test_the_last_slots_go_to_the_first_trials():
     assert [is_mine(n, trials, 3) for n in range(4)] == [True, True, True, False]
 
 
+def test_what_was_begun_goes_before_what_is_new():
+    trials = [trial(0, FAIL, outcome="lost"), *(trial(n, RUNNING) for n in (1, 2, 3))]
+    trials.append(trial(4, RUNNING, root=0, retry_of=0))
+    assert [one.number for one in filled(trials, 3)] == [4, 1, 2]
+
+
 def test_a_slot_whose_trial_broke_is_free_and_its_values_are_not_drawn_again():
     trials = [trial(0, FAIL, outcome="failed"), trial(1, RUNNING), trial(2, RUNNING)]
     assert [one.number for one in filled(trials, 2)] == [1, 2]

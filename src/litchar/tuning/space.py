@@ -77,7 +77,7 @@ def override(key: str, value: Value) -> str:
         return f"{key}=null"
     if isinstance(value, bool):
         return f"{key}={str(value).lower()}"
-    if isinstance(value, str) and not value.replace("_", "").isalnum():
+    if isinstance(value, str):
         return f"{key}='" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
     return f"{key}={value}"
 

@@ -12,7 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
-from optuna import Study, create_study
+from optuna import Study, create_study, load_study
 from optuna.distributions import BaseDistribution
 from optuna.storages import BaseStorage
 
@@ -113,9 +113,10 @@ def open_study(name: str, storage: BaseStorage, search: Search, command: str) ->
     Raises:
         UserError: it searches something else.
     """
-    study = create_study(
-        study_name=name, storage=storage, direction="minimize", load_if_exists=True
-    )
+    try:
+        study = load_study(study_name=name, storage=storage)
+    except KeyError:
+        study = create_study(study_name=name, storage=storage, load_if_exists=True)
     if "identity" not in study.user_attrs:
         study.set_user_attr("identity", json.dumps(search.identity))
         study.set_user_attr("command", command)

@@ -76,8 +76,8 @@ class Worker:
         self._ended.set()
         self._beats.join()
         self._lock.release()
-        with contextlib.suppress(OSError):
-            Path(self._lock.lock_file).unlink()
+        if self._trial_id is None:  # or else others see by the file that its trial has no worker
+            Path(self._lock.lock_file).unlink(missing_ok=True)
 
     def take(self) -> Trial | None:
         """Return a trial to run: a lost one, else a new one; None if all are finished.
@@ -111,15 +111,16 @@ class Worker:
             "interrupted": TrialState.FAIL,
             "failed": TrialState.FAIL,
         }.get(outcome, TrialState.PRUNED)
-        self._trial_id = None
         try:
             for name, attribute in attributes.items():
                 trial.set_user_attr(name, attribute)
             trial.set_user_attr("outcome", outcome)
             self.study.tell(trial, value if outcome == "completed" else None, state)
+            told = True
         except (UpdateFinishedTrialError, ValueError):
-            return False
-        return True
+            told = False
+        self._trial_id = None
+        return told
 
     def _trials(self) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False)

@@ -1,0 +1,410 @@
+"""Studies, run as a person runs them and in this process."""
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import hydra
+import optuna
+import pytest
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
+from optuna.trial import TrialState
+
+from conftest import ROOT, SignalAt, summary
+from litchar import signals
+from litchar.checkpoints import Checkpoint
+from litchar.cli import quote
+from litchar.errors import Interrupted, UserError
+from litchar.training import run as training
+from litchar.tuning import run as tuning
+from litchar.tuning.space import override, read_space
+from litchar.tuning.storage import JournalLock, open_storage
+from litchar.tuning.worker import Worker
+
+SMALL = (
+    "data.block_size=16",
+    "data.batch_size=8",
+    "data.train_sample=0",
+    "model.n_layer=1",
+    "model.n_head=2",
+    "model.n_embd=16",
+    "trainer.accelerator=cpu",
+    "trainer.max_steps=12",
+    "trainer.val_check_interval=2",
+    "trainer.limit_val_batches=2",
+    "tune.trials=4",
+)
+
+
+@pytest.fixture
+def tune(text_file, tmp_path, monkeypatch):
+    """Work on a study in this process, without a report; return its trials."""
+    monkeypatch.setattr(tuning, "write_report", lambda *_: None)  # takes a second or two
+
+    def tune(*overrides: str, name: str = "t1", small: tuple[str, ...] = SMALL):
+        OmegaConf.register_new_resolver("unique", lambda: "test", replace=True)
+        signals.reset()
+        line = [f"data.path={text_file}", *small, f"tune.name={name}", *overrides]
+        line = [quote(argument) for argument in line]
+        with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            config = hydra.compose("tune", line, return_hydra_config=True)
+            OmegaConf.set_readonly(config.hydra, False)
+            config.hydra.overrides.task = line
+            HydraConfig.instance().set_config(config)
+            OmegaConf.set_struct(config, False)
+            del config["hydra"]
+            tuning.run(config, tmp_path)
+        return study_of(tmp_path / "outputs", name).trials
+
+    return tune
+
+
+def study_of(outputs: Path, name: str) -> optuna.Study:
+    directory = outputs / "tune" / name
+    return optuna.load_study(study_name=name, storage=open_storage(None, directory))
+
+
+def outcomes(trials) -> list[str]:
+    return [trial.user_attrs["outcome"] for trial in trials]
+
+
+# The search space
+
+
+def test_a_space_is_in_optunas_terms_nested_or_with_dotted_keys():
+    lr = {"type": "float", "low": 1e-4, "high": 1e-2, "log": True}
+    layers = {"type": "int", "low": 2, "high": 8, "step": 2}
+    norm = {"type": "categorical", "choices": ["rms", "layer", None]}
+    space = read_space({"optimizer.lr": lr, "model": {"n_layer": layers, "norm": norm}})
+    assert space == {
+        "optimizer.lr": optuna.distributions.FloatDistribution(1e-4, 1e-2, log=True),
+        "model.n_layer": optuna.distributions.IntDistribution(2, 8, step=2),
+        "model.norm": optuna.distributions.CategoricalDistribution(["rms", "layer", None]),
+    }
+
+
+@pytest.mark.parametrize(
+    ("leaf", "reason"),
+    [
+        (3, "=3: must be a distribution"),
+        ({"type": "flaot", "low": 1, "high": 2}, "type=flaot; there are float, int, categorical"),
+        ({"low": 1, "high": 2}, "type=None"),
+        ({"type": "float", "low": 1}, "a float needs high"),
+        ({"type": "float", "low": "x", "high": 2}, "low=x must be a float"),
+        ({"type": "int", "low": 1, "high": 2.5}, "high=2.5 must be a int"),
+        ({"type": "int", "low": 1, "high": 3, "lgo": True}, "a int has no lgo"),
+        ({"type": "float", "low": 0, "high": 1, "log": True}, "low"),
+        ({"type": "float", "low": 2, "high": 1}, "low"),
+        ({"type": "categorical", "choices": []}, "choices"),
+        ({"type": "categorical", "choices": [[1]]}, r"the choice \[1\] must be"),
+    ],
+)
+def test_a_malformed_space_is_refused_by_its_key(leaf, reason):
+    with pytest.raises(UserError, match=r"tune\.space\.model\.x.*" + reason):
+        read_space({"model": {"x": leaf}})
+
+
+@pytest.mark.parametrize("value", ["it's", 'a "b"', "a\\", "x=y,z", "muon", "1e3", "null", "[1]"])
+def test_a_text_of_the_space_reaches_the_configuration_unchanged(compose, value):
+    assert compose(override("name", value)).name == value
+
+
+def test_numbers_and_null_of_the_space_stay_what_they_are(compose):
+    for value in (1e-05, 3, None, True):
+        chosen = compose(override("optimizer.lr", value)).optimizer.lr
+        assert chosen == value
+        assert type(chosen) is type(value)
+
+
+# A whole study
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A study typed as a person does, with outcomes of several kinds."""
+    directory = tmp_path_factory.mktemp("finished")
+    text = directory / "my text.txt"
+    text.write_text("".join(f"{a} and {b}\n" for a in range(40) for b in range(40))[:8000])
+    places = {name: str(directory / name.lower()) for name in ("LITCHAR_OUTPUTS", "LITCHAR_CACHE")}
+
+    def script(name: str, *arguments: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [sys.executable, str(ROOT / "scripts" / name), *arguments],
+            capture_output=True,
+            text=True,
+            env=os.environ | places,
+            cwd=directory,
+            check=False,
+        )
+
+    result = script(
+        "tune.py",
+        "data=text",
+        "data.path=my text.txt",
+        *(setting for setting in SMALL if "n_head" not in setting),
+        "optimizer=muon",
+        "tune.trials=7",
+        "tune/pruner=hyperband",
+        "~tune.space.model",
+        "+tune.space.model.n_head={type:categorical,choices:[1,2,3]}",
+    )
+    return script, result, directory, directory / "litchar_outputs"
+
+
+def test_a_study_ends_with_every_trial_accounted_for(finished):
+    _, result, _, outputs = finished
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    trials = study_of(outputs, "default").trials
+    assert len(trials) == 7
+    assert {trial.state for trial in trials} <= {TrialState.COMPLETE, TrialState.PRUNED}
+    for trial in trials:
+        run_dir = Path(trial.user_attrs["run"])
+        if trial.params["model.n_head"] == 3:
+            assert trial.user_attrs["outcome"] == "infeasible"
+            assert "n_embd=16 is not divisible by n_head=3" in trial.user_attrs["reason"]
+            assert not run_dir.exists()
+            continue
+        figures = summary(run_dir)
+        assert figures["status"] == "completed"
+        mark = json.loads((run_dir / "trial.json").read_text())
+        assert mark["values"] == trial.params
+        assert mark["outcome"] == trial.user_attrs["outcome"]
+        losses = list(trial.intermediate_values.values())
+        if trial.state == TrialState.COMPLETE:
+            assert figures["steps"] == 12
+            assert len(losses) == 6
+            assert trial.value == figures["best_val_loss"] == min(losses)
+        else:
+            assert mark["outcome"] == "pruned"
+            assert figures["steps"] == 2 * len(losses) < 12
+    assert set(outcomes(trials)) == {"completed", "pruned", "infeasible"}
+
+
+def test_the_best_settings_are_an_experiment_that_gives_the_same_loss(finished, tmp_path):
+    script, result, directory, outputs = finished
+    assert "python scripts/train.py experiment=tune/default" in result.stdout
+    lines = (outputs / "conf/experiment/tune/default.yaml").read_text().splitlines()
+    assert lines[:2] == ["# @package _global_", "# python scripts/train.py experiment=tune/default"]
+    assert "python scripts/tune.py data=text 'data.path=\"my text.txt\"'" in lines[2]
+    shown = script("train.py", "experiment=tune/default", "name=again", "--cfg", "job")
+    config = OmegaConf.create(shown.stdout)
+    assert config.data.path == str(directory / "my text.txt")
+    assert config.optimizer["_target_"].endswith("muon")
+    assert training.run(config, tmp_path) == study_of(outputs, "default").best_value
+
+
+def test_the_report_needs_nothing_beside_it(finished):
+    study = finished[-1] / "tune/default"
+    page = (study / "report.html").read_text()
+    assert "Hyperparameter Importances" in page
+    assert "n_embd=16 is not divisible by n_head=3" in page
+    assert "<script src" not in page
+    assert (study / "report.png").read_bytes()[:4] == b"\x89PNG"
+    assert not list(study.rglob("*.draft")) + list((study / "workers").iterdir())
+
+
+def test_another_search_under_the_same_name_is_refused(tune, tmp_path):
+    tune("tune.trials=1")
+    journal = tmp_path / "outputs/tune/t1/journal.log"
+    before = journal.read_bytes()
+    with pytest.raises(UserError) as refusal:
+        tune("trainer.max_steps=14", "tune.space.optimizer.lr.low=1e-5", "tune/pruner=none")
+    for words in (
+        "tune.space.optimizer.lr.low: 0.0003 then, 1e-05 now",
+        "trainer.max_steps: 12 then, 14 now",
+        "NopPruner now",
+    ):
+        assert words in str(refusal.value)
+    assert journal.read_bytes() == before
+    assert len(tune("tune.trials=2", "logger=csv")) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["+tune.space.optimizer.lrr={type:float,low:1,high:2}"], "tune.space.optimizer.lrr"),
+        (["optimizer.lr=1"], "~tune.space.optimizer.lr"),
+        (["run_dir=x"], "each trial has a run directory of its own"),
+        (["~callbacks"], "takes nothing away"),
+        (["tune.name=a/b"], "tune.name=a/b"),
+        (["tune.trials=0"], "tune.trials=0"),
+        (["tune.storage=nosql://x"], "tune.storage=nosql://x: cannot be opened"),
+        (["model.n_head=3"], "all 5 trials were refused; the last one: n_embd=16"),
+        (["data.path=/nowhere.txt"], "/nowhere.txt"),
+    ],
+)
+def test_what_no_trial_can_mend_is_refused(tune, tmp_path, arguments, words):
+    with pytest.raises(UserError) as refusal:
+        tune("tune.trials=9", *arguments)
+    assert words in str(refusal.value)
+    assert not list(tmp_path.glob("outputs/runs/*"))
+
+
+# Going on
+
+
+def test_a_stopped_study_goes_on_exactly(tune, tmp_path, monkeypatch):
+    """The same values, the same losses, whether it was stopped within a trial or not."""
+    whole = tune(name="whole")
+    stop = iter([None, SignalAt(7)])  # in the second trial
+
+    original = tuning.Watch.on_train_start
+
+    def and_stop(self, trainer, module):
+        original(self, trainer, module)
+        if (callback := next(stop, None)) is not None:
+            trainer.callbacks.append(callback)
+
+    monkeypatch.setattr(tuning.Watch, "on_train_start", and_stop)
+    with pytest.raises(Interrupted) as stopped:
+        tune(name="stopped")
+    assert stopped.value.code == 128 + signal.SIGTERM
+    run_dir = tmp_path / "outputs/tune/stopped/trials/0001"
+    assert summary(run_dir)["status"] == "interrupted"
+    assert Checkpoint.load(run_dir / "checkpoints/last.ckpt").step == 7
+    trials = tune(name="stopped")
+    assert outcomes(trials)[:3] == ["completed", "interrupted", trials[2].user_attrs["outcome"]]
+    ended = [trial for trial in trials if trial.state != TrialState.FAIL]
+    assert [trial.params for trial in ended] == [trial.params for trial in whole]
+    assert [trial.values for trial in ended] == [trial.values for trial in whole]
+    assert [t.intermediate_values for t in ended] == [t.intermediate_values for t in whole]
+    assert "Going on from last.ckpt, step 7" in (run_dir / "train.log").read_text()
+
+
+def test_a_run_that_ended_before_its_worker_could_say_so_is_not_trained_again(
+    tune, tmp_path, monkeypatch
+):
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Worker, "finish", killed)
+        with pytest.raises(KeyboardInterrupt):
+            tune("tune.trials=1")
+    run_dir = tmp_path / "outputs/tune/t1/trials/0000"
+    before = summary(run_dir)
+    trials = tune("tune.trials=1")
+    assert outcomes(trials) == ["lost", "completed"]
+    assert trials[1].value == before["best_val_loss"]
+    assert summary(run_dir) == before
+
+
+def test_a_diverged_trial_stops_no_study(tune):
+    trials = tune(
+        "tune.trials=2",
+        "~tune.space",
+        "+tune.space.optimizer.lr={type:categorical,choices:[1e38]}",
+        "scheduler=constant",
+    )
+    assert outcomes(trials) == ["diverged", "diverged"]
+    assert "the loss is nan at step 2" in trials[0].user_attrs["reason"]
+
+
+def test_a_journal_whose_last_line_was_cut_off_is_mended(tmp_path):
+    journal = tmp_path / "journal.log"
+    for content, whole in ((b"", b""), (b'{"a":1}\n{"b', b'{"a":1}\n'), (b"{", b"")):
+        journal.write_bytes(content)
+        lock = JournalLock(journal)
+        lock.acquire()
+        lock.release()
+        assert journal.read_bytes() == whole
+
+
+def test_a_silent_worker_elsewhere_is_dead_and_one_that_beats_is_not(tmp_path):
+    storage = optuna.storages.InMemoryStorage()
+    study = optuna.create_study(storage=storage)
+    elsewhere = {"worker": "far-1", "host": "far", "beat": 0}
+    for _ in range(2):
+        study.add_trial(optuna.create_trial(state=TrialState.RUNNING, user_attrs=elsewhere))
+    with Worker(study, storage, tmp_path, 2, 0.05, lambda _: optuna.samplers.RandomSampler()) as w:
+        deadline = time.monotonic() + 30
+        beat = 0
+        while study.trials[1].state == TrialState.RUNNING and time.monotonic() < deadline:
+            storage.set_trial_user_attr(study.trials[0]._trial_id, "beat", beat)
+            beat += 1
+            w._bury_the_dead()
+    assert study.trials[1].state == TrialState.FAIL
+    assert study.trials[1].user_attrs["outcome"] == "lost"
+    assert study.trials[0].state == TrialState.RUNNING
+
+
+# Several workers
+
+
+@pytest.fixture
+def start(tune):
+    """Start a worker: a process with all that is imported here already."""
+    processes = multiprocessing.get_context("fork")
+    started = []
+
+    def start(*overrides: str) -> multiprocessing.Process:
+        process = processes.Process(target=tune, args=overrides)
+        started.append(process)
+        process.start()
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+
+
+STORM = (
+    "tune.trials=7",
+    "trainer.max_steps=200",
+    "trainer.val_check_interval=20",
+    "checkpoint.every_seconds=0.05",
+)
+
+
+def kill_within_the_second_trial(worker, trials: Path) -> None:
+    last = trials / "0001/checkpoints/last.ckpt"
+    deadline = time.monotonic() + 120
+    while not last.exists() and time.monotonic() < deadline:
+        time.sleep(0.002)
+    worker.kill()
+
+
+def assert_seven_ended(directory: Path, url: str | None = None) -> None:
+    trials = optuna.load_study(study_name="t1", storage=open_storage(url, directory)).trials
+    ended = [trial for trial in trials if trial.state != TrialState.FAIL]
+    assert {trial.state for trial in ended} <= {TrialState.COMPLETE, TrialState.PRUNED}
+    assert len({trial.user_attrs.get("root", trial.number) for trial in ended}) == len(ended) == 7
+
+
+def test_of_three_workers_one_is_killed_and_no_trial_is_lost(start, tmp_path):
+    directory = tmp_path / "outputs/tune/t1"
+    victim = start(*STORM)
+    kill_within_the_second_trial(victim, directory / "trials")
+    others = [start(*STORM) for _ in range(2)]
+    for other in others:
+        other.join(120)
+        assert other.exitcode == 0
+    assert victim.exitcode == -signal.SIGKILL
+    assert_seven_ended(directory)
+    assert "lost" in outcomes(study_of(tmp_path / "outputs", "t1").trials)
+    assert "Going on from" in (directory / "trials/0001/train.log").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("storage", ["journal", "database"])
+def test_the_same_line_in_three_terminals_shares_one_study(tmp_path, text_file, storage):
+    url = f"sqlite:///{tmp_path / 'studies.db'}" if storage == "database" else None
+    line = [sys.executable, str(ROOT / "scripts/tune.py"), f"data.path={text_file}", *SMALL, *STORM]
+    line += ["tune.name=t1", f"tune.storage={url or 'null'}"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    workers = [subprocess.Popen(line, **pipes) for _ in range(3)]
+    directory = tmp_path / "outputs/tune/t1"
+    kill_within_the_second_trial(workers[0], directory / "trials")
+    for worker in workers[1:]:
+        output = worker.communicate(timeout=240)[0]
+        assert worker.returncode == 0, output
+    workers[0].communicate()
+    assert_seven_ended(directory, url)
+    assert (directory / "report.html").exists()
