@@ -81,7 +81,7 @@ def best_experiment(study: optuna.Study, search: Search) -> str:
         elif key in groups or "/" in key:
             defaults.append({f"override /{key}": given.value()})
         elif key == "data.path":
-            OmegaConf.update(values, key, OmegaConf.to_container(fixed.data)["path"])
+            OmegaConf.update(values, key, fixed.data._get_node("path"))
         else:
             OmegaConf.update(values, key, given.value())
     for key, value in best.params.items():

@@ -55,7 +55,8 @@ def run(config: DictConfig, output_dir: Path) -> None:
     study.pruner = instantiate(tune.pruner)
 
     def make_sampler(number: int) -> BaseSampler:
-        return instantiate(tune.sampler, seed=sampler_seed(config.seed, number))
+        sampler: BaseSampler = instantiate(tune.sampler, seed=sampler_seed(config.seed, number))
+        return sampler
 
     console.print(f"Study {directory.name}: {tune.trials} trials; {directory}", soft_wrap=True)
     with Worker(study, storage, directory, tune.trials, tune.beat_seconds, make_sampler) as worker:
@@ -84,7 +85,7 @@ def run_trial(
     watch = Watch(trial, about)
     reason = None
     run_dir = _free_run_dir(runs, slot, trial.number)
-    attributes = {"run": str(run_dir)}
+    attributes: dict[str, Any] = {"run": str(run_dir)}
     try:
         loss = _train(search, values, run_dir, watch)
         outcome = "pruned" if watch.pruned else "completed"
@@ -130,7 +131,8 @@ class Watch(Callback):
         """Report, and stop if it is among the losing ones."""
         if trainer.state.fn != "fit":
             return
-        metrics = next(one for one in trainer.callbacks if isinstance(one, Metrics))
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        metrics = next(one for one in callbacks if isinstance(one, Metrics))
         self.best = metrics.best_val_loss
         for number, point in enumerate(metrics.history, 1):
             if number not in self._reported:

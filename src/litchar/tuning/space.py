@@ -19,7 +19,10 @@ KINDS: dict[str, type[BaseDistribution]] = {
     "int": IntDistribution,
     "categorical": CategoricalDistribution,
 }
-FIELDS = {  # of each kind: those that it needs, and those that it may have
+Fields = dict[str, type]
+FIELDS: dict[
+    str, tuple[Fields, Fields]
+] = {  # of each kind: those that it needs, and those that it may have
     "float": ({"low": float, "high": float}, {"log": bool, "step": float}),
     "int": ({"low": int, "high": int}, {"log": bool, "step": int}),
     "categorical": ({"choices": list}, {}),

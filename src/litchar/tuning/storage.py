@@ -2,10 +2,12 @@
 
 import os
 from pathlib import Path
+from typing import BinaryIO
 
 from filelock import FileLock
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal._file import BaseJournalFileLock
 
 from litchar.errors import UserError
 
@@ -34,7 +36,7 @@ def open_storage(url: str | None, directory: Path) -> BaseStorage:
         raise UserError(f"tune.storage={url}: cannot be opened ({reason}); {remedy}") from None
 
 
-class JournalLock:
+class JournalLock(BaseJournalFileLock):
     """Lets one process at a time write a journal, whatever happens to it.
 
     Optuna's own locks are files that stay when their process is killed; others wait half a minute
@@ -69,6 +71,6 @@ class JournalLock:
         self._lock.release()
 
 
-def _ends_a_line(file, length: int) -> bool:
+def _ends_a_line(file: BinaryIO, length: int) -> bool:
     file.seek(length - 1)
     return file.read(1) == b"\n"

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -56,7 +56,7 @@ class Search:
         Raises:
             UserError: something in it is unfit for every trial.
         """
-        space = read_space(OmegaConf.to_container(config.tune.space, resolve=True))
+        space = read_space(_plain(config.tune.space))
         parsed = training_overrides(HydraConfig.get().overrides.task)
         for given in parsed:
             if given.is_delete():
@@ -79,12 +79,11 @@ class Search:
                 raise UserError(f"tune.space.{key}: there is no such key to search")
         settings = fixed.copy()
         resolve_device(settings)
-        plain = OmegaConf.to_container(settings, resolve=True)
         search.identity.update(
-            space=_plain_space(config),
-            pruner=OmegaConf.to_container(config.tune.pruner, resolve=True),
-            sampler=OmegaConf.to_container(config.tune.sampler, resolve=True),
-            settings={key: value for key, value in flat(plain) if key not in space},
+            space=dict(flat(_plain(config.tune.space))),
+            pruner=_plain(config.tune.pruner),
+            sampler=_plain(config.tune.sampler),
+            settings={key: value for key, value in flat(_plain(settings)) if key not in space},
             text=Text.of(fixed.data).corpus().fingerprint(),
         )
         return search
@@ -157,9 +156,8 @@ def study_directory(config: DictConfig) -> Path:
     return Path(config.outputs_dir).absolute() / "tune" / name
 
 
-def _plain_space(config: DictConfig) -> dict[str, Any]:
-    space = OmegaConf.to_container(config.tune.space, resolve=True)
-    return dict(sorted(flat(space)))
+def _plain(node: DictConfig) -> dict[str, Any]:
+    return cast(dict[str, Any], OmegaConf.to_container(node, resolve=True))
 
 
 def _changes(then: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, Any, Any]]:
