@@ -1,6 +1,8 @@
 """Where a study is kept: a journal file, or a database."""
 
 import os
+import random
+import time
 from pathlib import Path
 from typing import BinaryIO
 
@@ -12,6 +14,7 @@ from optuna.storages.journal._file import BaseJournalFileLock
 from litchar.errors import UserError
 
 LOCK_SECONDS = 60.0  # that SQLite waits for another process
+OPENINGS = 5  # of a database, before it is given up
 
 
 def open_storage(url: str | None, directory: Path) -> BaseStorage:
@@ -24,9 +27,8 @@ def open_storage(url: str | None, directory: Path) -> BaseStorage:
         directory.mkdir(parents=True, exist_ok=True)
         journal = directory / "journal.log"
         return JournalStorage(JournalFileBackend(str(journal), JournalLock(journal)))
-    waits = {"connect_args": {"timeout": LOCK_SECONDS}} if url.startswith("sqlite") else {}
     try:
-        return RDBStorage(url, engine_kwargs=waits)
+        return _open_database(url)
     except Exception as error:  # whatever a driver may raise for an address, a network or a login
         if isinstance(error, ModuleNotFoundError) or "install" in str(error).lower():
             remedy = f"its driver is missing: pip install {getattr(error, 'name', None) or 'it'}"
@@ -34,6 +36,22 @@ def open_storage(url: str | None, directory: Path) -> BaseStorage:
             remedy = "an example is sqlite:////absolute/path/studies.db"
         reason = str(error.__cause__ or error).strip().split("\n")[0]
         raise UserError(f"tune.storage={url}: cannot be opened ({reason}); {remedy}") from None
+
+
+def _open_database(url: str) -> RDBStorage:
+    """Return the database at `url`, with its tables made.
+
+    Of workers that make them at once, those that come second fail, and find them there next time.
+    """
+    from sqlalchemy.exc import DBAPIError
+
+    waits = {"connect_args": {"timeout": LOCK_SECONDS}} if url.startswith("sqlite") else {}
+    for _ in range(OPENINGS - 1):
+        try:
+            return RDBStorage(url, engine_kwargs=waits)
+        except DBAPIError:
+            time.sleep(random.uniform(0, 1))
+    return RDBStorage(url, engine_kwargs=waits)
 
 
 class JournalLock(BaseJournalFileLock):
