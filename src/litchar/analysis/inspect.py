@@ -29,6 +29,7 @@ from litchar.analysis.passages import (
     sampled_bits,
     share_in,
 )
+from litchar.errors import UserError
 from litchar.text import Text, TokenStore
 from litchar.text.ngrams import CHUNK, count_tokens
 from litchar.text.store import boundaries
@@ -92,6 +93,8 @@ def run(config: DictConfig, output_dir: Path) -> list[Section]:
     """
     console = Console(highlight=False)
     text = Text.of(config.data)
+    if text.mixture is not None:
+        raise UserError("data.mixture: inspect each text by itself: data.path=FILE")
     with console.status("Reading"):
         store = text.open()
     with console.status("Inspecting"):

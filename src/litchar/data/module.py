@@ -1,6 +1,5 @@
 """The data module: a corpus, split by position, as batches of windows."""
 
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,7 +10,13 @@ from omegaconf import DictConfig
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from litchar.data.windows import RandomWindows, SequentialWindows, document_starts, gather
+from litchar.data.windows import (
+    RandomWindows,
+    SequentialWindows,
+    Span,
+    document_starts,
+    gather,
+)
 from litchar.errors import UserError
 from litchar.text import Corpus, Text, TokenStore
 
@@ -65,6 +70,7 @@ class TextDataModule(L.LightningDataModule):
         self.seed = seed
         self._store: TokenStore | None = None
         self.splits: dict[str, Tensor] = {}
+        self._spans: dict[str, Span] = {}
         self._on_device: dict[str, Tensor] = {}
 
     # Setting up
@@ -88,12 +94,10 @@ class TextDataModule(L.LightningDataModule):
                 "is: data.document=line"
             )
         self._store = self.text.open()
-        with warnings.catch_warnings():
-            # The map is read-only and torch cannot say so; nothing here writes to it.
-            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-            tokens = torch.from_numpy(self.store.tokens)
-        bounds = self.text.bounds(self.store.tokens)
-        self.splits = {name: tokens[start:stop] for name, (start, stop) in bounds.items()}
+        bounds = self.text.bounds_in(self.store)
+        self._spans = {name: Span(self.store.tokens, *bound) for name, bound in bounds.items()}
+        self.splits = {name: span.tokens for name, span in self._spans.items()}
+        self._check_parts()
         shortest = min(self.splits, key=lambda name: len(self.splits[name]))
         if len(self.splits[shortest]) <= self.block_size:
             largest = len(self.splits[shortest]) - 1
@@ -111,6 +115,23 @@ class TextDataModule(L.LightningDataModule):
         """The token store of the text; there is one from `setup` on."""
         assert self._store is not None
         return self._store
+
+    def _check_parts(self) -> None:
+        for split, parts in self.store.ranges.items():
+            for name, (start, stop) in zip(self.text.weights, parts, strict=True):
+                if stop - start <= self.block_size:
+                    raise UserError(
+                        f"data.mixture: {name} has {stop - start} {self.text.unit}s in its {split} "
+                        f"split, too few for data.block_size={self.block_size}; leave it out, or "
+                        "take shorter windows"
+                    )
+
+    def parts(self, split: str) -> list[tuple[int, int]]:
+        """Return where each corpus begins and ends within a split: one, if there is no mixture."""
+        ranges = self.store.ranges.get(split)
+        if ranges is None:
+            return [(0, len(self.splits[split]))]
+        return [(start - ranges[0][0], stop - ranges[0][0]) for start, stop in ranges]
 
     def corpus(self) -> Corpus:
         """Return the files that the text is read from."""
@@ -143,7 +164,7 @@ class TextDataModule(L.LightningDataModule):
         if self.start_at_document:
             starts = document_starts(self.splits["train"].numpy(), self.block_size)
         return RandomWindows(
-            self._tokens_for_loader("train"),
+            None if self._on_the_device("train") else self._spans["train"],
             len(self.splits["train"]),
             self.block_size,
             self.batch_size,
@@ -151,36 +172,52 @@ class TextDataModule(L.LightningDataModule):
             rank=self.trainer.global_rank,
             world_size=self.trainer.world_size,
             starts=starts,
+            mixture=[
+                (weight, *part)
+                for weight, part in zip(
+                    self.text.weights.values(), self.parts("train"), strict=False
+                )
+            ],
         )
 
     def val_dataloader(self) -> list[DataLoader[Windows]]:
-        """Return the loaders of the validation split and of an even sample of the training split.
+        """Return the loaders of the validation split and of an even sample of the training split;
+        of a mixture, one for each corpus.
 
         The sample has windows of the same length, `train_sample` characters in all, or the whole
         split if that is shorter. With `trainer.overfit_batches` it is the batches trained on.
         """
         if self.trainer.overfit_batches:  # type: ignore[attr-defined]  # Lightning sets it unseen
-            return [self._sequential("val"), self._loader("train", self._random_windows())]
+            return [*self._sequential("val"), self._loader("train", self._random_windows())]
         if not self.train_sample:
-            return [self._sequential("val")]
-        stride = self.block_size * max(1, len(self.splits["train"]) // self.train_sample)
-        return [self._sequential("val"), self._sequential("train", stride)]
+            return self._sequential("val")
+        return [*self._sequential("val"), *self._sequential("train", self.train_sample)]
 
-    def test_dataloader(self) -> DataLoader[Windows]:
-        """Return the loader of the test split."""
+    def test_dataloader(self) -> list[DataLoader[Windows]]:
+        """Return the loaders of the test split."""
         return self._sequential("test")
 
-    def _sequential(self, name: str, stride: int | None = None) -> DataLoader[Windows]:
-        windows = SequentialWindows(
-            self._tokens_for_loader(name),
-            len(self.splits[name]),
-            self.block_size,
-            self.val_batch_size,
-            stride,
-            rank=self.trainer.global_rank,
-            world_size=self.trainer.world_size,
-        )
-        return self._loader(name, windows)
+    def _sequential(self, name: str, sample: int | None = None) -> list[DataLoader[Windows]]:
+        """Return a loader for each corpus of a split, or of a sample of so many characters."""
+        span, parts = self._spans[name], self.parts(name)
+        loaders = []
+        for start, stop in parts:
+            stride = None
+            if sample is not None:
+                each = max(1, sample // len(parts))
+                stride = self.block_size * max(1, (stop - start) // each)
+            tokens = Span(self.store.tokens, span.start + start, span.start + stop)
+            windows = SequentialWindows(
+                None if self._on_the_device(name) else tokens,
+                stop - start,
+                self.block_size,
+                self.val_batch_size,
+                stride,
+                rank=self.trainer.global_rank,
+                world_size=self.trainer.world_size,
+            )
+            loaders.append(self._loader(name, windows))
+        return loaders
 
     def _loader(
         self, name: str, windows: Dataset[Windows], sampler: Sampler[int] | None = None
@@ -205,23 +242,28 @@ class TextDataModule(L.LightningDataModule):
         free, _ = torch.cuda.mem_get_info(device)
         return self.splits[name].nbytes <= free // 4
 
-    def _tokens_for_loader(self, name: str) -> Tensor | None:
+    def _on_the_device(self, name: str) -> bool:
+        """Put a split on the device if it shall live there, and return whether it does."""
         if not self._lives_on_device(name):
-            return self.splits[name]
+            return False
         if name not in self._on_device:
             self._on_device[name] = self.splits[name].to(self.trainer.strategy.root_device)
-        return None
+        return True
 
     def on_after_batch_transfer(self, batch: Windows, dataloader_idx: int) -> tuple[Tensor, Tensor]:
         """Gather the windows here if the split lives on the device."""
         if not isinstance(batch, Tensor):
             return batch
-        name = "train"
-        if self.trainer.testing:
-            name = "test"
-        elif not self.trainer.training and dataloader_idx == 0:
-            name = "val"
-        return gather(self._on_device[name], batch, self.block_size)
+        if self.trainer.training or (
+            self.trainer.overfit_batches and dataloader_idx == len(self.parts("val"))
+        ):
+            return gather(self._on_device["train"], batch, self.block_size)
+        names = ["test"] if self.trainer.testing else ["val", "train"]
+        name, number = names[0], dataloader_idx
+        if number >= len(self.parts(name)):
+            name, number = names[1], number - len(self.parts(name))
+        start, stop = self.parts(name)[number]
+        return gather(self._on_device[name][start:stop], batch, self.block_size)
 
 
 def make_data_module(settings: DictConfig) -> TextDataModule:

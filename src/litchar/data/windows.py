@@ -1,5 +1,9 @@
 """Which windows of a text make which batch: pure functions, with no state to save or restore."""
 
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -8,6 +12,7 @@ from torch.utils.data import Dataset
 from litchar.text.store import boundaries
 
 IGNORED = -1  # a target that no loss counts
+CHOICE = 1 << 64  # in the key of a generator: it chooses among the corpora of a mixture
 
 
 def random_offsets(seed: int, start: int, count: int, places: int) -> np.ndarray:
@@ -22,11 +27,44 @@ def random_offsets(seed: int, start: int, count: int, places: int) -> np.ndarray
     Returns:
         offsets from 0 to `places - 1`: (count,) int64
     """
+    offsets: np.ndarray = random_words(seed, start, count) % np.uint64(places)
+    return offsets.astype(np.int64)
+
+
+def random_words(key: int, start: int, count: int) -> np.ndarray:
+    """Return the words `start` to `start + count - 1` of Philox with this key: (count,) uint64."""
     words_a_block = 4
     first_block, skipped = divmod(start, words_a_block)
-    generator = np.random.Philox(key=seed, counter=first_block)
-    words = generator.random_raw(skipped + count)[skipped:]
-    offsets: np.ndarray = (words % np.uint64(places)).astype(np.int64)
+    words: np.ndarray = np.random.Philox(key=key, counter=first_block).random_raw(skipped + count)
+    return words[skipped:]
+
+
+def mixture_offsets(
+    seed: int,
+    start: int,
+    count: int,
+    weights: Sequence[float],
+    firsts: np.ndarray,
+    ends: np.ndarray,
+) -> np.ndarray:
+    """Return where the windows `start` to `start + count - 1` of a run begin in a mixture.
+
+    Of window i, word i of one generator chooses the corpus, word i of another the place in it.
+
+    Args:
+        weights: of the corpora; they sum to 1.
+        firsts: the first place of each corpus: (K,) int64
+        ends: where its places end: (K,) int64
+
+    Returns:
+        places: (count,) int64
+    """
+    bounds = np.cumsum(weights)[:-1]
+    words = random_words(seed + CHOICE, start, count)
+    chosen = np.searchsorted(bounds, words.astype(np.float64) / 2.0**64, side="right")
+    words = random_words(seed, start, count)
+    places = (ends - firsts)[chosen].astype(np.uint64)
+    offsets: np.ndarray = firsts[chosen] + (words % places).astype(np.int64)
     return offsets
 
 
@@ -67,12 +105,46 @@ def document_starts(tokens: np.ndarray, block_size: int) -> np.ndarray:
     return starts
 
 
+class Span:
+    """A stretch of a token store's file, as a tensor that a worker opens for itself.
+
+    A process that is started anew is sent the dataset; the tokens themselves would be copied.
+
+    Args:
+        tokens: the store's.
+    """
+
+    def __init__(self, tokens: np.memmap, start: int, stop: int) -> None:
+        self.path = str(tokens.filename)
+        self.start = start
+        self.stop = stop
+        self.tokens = _tensor(tokens[start:stop])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "start": self.start, "stop": self.stop}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(np.load(state["path"], mmap_mode="r"), state["start"], state["stop"])  # type: ignore[misc]
+
+
+def _tensor(tokens: np.ndarray) -> Tensor:
+    with warnings.catch_warnings():
+        # The map is read-only and torch cannot say so; nothing here writes to it.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(tokens)
+
+
 class _Windows(Dataset[Tensor | tuple[Tensor, Tensor]]):
     """A batch for each index: windows if the loader gathers, their offsets if the device does."""
 
-    def __init__(self, tokens: Tensor | None, block_size: int) -> None:
-        self.tokens = tokens
+    def __init__(self, tokens: Tensor | Span | None, block_size: int) -> None:
+        self._source = tokens
         self.block_size = block_size
+
+    @property
+    def tokens(self) -> Tensor | None:
+        """The split to gather from."""
+        return self._source.tokens if isinstance(self._source, Span) else self._source
 
     def offsets(self, batch: int) -> np.ndarray:
         raise NotImplementedError
@@ -92,11 +164,12 @@ class RandomWindows(_Windows):
         length: of the split, in tokens.
         batch_size: B, over all ranks.
         starts: where a window may begin, as of `document_starts`; None: anywhere.
+        mixture: of several corpora in the split, the weight of each, and where it begins and ends.
     """
 
     def __init__(
         self,
-        tokens: Tensor | None,
+        tokens: Tensor | Span | None,
         length: int,
         block_size: int,
         batch_size: int,
@@ -104,9 +177,17 @@ class RandomWindows(_Windows):
         rank: int = 0,
         world_size: int = 1,
         starts: np.ndarray | None = None,
+        mixture: Sequence[tuple[float, int, int]] = (),
     ) -> None:
         super().__init__(tokens, block_size)
         self.places = length - block_size if starts is None else len(starts)
+        self.weights = [weight for weight, _, _ in mixture]
+        firsts, ends = ([part[i] for part in mixture] for i in (1, 2))
+        if starts is not None:  # places are counted in `starts`
+            firsts, ends = (np.searchsorted(starts, edges).tolist() for edges in (firsts, ends))
+        else:
+            ends = [end - block_size for end in ends]
+        self.firsts, self.ends = (np.asarray(edges, dtype=np.int64) for edges in (firsts, ends))
         self.starts = starts
         self.batch_size = batch_size
         self.seed = seed
@@ -118,7 +199,12 @@ class RandomWindows(_Windows):
 
     def offsets(self, batch: int) -> np.ndarray:
         start = batch * self.batch_size + self.first
-        offsets = random_offsets(self.seed, start, self.share, self.places)
+        if self.weights:
+            offsets = mixture_offsets(
+                self.seed, start, self.share, self.weights, self.firsts, self.ends
+            )
+        else:
+            offsets = random_offsets(self.seed, start, self.share, self.places)
         return offsets if self.starts is None else self.starts[offsets]
 
 
@@ -138,7 +224,7 @@ class SequentialWindows(_Windows):
 
     def __init__(
         self,
-        tokens: Tensor | None,
+        tokens: Tensor | Span | None,
         length: int,
         block_size: int,
         batch_size: int,

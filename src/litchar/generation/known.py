@@ -56,11 +56,12 @@ def _splits(checkpoint: Checkpoint) -> dict[str, np.ndarray] | None:
     """
     settings = ("unit", "document", "shuffle", "val_fraction", "test_fraction")
     try:
-        text = Text(**{name: checkpoint.config["data"][name] for name in settings})
+        data = checkpoint.config["data"]
+        text = Text(**{name: data[name] for name in settings}, mixture=data.get("mixture"))
         store = text.cached(checkpoint.provenance["fingerprint"])
         if store is None or store.vocabulary != checkpoint.vocabulary:
             return None
-        bounds = text.bounds(store.tokens)
+        bounds = text.bounds_in(store)
     except (KeyError, TypeError, AttributeError, UserError):
         return None
     return {name: store.tokens[start:stop] for name, (start, stop) in bounds.items()}

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from litchar.errors import UserError
 from litchar.text.formats import compression, is_jsonl, is_parquet, jsonl_rows, opened, parquet_rows
+from litchar.text.remembered import remembered
 
 CHUNK_BYTES = 1 << 18  # small enough that a piece and its ids stay in a core's cache
 
@@ -90,6 +91,10 @@ class Corpus:
     def fingerprint(self) -> str:
         """Return the SHA-256 of the files' bytes and lengths, and of what is read of them: the
         corpus's identity."""
+        about = json.dumps([self.field, self.column])
+        return remembered(self.paths, f"fingerprint {about}", self._fingerprint)
+
+    def _fingerprint(self) -> str:
         digest = hashlib.sha256()
         for path in self.paths:
             length = 0

@@ -16,7 +16,7 @@ from filelock import FileLock
 from litchar.errors import UserError
 from litchar.text.corpus import CHUNK_BYTES, Corpus
 from litchar.text.formats import ROWS_AT_ONCE, check_column, column_rows, extra
-from litchar.text.store import cache_dir, file_sha256, make_cache
+from litchar.text.store import cache_dir, file_sha256, known_sha256, make_cache
 
 if TYPE_CHECKING:
     import datasets
@@ -61,7 +61,7 @@ def download(url: str, sha256: str) -> Corpus:
     with FileLock(f"{place}.lock"):
         if not place.exists():
             _fetch_checked(url, sha256, place)
-        elif file_sha256(place) != sha256:
+        elif known_sha256(place) != sha256:
             raise UserError(f"{place}: its SHA-256 is not {sha256}; delete it to fetch it again")
     return Corpus([place])
 

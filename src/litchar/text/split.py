@@ -10,6 +10,7 @@ from hydra.utils import instantiate
 from litchar.errors import UserError
 from litchar.text.cleaning import Cleaning
 from litchar.text.corpus import Corpus
+from litchar.text.mixture import Mixture, Splitting, read_mixture
 from litchar.text.sources import HuggingFace
 from litchar.text.store import TokenStore, boundaries, find_store, open_store
 from litchar.text.vocabulary import DOCUMENTS, UNITS, Vocabulary
@@ -31,6 +32,7 @@ class Text:
         subset: of the data set, if it has several.
         split: of the data set, such as `train`.
         source: a function that returns the corpus, for texts with a name.
+        mixture: several texts instead, each a path and a weight; see `litchar.text.mixture`.
         unit: what a token is, `character` or `byte`.
         document: what a document is: `line`, `file`, or None for a text without.
         normalize: a Unicode normal form for its characters, see `litchar.text.cleaning.Cleaning`.
@@ -52,6 +54,7 @@ class Text:
     subset: str | None = None
     split: str = "train"
     source: Callable[[], Corpus] | None = None
+    mixture: Sequence[Mapping[str, Any]] | None = None
     unit: str = Vocabulary.unit
     document: str | None = None
     normalize: str | bool | None = None
@@ -73,6 +76,12 @@ class Text:
             )
         if not isinstance(self.shuffle, bool):
             raise UserError(f"data.shuffle={self.shuffle}: must be true or false")
+        if self.mixture is not None:
+            read_mixture(self.mixture)
+            if self.path is not None:
+                raise UserError(
+                    f"data.path={self.path}: data.mixture names the texts; leave data.path out"
+                )
         if self.shuffle and self.document is None:
             raise UserError(
                 "data.shuffle=true puts documents in another order, and data.document is not set; "
@@ -108,7 +117,24 @@ class Text:
         Raises:
             UserError: there is none.
         """
+        if self.mixture is not None:
+            return Mixture([self._entry(entry) for entry in self.mixture], self.cleaning)
         return self.cleaning.of(self._as_it_is())
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The corpora of a mixture and their shares of the training windows; empty if there is no
+        mixture."""
+        return {} if self.mixture is None else read_mixture(self.mixture)
+
+    def _entry(self, entry: Mapping[str, Any]) -> Corpus:
+        """Return one corpus of the mixture; what it leaves open is as for all."""
+        return Corpus.find(
+            entry["path"],
+            entry.get("pattern", self.pattern),
+            entry.get("field", self.field),
+            entry.get("column", self.column),
+        )
 
     def _as_it_is(self) -> Corpus:
         if self.path is not None:
@@ -128,11 +154,23 @@ class Text:
         Raises:
             UserError: the text is unfit.
         """
-        return open_store(self.corpus(), self.unit, self.document, self.shuffle)
+        return open_store(self.corpus(), self.unit, self.document, self.shuffle, self._splitting)
+
+    @property
+    def _splitting(self) -> Splitting | None:
+        if self.mixture is None:
+            return None
+        return Splitting(f"{self.val_fraction}-{self.test_fraction}", self.bounds)
+
+    def bounds_in(self, store: TokenStore) -> dict[str, tuple[int, int]]:
+        """Return where each split of this text begins and ends in its store."""
+        if not store.ranges:
+            return self.bounds(store.tokens)
+        return {name: (parts[0][0], parts[-1][1]) for name, parts in store.ranges.items()}
 
     def cached(self, fingerprint: str) -> TokenStore | None:
         """Return the token store of a text that was opened before, if the cache still has it."""
-        return find_store(fingerprint, self.unit, self.document, self.shuffle)
+        return find_store(fingerprint, self.unit, self.document, self.shuffle, self._splitting)
 
     def bounds(self, tokens: np.ndarray) -> dict[str, tuple[int, int]]:
         """Return where each split of a text begins and ends.

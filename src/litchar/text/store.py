@@ -1,12 +1,11 @@
 """The token store: a corpus as a memory-mapped array of ids, built once and cached by content."""
 
-import errno
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
@@ -16,6 +15,8 @@ from filelock import FileLock
 from litchar.errors import UserError
 from litchar.text.cleaning import rare_line
 from litchar.text.corpus import Corpus
+from litchar.text.mixture import Mixture, Splitting, arrange
+from litchar.text.remembered import cache_dir, make_cache, remembered
 from litchar.text.vocabulary import BOUNDARY, REPLACEMENT, ByteVocabulary, Vocabulary, codepoints
 
 FORMAT = 1  # of a store; another number leaves older ones alone
@@ -31,39 +32,22 @@ class TokenStore:
         vocabulary: the corpus's characters, or the byte values.
         fingerprint: the content's identity, `Corpus.fingerprint`.
         changes: what cleaning changed in the text: a line for each setting.
+        ranges: of a mixture, where the part of each corpus lies in each split.
     """
 
     tokens: np.memmap
     vocabulary: Vocabulary
     fingerprint: str
     changes: list[str]
-
-
-def cache_dir() -> Path:
-    """Return where token stores and downloads are kept: `$LITCHAR_CACHE`, or the user's cache."""
-    user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(os.environ.get("LITCHAR_CACHE") or user_cache / "litchar")
-
-
-def make_cache(directory: Path) -> None:
-    """Make a directory of the cache.
-
-    Raises:
-        UserError: it cannot be made or written.
-    """
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        if not os.access(directory, os.W_OK):
-            raise PermissionError(errno.EACCES, "Permission denied")
-    except OSError as error:
-        raise UserError(
-            f"{directory}: the cache cannot be written ({error.strerror}); name another place in "
-            "the environment: LITCHAR_CACHE=DIRECTORY"
-        ) from None
+    ranges: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
 
 
 def open_store(
-    corpus: Corpus, unit: str = "character", document: str | None = None, shuffle: bool = False
+    corpus: Corpus,
+    unit: str = "character",
+    document: str | None = None,
+    shuffle: bool = False,
+    splitting: Splitting | None = None,
 ) -> TokenStore:
     """Return the token store of `corpus`, from the cache or built now.
 
@@ -76,33 +60,45 @@ def open_store(
         unit: what a token is, `character` or `byte`.
         document: what a document is: `line`, `file` or None. Empty ones are left out.
         shuffle: put the documents in an order that is random, and the same for every run.
+        splitting: of a mixture, how each of its corpora is split.
 
     Raises:
         UserError: the corpus is empty, has one distinct character or byte only, or is not UTF-8
             although it shall be read by character.
     """
     fingerprint = corpus.fingerprint()
-    place = _place(fingerprint, unit, document, shuffle)
+    place = _place(fingerprint, unit, document, shuffle, splitting)
     make_cache(place.parent)
     with FileLock(f"{place}.lock"):
         if not _is_whole(place):
-            _build(corpus, place, fingerprint, unit, document, shuffle)
+            _build(corpus, place, fingerprint, unit, document, shuffle, splitting)
     return _load(place, fingerprint)
 
 
 def find_store(
-    fingerprint: str, unit: str, document: str | None, shuffle: bool
+    fingerprint: str,
+    unit: str,
+    document: str | None,
+    shuffle: bool,
+    splitting: Splitting | None = None,
 ) -> TokenStore | None:
     """Return the token store of the corpus with this fingerprint if the cache has it."""
     if not fingerprint.isalnum():  # of a checkpoint: no path
         return None
-    place = _place(fingerprint, unit, document, shuffle)
+    place = _place(fingerprint, unit, document, shuffle, splitting)
     return _load(place, fingerprint) if _is_whole(place) else None
 
 
-def _place(fingerprint: str, unit: str, document: str | None, shuffle: bool) -> Path:
+def _place(
+    fingerprint: str,
+    unit: str,
+    document: str | None,
+    shuffle: bool,
+    splitting: Splitting | None,
+) -> Path:
     order = "shuffled" if shuffle else "in-order"
-    name = f"{fingerprint[:32]}-{unit}-{document}-{order}-{FORMAT}"
+    split = f"-{splitting.name}" if splitting else ""
+    name = f"{fingerprint[:32]}-{unit}-{document}-{order}{split}-{FORMAT}"
     return cache_dir() / "tokens" / name
 
 
@@ -110,7 +106,11 @@ def _load(place: Path, fingerprint: str) -> TokenStore:
     meta = json.loads((place / "meta.json").read_text())
     tokens = np.load(place / "tokens.npy", mmap_mode="r")
     vocabulary = Vocabulary.from_json(meta["vocabulary"])
-    return TokenStore(tokens, vocabulary, fingerprint, meta.get("changes", []))
+    ranges = {
+        split: [(start, stop) for start, stop in parts]
+        for split, parts in meta.get("ranges", {}).items()
+    }
+    return TokenStore(tokens, vocabulary, fingerprint, meta.get("changes", []), ranges)
 
 
 def _is_whole(place: Path) -> bool:
@@ -118,7 +118,7 @@ def _is_whole(place: Path) -> bool:
     try:
         meta = json.loads((place / "meta.json").read_text())
         Vocabulary.from_json(meta["vocabulary"])
-        return bool(meta["tokens_sha256"] == file_sha256(place / "tokens.npy"))
+        return bool(meta["tokens_sha256"] == known_sha256(place / "tokens.npy"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, UserError):
         return False
 
@@ -130,6 +130,7 @@ def _build(
     unit: str,
     document: str | None,
     shuffle: bool,
+    splitting: Splitting | None,
 ) -> None:
     """Encode `corpus` into the directory `place`, which appears whole or not at all.
 
@@ -142,16 +143,23 @@ def _build(
     vocabulary, changes = _scan(corpus, unit, document)
     draft.mkdir()
     try:
-        _save(draft / "tokens.npy", vocabulary.dtype, encode_corpus(corpus, vocabulary))
-        if shuffle:
-            (draft / "tokens.npy").rename(draft / "ordered.npy")
-            ordered = np.load(draft / "ordered.npy", mmap_mode="r")
-            _save(draft / "tokens.npy", vocabulary.dtype, _shuffled(ordered))
-            (draft / "ordered.npy").unlink()
+        ranges: dict[str, list[tuple[int, int]]] = {}
+        if not isinstance(corpus, Mixture) or splitting is None:
+            _encode_to(draft / "tokens.npy", corpus, vocabulary, shuffle)
+        else:
+            places = [draft / f"{number}.npy" for number in range(len(corpus.corpora))]
+            for part, own in zip(places, corpus.corpora, strict=True):
+                _encode_to(part, own, vocabulary, shuffle)
+            parts = [np.load(part, mmap_mode="r") for part in places]
+            pieces, ranges = arrange(parts, splitting, documents=document is not None)
+            _save(draft / "tokens.npy", vocabulary.dtype, pieces)
+            for part in places:
+                part.unlink()
         meta = {
             "vocabulary": vocabulary.to_json(),
             "tokens_sha256": file_sha256(draft / "tokens.npy"),
             "changes": changes,
+            "ranges": ranges,
         }
         with open(draft / "meta.json", "w") as file:
             json.dump(meta, file)
@@ -164,10 +172,26 @@ def _build(
         shutil.rmtree(draft, ignore_errors=True)
 
 
+def _encode_to(path: Path, corpus: Corpus, vocabulary: Vocabulary, shuffle: bool) -> None:
+    """Write the ids of `corpus`, its documents in a random order if `shuffle` is set."""
+    _save(path, vocabulary.dtype, encode_corpus(corpus, vocabulary))
+    if shuffle:
+        ordered = path.with_name("ordered.npy")
+        path.rename(ordered)
+        _save(path, vocabulary.dtype, _shuffled(np.load(ordered, mmap_mode="r")))
+        ordered.unlink()
+
+
 def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file, as hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def known_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file; a large one is read only if it is not as it was when it was
+    read before."""
+    return remembered([path], "", lambda: file_sha256(path))
 
 
 def _save(path: Path, dtype: np.dtype, pieces: Iterable[np.ndarray]) -> None:

@@ -92,7 +92,7 @@ def splits(text: Text, store: TokenStore) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         UserError: they are too short to count in and to score.
     """
-    bounds = text.bounds(store.tokens)
+    bounds = text.bounds_in(store)
     train, val = (store.tokens[slice(*bounds[name])] for name in ("train", "val"))
     if len(train) < 1 or len(val) < 2:
         raise UserError(
@@ -123,7 +123,7 @@ def _note(packing: Packing, used: int, order: int, memory_bytes: float) -> str:
 def _place(store: TokenStore, text: Text, order: int) -> Path:
     """Return where the yardsticks of a store and its splits are cached."""
     store_name = Path(str(store.tokens.filename)).parent.name
-    ends = "-".join(str(stop) for _, stop in text.bounds(store.tokens).values())
+    ends = "-".join(str(stop) for _, stop in text.bounds_in(store).values())
     return cache_dir() / "yardsticks" / f"{store_name}-{ends}-{order}-{FORMAT}.json"
 
 

@@ -1,7 +1,7 @@
 """The LightningModule: a model, its loss, its optimiser, and what its checkpoints carry."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import lightning as L
@@ -28,6 +28,7 @@ class LanguageModel(L.LightningModule):
             rate.
         card: what makes a checkpoint enough by itself, as plain data; saved under `litchar`.
         seed: with the step, it chooses what dropout drops.
+        weights: of a mixture, each corpus's share of the training windows.
     """
 
     def __init__(
@@ -38,8 +39,10 @@ class LanguageModel(L.LightningModule):
         schedule: Callable[[int, int], float],
         card: dict[str, Any],
         seed: int = 0,
+        weights: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
+        self.weights = dict(weights or {})
         self.model = model
         self.optimizer = optimizer
         self.schedule = schedule
@@ -137,15 +140,19 @@ class LanguageModel(L.LightningModule):
         self._finish(("test/loss",))
 
     def _finish(self, names: tuple[str, ...]) -> None:
-        for name, sums in zip(names, self._sums, strict=False):  # there may be no training sample
+        """Set the figures of each name: one loader's, or of a mixture, one loader's per corpus."""
+        size = max(1, len(self.weights))
+        for place, name in enumerate(names):
+            loaders = self._sums[place * size : (place + 1) * size]
+            if not loaders:  # there may be no training sample
+                continue
             # Each batch's sum is float32; batches are added up in double precision.
-            total = torch.stack(sums).cpu().double().sum(0)
-            total = self.trainer.strategy.reduce(total, reduce_op="sum")
-            nats, tokens, characters, utf8_bytes = total.tolist()
-            figures = {name: nats / tokens}
-            if name.endswith("/loss"):
-                prefix = name.removesuffix("loss")
-                figures |= bits(nats, characters, utf8_bytes, prefix)
+            totals = torch.stack([torch.stack(sums).cpu().double().sum(0) for sums in loaders])
+            totals = self.trainer.strategy.reduce(totals, reduce_op="sum")
+            if self.weights and len(loaders) == size:
+                figures = mixed_figures(name, totals.tolist(), self.weights)
+            else:
+                figures = figures_of(name, *totals[0].tolist())
             self.losses |= figures
             self.log_dict(figures, logger=False)  # for callbacks such as EarlyStopping
 
@@ -198,6 +205,38 @@ def size_table(vocabulary: Vocabulary) -> Tensor:
         (V + 1, 2) int64; the last row, which the index `IGNORED` means, is of nothing.
     """
     return F.pad(torch.from_numpy(vocabulary.sizes), (0, 0, 0, 1))
+
+
+def figures_of(
+    name: str, nats: float, tokens: float, characters: float, utf8_bytes: float
+) -> dict[str, float]:
+    """Return the mean loss, called `name`, and if that is `.../loss`, the bits beside it."""
+    figures = {name: nats / tokens}
+    if name.endswith("/loss"):
+        figures |= bits(nats, characters, utf8_bytes, name.removesuffix("loss"))
+    return figures
+
+
+def mixed_figures(
+    name: str, totals: Sequence[Sequence[float]], weights: Mapping[str, float]
+) -> dict[str, float]:
+    """Return the figures of a mixture: the means of its corpora's, by weight, as training sees
+    them. Beside the loss stand that of each corpus, `NAME_CORPUS`, and that of all tokens together,
+    `NAME_all`.
+
+    Args:
+        totals: of each corpus, as `summed_loss` has them.
+    """
+    each = [figures_of(name, *total) for total in totals]
+    mixed = {
+        key: sum(
+            weight * figures[key] for weight, figures in zip(weights.values(), each, strict=True)
+        )
+        for key in each[0]
+    }
+    own = {f"{name}_{corpus}": figures[name] for corpus, figures in zip(weights, each, strict=True)}
+    nats, tokens, *_ = map(sum, zip(*totals, strict=True))
+    return mixed | own | {f"{name}_all": nats / tokens}
 
 
 def bits(nats: float, characters: float, utf8_bytes: float, prefix: str = "") -> dict[str, float]:

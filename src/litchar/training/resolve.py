@@ -62,13 +62,16 @@ def resolve_paths(config: DictConfig) -> None:
     directory that is `data.name`."""
     if (name := config.data.get("name")) and Path(name).is_dir():
         config.data.name = str(Path(name).absolute()).replace("${", r"\${")
-    path = config.data.path
-    if path is None:
-        return
-    paths = [path] if isinstance(path, str) else list(path)
+    for entry in [config.data, *(config.data.get("mixture") or [])]:
+        if OmegaConf.is_dict(entry) and entry.get("path") is not None:
+            entry.path = _absolute(entry.path)
+
+
+def _absolute(path: Any) -> Any:
+    if not isinstance(path, str):
+        return [_absolute(one) for one in path]
     # OmegaConf reads ${...} in what it is given, unless the dollar is escaped.
-    absolute = [str(Path(p).expanduser().absolute()).replace("${", r"\${") for p in paths]
-    config.data.path = absolute[0] if isinstance(path, str) else absolute
+    return str(Path(path).expanduser().absolute()).replace("${", r"\${")
 
 
 def resolve_parent(config: DictConfig) -> Checkpoint | None:

@@ -303,7 +303,9 @@ def prepare(
         schedule(0, max(1, config.trainer.max_steps))
     except (TypeError, ValueError, ZeroDivisionError) as error:
         raise UserError(f"optimizer or scheduler: {error}") from None
-    module = LanguageModel(model, vocabulary, optimizer, schedule, card, config.seed)
+    module = LanguageModel(
+        model, vocabulary, optimizer, schedule, card, config.seed, data.text.weights
+    )
     return Prepared(config, device, data, module, resumed, parent)
 
 
@@ -449,6 +451,7 @@ def _headline(prepared: Prepared, place: Place, summary: dict[str, Any]) -> str:
         f"{prepared.data.corpus()}: {len(store.tokens):,} {store.vocabulary.unit}s, "
         f"a vocabulary of {len(store.vocabulary)}",
         *store.changes,
+        *_mixture(prepared.data),
         *([] if store.vocabulary.document is None else [_documents(prepared.data)]),
         f"{type(prepared.module.model).__name__}: {summary['parameters']:,} parameters; "
         f"{ranks}{environment.device_name(prepared.device)}, {summary['precision']}",
@@ -457,6 +460,17 @@ def _headline(prepared: Prepared, place: Place, summary: dict[str, Any]) -> str:
         resumed = prepared.resumed
         lines.append(f"Going on from {resumed.path.name}, step {resumed.step:,}")
     return "\n".join(lines)
+
+
+def _mixture(data: TextDataModule) -> list[str]:
+    """Return a line for each corpus of a mixture."""
+    lines = []
+    for number, (name, weight) in enumerate(data.text.weights.items()):
+        start, stop = data.parts("train")[number]
+        lines.append(
+            f"{name}: {weight:.1%} of the windows, {stop - start:,} {data.text.unit}s to train on"
+        )
+    return lines
 
 
 def _documents(data: TextDataModule) -> str:

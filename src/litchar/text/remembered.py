@@ -1,0 +1,75 @@
+"""The cache's place, and what it remembers of large files, so that they are not read again."""
+
+import errno
+import hashlib
+import json
+import os
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from litchar.errors import UserError
+
+LARGE = 1 << 30  # bytes of files together; less is read in a second or two, and always is
+SETTLED_SECONDS = 2.0  # a file that was changed later may change again with the same time stamp
+
+
+def cache_dir() -> Path:
+    """Return where token stores and downloads are kept: `$LITCHAR_CACHE`, or the user's cache."""
+    user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(os.environ.get("LITCHAR_CACHE") or user_cache / "litchar")
+
+
+def make_cache(directory: Path) -> None:
+    """Make a directory of the cache.
+
+    Raises:
+        UserError: it cannot be made or written.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        if not os.access(directory, os.W_OK):
+            raise PermissionError(errno.EACCES, "Permission denied")
+    except OSError as error:
+        raise UserError(
+            f"{directory}: the cache cannot be written ({error.strerror}); name another place in "
+            "the environment: LITCHAR_CACHE=DIRECTORY"
+        ) from None
+
+
+def remembered(paths: Sequence[Path], about: str, compute: Callable[[], str]) -> str:
+    """Return what `compute` finds in files, if need be from the last time.
+
+    Large files are read once. After that they are told by their names, sizes, inodes and the times
+    of their last changes, which the system sets whenever anybody writes to them.
+
+    Args:
+        about: what `compute` reads in them, if it is not all alike.
+
+    Raises:
+        OSError: there is no such file.
+    """
+    stamps = [(path, path.stat()) for path in paths]
+    newest = max((max(stat.st_mtime, stat.st_ctime) for _, stat in stamps), default=0.0)
+    settled = time.time() - newest > SETTLED_SECONDS
+    if not settled or sum(stat.st_size for _, stat in stamps) < LARGE:
+        return compute()
+    identity = [
+        (str(path.absolute()), stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns)
+        for path, stat in stamps
+    ]
+    key = hashlib.sha256(json.dumps([identity, about]).encode()).hexdigest()
+    place = cache_dir() / "remembered" / key[:32]
+    try:
+        return place.read_text()
+    except OSError:
+        found = compute()
+    try:
+        make_cache(place.parent)
+        draft = place.with_name(f"{place.name}.{secrets.token_hex(4)}.draft")
+        draft.write_text(found)
+        os.replace(draft, place)
+    except (OSError, UserError):  # a full disk: it is read again next time
+        pass
+    return found
