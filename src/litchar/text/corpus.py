@@ -11,6 +11,7 @@ from pathlib import Path
 from litchar.errors import UserError
 from litchar.text.formats import compression, is_jsonl, is_parquet, jsonl_rows, opened, parquet_rows
 from litchar.text.remembered import remembered
+from litchar.text.remote import fetch, is_remote
 
 CHUNK_BYTES = 1 << 18  # small enough that a piece and its ids stay in a core's cache
 
@@ -55,7 +56,8 @@ class Corpus:
         """Return the corpus at `path`: a file, several files, or a directory.
 
         Args:
-            path: a file, a directory, or a list of either.
+            path: a file, a directory, or a list of either; on this machine, or the URL of an object
+                store or a website, see `litchar.text.remote`.
             pattern: which files of a directory, as `Path.glob` has it; read in sorted order.
             field: of JSON-lines, see the class.
             column: of Parquet.
@@ -65,6 +67,9 @@ class Corpus:
         """
         found: list[Path] = []
         for entry in [path] if isinstance(path, str | Path) else path:
+            if is_remote(entry):
+                found += fetch(str(entry), pattern)
+                continue
             place = Path(entry).expanduser()
             if place.is_dir():
                 matches = _matches(place, pattern)

@@ -16,12 +16,11 @@ from filelock import FileLock
 from litchar.errors import UserError
 from litchar.text.corpus import CHUNK_BYTES, Corpus
 from litchar.text.formats import ROWS_AT_ONCE, check_column, column_rows, extra
+from litchar.text.remote import MOST_BYTES
 from litchar.text.store import cache_dir, file_sha256, known_sha256, make_cache
 
 if TYPE_CHECKING:
     import datasets
-
-MOST_BYTES = 20_000_000_000  # that a download may have; a full disk helps nobody
 
 
 def bundled(name: str) -> Corpus:

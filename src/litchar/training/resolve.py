@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from litchar.checkpoints import Checkpoint, find
 from litchar.errors import UserError
+from litchar.text.remote import is_remote
 from litchar.training.resume import flat, may_change
 
 
@@ -70,6 +71,8 @@ def resolve_paths(config: DictConfig) -> None:
 def _absolute(path: Any) -> Any:
     if not isinstance(path, str):
         return [_absolute(one) for one in path]
+    if is_remote(path):
+        return path.replace("${", r"\${")
     # OmegaConf reads ${...} in what it is given, unless the dollar is escaped.
     return str(Path(path).expanduser().absolute()).replace("${", r"\${")
 
