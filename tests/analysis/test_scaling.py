@@ -1,0 +1,66 @@
+"""The simulation of a step on many devices."""
+
+from dataclasses import replace
+
+import pytest
+
+from litchar.analysis.scaling import (
+    H100,
+    MODELS,
+    Model,
+    all_reduce_seconds,
+    main,
+    ring_bytes,
+    simulate,
+)
+
+MODEL = Model(12, 768, 512)
+IDLE = replace(H100, latency=0.0)
+
+
+def test_a_ring_sends_twice_the_share_of_the_others():
+    assert ring_bytes(100, 1) == 0
+    assert ring_bytes(100, 2) == 100
+    assert ring_bytes(100, 4) == 150
+    assert ring_bytes(100, 10**9) == pytest.approx(200)
+
+
+def test_within_a_node_the_near_link_counts_and_between_nodes_each_device_sends_its_share():
+    assert all_reduce_seconds(8e9, 8, IDLE) == pytest.approx(2 * 7 / 8 * 8e9 / 450e9)
+    between = all_reduce_seconds(8e9, 16, IDLE) - all_reduce_seconds(8e9, 8, IDLE)
+    assert between == pytest.approx(2 * 1 / 2 * 1e9 / 50e9)
+    assert all_reduce_seconds(0, 16, H100) == pytest.approx((2 * 7 + 2 * 1) * H100.latency)
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+@pytest.mark.parametrize("devices", [2, 8, 64, 1024])
+def test_a_step_takes_as_long_as_the_slower_and_no_longer_than_both(sharded, devices):
+    for model in MODELS.values():
+        step = simulate(model, 16_384, devices, H100, sharded)
+        assert max(step.compute, step.link) <= step.seconds <= step.compute + step.link
+
+
+def test_one_device_computes_alone():
+    for sharded in (False, True):
+        step = simulate(MODEL, 16_384, 1, H100, sharded)
+        assert step.link == 0
+        assert step.seconds == pytest.approx(16_384 * MODEL.flops_per_character / H100.flops)
+
+
+def test_a_fast_link_hides_but_for_the_last_layer_and_a_slow_one_is_all_there_is():
+    step = simulate(MODEL, 10**9, 8, IDLE)
+    last = all_reduce_seconds(4 * MODEL.parameters / 12, 8, IDLE)
+    assert step.seconds == pytest.approx(step.compute + last, rel=1e-12)
+    slow = simulate(MODEL, 1, 8, IDLE)
+    assert slow.seconds == pytest.approx(slow.link, rel=1e-3)
+    assert slow.link == pytest.approx(all_reduce_seconds(4 * MODEL.parameters, 8, IDLE))
+
+
+def test_sharding_sends_half_as_much_again():
+    whole, sharded = (simulate(MODEL, 16_384, 8, IDLE, sharded) for sharded in (False, True))
+    assert sharded.link == pytest.approx(1.5 * whole.link)
+
+
+def test_the_table_has_a_row_for_each_model_and_number_of_devices(capsys):
+    main(["--devices", "8", "64"])
+    assert capsys.readouterr().out.count("12 x 768") == 2
