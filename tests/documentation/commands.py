@@ -57,6 +57,10 @@ BEGINS = re.compile(rf"(\w+=\S+ )*({'|'.join(PROGRAMS)})\b")
 STANDS_FOR = {
     "experiment=NAME": "experiment=teaching_bigram",
     "seed=SEED": "seed=1",
+    "experiment=tune/t1": "experiment=teaching_bigram",
+    "data.path=s3://bucket/dumps/": "data.path=dumps",
+    "data.path=hf://datasets/owner/name/train.parquet": "data.path=stories.parquet",
+    "data.path=https://example.org/book.txt": "data.path=my.txt",
     "data.name=NAME": "data.name=my_data_set",
     "data.name=roneneldan/TinyStories": "data.name=my_data_set",
     "data.column=COLUMN": "data.column=text",
@@ -312,6 +316,9 @@ def give_texts(directory: Path) -> None:
     (directory / "dumps").mkdir(exist_ok=True)
     rows = "".join(json.dumps({"meta": {"title": line}}) + "\n" for line in lines)
     (directory / "dumps/one.jsonl.zst").write_bytes(zstd.compress(rows.encode()))
+    (directory / "plays.txt").write_text(text)
+    (directory / "novels").mkdir(exist_ok=True)
+    (directory / "novels/one.txt").write_text(text[::-1])
     parquet.write_table(pyarrow.table({"text": lines}), directory / "stories.parquet")
 
 

@@ -255,7 +255,8 @@ class TextDataModule(L.LightningDataModule):
         if not isinstance(batch, Tensor):
             return batch
         if self.trainer.training or (
-            self.trainer.overfit_batches and dataloader_idx == len(self.parts("val"))
+            self.trainer.overfit_batches  # type: ignore[attr-defined]
+            and dataloader_idx == len(self.parts("val"))
         ):
             return gather(self._on_device["train"], batch, self.block_size)
         names = ["test"] if self.trainer.testing else ["val", "train"]

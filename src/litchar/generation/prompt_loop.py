@@ -9,7 +9,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from litchar.errors import Interrupted, UserError
-from litchar.text.store import cache_dir
+from litchar.text.remembered import cache_dir
 
 HELP = """\
 Type what the text is to begin with, then Enter; \\n stands for a new line.

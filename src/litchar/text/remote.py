@@ -15,7 +15,7 @@ from litchar.text.formats import extra
 from litchar.text.remembered import cache_dir, make_cache
 
 if TYPE_CHECKING:
-    from fsspec import AbstractFileSystem
+    from fsspec import AbstractFileSystem  # type: ignore[import-untyped]
 
 MOST_BYTES = 20_000_000_000  # that a file may have; a full disk helps nobody
 BLOCK_BYTES = 1 << 22  # fetched at a time

@@ -16,8 +16,9 @@ from filelock import FileLock
 from litchar.errors import UserError
 from litchar.text.corpus import CHUNK_BYTES, Corpus
 from litchar.text.formats import ROWS_AT_ONCE, check_column, column_rows, extra
+from litchar.text.remembered import cache_dir, make_cache
 from litchar.text.remote import MOST_BYTES
-from litchar.text.store import cache_dir, file_sha256, known_sha256, make_cache
+from litchar.text.store import file_sha256, known_sha256
 
 if TYPE_CHECKING:
     import datasets

@@ -11,8 +11,9 @@ import numpy as np
 
 from litchar.errors import UserError
 from litchar.text.ngrams import BYTES_PER_NGRAM, Packing, add_one, count_tokens, kneser_ney
+from litchar.text.remembered import cache_dir, make_cache
 from litchar.text.split import Text
-from litchar.text.store import TokenStore, cache_dir, make_cache
+from litchar.text.store import TokenStore
 
 ORDER = 8
 MEMORY_BYTES = 2_000_000_000
