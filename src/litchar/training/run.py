@@ -64,9 +64,7 @@ def main(config: DictConfig, run_dir: Path) -> float | Outcome | None:
     return run_job(config, run_dir) if sweeps else run(config, run_dir)
 
 
-def run(
-    config: DictConfig, run_dir: Path, callbacks: Sequence[Callback] = ()
-) -> float | None:
+def run(config: DictConfig, run_dir: Path, callbacks: Sequence[Callback] = ()) -> float | None:
     """Train as `config` says, with everything recorded in `run_dir`; or go on with what is there.
 
     Args:

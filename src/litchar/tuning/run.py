@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from optuna.samplers import BaseSampler
 from rich.console import Console
 
-from litchar.errors import DivergedError, Interrupted, UserError, is_users
+from litchar.errors import BusyError, DivergedError, Interrupted, UserError, is_users
 from litchar.training import run as training
 from litchar.training.callbacks import Metrics
 from litchar.training.trainer import quiet_libraries
@@ -93,6 +93,9 @@ def run_trial(
         worker.finish(trial, "interrupted", **attributes)
         console.print(f"trial {slot}: interrupted; the same line goes on with it")
         raise
+    except BusyError:  # since it was looked at; the trial goes to another directory
+        worker.finish(trial, "interrupted", **attributes)
+        return
     except DivergedError as error:
         outcome, loss, reason = "diverged", None, str(error)
     except Exception as error:
@@ -165,7 +168,10 @@ def _train(search: Search, values: Mapping[str, Value], run_dir: Path, watch: Wa
     (run_dir / ".hydra").mkdir(parents=True, exist_ok=True)
     OmegaConf.save(config, run_dir / ".hydra" / "config.yaml")
     with open(run_dir / "train.log", "a") as log, contextlib.redirect_stdout(log):
-        return training.run(config, run_dir, [watch])
+        loss = training.run(config, run_dir, [watch])
+    if loss is None:
+        raise UserError("a trial ended without a validation; see trainer.limit_val_batches")
+    return loss
 
 
 def _result(run_dir: Path) -> tuple[float, bool] | None:
