@@ -190,9 +190,7 @@ class Prepared:
         """Return what `make_trainer` does."""
         step = self.resumed.step if self.resumed else 0
         vocabulary = self.data.store.vocabulary
-        return make_trainer(
-            self.config, run_dir, vocabulary, step, place, console, say, callbacks
-        )
+        return make_trainer(self.config, run_dir, vocabulary, step, place, console, say, callbacks)
 
     def for_the_others(self) -> DictConfig:
         """Return the configuration with which other ranks prepare the very same."""

@@ -126,6 +126,12 @@ class Watch(Callback):
         self.best: float | None = None
         self._reported = set(trial.study._storage.get_trial(trial._trial_id).intermediate_values)
 
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Refuse to prune a run of several ranks, of which this one alone would stop."""
+        prunes = not isinstance(self.trial.study.pruner, optuna.pruners.NopPruner)
+        if trainer.world_size > 1 and prunes:
+            raise UserError("a trial of several devices cannot be pruned; set tune/pruner=none")
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write into the run's directory which trial it is."""
         _mark(Path(trainer.default_root_dir), **self.about, outcome=None)
