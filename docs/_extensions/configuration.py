@@ -132,7 +132,8 @@ def _keys(
         if key.value in HIDDEN:
             continue
         name = f"{prefix}{key.value}"
-        if isinstance(value, yaml.MappingNode) and value.value:
+        whole = _written(value, lines).startswith("{type:")  # what tuning searches a key in
+        if isinstance(value, yaml.MappingNode) and value.value and not whole:
             if value.start_mark.line >= key.start_mark.line:  # not an alias of one further up
                 yield from _keys(value, f"{name}.", lines, first, None)
             continue

@@ -8,6 +8,7 @@ runs all commands of a document, scaled down, in this checkout, and prints their
 import argparse
 import contextlib
 import gzip
+import importlib.util
 import json
 import os
 import re
@@ -49,6 +50,9 @@ PROGRAMS = (
     "pre-commit",
     "sphinx-build",
     "torchrun",
+    "srun",
+    "sbatch",
+    "ray",
     "curl",
 )
 BEGINS = re.compile(rf"(\w+=\S+ )*({'|'.join(PROGRAMS)})\b")
@@ -68,6 +72,13 @@ STANDS_FOR = {
     "FILE.csv": "losses.csv",
     "FILE": "my.txt",
     "[KEY=VALUE ...]": "",
+    "experiment=tune/t1": "experiment=teaching_bigram",  # a study's own
+    "outputs/runs/NAME": "outputs/runs/mine",
+    "outputs/runs/ONE outputs/runs/OTHER": "outputs/runs/one outputs/runs/mine",
+    "DIRECTORY": "compared",
+    "HOST": "127.0.0.1",
+    " ... ": " ",  # and so on
+    " ...$": "",
 }
 SEPARATORS = frozenset("|&;<>")
 BUILT_IN = ("cd", "source", "&&", "|")  # into a shell
@@ -83,9 +94,10 @@ class Command:
 
     def parts(self) -> list[list[str]]:
         """The words of its parts, and what stands between them (`&&`, `|`) as a part of its own."""
-        text = self.text
+        text = re.split(r"   +", self.text)[0] + "$"  # what stands apart says what it does
         for word, instead in STANDS_FOR.items():
             text = text.replace(word, instead)
+        text = text.removesuffix("$")
         lexer = shlex.shlex(text, posix=True, punctuation_chars="".join(SEPARATORS))
         lexer.whitespace_split = True
         parts: list[list[str]] = [[]]
@@ -108,7 +120,7 @@ def commands_of(document: Path) -> list[Command]:
             command for file in sorted(document.rglob("*.yaml")) for command in commands_of(file)
         ]
     name = str(document.relative_to(ROOT))
-    text = document.read_text()
+    text = re.sub(r" \\\n +", " ", document.read_text())  # a line that goes on
     if document.suffix == ".yaml":
         lines = ((i, line[2:]) for i, line in enumerate(text.splitlines(), 1) if line[:2] == "# ")
         return [Command(name, i, line) for i, line in lines if BEGINS.match(line)]
@@ -182,10 +194,14 @@ def read(command: Command, checkout: Path) -> None:
     """
     for words in command.parts():
         program, *arguments = words
-        if program == "python" and arguments[0].startswith("scripts/"):
-            _read_script(checkout / arguments[0], arguments[1:])
+        script = next((i for i, word in enumerate(words) if word.startswith("scripts/")), None)
+        if script is not None:  # also behind torchrun or srun
+            _read_script(checkout / words[script], words[script + 1 :])
         elif program == "pip":
             _read_pip(arguments)
+        elif arguments[:1] == ["-m"]:
+            if importlib.util.find_spec(arguments[1]) is None:
+                raise ModuleNotFoundError(arguments[1])
         elif program == "tensorboard":
             TensorBoard(plugins=default.get_plugins()).configure(("tensorboard", *arguments))
         elif program not in BUILT_IN and shutil.which(program) is None:
@@ -246,6 +262,13 @@ NOT_RUN = {
     "sphinx-build": "CI builds the site",
     "mypy": "CI checks types",
     "ruff": "CI checks style",
+    "torchrun": "takes several devices",
+    "srun": "takes a cluster",
+    "launcher=slurm": "takes a cluster",
+    "launcher=ray": "takes a cluster",
+    "tune.storage=postgresql://user:password@host/studies": "takes a database",
+    "--revisions": "takes a repository",
+    "litchar.training.follow": "the first rank starts it",
 }
 TRAIN = (
     "trainer.max_steps=2",
@@ -259,6 +282,7 @@ SCALED_DOWN = {
     "train.py": TRAIN,
     "encode": ("--megabytes", "1", "--repeats", "1"),
     "generate": ("--characters", "20", "--repeats", "1"),
+    "tune.py": (*TRAIN, "tune.trials=2"),
     "train": ("--repeats", "1", "--text", "tiny_shakespeare.txt", *TRAIN, "target_val_loss=99"),
     "overhead": ("--steps", "5", "--repeats", "1"),
     "startup": ("--repeats", "1"),
@@ -300,6 +324,11 @@ def _local(arguments: list[str]) -> list[str]:
     return []
 
 
+def _not_run(parts: list[list[str]]) -> str:
+    """Return why a command is not run here, or nothing if it is."""
+    return next((NOT_RUN[word] for part in parts for word in part if word in NOT_RUN), "")
+
+
 def give_texts(directory: Path) -> None:
     """Put the files there that a reader is expected to have, and those that would be downloaded."""
     text = (ROOT / "src/litchar/text/ml.txt").read_text()[:20_000]
@@ -330,7 +359,7 @@ def run(command: Command, checkout: Path, environment: dict[str, str]) -> int | 
     parts = command.parts()
     if parts[0][0] == "pip" and ["&&"] in parts:
         parts = parts[parts.index(["&&"]) + 1 :]
-    if any(part[0] in NOT_RUN or "--revisions" in part for part in parts):
+    if _not_run(parts):
         return None
     parts = [part if set(part[0]) <= SEPARATORS else scaled_down(part) for part in parts]
     words = (part[0] if set(part[0]) <= SEPARATORS else shlex.join(part) for part in parts)
@@ -369,7 +398,7 @@ def main() -> None:
     give_texts(ROOT)
     for command in commands_of(document):
         code = run(command, ROOT, dict(os.environ))
-        said = NOT_RUN.get(command.parts()[0][0], "takes a repository") if code is None else code
+        said = _not_run(command.parts()) if code is None else code
         print(f"{document.name}:{command.line}\t{said}\t{command.text}", file=sys.stderr)
 
 
