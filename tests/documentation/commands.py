@@ -199,7 +199,7 @@ def read(command: Command, checkout: Path) -> None:
             _read_script(checkout / words[script], words[script + 1 :])
         elif program == "pip":
             _read_pip(arguments)
-        elif arguments[:1] == ["-m"]:
+        elif program == "python" and arguments[0] == "-m":
             if importlib.util.find_spec(arguments[1]) is None:
                 raise ModuleNotFoundError(arguments[1])
         elif program == "tensorboard":
