@@ -134,7 +134,7 @@ def folded(title: str, *parts: str) -> str:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table of texts; a heading that begins with `#` and a space right-aligns its cells."""
+    """Return a table of texts; behind `#` and a space a heading right-aligns."""
     kinds = _kinds(columns)
     cells = (
         [f"<td{kind}>{escape(cell)}</td>" for kind, cell in zip(kinds, row, strict=True)]
