@@ -72,7 +72,6 @@ STANDS_FOR = {
     "FILE.csv": "losses.csv",
     "FILE": "my.txt",
     "[KEY=VALUE ...]": "",
-    "experiment=tune/t1": "experiment=teaching_bigram",  # a study's own
     "outputs/runs/NAME": "outputs/runs/mine",
     "outputs/runs/ONE outputs/runs/OTHER": "outputs/runs/one outputs/runs/mine",
     "DIRECTORY": "compared",
