@@ -215,7 +215,9 @@ SCRIPTS = sorted(path.stem for path in (ROOT / "conf").glob("*.yaml"))
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_help_says_what_a_script_does_and_what_each_key_is(name, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [f"{name}.py", "--help"])
-    hydra_main(str(ROOT / "scripts" / f"{name}.py"), name, "nowhere:nothing")
+    with pytest.raises(SystemExit) as ended:
+        hydra_main(str(ROOT / "scripts" / f"{name}.py"), name, "nowhere:nothing")
+    assert ended.value.code == 0
     shown = capsys.readouterr().out
     assert f"python scripts/{name}.py" in shown
     assert "Powered by Hydra" not in shown
