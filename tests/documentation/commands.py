@@ -279,6 +279,8 @@ TRAIN = (
 )
 SCALED_DOWN = {
     "train.py": TRAIN,
+    "tune.py": (*TRAIN, "tune.trials=2", "tune.storage=null"),  # no server of a database here
+    "scaling.py": ("--steps", "2", "--width", "16"),
     "encode": ("--megabytes", "1", "--repeats", "1"),
     "generate": ("--characters", "20", "--repeats", "1"),
     "tune.py": (*TRAIN, "tune.trials=2"),
