@@ -283,7 +283,6 @@ SCALED_DOWN = {
     "scaling.py": ("--steps", "2", "--width", "16"),
     "encode": ("--megabytes", "1", "--repeats", "1"),
     "generate": ("--characters", "20", "--repeats", "1"),
-    "tune.py": (*TRAIN, "tune.trials=2"),
     "train": ("--repeats", "1", "--text", "tiny_shakespeare.txt", *TRAIN, "target_val_loss=99"),
     "overhead": ("--steps", "5", "--repeats", "1"),
     "startup": ("--repeats", "1"),
