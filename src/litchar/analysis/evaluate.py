@@ -68,12 +68,13 @@ def run(config: DictConfig, output_dir: Path) -> float:
     loss: float = nats / count
     in_bits = bits(nats, characters, utf8_bytes)
     console.print(
-        f"{checkpoint.path}, step {checkpoint.step:,}, on {what}:\n"
+        f"{checkpoint.path}, step {checkpoint.step:,}, on {what}:", soft_wrap=True, markup=False
+    )
+    console.print(
         f"{loss:.6f} nats per {unit}, {in_bits['bpc']:.4f} bits per character, "
         f"{in_bits['bpb']:.4f} bits per byte, perplexity {math.exp(loss):.3f}, "
         f"over {count:,.0f} {unit}s" + _overlap(config.stride, block_size),
-        soft_wrap=True,
-        markup=False,
+        soft_wrap=not console.is_terminal,  # a file needs no folds
     )
     if checkpoint.vocabulary.document:
         losses = document_losses(model, tokens, config.batch_size, device)

@@ -69,7 +69,7 @@ def print_outcome(
     places = {"report": report, "checkpoint": summary["checkpoint"]}
     for name, place in places.items():  # in one piece, to be copied
         if place is not None:
-            line = Text(f"{name:<{width}} ", "bold").append(_shortest(Path(place)), "not bold")
+            line = Text(f"{name:<{width}}  ", "bold").append(_shortest(Path(place)), "not bold")
             console.print(line, soft_wrap=True)
 
     if summary["checkpoint"] is None:
