@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import hydra
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
@@ -49,6 +51,14 @@ def run_training(directory: Path, *overrides: str) -> dict[str, Any]:
         raise SystemExit(f"{' '.join(command)} failed:\n{finished.stderr[-2000:]}")
     summary: dict[str, Any] = json.loads((run_dir / "summary.json").read_text())
     return summary
+
+
+def compose(script: str, *overrides: str) -> DictConfig:
+    """Return the training configuration beside `script`, as the command line composes it."""
+    conf = Path(script).resolve().parents[1] / "conf"
+    OmegaConf.register_new_resolver("unique", lambda: "bench", replace=True)
+    with hydra.initialize_config_dir(str(conf), version_base="1.3"):
+        return hydra.compose("train", [*overrides])
 
 
 def _print(rows: list[dict[str, Any]]) -> None:

@@ -1,6 +1,10 @@
 """What a step costs under the Trainer, in a bare loop, and in the teaching script's own form."""
 
 import argparse
+import contextlib
+import csv
+import itertools
+import json
 import statistics
 import subprocess
 import sys
@@ -10,31 +14,36 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from litchar.benchmarks import run_training
+from litchar.benchmarks import compose, run_training
+
+BLOCK = 50  # steps timed together: as many as between two reports of a run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add this benchmark's options."""
+    parser.add_argument("--experiment", default="teaching_transformer", help="whose step it is")
     parser.add_argument("--steps", type=int, default=1000, help="of each measurement (1000)")
 
 
 def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Return a row for each form of `teaching_transformer`: milliseconds a step.
+    """Return a row for each form of the experiment's step, in milliseconds.
 
-    All have one batch size and arithmetic, and step with AdamW: the first two with the fused one,
-    the last with torch's default, as the script does. Each is measured in a process of its own, in
-    turns. Under the Trainer logging is included and validation is not.
+    All have one batch size and arithmetic, and one optimiser (but the teaching script's own form,
+    which has torch's default AdamW, as the script does). Each is measured in a process of its own,
+    in turns. Under the Trainer logging is included and validation is not. A measurement is the
+    median over blocks of 50 steps, so that neither the first steps count nor what else the machine
+    was doing for a while.
     """
-    with tempfile.TemporaryDirectory() as directory:
-        forms: dict[str, Callable[[], float]] = {
-            "under the Trainer": lambda: _under_the_trainer(options.steps, Path(directory)),
-            "bare loop": lambda: _bare("Transformer", options.steps),
-            "bare loop, head by head": lambda: _bare("TeachingModel", options.steps),
-        }
-        times: dict[str, list[float]] = {what: [] for what in forms}
-        for _ in range(options.repeats):
-            for what, milliseconds in forms.items():
-                times[what].append(milliseconds())
+    forms: dict[str, Callable[[], float]] = {
+        "under the Trainer": lambda: _under_the_trainer(options),
+        "bare loop": lambda: _bare(options, "own"),
+    }
+    if options.experiment == "teaching_transformer":
+        forms["bare loop, head by head"] = lambda: _bare(options, "teaching")
+    times: dict[str, list[float]] = {what: [] for what in forms}
+    for _ in range(options.repeats):
+        for what, milliseconds in forms.items():
+            times[what].append(milliseconds())
     bare = statistics.median(times["bare loop"])
     return [
         {
@@ -49,68 +58,93 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     ]
 
 
-def _under_the_trainer(steps: int, directory: Path) -> float:
-    summary = run_training(
-        directory,
-        "experiment=teaching_transformer",
-        "data=ml",
-        "data.train_sample=0",
-        f"trainer.max_steps={steps}",
-        f"trainer.val_check_interval={steps}",
-        "trainer.limit_val_batches=1",
-        "trainer.accelerator=cpu",
+def _under_the_trainer(options: argparse.Namespace) -> float:
+    with tempfile.TemporaryDirectory() as directory:
+        summary = run_training(
+            Path(directory),
+            f"experiment={options.experiment}",
+            "data=ml",
+            "data.train_sample=0",
+            f"trainer.max_steps={options.steps}",
+            f"trainer.val_check_interval={options.steps}",
+            "trainer.limit_val_batches=1",
+            f"trainer.log_every_n_steps={BLOCK}",
+        )
+        characters: float = summary["characters_seen"] / summary["steps"]
+        with open(next(Path(directory).glob("run*/metrics.csv"))) as file:
+            speeds = [float(speed) for row in csv.DictReader(file) if (speed := row[_SPEED])]
+    return 1e3 * characters / statistics.median(speeds)
+
+
+_SPEED = "speed/chars_per_second"
+
+
+def _bare(options: argparse.Namespace, form: str) -> float:
+    command = [sys.executable, "-m", __name__, sys.argv[0], options.experiment, form]
+    finished = subprocess.run(
+        [*command, str(options.steps)], capture_output=True, text=True, check=False
     )
-    milliseconds: float = 1e3 * summary["train_seconds"] / summary["steps"]
-    return milliseconds
+    if finished.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{finished.stderr[-2000:]}")
+    return float(json.loads(finished.stdout))
 
 
-def _bare(model: str, steps: int) -> float:
-    command = [sys.executable, "-m", __name__, model, str(steps)]
-    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+def time_bare_loop(script: str, experiment: str, form: str, steps: int) -> float:
+    """Return the milliseconds a step of an experiment takes in a hand-written loop.
 
-
-def time_bare_loop(model: str, steps: int) -> float:
-    """Return the milliseconds a step of the teaching transformer in a hand-written loop."""
+    Args:
+        script: one of `scripts/`; the configurations lie beside its directory.
+        form: `own`, or `teaching`: the teaching script's model, one head after the other.
+    """
     import torch
-    import torch.nn.functional as F
+    from hydra.utils import instantiate
 
     from litchar.benchmarks.teaching import TeachingModel
-    from litchar.models import Transformer
+    from litchar.data.windows import gather
     from litchar.text import open_store
     from litchar.text.sources import bundled
-    from litchar.training.optimizers import adamw
+    from litchar.training.module import mean_loss
+    from litchar.training.resolve import resolve_device
 
+    config = compose(script, f"experiment={experiment}", "data=ml")
+    device = resolve_device(config)
     store = open_store(bundled("ml.txt"))
-    tokens = torch.from_numpy(store.tokens.astype("int64"))
-    sizes: dict[str, Any] = {"block_size": 32, "n_layer": 4, "n_head": 4, "n_embd": 64}
-    if model == "TeachingModel":
-        net: torch.nn.Module = TeachingModel(len(store.vocabulary), **sizes)
-        optimizer: torch.optim.Optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3)
-    else:
-        net = Transformer(
-            len(store.vocabulary),
-            **sizes,
-            position="learned",
-            norm="layer",
-            qk_norm=False,
-            activation="relu",
-            bias=True,
-            qkv_bias=False,
-            head_bias=True,
-            init="torch",
+    tokens = torch.from_numpy(store.tokens.astype("int64")).to(device)
+    B, T = config.data.batch_size, config.data.block_size  # noqa: N806
+    sizes = {"vocab_size": len(store.vocabulary), "block_size": T}
+    if form == "teaching":
+        layers = {key: config.model[key] for key in ("n_layer", "n_head", "n_embd")}
+        model: torch.nn.Module = TeachingModel(**sizes, **layers)
+        optimizer: torch.optim.Optimizer = torch.optim.AdamW(
+            model.parameters(), lr=config.optimizer.lr
         )
-        optimizer = adamw(net, 1e-3, 0.01, (0.9, 0.999), decay="all")
-    began = time.perf_counter()
-    for _ in range(steps):
-        offsets = torch.randint(len(tokens) - 32, (16,))
-        x = torch.stack([tokens[i : i + 32] for i in offsets])
-        y = torch.stack([tokens[i + 1 : i + 33] for i in offsets])
-        loss = F.cross_entropy(net(x).flatten(0, 1), y.flatten())
+    else:
+        model = instantiate(config.model, **sizes).to(device)
+        optimizer = instantiate(config.optimizer)(model)
+    loss_of = torch.compile(mean_loss) if config.compile else mean_loss
+    autocast: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+    if config.trainer.precision == "bf16-mixed":
+        autocast = torch.autocast(device.type, torch.bfloat16)
+    clip = config.trainer.gradient_clip_val
+
+    taken = []
+    for step in range(steps + 1):
+        if step % BLOCK == 0:
+            if device.type != "cpu":
+                torch.accelerator.synchronize(device)
+            taken.append(time.perf_counter())
+        offsets = torch.randint(len(tokens) - T, (B,), device=device)
+        with autocast:
+            loss = loss_of(model, *gather(tokens, offsets, T))
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
+        if clip is not None:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
         optimizer.step()
-    return 1e3 * (time.perf_counter() - began) / steps
+    blocks = [after - before for before, after in itertools.pairwise(taken)]
+    return 1e3 * statistics.median(blocks) / BLOCK
 
 
 if __name__ == "__main__":
-    print(time_bare_loop(sys.argv[1], int(sys.argv[2])))
+    script, experiment, form, steps = sys.argv[1:]
+    print(time_bare_loop(script, experiment, form, int(steps)))

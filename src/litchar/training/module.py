@@ -55,6 +55,14 @@ class LanguageModel(L.LightningModule):
         self._generator: torch.Generator | None = None
         self._sums: list[list[Tensor]] = []
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; that of Lightning's which names the running hook without the search
+        for parameters and modules, which would cost more than any other part of the Trainer."""
+        if name == "_current_fx_name":
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
     def compile_loss(self) -> None:
         """Compile the training loss, model included."""
         self.mean_loss = torch.compile(mean_loss)

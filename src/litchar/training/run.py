@@ -294,6 +294,8 @@ def prepare(
         **environment.describe(device),
     )
     optimizer, schedule = instantiate(config.optimizer), instantiate(config.scheduler)
+    # Hydra's own partial checks at every call, and so at every step, what it may call.
+    schedule = functools.partial(schedule.func, *schedule.args, **schedule.keywords)
     try:  # now rather than when training begins
         optimizer(model)
         schedule(0, max(1, config.trainer.max_steps))
