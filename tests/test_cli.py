@@ -221,7 +221,7 @@ def test_help_says_what_a_script_does_and_what_each_key_is(name, monkeypatch, ca
     shown = capsys.readouterr().out
     assert f"python scripts/{name}.py" in shown
     assert "Powered by Hydra" not in shown
-    if name != "train":
+    if name not in ("train", "tune"):  # whose keys stand in many files
         for line in (ROOT / "conf" / f"{name}.yaml").read_text().split("\n\n")[1].splitlines():
             assert line in shown  # each key with its comment
 

@@ -14,7 +14,7 @@ import litchar
 from conftest import ROOT, summary
 from litchar.checkpoints import Checkpoint
 from litchar.errors import UserError
-from litchar.generation.lean import LeanTransformer
+from litchar.generation.lean import LeanReader
 from litchar.generation.text_model import TextModel
 from litchar.generation.writing import Settings
 
@@ -86,13 +86,13 @@ def test_it_writes_what_the_script_prints(train, generated, text_file, overrides
 
 def test_a_text_streams_as_it_is_sampled(model, monkeypatch):
     reads = []
-    read = LeanTransformer.read
+    read = LeanReader.read
 
     def counted(reader, idx):
         reads.append(idx)
         return read(reader, idx)
 
-    monkeypatch.setattr(LeanTransformer, "read", counted)
+    monkeypatch.setattr(LeanReader, "read", counted)
     pieces = iter(model.stream("1 and", max_new_tokens=10**9))
     assert reads == []
     for n in range(1, 6):
@@ -103,7 +103,8 @@ def test_a_text_streams_as_it_is_sampled(model, monkeypatch):
 def test_a_score_is_that_of_the_script_and_shows_colours_in_a_notebook(model, generated):
     score = model.score("1 and 2\n3 and")
     printed, _ = generated(f"checkpoint={model.checkpoint.path}", "score=1 and 2\n3 and")
-    assert printed == f"1 and 2\n3 and\n{score}\n"
+    surprises = "\n".join(score.most_surprising())
+    assert printed == f"1 and 2\n3 and\n{score}\nThe most surprising characters:\n{surprises}\n"
     html = score._repr_html_()
     assert html.startswith("<pre>")
     assert "color:" in html

@@ -83,8 +83,12 @@ def write(page: Page, **settings: str) -> None:
 
 
 def written(page: Page, text, **settings: str) -> str:
-    """What stands there when all is written."""
+    """What stands there when all is written, and not what stood there before."""
+    page.evaluate("frames['text'].document.body.dataset.before = ''")
     write(page, **settings)
+    page.wait_for_function(
+        "() => frames['text'].document.body && !('before' in frames['text'].document.body.dataset)"
+    )
     expect(text.get_by_role("status")).to_be_visible()
     return text.locator("pre").evaluate("pre => pre.textContent")
 

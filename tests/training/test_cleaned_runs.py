@@ -10,6 +10,7 @@ from hydra import initialize_config_dir
 from conftest import ROOT
 from litchar.analysis import evaluate
 from litchar.checkpoints import Checkpoint
+from litchar.cli import quote
 from litchar.errors import UserError
 from litchar.generation import run as generation
 
@@ -38,7 +39,7 @@ def run_script(tmp_path, capsys):
 
     def run_script(name: str, function, *overrides: str) -> str:
         with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            config = hydra_compose(name, ["device=cpu", *overrides])
+            config = hydra_compose(name, ["device=cpu", *map(quote, overrides)])
         capsys.readouterr()
         function(config, tmp_path)
         return capsys.readouterr().out

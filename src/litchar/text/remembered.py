@@ -47,10 +47,12 @@ def remembered(paths: Sequence[Path], about: str, compute: Callable[[], str]) ->
     Args:
         about: what `compute` reads in them, if it is not all alike.
 
-    Raises:
-        OSError: there is no such file.
+    A file that is not there is for `compute` to name.
     """
-    stamps = [(path, path.stat()) for path in paths]
+    try:
+        stamps = [(path, path.stat()) for path in paths]
+    except OSError:
+        return compute()
     newest = max((max(stat.st_mtime, stat.st_ctime) for _, stat in stamps), default=0.0)
     settled = time.time() - newest > SETTLED_SECONDS
     if not settled or sum(stat.st_size for _, stat in stamps) < LARGE:

@@ -183,7 +183,8 @@ class Embeddings(Callback):
             [label_of(c, vocabulary.unit), name_of(c, vocabulary.unit), kind_of(c)]
             for c in vocabulary.symbols
         ]
-        points = full(table.detach()).float().cpu().numpy()
+        # A copy: memory that numpy has seen cannot be given back, as sharding does after a step.
+        points = full(table.detach()).float().cpu().clone().numpy()
         for logger in tensorboards(trainer):
             logger.log_points("characters", points, ["character", "name", "kind"], rows)
 
