@@ -73,7 +73,7 @@ def test_a_prompt_and_another_text_are_cleaned_as_the_training_text_was(
     assert plain == unclean
     assert plain.startswith("né\ufffd\ufffd")
     stopped = [
-        run_script("generate", generation.run, f"checkpoint={run_dir}", f"stop={stop}")
+        run_script("generate", generation.run, f"checkpoint={run_dir}", "prompt=a", f"stop={stop}")
         for stop in ("é", "E\u0301")
     ]
     assert stopped[0] == stopped[1]
