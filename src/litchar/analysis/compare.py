@@ -480,7 +480,7 @@ def in_words(table: Table) -> list[str]:
 
 
 def cells_of(table: Table) -> tuple[list[str], list[list[str]]]:
-    """Return a table's headings, those of numbers with `# ` before them, and its rows as shown."""
+    """Return a table's headings, those of numbers behind a `#`, and its rows as shown."""
     headings = [*_names(table), *(f"# {name}" for name in LOSSES + COST)]
     best = table.rows[0]
     rows = [[*_settings(row), *_losses(row, best), *_cost(row)] for row in table.rows]

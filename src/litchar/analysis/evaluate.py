@@ -165,7 +165,7 @@ def exact_loss(
         stride: from one window to the next, see `SequentialWindows`.
 
     Returns:
-        nats, tokens, characters and bytes: (4,) float64
+        (4,) float64: of nats, tokens, characters and bytes
     """
     total, sizes = torch.zeros(4, dtype=torch.float64), sizes.to(device)
     for idx, targets in batches_of(model, tokens, batch_size, device, stride):

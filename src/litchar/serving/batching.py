@@ -21,7 +21,7 @@ from litchar.generation.sampling import Step
 from litchar.serving.pieces import Piece
 
 
-class BusyError(Exception):
+class FullError(Exception):
     """As many texts are waiting as may be."""
 
 
@@ -135,7 +135,7 @@ class Batcher:
         """Begin with texts as soon as there is room, all or none; called from an event loop.
 
         Raises:
-            BusyError: there is no room for them to wait.
+            FullError: there is no room for them to wait.
             ClosedError: no text is written any more.
         """
         with self._changed:
@@ -144,7 +144,7 @@ class Batcher:
             self._waiting = deque(stream for stream in self._waiting if not stream.cancelled)
             free = self.most_at_once - self.n_writing + self.most_waiting
             if len(self._waiting) + len(orders) > free:
-                raise BusyError
+                raise FullError
             streams = [Stream(order) for order in orders]
             self._waiting.extend(streams)
             self._changed.notify()

@@ -23,7 +23,7 @@ from litchar.errors import UserError
 from litchar.generation.readers import Prepared
 from litchar.generation.sampling import Chooser, Sampling
 from litchar.generation.writing import beginning
-from litchar.serving.batching import Batcher, BusyError, ClosedError, Order, Stream, given
+from litchar.serving.batching import Batcher, ClosedError, FullError, Order, Stream, given
 from litchar.serving.pieces import Token, Tokens, name_of, read, written
 from litchar.text.vocabulary import describe
 
@@ -232,7 +232,7 @@ class Completions:
 
         Raises:
             RefusedError: the request asks for what cannot be.
-            BusyError: there is no room for it.
+            FullError: there is no room for it.
         """
         self.check(request)
         try:
@@ -380,8 +380,8 @@ def build(served: Completions) -> FastAPI:
     async def http(_: Request, error: HTTPException) -> Response:
         return refusal(str(error.detail), error.status_code)
 
-    @app.exception_handler(BusyError)
-    async def busy(_: Request, error: BusyError) -> Response:
+    @app.exception_handler(FullError)
+    async def busy(_: Request, error: FullError) -> Response:
         return refusal("too many texts are waiting; try again", HTTPStatus.TOO_MANY_REQUESTS)
 
     @app.exception_handler(ClosedError)

@@ -40,7 +40,7 @@ from litchar.generation.sampling import Chooser
 from litchar.generation.scoring import COLOURS
 from litchar.generation.writing import Settings, beginning, check_whole
 from litchar.serving import host
-from litchar.serving.batching import Batcher, BusyError, ClosedError, Order, StoppedError, Stream
+from litchar.serving.batching import Batcher, ClosedError, FullError, Order, StoppedError, Stream
 from litchar.serving.pieces import Piece, Token, Tokens, name_of, written
 from litchar.text import Vocabulary
 from litchar.text.vocabulary import describe, printable
@@ -357,10 +357,10 @@ def build(playground: Playground) -> FastAPI:
             loaded = await playground.load(form.get("run", ""))
             prompt, seed, order = playground.order(loaded, form)
             (stream,) = playground.batcher.write([order])
-        except (UserError, BusyError, ClosedError, OSError) as error:
+        except (UserError, FullError, ClosedError, OSError) as error:
             said = (
                 "Too many texts are being written; try again."
-                if isinstance(error, BusyError)
+                if isinstance(error, FullError)
                 else str(error)
             )
             shown = f'<p class="error" role="alert">{html.escape(printable(said))}</p>'
