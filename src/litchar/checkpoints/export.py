@@ -50,7 +50,7 @@ def run(config: DictConfig, output_dir: Path) -> None:
     except ModuleNotFoundError as error:
         raise UserError(
             f"format={config.format} needs the package {error.name}: "
-            f'pip install "litchar[{chosen.extra}]"'
+            f'pip install -e ".[{chosen.extra}]"'
         ) from None
     except OSError as error:
         raise UserError(f"output={output}: cannot be written ({error.strerror})") from None

@@ -23,6 +23,6 @@ def _run(module: str, config: DictConfig) -> None:
         run = importlib.import_module(f"litchar.serving.{module}").run
     except ModuleNotFoundError as error:
         raise UserError(
-            f'scripts/{module}.py needs the package {error.name}: pip install "litchar[web]"'
+            f'scripts/{module}.py needs the package {error.name}: pip install -e ".[web]"'
         ) from None
     run(config)
