@@ -160,10 +160,9 @@ def test_a_character_shows_its_probability_and_what_else_might_stand_there(page,
 def test_colours_can_be_turned_off(page, text):
     written(page, text, Prompt="abc", Length="60", Seed="3")
     coloured = text.locator("pre .s3").first
-    colour = "element => getComputedStyle(element).backgroundColor"
-    assert coloured.evaluate(colour) != "rgba(0, 0, 0, 0)"
+    expect(coloured).not_to_have_css("background-color", "rgba(0, 0, 0, 0)")
     text.get_by_label("Colours").uncheck()
-    assert coloured.evaluate(colour) == "rgba(0, 0, 0, 0)"
+    expect(coloured).to_have_css("background-color", "rgba(0, 0, 0, 0)")
 
 
 def test_an_unknown_character_is_named(page, text):

@@ -74,7 +74,9 @@ def test_a_missing_extra_is_named(start, script, monkeypatch):
     monkeypatch.setitem(sys.modules, "litchar.serving.host", None)
     monkeypatch.delattr(serving, "host")
     monkeypatch.setitem(sys.modules, "fastapi", None)
-    with pytest.raises(UserError, match=rf'{script}.py needs the package .*pip install -e "\.\[web\]"'):
+    with pytest.raises(
+        UserError, match=rf'{script}.py needs the package .*pip install -e "\.\[web\]"'
+    ):
         start(script)
 
 
