@@ -13,9 +13,9 @@ from torch import nn
 
 from conftest import scalars, summary
 from litchar.analysis.confusions import Confusion
+from litchar.analysis.dashboard import LAYOUT, confusion_table, embedding_of
 from litchar.checkpoints import Checkpoint, load
 from litchar.text import Vocabulary
-from litchar.training.dashboard import LAYOUT, confusion_table, embedding_of
 from litchar.training.loggers import TensorBoard, hyperparameters
 
 
