@@ -22,6 +22,22 @@ def test_splits_follow_each_other_in_the_text_and_share_nothing(val, test):
             assert abs(stop - start - 1000 * fraction) <= 1
 
 
+@pytest.mark.parametrize(("most", "size"), [(30, 30), (100, 100), (1000, 100), (None, 100)])
+@pytest.mark.parametrize("test", [0.0, 0.2])
+def test_of_a_long_text_no_more_than_so_many_characters_validate(most, size, test):
+    text = Text(val_fraction=0.1, test_fraction=test, max_val_characters=most)
+    bounds = text.bounds(np.ones(1000))
+    end = round(1000 * (1 - test))
+    assert bounds["val"] == (end - size, end)
+    assert bounds["train"] == (0, end - size)
+
+
+def test_of_documents_nearly_so_many_validate():
+    text = Text(document="line", max_val_characters=44)
+    start, stop = text.bounds(tokens_of(*[10] * 100))["val"]
+    assert stop - start == 1 + 4 * 11  # documents and their boundaries
+
+
 def tokens_of(*lengths: int) -> np.ndarray:
     """Documents of these lengths, each of an id of its own."""
     pieces = [np.zeros(1, np.int64)]
@@ -78,6 +94,7 @@ def test_a_document_longer_than_the_largest_split_is_refused():
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
+        ({"max_val_characters": 0}, "data.max_val_characters=0: must be null or a whole number"),
         ({"document": "page"}, "data.document=page: there are line, file and null"),
         ({"shuffle": True}, "data.shuffle=true puts documents in another order"),
         ({"shuffle": "yes", "document": "line"}, "data.shuffle=yes: must be true or false"),

@@ -10,6 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from conftest import summary
 from litchar.checkpoints import Checkpoint
 from litchar.errors import UserError, is_users
+from litchar.training.resolve import resolve_steps
 from litchar.training.summary import KEYS
 
 
@@ -84,6 +85,21 @@ def test_accumulated_batches_equal_one_large_batch(train):
 def test_the_last_step_is_validated_whatever_the_interval(train):
     figures = summary(train("trainer.max_steps=13", "trainer.val_check_interval=10"))
     assert figures["steps"] == figures["best_step"] == 13
+
+
+@pytest.mark.parametrize(
+    ("steps", "val_characters", "interval"),
+    [
+        (1000, 10_000, 100),  # ten validations take little of the time
+        (1000, 10 * 3 * 1000 * 128, 500),  # one would take ten times as long as all steps
+        (1000, 3 * 1000 * 128 // 4, 250),  # four take as long
+        (7, 100, 1),
+    ],
+)
+def test_validations_take_no_longer_than_steps(compose, steps, val_characters, interval):
+    config = compose("data.batch_size=8", "data.block_size=16", f"trainer.max_steps={steps}")
+    resolve_steps(config, 10 * val_characters, val_characters)
+    assert config.trainer.val_check_interval == interval
 
 
 def test_max_epochs_counts_passes_over_the_training_characters(train):

@@ -314,8 +314,11 @@ def status(run: Run) -> str:
 def text_of(run: Run) -> tuple[Any, ...]:
     """Return what two runs must have in common for their losses to be comparable."""
     settings = dict(flat(run.config))
-    names = ("data.val_fraction", "data.test_fraction", "data.document", "data.shuffle")
-    split = tuple(json.dumps(settings.get(name)) for name in names)
+    names = (
+        *("val_fraction", "test_fraction", "max_val_characters"),
+        *("document", "shuffle"),
+    )
+    split = tuple(json.dumps(settings.get(f"data.{name}")) for name in names)
     return run.environment.get("fingerprint"), run.summary.get("unit"), *split
 
 

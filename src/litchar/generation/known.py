@@ -54,7 +54,10 @@ def _splits(checkpoint: Checkpoint) -> dict[str, np.ndarray] | None:
 
     Nothing is read or fetched that the checkpoint names: it may be a stranger's.
     """
-    settings = ("unit", "document", "shuffle", "val_fraction", "test_fraction")
+    settings = (
+        *("unit", "document", "shuffle"),
+        *("val_fraction", "test_fraction", "max_val_characters"),
+    )
     try:
         data = checkpoint.config["data"]
         text = Text(**{name: data[name] for name in settings}, mixture=data.get("mixture"))

@@ -41,6 +41,7 @@ class Text:
         shuffle: put the documents in a random order before they are split; one for every seed.
         val_fraction: the share of the text that validates.
         test_fraction: the share that is kept for the very end.
+        max_val_characters: of a long text no more than so many validate; None: no limit.
 
     Raises:
         UserError: a setting is unfit.
@@ -63,6 +64,7 @@ class Text:
     shuffle: bool = False
     val_fraction: float = 0.1
     test_fraction: float = 0.0
+    max_val_characters: int | None = None
 
     def __post_init__(self) -> None:
         if self.unit not in UNITS:
@@ -98,6 +100,11 @@ class Text:
             raise UserError(
                 f"data.test_fraction={self.test_fraction}: must be at least 0 and leave room for "
                 f"training beside data.val_fraction={self.val_fraction}"
+            )
+        most = self.max_val_characters
+        if most is not None and (not isinstance(most, int) or most < 1):
+            raise UserError(
+                f"data.max_val_characters={most}: must be null or a whole number of at least 1"
             )
 
     @classmethod
@@ -160,7 +167,8 @@ class Text:
     def _splitting(self) -> Splitting | None:
         if self.mixture is None:
             return None
-        return Splitting(f"{self.val_fraction}-{self.test_fraction}", self.bounds)
+        name = f"{self.val_fraction}-{self.test_fraction}-{self.max_val_characters}"
+        return Splitting(name, self.bounds)
 
     def bounds_in(self, store: TokenStore) -> dict[str, tuple[int, int]]:
         """Return where each split of this text begins and ends in its store."""
@@ -188,15 +196,23 @@ class Text:
             UserError: there are too few documents, or one is too long.
         """
         slack = 1e-6  # 1 - 0.05 - 0.05 is a little less than 0.9
-        cuts = [int(len(tokens) * (1 - self.val_fraction - self.test_fraction) + slack)]
-        if self.test_fraction > 0:
-            cuts.append(int(len(tokens) * (1 - self.test_fraction) + slack))
+        train, _, test = self._shares(len(tokens))
+        cuts = [int(len(tokens) * train + slack)]
+        if test > 0:
+            cuts.append(int(len(tokens) * (1 - test) + slack))
         if self.document is None:
             starts, stops = [0, *cuts], [*cuts, len(tokens)]
         else:
             edges = self._between_documents(boundaries(tokens), cuts)
             starts, stops = edges[:-1], [edge + 1 for edge in edges[1:]]
         return dict(zip(("train", "val", "test"), zip(starts, stops, strict=True), strict=False))
+
+    def _shares(self, size: int) -> tuple[float, float, float]:
+        """Return the shares of train, validation and test of a text of `size` tokens."""
+        val = self.val_fraction
+        if self.max_val_characters is not None:
+            val = min(val, self.max_val_characters / size)
+        return 1 - val - self.test_fraction, val, self.test_fraction
 
     def _between_documents(self, edges: np.ndarray, cuts: list[int]) -> list[int]:
         """Return those of `edges`, the boundaries of the text, that come nearest to `cuts`, with
@@ -208,8 +224,7 @@ class Text:
                 f"{len(cuts) + 1}, never within one; leave data.document={self.document} out to "
                 "split it anywhere"
             )
-        shares = (1 - self.val_fraction - self.test_fraction, self.val_fraction, self.test_fraction)
-        longest, share = int(np.diff(edges).max()) - 1, max(shares)
+        longest, share = int(np.diff(edges).max()) - 1, max(self._shares(int(edges[-1]) + 1))
         if longest > edges[-1] * share:
             raise UserError(
                 f"a document of {longest:,} {self.unit}s is longer than the largest split, "

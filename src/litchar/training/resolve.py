@@ -102,20 +102,25 @@ def resolve_parent(config: DictConfig) -> Checkpoint | None:
     return parent
 
 
-def resolve_steps(config: DictConfig, train_characters: int) -> None:
-    """Fill in how long to train and how often to validate: ten times, if nothing else is said.
+def resolve_steps(config: DictConfig, train_characters: int, val_characters: int) -> None:
+    """Fill in how long to train and how often to validate, if nothing else is said.
 
     One of `trainer.max_epochs` passes is as many batches as hold the training split's characters
-    once; batches are drawn at random all the same.
+    once; batches are drawn at random all the same. A run validates ten times, or where that would
+    take longer than its steps, less often, but twice at least. A step is forward and backward, and
+    costs three times as much a character.
     """
     trainer = config.trainer
+    windows = config.data.batch_size * trainer.accumulate_grad_batches
+    characters = windows * config.data.block_size  # of a step
     if trainer.max_epochs is not None:
-        windows = config.data.batch_size * trainer.accumulate_grad_batches
-        characters = windows * config.data.block_size  # of a step
         trainer.max_steps = math.ceil(trainer.max_epochs * train_characters / characters)
         trainer.max_epochs = None
     if trainer.val_check_interval is None:
-        steps = max(1, trainer.max_steps // 10) if trainer.max_steps > 0 else 500
+        steps = 500
+        if trainer.max_steps > 0:
+            affordable = 3 * trainer.max_steps * characters // val_characters
+            steps = max(1, trainer.max_steps // min(10, max(2, affordable)))
         trainer.val_check_interval = steps * trainer.accumulate_grad_batches
     interval = trainer.val_check_interval
     if isinstance(interval, int) and interval % trainer.accumulate_grad_batches:

@@ -263,7 +263,7 @@ def prepare(
     data = make_data_module(config.data)
     data.setup()
     data.check_shared_by(place.world_size)
-    resolve_steps(config, len(data.splits["train"]))
+    resolve_steps(config, len(data.splits["train"]), len(data.splits["val"]))
     settings = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
     if resumed is not None:
         check_same_run(resumed, settings, data.store.fingerprint)
