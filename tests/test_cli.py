@@ -281,6 +281,13 @@ def test_a_signal_saves_and_ends_with_its_exit_code(endless, signum):
     assert "Traceback" not in output
 
 
+def test_a_run_outlives_whoever_reads_what_it_prints(endless):
+    process, run_dir = endless("trainer.max_steps=300", "trainer.log_every_n_steps=50")
+    process.stdout.close()
+    assert process.wait(timeout=60) == 0
+    assert summary(run_dir)["status"] == "completed"
+
+
 def test_a_second_signal_ends_at_once(endless):
     # Nearly all the time goes to validation, whose end the first signal would wait for.
     process, run_dir = endless("trainer.val_check_interval=2", "data.val_batch_size=1")

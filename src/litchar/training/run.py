@@ -44,6 +44,7 @@ from litchar.training.checkpointing import check_same_run, find_resumed
 from litchar.training.loggers import TensorBoard, hyperparameters
 from litchar.training.module import LanguageModel
 from litchar.training.outcome import print_outcome
+from litchar.training.progress import Terminal
 from litchar.training.ranks import Leader, follow_runs, settle_devices
 from litchar.training.resolve import (
     device_of,
@@ -79,7 +80,7 @@ def run(config: DictConfig, run_dir: Path, callbacks: Sequence[Callback] = ()) -
         DivergedError: the loss is no longer finite.
         Interrupted: a signal ended the run.
     """
-    console = Console(highlight=False)
+    console = Terminal()
     with _sole_owner(run_dir), contextlib.ExitStack() as leaving:
         try:
             ready = leaving.enter_context(made_ready(config, run_dir, console, callbacks))
@@ -103,7 +104,7 @@ def run_job(config: DictConfig, run_dir: Path) -> Outcome:
     Raises:
         Interrupted: a signal ended it, after its state was saved; typed again the sweep goes on.
     """
-    console = Console(highlight=False)
+    console = Terminal()
     try:
         with _sole_owner(run_dir):
             outcome = recorded(run_dir)
