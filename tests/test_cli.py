@@ -311,7 +311,7 @@ def test_a_run_is_gone_on_with_from_the_command_line(script, text_file, tmp_path
     began = (tmp_path / "run/.hydra/overrides.yaml").read_text()
     other = script("train.py", *setting, "resume=auto", "optimizer.lr=0.5")
     assert other.returncode == 2
-    assert "optimizer.lr: 0.002 then, 0.5 now" in other.stderr
+    assert "optimizer.lr: 0.004 then, 0.5 now" in other.stderr
     longer = script("train.py", *setting, "resume=auto", "trainer.max_steps=15")
     assert longer.returncode == 0, longer.stderr
     assert "Going on from last.ckpt, step 10" in longer.stdout

@@ -69,6 +69,17 @@ def test_the_teaching_transformer_has_the_scripts_parameters(compose):
     assert sum(parameter.numel() for parameter in model.parameters()) == expected == 209_729
 
 
+@pytest.mark.parametrize(
+    ("experiment", "most"),
+    [("cpu_fast", 810_000), ("shakespeare_fast", 10_800_000), ("shakespeare_best", 10_800_000)],
+)
+def test_a_recipe_has_no_more_parameters_than_nanogpt(compose, experiment, most):
+    config = compose(f"experiment={experiment}")
+    block_size = config.data.block_size
+    model = instantiate(config.model, vocab_size=65, block_size=block_size)
+    assert sum(parameter.numel() for parameter in model.parameters()) <= most
+
+
 def counted_optimum(corpus):
     """The validation loss of add-one smoothed bigram counts of the training split."""
     store = open_store(corpus)

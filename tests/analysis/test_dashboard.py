@@ -197,6 +197,6 @@ def test_profile_writes_a_trace_of_a_few_steps_and_a_table(train, capsys, steps,
     run_dir = train("profile=true", f"trainer.max_steps={steps}", "trainer.val_check_interval=30")
     trace = json.loads((run_dir / "profile/trace.json").read_text())
     names = [event.get("name", "") for event in trace["traceEvents"]]
-    assert names.count("Optimizer.step#AdamW.step") == recorded
-    assert "AdamW.step" in (run_dir / "profile/table.txt").read_text()
+    assert names.count("Optimizer.step#Muon.step") == recorded
+    assert "Muon.step" in (run_dir / "profile/table.txt").read_text()
     assert str(run_dir / "profile/trace.json") in capsys.readouterr().out.replace("\n", "")

@@ -90,13 +90,20 @@ def test_muon_leaves_embeddings_head_and_vectors_to_adamw(model):
 
 
 @pytest.mark.parametrize(
-    ("make", "settings", "message"),
+    ("settings", "message"),
     [
-        (lambda: Bigram(11, 8), {}, "Bigram has no matrix .*; use optimizer=adamw"),
-        (lambda: Transformer(11, 8, 1, 2, 16), {"polar_steps": 0}, "polar_steps=0"),
-        (lambda: Transformer(11, 8, 1, 2, 16), {"momentum": 1}, "momentum=1 does not"),
+        ({"polar_steps": 0}, "polar_steps=0"),
+        ({"momentum": 1}, "momentum=1 does not"),
+        ({"lr": -1.0}, "lr=-1.0 is not at least 0"),
+        ({"weight_decay": float("nan")}, "weight_decay=nan is not at least 0"),
+        ({"betas": [0.9, 1.0]}, r"betas=\[0.9, 1.0\] do not"),
     ],
 )
-def test_muon_refuses_what_it_cannot_step(make, settings, message):
+def test_muon_refuses_settings_without_meaning(model, settings, message):
     with pytest.raises(ValueError, match=message):
-        muon(make(), lr=1e-3, **settings)
+        muon(model, **{"lr": 1e-3} | settings)
+
+
+def test_muon_leaves_a_model_without_matrices_to_adamw():
+    groups = muon(Bigram(11, 8), lr=1e-3).param_groups
+    assert [(group["kind"], len(group["params"])) for group in groups] == [("adamw", 1)]

@@ -146,7 +146,7 @@ def test_resume_auto_begins_where_there_is_nothing(train):
 def test_another_setting_or_text_is_refused_and_named(train, text_file):
     train(name="run")
     before = sorted((path, path.stat().st_mtime_ns) for path in (text_file.parent).rglob("*.ckpt"))
-    with pytest.raises(UserError, match=r"optimizer.lr: 0.002 then, 0.1 now"):
+    with pytest.raises(UserError, match=r"optimizer.lr: 0.004 then, 0.1 now"):
         train("resume=auto", "optimizer.lr=0.1", name="run")
     text_file.write_text(text_file.read_text().replace("and", "dan"))
     with pytest.raises(UserError, match="the text has changed"):

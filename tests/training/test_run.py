@@ -102,6 +102,19 @@ def test_validations_take_no_longer_than_steps(compose, steps, val_characters, i
     assert config.trainer.val_check_interval == interval
 
 
+@pytest.mark.parametrize(
+    ("steps", "dropout"), [(199, 0.0), (200, 0.1), (1999, 0.1), (2000, 0.2), (-1, 0.0)]
+)
+def test_the_more_passes_over_the_text_the_more_is_dropped(compose, steps, dropout):
+    sizes = ("data.batch_size=10", "data.block_size=10", f"trainer.max_steps={steps}")
+    config = compose(*sizes)
+    resolve_steps(config, 100 * 100, 100)
+    assert config.model.dropout == dropout
+    config = compose(*sizes, "model.dropout=0.3")
+    resolve_steps(config, 100 * 100, 100)
+    assert config.model.dropout == 0.3
+
+
 def test_max_epochs_counts_passes_over_the_training_characters(train):
     figures = summary(train("trainer.max_steps=null", "trainer.max_epochs=1"))
     assert figures["steps"] == math.ceil(7200 / (8 * 16))
@@ -279,7 +292,7 @@ def test_every_bit_of_seed_and_batch_chooses_what_dropout_drops():
         "model.n_hidden=-5",
         "seed=abc",
         "optimizer.lr=-1",
-        "optimizer.decay=foo",
+        "optimizer.polar_steps=0",
         "+optimizer.typo=1",
         "scheduler.warmup_steps=-1",
         "trainer.val_check_interval=0.5",

@@ -120,7 +120,7 @@ def test_another_sweep_of_the_same_name_is_refused_and_the_difference_named(swee
     before = everything(first.directory)
     for line, words in (
         ([one, "trainer.max_steps=3"], "trainer.max_steps: 2 then, 3 now"),
-        ([one, two, "scheduler=wsd"], "scheduler._target_: "),
+        ([one, two, "scheduler=cosine"], "scheduler._target_: "),
         ([two, "optimizer.lr=1e-3,1e-2"], "optimizer.weight_decay: swept then, not named now"),
     ):
         other = sweep(*line)

@@ -64,6 +64,8 @@ def muon(
 ) -> "Muon":
     """Return Muon over the matrices inside `model`, AdamW over its embeddings, head and vectors.
 
+    A bigram model is an embedding alone, and all AdamW's.
+
     Args:
         lr: of both; a step of Muon's is as large as one of AdamW's would be.
         weight_decay: the share that lr = 1 would take off the matrices in a step.
@@ -74,21 +76,22 @@ def muon(
         eps: of AdamW.
 
     Raises:
-        ValueError: the model has no matrix for Muon; or a setting is out of its range.
+        ValueError: a setting is out of its range.
     """
     if not isinstance(polar_steps, int) or polar_steps < 1:
         raise ValueError(f"polar_steps={polar_steps} is not a whole number of at least 1")
     if not 0 <= momentum < 1:
         raise ValueError(f"momentum={momentum} does not lie in [0, 1)")
+    if not all(0 <= beta < 1 for beta in betas):
+        raise ValueError(f"betas={list(betas)} do not lie in [0, 1)")
+    least = {"lr": lr, "weight_decay": weight_decay, "embedding_lr_factor": embedding_lr_factor}
+    for name, value in least.items():
+        if not value >= 0:
+            raise ValueError(f"{name}={value} is not at least 0")
     embeddings = [m.weight for m in model.modules() if isinstance(m, nn.Embedding)]
     outside = {id(p) for p in (*embeddings, *getattr(model, "head", nn.Module()).parameters())}
     parameters = [p for p in model.parameters() if p.requires_grad]
     matrices = [p for p in parameters if p.ndim == 2 and id(p) not in outside]
-    if not matrices:
-        raise ValueError(
-            f"{type(model).__name__} has no matrix between its embedding and its head for Muon to "
-            "step; use optimizer=adamw"
-        )
     stepped = {id(p) for p in (*matrices, *embeddings)}
     groups = [
         {"kind": "muon", "params": matrices, "lr": lr, "weight_decay": weight_decay},

@@ -13,6 +13,9 @@ from litchar.errors import UserError
 from litchar.text.remote import is_remote
 from litchar.training.resume import flat, may_change
 
+# How often a run sees the text, at least, and what to drop then; -1 steps are none.
+DROPOUT = ((20, 0.2), (2, 0.1), (-math.inf, 0.0))
+
 
 def resolve_device(config: DictConfig) -> torch.device:
     """Return the device that the run lands on, and fill in what `config` leaves open by device.
@@ -103,12 +106,12 @@ def resolve_parent(config: DictConfig) -> Checkpoint | None:
 
 
 def resolve_steps(config: DictConfig, train_characters: int, val_characters: int) -> None:
-    """Fill in how long to train and how often to validate, if nothing else is said.
+    """Fill in how long to train, how often to validate and how much to drop, if it is left open.
 
     One of `trainer.max_epochs` passes is as many batches as hold the training split's characters
     once; batches are drawn at random all the same. A run validates ten times, or where that would
     take longer than its steps, less often, but twice at least. A step is forward and backward, and
-    costs three times as much a character.
+    costs three times as much a character. The more often a run sees the text, the more it drops.
     """
     trainer = config.trainer
     windows = config.data.batch_size * trainer.accumulate_grad_batches
@@ -122,6 +125,8 @@ def resolve_steps(config: DictConfig, train_characters: int, val_characters: int
             affordable = 3 * trainer.max_steps * characters // val_characters
             steps = max(1, trainer.max_steps // min(10, max(2, affordable)))
         trainer.val_check_interval = steps * trainer.accumulate_grad_batches
+    passes = trainer.max_steps * characters / train_characters
+    _fill(config.model, {"dropout": next(share for least, share in DROPOUT if passes >= least)})
     interval = trainer.val_check_interval
     if isinstance(interval, int) and interval % trainer.accumulate_grad_batches:
         raise UserError(

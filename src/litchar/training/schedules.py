@@ -33,8 +33,8 @@ def cosine(
 def wsd(
     step: int,
     total_steps: int,
-    warmup_steps: int = 100,
-    decay_fraction: float = 0.3,
+    warmup_steps: int = 50,
+    decay_fraction: float = 0.5,
     final_factor: float = 0.0,
 ) -> float:
     """Warm up, stay at 1, decay linearly (Hu et al., 2024).
