@@ -103,7 +103,7 @@ def test_validations_take_no_longer_than_steps(compose, steps, val_characters, i
 
 
 @pytest.mark.parametrize(
-    ("steps", "dropout"), [(199, 0.0), (200, 0.1), (1999, 0.1), (2000, 0.2), (-1, 0.0)]
+    ("steps", "dropout"), [(499, 0.0), (500, 0.1), (1999, 0.1), (2000, 0.2), (-1, 0.0)]
 )
 def test_the_more_passes_over_the_text_the_more_is_dropped(compose, steps, dropout):
     sizes = ("data.batch_size=10", "data.block_size=10", f"trainer.max_steps={steps}")

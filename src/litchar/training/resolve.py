@@ -14,7 +14,7 @@ from litchar.text.remote import is_remote
 from litchar.training.resume import flat, may_change
 
 # How often a run sees the text, at least, and what to drop then; -1 steps are none.
-DROPOUT = ((20, 0.2), (2, 0.1), (-math.inf, 0.0))
+DROPOUT = ((20, 0.2), (5, 0.1), (-math.inf, 0.0))
 
 
 def resolve_device(config: DictConfig) -> torch.device:
