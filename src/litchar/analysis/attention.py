@@ -9,7 +9,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
-from litchar.analysis.layers import evaluating, layer_of
+from litchar.analysis.layers import layer_of, run_hooked
 from litchar.models.transformer import CausalSelfAttention
 from litchar.text import Vocabulary
 
@@ -53,12 +53,7 @@ def attention_maps(model: nn.Module, idx: Tensor) -> dict[str, Tensor]:
             watch(name, module)
     if not hooks:
         return {}
-    with evaluating(model):
-        try:
-            model(idx)
-        finally:
-            for hook in hooks:
-                hook.remove()
+    run_hooked(model, idx, hooks)
     return maps
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 
 def layer_of(parameter: str) -> str:
@@ -73,14 +74,23 @@ def activation_statistics(model: nn.Module, idx: Tensor) -> dict[str, tuple[floa
         module.register_forward_hook(lambda _, __, output, layer=layer: note(layer, output))
         for layer, module in watched.items()
     ]
+    run_hooked(model, idx, hooks)
+    figures = torch.stack(list(found.values())).tolist() if found else []
+    return {layer: (rms, most) for layer, (rms, most) in zip(found, figures, strict=True)}
+
+
+def run_hooked(model: nn.Module, idx: Tensor, hooks: Iterable[RemovableHandle]) -> None:
+    """Run `model` once, in evaluation mode, and take its hooks away.
+
+    Args:
+        idx: (B, T) int64
+    """
     with evaluating(model):
         try:
             model(idx)
         finally:
             for hook in hooks:
                 hook.remove()
-    figures = torch.stack(list(found.values())).tolist() if found else []
-    return {layer: (rms, most) for layer, (rms, most) in zip(found, figures, strict=True)}
 
 
 @contextlib.contextmanager

@@ -210,8 +210,11 @@ def _is_text(kind: "pyarrow.DataType") -> bool:
     return any(is_kind(kind) for is_kind in kinds)
 
 
-def extra(module: str, needed_for: str) -> ModuleType:
+def extra(module: str, needed_for: str, install: str | None = None) -> ModuleType:
     """Return a module that is not installed with the package.
+
+    Args:
+        install: what to give pip; by default the module's name.
 
     Raises:
         UserError: it is not there.
@@ -219,7 +222,7 @@ def extra(module: str, needed_for: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError:
-        raise UserError(f"{needed_for} needs {module}: pip install {module}") from None
+        raise UserError(f"{needed_for} needs {module}: pip install {install or module}") from None
 
 
 def _text(value: Any, what: str) -> str:

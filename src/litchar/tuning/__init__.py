@@ -3,4 +3,4 @@
 from litchar.text.formats import extra
 
 for module in ("optuna", "plotly", "matplotlib"):  # now rather than when a report is due
-    extra(module, needed_for="scripts/tune.py")
+    extra(module, needed_for="scripts/tune.py", install='-e ".[tune]"')

@@ -1,6 +1,6 @@
 """The search space: from `conf/tune` to Optuna's distributions, and from values to overrides."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from optuna import Trial
@@ -53,24 +53,13 @@ def suggest(trial: Trial, space: Mapping[str, BaseDistribution]) -> dict[str, Va
     """Return the values that the sampler chooses for `trial`, or that it has already."""
     values: dict[str, Value] = {}
     for key, distribution in space.items():
-        if isinstance(distribution, FloatDistribution):
-            values[key] = trial.suggest_float(
-                key,
-                distribution.low,
-                distribution.high,
-                step=distribution.step,
-                log=distribution.log,
-            )
-        elif isinstance(distribution, IntDistribution):
-            values[key] = trial.suggest_int(
-                key,
-                distribution.low,
-                distribution.high,
-                step=distribution.step,
-                log=distribution.log,
-            )
-        elif isinstance(distribution, CategoricalDistribution):
+        if isinstance(distribution, CategoricalDistribution):
             values[key] = trial.suggest_categorical(key, distribution.choices)
+        elif isinstance(distribution, FloatDistribution | IntDistribution):
+            is_int = isinstance(distribution, IntDistribution)
+            number: Callable[..., float] = trial.suggest_int if is_int else trial.suggest_float
+            low, high = distribution.low, distribution.high
+            values[key] = number(key, low, high, step=distribution.step, log=distribution.log)
     return values
 
 
