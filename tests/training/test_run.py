@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from conftest import summary
 from litchar.checkpoints import Checkpoint
 from litchar.errors import UserError, is_users
-from litchar.training.resolve import resolve_steps
+from litchar.training.resolve import resolve_dropout, resolve_steps
 from litchar.training.summary import KEYS
 
 
@@ -103,15 +103,17 @@ def test_validations_take_no_longer_than_steps(compose, steps, val_characters, i
 
 
 @pytest.mark.parametrize(
-    ("steps", "dropout"), [(499, 0.0), (500, 0.1), (1999, 0.1), (2000, 0.2), (-1, 0.0)]
+    ("steps", "width", "dropout"),
+    [(499, 64, 0.0), (500, 64, 0.1), (1999, 64, 0.1), (2000, 64, 0.2), (-1, 64, 0.0), (2000, 8, 0)],
 )
-def test_the_more_passes_over_the_text_the_more_is_dropped(compose, steps, dropout):
+def test_what_could_be_learnt_by_heart_is_trained_with_dropout(compose, steps, width, dropout):
     sizes = ("data.batch_size=10", "data.block_size=10", f"trainer.max_steps={steps}")
-    config = compose(*sizes)
-    resolve_steps(config, 100 * 100, 100)
+    shape = ("model.n_layer=1", "model.n_head=1", f"model.n_embd={width}")
+    config = compose(*sizes, *shape)
+    resolve_dropout(config, 100 * 100, vocab_size=20)
     assert config.model.dropout == dropout
-    config = compose(*sizes, "model.dropout=0.3")
-    resolve_steps(config, 100 * 100, 100)
+    config = compose(*sizes, *shape, "model.dropout=0.3")
+    resolve_dropout(config, 100 * 100, vocab_size=20)
     assert config.model.dropout == 0.3
 
 

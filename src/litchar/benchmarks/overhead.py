@@ -104,12 +104,12 @@ def time_bare_loop(script: str, experiment: str, form: str, steps: int) -> float
     from litchar.text import open_store
     from litchar.text.sources import bundled
     from litchar.training.module import mean_loss
-    from litchar.training.resolve import resolve_device, resolve_steps
+    from litchar.training.resolve import resolve_device, resolve_dropout
 
     config = compose(script, f"experiment={experiment}", "data=ml")
     device = resolve_device(config)
     store = open_store(bundled("ml.txt"))
-    resolve_steps(config, len(store.tokens), len(store.tokens))
+    resolve_dropout(config, len(store.tokens), len(store.vocabulary))
     tokens = torch.from_numpy(store.tokens.astype("int64")).to(device)
     B, T = config.data.batch_size, config.data.block_size  # noqa: N806
     sizes = {"vocab_size": len(store.vocabulary), "block_size": T}

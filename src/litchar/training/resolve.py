@@ -6,15 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from litchar.checkpoints import Checkpoint, find
 from litchar.errors import UserError
 from litchar.text.remote import is_remote
 from litchar.training.resume import flat, may_change
-
-# How often a run sees the text, at least, and what to drop then; -1 steps are none.
-DROPOUT = ((20, 0.2), (5, 0.1), (-math.inf, 0.0))
 
 
 def resolve_device(config: DictConfig) -> torch.device:
@@ -106,16 +104,15 @@ def resolve_parent(config: DictConfig) -> Checkpoint | None:
 
 
 def resolve_steps(config: DictConfig, train_characters: int, val_characters: int) -> None:
-    """Fill in how long to train, how often to validate and how much to drop, if it is left open.
+    """Fill in how long to train, and how often to validate, if nothing else is said.
 
     One of `trainer.max_epochs` passes is as many batches as hold the training split's characters
     once; batches are drawn at random all the same. A run validates ten times, or where that would
     take longer than its steps, less often, but twice at least. A step is forward and backward, and
-    costs three times as much a character. The more often a run sees the text, the more it drops.
+    costs three times as much a character.
     """
     trainer = config.trainer
-    windows = config.data.batch_size * trainer.accumulate_grad_batches
-    characters = windows * config.data.block_size  # of a step
+    characters = characters_of_a_step(config)
     if trainer.max_epochs is not None:
         trainer.max_steps = math.ceil(trainer.max_epochs * train_characters / characters)
         trainer.max_epochs = None
@@ -125,8 +122,6 @@ def resolve_steps(config: DictConfig, train_characters: int, val_characters: int
             affordable = 3 * trainer.max_steps * characters // val_characters
             steps = max(1, trainer.max_steps // min(10, max(2, affordable)))
         trainer.val_check_interval = steps * trainer.accumulate_grad_batches
-    passes = trainer.max_steps * characters / train_characters
-    _fill(config.model, {"dropout": next(share for least, share in DROPOUT if passes >= least)})
     interval = trainer.val_check_interval
     if isinstance(interval, int) and interval % trainer.accumulate_grad_batches:
         raise UserError(
@@ -134,6 +129,29 @@ def resolve_steps(config: DictConfig, train_characters: int, val_characters: int
             f"trainer.accumulate_grad_batches={trainer.accumulate_grad_batches}: whole steps are "
             "validated"
         )
+
+
+def resolve_dropout(config: DictConfig, train_characters: int, vocab_size: int) -> None:
+    """Fill in how much the model drops, if it can and that is left open.
+
+    A model that has more weights than the text has characters learns the text by heart, in time:
+    it drops 0.1 if it sees the text 5 times or more, and 0.2 from 20 times on.
+    """
+    if config.model.get("dropout", 0.0) is not None:
+        return
+    config.model.dropout = 0.0
+    with torch.device("meta"):  # no memory, no random number
+        sizes = {"vocab_size": vocab_size, "block_size": config.data.block_size}
+        model: torch.nn.Module = instantiate(config.model, **sizes)
+    if sum(parameter.numel() for parameter in model.parameters()) > train_characters:
+        passes = config.trainer.max_steps * characters_of_a_step(config) / train_characters
+        config.model.dropout = 0.2 if passes >= 20 else 0.1 if passes >= 5 else 0.0
+
+
+def characters_of_a_step(config: DictConfig) -> int:
+    """Return how many characters an optimiser step trains on."""
+    windows: int = config.data.batch_size * config.trainer.accumulate_grad_batches
+    return windows * int(config.data.block_size)
 
 
 def _device_type(accelerator: str) -> str:

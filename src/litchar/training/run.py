@@ -50,6 +50,7 @@ from litchar.training.resolve import (
     device_of,
     resolve_as_before,
     resolve_device,
+    resolve_dropout,
     resolve_parent,
     resolve_paths,
     resolve_steps,
@@ -265,6 +266,7 @@ def prepare(
     data.setup()
     data.check_shared_by(place.world_size)
     resolve_steps(config, len(data.splits["train"]), len(data.splits["val"]))
+    resolve_dropout(config, len(data.splits["train"]), len(data.store.vocabulary))
     settings = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
     if resumed is not None:
         check_same_run(resumed, settings, data.store.fingerprint)
