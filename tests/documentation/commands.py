@@ -286,6 +286,7 @@ SCALED_DOWN = {
     "train": ("--repeats", "1", "--text", "tiny_shakespeare.txt", *TRAIN, "target_val_loss=99"),
     "overhead": ("--steps", "5", "--repeats", "1"),
     "startup": ("--repeats", "1"),
+    "dashboard": ("--steps", "4", "--repeats", "1"),
 }
 SERVES = ("tensorboard", "serve.py", "playground.py")  # until they are stopped
 
