@@ -284,7 +284,7 @@ SCALED_DOWN = {
     "encode": ("--megabytes", "1", "--repeats", "1"),
     "generate": ("--characters", "20", "--repeats", "1"),
     "train": ("--repeats", "1", "--text", "tiny_shakespeare.txt", *TRAIN, "target_val_loss=99"),
-    "overhead": ("--steps", "5", "--repeats", "1"),
+    "overhead": ("--steps", "50", "--repeats", "1"),
     "startup": ("--repeats", "1"),
     "dashboard": ("--steps", "4", "--repeats", "1"),
 }

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow  # each worker takes seconds to import
 SETTING = (*SMALL, "sweep.name=s")
 LAUNCHERS = {
     "parallel": ("hydra.launcher.n_jobs=2",),
-    "ray": ("hydra.launcher.init.num_cpus=2", "hydra.launcher.init.include_dashboard=false"),
+    "ray": ("+hydra.launcher.init.num_cpus=2", "hydra.launcher.init.include_dashboard=false"),
     "slurm": ("hydra.launcher.cluster=local", "hydra.launcher.gpus_per_node=0"),
 }
 

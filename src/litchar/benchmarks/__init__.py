@@ -13,6 +13,9 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
+from litchar.cli import exit_with
+from litchar.errors import UserError
+
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the benchmark that the command line names."""
@@ -28,7 +31,10 @@ def main(arguments: list[str] | None = None) -> None:
         module.add_arguments(command)
         command.set_defaults(measure=module.measure)
     options = parser.parse_args(arguments)
-    rows = options.measure(options)
+    try:
+        rows = options.measure(options)
+    except UserError as error:
+        exit_with(str(error))
     _print(rows)
     if options.json:
         options.json.write_text(json.dumps(rows, indent=2) + "\n")

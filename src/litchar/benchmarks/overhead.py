@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from litchar.benchmarks import compose, run_training
+from litchar.errors import UserError
 
 BLOCK = 50  # steps timed together: as many as between two reports of a run
 
@@ -33,7 +34,14 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     in turns. Under the Trainer logging is included and validation is not. A measurement is the
     median over blocks of 50 steps, so that neither the first steps count nor what else the machine
     was doing for a while.
+
+    Raises:
+        UserError: there are too few steps.
     """
+    if options.steps < BLOCK:
+        raise UserError(
+            f"--steps={options.steps}: must be at least {BLOCK}, which are timed together"
+        )
     forms: dict[str, Callable[[], float]] = {
         "under the Trainer": lambda: _under_the_trainer(options),
         "bare loop": lambda: _bare(options, "own"),

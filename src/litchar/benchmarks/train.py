@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from litchar.benchmarks import run_training
+from litchar.errors import UserError
 from litchar.text import Corpus, Vocabulary
 
 ON_A_CPU = [
@@ -65,7 +66,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     checkpoint. Each repeat has another seed.
     """
     if options.peer is not None and options.text is None:
-        raise SystemExit("error: --peer needs --text FILE, which it is trained on as well")
+        raise UserError("--peer needs --text FILE, which it is trained on as well")
     ours: list[dict[str, Any]] = []
     theirs: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as directory:
