@@ -288,6 +288,18 @@ def test_a_run_outlives_whoever_reads_what_it_prints(endless):
     assert summary(run_dir)["status"] == "completed"
 
 
+@pytest.mark.parametrize("launcher", ["sequential", "parallel"])
+def test_a_sweep_outlives_whoever_reads_what_it_prints(text_file, tmp_path, launcher):
+    sweep = ("seed=1,2", "sweep.name=s", f"launcher={launcher}", "report=false")
+    words = ["-m", *SMALL, f"data.path={text_file}", *sweep]
+    command = [sys.executable, ROOT / "scripts/train.py", *words]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    assert process.wait(timeout=60) == 0, process.stderr.read()
+    jobs = (tmp_path / "outputs/sweeps/s").glob("*/summary.json")
+    assert [summary(job.parent)["status"] for job in jobs] == ["completed"] * 2
+
+
 def test_a_second_signal_ends_at_once(endless):
     # Nearly all the time goes to validation, whose end the first signal would wait for.
     process, run_dir = endless("trainer.val_check_interval=2", "data.val_batch_size=1")

@@ -26,6 +26,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from litchar import signals
 from litchar.errors import Interrupted, UserError
 from litchar.launched import launched
+from litchar.terminal import Terminal
 from litchar.training.sweep import Outcome
 
 END_SECONDS = 60  # for workers to save and end after a signal
@@ -96,11 +97,12 @@ class _Launcher(Launcher):
             returned = RuntimeError(" ".join(lines) or type(returned).__name__)
         value = returned._return_value if isinstance(returned, JobReturn) else returned
         if not isinstance(value, Outcome):
-            print(f"failed: {type(value).__name__}: {value}", flush=True)
+            line = f"failed: {type(value).__name__}: {value}"
         elif value.status == "completed":
-            print(f"completed: {value.job}: best val loss {value.best_val_loss:.4f}", flush=True)
+            line = f"completed: {value.job}: best val loss {value.best_val_loss:.4f}"
         else:
-            print(f"{value.status}: {value.job}: {value.error}", flush=True)
+            line = f"{value.status}: {value.job}: {value.error}"
+        Terminal().say(line)
         return returned
 
 

@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from litchar.cli import Task
 from litchar.errors import Interrupted
+from litchar.terminal import Terminal
 from litchar.training.sweep import (
     Outcome,
     Plan,
@@ -133,7 +134,7 @@ class ResumingSweeper(BasicSweeper):
         assert self.launcher is not None
         numbers = {job: number for number, job in enumerate(plan.jobs)}
         for job in jobs:
-            print(f"\nJob {numbers[job] + 1} of {len(numbers)}: {job.name}", flush=True)
+            Terminal().say(f"\nJob {numbers[job] + 1} of {len(numbers)}: {job.name}")
         returns = self.launcher.launch(
             [plan.overrides_of(job) for job in jobs], initial_job_idx=numbers[jobs[0]]
         )

@@ -1,7 +1,6 @@
 """What a person sees of a run while it trains."""
 
 import os
-import sys
 import time
 from typing import Any
 
@@ -16,17 +15,6 @@ from litchar.text.vocabulary import printable
 from litchar.training.callbacks import Samples, language_model
 
 REFRESH_SECONDS = 0.25
-
-
-class Terminal(Console):
-    """Where a run prints; it outlives whoever reads, such as `head`, or `tee` when it is killed."""
-
-    def __init__(self) -> None:
-        super().__init__(highlight=False)
-
-    def on_broken_pipe(self) -> None:
-        """Go on unseen."""
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class ProgressBar(ProgressBarCallback):

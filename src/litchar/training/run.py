@@ -36,6 +36,7 @@ from litchar.errors import (
     reason,
 )
 from litchar.launched import Place
+from litchar.terminal import Terminal
 from litchar.text.store import boundaries
 from litchar.text.yardsticks import quick_yardsticks
 from litchar.training import environment
@@ -44,7 +45,6 @@ from litchar.training.checkpointing import check_same_run, find_resumed
 from litchar.training.loggers import TensorBoard, hyperparameters
 from litchar.training.module import LanguageModel
 from litchar.training.outcome import print_outcome
-from litchar.training.progress import Terminal
 from litchar.training.ranks import Leader, follow_runs, settle_devices
 from litchar.training.resolve import (
     device_of,

@@ -16,9 +16,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
-from rich.console import Console
 
 from litchar.errors import JobsFailedError, UserError
+from litchar.terminal import Terminal
 from litchar.training.resume import BEFORE, flat
 
 # What makes a job no other one: where it lies and how it is watched.
@@ -261,7 +261,7 @@ def is_busy(job: Path) -> bool:
 def wait_for(jobs: list[Path]) -> None:
     """Wait until another process has ended with one of `jobs`, if there are any."""
     if jobs and all(is_busy(job) for job in jobs):
-        print(f"Waiting for jobs that another process trains: {jobs[0].name}", flush=True)
+        Terminal().say(f"Waiting for jobs that another process trains: {jobs[0].name}")
         while all(is_busy(job) for job in jobs):
             time.sleep(0.2)
 
@@ -270,7 +270,9 @@ def say_interrupted(plan: Plan) -> None:
     """Say how far the sweep has come and how to go on with it."""
     done = sum(recorded(job) is not None for job in plan.jobs)
     name = "" if "sweep.name" in plan.named else f" with sweep.name={plan.directory.name}"
-    print(f"{done} of {len(plan.jobs)} jobs are finished; the same line{name} goes on from here")
+    Terminal().say(
+        f"{done} of {len(plan.jobs)} jobs are finished; the same line{name} goes on from here"
+    )
 
 
 def finish(plan: Plan, outcomes: list[Outcome]) -> list[Outcome]:
@@ -279,15 +281,16 @@ def finish(plan: Plan, outcomes: list[Outcome]) -> list[Outcome]:
     Raises:
         JobsFailedError: some failed.
     """
+    terminal = Terminal()
     try:
         from litchar.analysis.compare import report_on  # when it is wanted: it takes a second
 
-        report_on([plan.directory], plan.directory, None, Console(highlight=False))
+        report_on([plan.directory], plan.directory, None, terminal)
     except Exception as error:  # whatever it is, the runs are safe
-        print(f"No comparison ({error}); later: python scripts/compare.py {plan.directory}")
+        terminal.say(f"No comparison ({error}); later: python scripts/compare.py {plan.directory}")
     failed = [outcome for outcome in outcomes if outcome.status != "completed"]
     for outcome in failed:
-        print(f"{outcome.status}: {outcome.job}: {' '.join(str(outcome.error).split())}")
+        terminal.say(f"{outcome.status}: {outcome.job}: {' '.join(str(outcome.error).split())}")
     if failed:
         raise JobsFailedError(
             f"{len(failed)} of {len(outcomes)} jobs failed, the others are completed; "
