@@ -94,8 +94,8 @@ def test_muon_leaves_embeddings_head_and_vectors_to_adamw(model):
     [
         ({"polar_steps": 0}, "polar_steps=0"),
         ({"momentum": 1}, "momentum=1 does not"),
-        ({"lr": -1.0}, "lr=-1.0 is not at least 0"),
-        ({"weight_decay": float("nan")}, "weight_decay=nan is not at least 0"),
+        ({"lr": -1.0}, "lr=-1.0 is not a number of at least 0"),
+        ({"weight_decay": float("nan")}, "weight_decay=nan is not a number of at least 0"),
         ({"betas": [0.9, 1.0]}, r"betas=\[0.9, 1.0\] do not"),
     ],
 )

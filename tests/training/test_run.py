@@ -293,6 +293,8 @@ def test_every_bit_of_seed_and_batch_chooses_what_dropout_drops():
         "+data.typo=1",
         "model.n_hidden=-5",
         "seed=abc",
+        "model.dropout=much",
+        "optimizer.lr=fast",
         "optimizer.lr=-1",
         "optimizer.polar_steps=0",
         "+optimizer.typo=1",
@@ -305,6 +307,7 @@ def test_a_wrong_setting_is_the_users_error(train, tmp_path, setting):
     with pytest.raises(Exception) as refusal:  # noqa: PT011
         train(setting)
     assert is_users(refusal.value), repr(refusal.value)
+    assert "not supported between" not in str(refusal.value)
     assert not (tmp_path / "outputs/runs/run").exists()
 
 

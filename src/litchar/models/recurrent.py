@@ -40,7 +40,7 @@ class Recurrent(nn.Module):
                 raise ValueError(f"{name}={size} is not a whole number of at least 1")
         if cell not in ("gru", "lstm"):
             raise ValueError(f"cell={cell} is not one of gru, lstm")
-        if not 0 <= dropout < 1:
+        if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
             raise ValueError(f"dropout={dropout} does not lie in [0, 1)")
         self.block_size = block_size
         self.token_embedding = nn.Embedding(vocab_size, n_embd)

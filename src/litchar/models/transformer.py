@@ -83,7 +83,7 @@ class Transformer(nn.Module):
             raise ValueError(
                 f"n_embd / n_head = {n_embd // n_head} is odd, and position=rotary turns pairs"
             )
-        if not 0 <= dropout < 1:
+        if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
             raise ValueError(f"dropout={dropout} does not lie in [0, 1)")
         if logit_cap is not None and not logit_cap > 0:
             raise ValueError(f"logit_cap={logit_cap} is not above 0")

@@ -80,14 +80,14 @@ def muon(
     """
     if not isinstance(polar_steps, int) or polar_steps < 1:
         raise ValueError(f"polar_steps={polar_steps} is not a whole number of at least 1")
-    if not 0 <= momentum < 1:
+    if not isinstance(momentum, int | float) or not 0 <= momentum < 1:
         raise ValueError(f"momentum={momentum} does not lie in [0, 1)")
-    if not all(0 <= beta < 1 for beta in betas):
+    if not all(isinstance(beta, int | float) and 0 <= beta < 1 for beta in betas):
         raise ValueError(f"betas={list(betas)} do not lie in [0, 1)")
     least = {"lr": lr, "weight_decay": weight_decay, "embedding_lr_factor": embedding_lr_factor}
     for name, value in least.items():
-        if not value >= 0:
-            raise ValueError(f"{name}={value} is not at least 0")
+        if not isinstance(value, int | float) or not value >= 0:
+            raise ValueError(f"{name}={value} is not a number of at least 0")
     embeddings = [m.weight for m in model.modules() if isinstance(m, nn.Embedding)]
     outside = {id(p) for p in (*embeddings, *getattr(model, "head", nn.Module()).parameters())}
     parameters = [p for p in model.parameters() if p.requires_grad]
