@@ -21,6 +21,7 @@ from litchar import signals
 from litchar.analysis.runs import Run, is_run
 from litchar.cli import exit_with
 from litchar.errors import UserError
+from litchar.text.split import SPLIT_BY
 from litchar.training.resume import flat
 from litchar.training.sweep import identity, swept_keys, within
 
@@ -314,11 +315,7 @@ def status(run: Run) -> str:
 def text_of(run: Run) -> tuple[Any, ...]:
     """Return what two runs must have in common for their losses to be comparable."""
     settings = dict(flat(run.config))
-    names = (
-        *("val_fraction", "test_fraction", "max_val_characters"),
-        *("document", "shuffle"),
-    )
-    split = tuple(json.dumps(settings.get(f"data.{name}")) for name in names)
+    split = tuple(json.dumps(settings.get(f"data.{name}")) for name in SPLIT_BY)
     return run.environment.get("fingerprint"), run.summary.get("unit"), *split
 
 

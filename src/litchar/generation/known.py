@@ -5,6 +5,7 @@ import numpy as np
 from litchar.checkpoints import Checkpoint
 from litchar.errors import UserError
 from litchar.text import Text
+from litchar.text.split import SPLIT_BY
 from litchar.text.store import boundaries, has_document
 from litchar.text.vocabulary import BOUNDARY, printable
 
@@ -54,13 +55,11 @@ def _splits(checkpoint: Checkpoint) -> dict[str, np.ndarray] | None:
 
     Nothing is read or fetched that the checkpoint names: it may be a stranger's.
     """
-    settings = (
-        *("unit", "document", "shuffle"),
-        *("val_fraction", "test_fraction", "max_val_characters"),
-    )
     try:
         data = checkpoint.config["data"]
-        text = Text(**{name: data[name] for name in settings}, mixture=data.get("mixture"))
+        text = Text(
+            **{name: data[name] for name in ("unit", *SPLIT_BY)}, mixture=data.get("mixture")
+        )
         store = text.cached(checkpoint.provenance["fingerprint"])
         if store is None or store.vocabulary != checkpoint.vocabulary:
             return None

@@ -15,6 +15,9 @@ from litchar.text.sources import HuggingFace
 from litchar.text.store import TokenStore, boundaries, find_store, open_store
 from litchar.text.vocabulary import DOCUMENTS, UNITS, Vocabulary
 
+# The settings of a text that say where its splits lie.
+SPLIT_BY = ("val_fraction", "test_fraction", "max_val_characters", "document", "shuffle")
+
 
 @dataclass(frozen=True)
 class Text:
