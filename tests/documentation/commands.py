@@ -267,6 +267,7 @@ NOT_RUN = {
     "launcher=ray": "takes a cluster",
     "tune.storage=postgresql://user:password@host/studies": "takes a database",
     "--revisions": "takes a repository",
+    "meta=meta.pkl": "takes a checkpoint of nanoGPT",
     "litchar.training.follow": "the first rank starts it",
 }
 TRAIN = (

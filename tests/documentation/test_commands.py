@@ -84,8 +84,7 @@ def test_every_command_runs(document, tmp_path):
     lay_out(tmp_path)
     give_texts(tmp_path)
     own = environment(tmp_path)
-    for name in ("one", "mine"):  # what outputs/runs/... and checkpoint=latest mean
-        before = Command("", 0, f"python scripts/train.py run_dir=outputs/runs/{name}")
-        assert run(before, tmp_path, own) == 0
+    before = Command("", 0, "python scripts/train.py run_dir=outputs/runs/one")
+    assert run(before, tmp_path, own) == 0  # what checkpoint=latest means
     for command in commands_of(document):
         assert run(command, tmp_path, own) in (0, None), command
