@@ -9,7 +9,7 @@ import pytest
 import torch
 from hydra.utils import instantiate
 
-from conftest import summary
+from conftest import ROOT, summary
 from litchar.text import Corpus, open_store
 from litchar.text.sources import bundled
 
@@ -78,6 +78,17 @@ def test_a_recipe_has_no_more_parameters_than_nanogpt(compose, experiment, most)
     block_size = config.data.block_size
     model = instantiate(config.model, vocab_size=65, block_size=block_size)
     assert sum(parameter.numel() for parameter in model.parameters()) <= most
+
+
+@pytest.mark.parametrize(
+    "experiment", sorted(path.stem for path in (ROOT / "conf/experiment").glob("*.yaml"))
+)
+def test_an_experiments_settings_are_its_models_and_its_optimisers(compose, experiment):
+    config = compose(f"experiment={experiment}")
+    with torch.device("meta"):
+        model = instantiate(config.model, vocab_size=65, block_size=config.data.block_size)
+    assert instantiate(config.optimizer)(model).param_groups
+    assert 0 <= instantiate(config.scheduler)(1, config.trainer.max_steps) <= 1
 
 
 def counted_optimum(corpus):

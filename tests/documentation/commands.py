@@ -268,6 +268,8 @@ NOT_RUN = {
     "tune.storage=postgresql://user:password@host/studies": "takes a database",
     "--revisions": "takes a repository",
     "meta=meta.pkl": "takes a checkpoint of nanoGPT",
+    "checkpoint=run.ckpt": "takes a checkpoint of nanoGPT",
+    "init_from=run.ckpt": "takes a checkpoint of nanoGPT",
     "litchar.training.follow": "the first rank starts it",
 }
 TRAIN = (
@@ -318,7 +320,8 @@ def _local(arguments: list[str]) -> list[str]:
             chosen[key] = name
     data = chosen.get("data")
     if data is None and "experiment" in chosen:
-        text = (ROOT / "conf/experiment" / f"{chosen['experiment']}.yaml").read_text()
+        path = ROOT / "conf/experiment" / f"{chosen['experiment']}.yaml"
+        text = path.read_text() if path.exists() else ""  # the document's own
         parent = re.search(r"override /data: (\w+)", text)
         data = parent[1] if parent else "tiny_shakespeare"
     if data in downloads and not any(word.startswith("data.path=") for word in arguments):
