@@ -313,7 +313,7 @@ def scaled_down(words: list[str]) -> list[str]:
 def _local(arguments: list[str]) -> list[str]:
     """Return what makes a command read a local copy of what it would download."""
     downloads = {"tiny_shakespeare": "tiny_shakespeare.txt", "names": "names.txt"}
-    downloads |= {"enwik8": "tiny_shakespeare.txt", "text8": "letters.txt"}
+    downloads |= {"enwik8": "tiny_shakespeare.txt", "text8": "tiny_shakespeare.txt"}
     chosen = {}
     for word in arguments:
         for key, name in re.findall(r"\A(data|experiment)=(\w+)", word):
@@ -341,7 +341,6 @@ def give_texts(directory: Path) -> None:
     for name in ("my.txt", "other.txt", "tiny_shakespeare.txt", "molecules.smi"):
         (directory / name).write_text(text)
     (directory / "names.txt").write_text("\n".join(re.findall(r"[a-z]{3,9}", text)))
-    (directory / "letters.txt").write_text(" ".join(re.findall(r"[a-z]+", text)))
     (directory / "my.txt.gz").write_bytes(gzip.compress(text.encode()))
     for folder, suffix in (("my_directory", "md"), ("poems", "txt"), ("my_data_set", "txt")):
         (directory / folder).mkdir(exist_ok=True)
