@@ -10,7 +10,7 @@ from torch import nn
 
 from litchar.benchmarks.teaching import TeachingModel
 from litchar.models import Transformer
-from litchar.models.transformer import NGramEmbedding, Rotary
+from litchar.models.transformer import NGramEmbedding, Rotary, attend
 
 POSITIONS = ("rotary", "learned")
 NORMS = ("rms", "layer")
@@ -520,6 +520,51 @@ def test_capped_logits_stay_within_the_cap_and_keep_their_order(cap):
     with torch.no_grad():
         capped.head.weight.mul_(1e4)
     assert capped(some_ids()).abs().max() <= cap
+
+
+# Attention
+
+
+@pytest.mark.parametrize("length", [1, 7, 33])
+def test_attention_is_torchs_own_forward_and_backward(length):
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 2, 4, length, 6, requires_grad=True)  # (B, H, T, D) each
+    direction = torch.randn(2, 4, length, 6)
+    results = []
+    for form in (attend, lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True)):
+        y = form(q, k, v)
+        results.append((y, *torch.autograd.grad((y * direction).sum(), (q, k, v))))
+    torch.testing.assert_close(*results, atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_attention_keeps_the_type(dtype):
+    q = torch.ones(1, 1, 3, 2, dtype=dtype)
+    assert attend(q, q, q).dtype == dtype
+
+
+def test_a_model_of_long_windows_reads_a_short_one_as_a_model_of_short_ones_does():
+    """They attend by different kernels."""
+    short, long = make(block_size=256), make(block_size=257)
+    idx = some_ids(2, 200)
+    torch.testing.assert_close(short(idx), long(idx), atol=1e-5, rtol=1e-5)
+
+
+def test_dropped_attention_is_unchanged_on_average():
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 1, 1, 8, 4)
+    whole = attend(q, k, v)
+    dropped = attend(*(x.expand(4000, 8, 8, 4) for x in (q, k, v)), 0.2).flatten(0, 1)
+    error = dropped.std(0) / math.sqrt(len(dropped))
+    assert ((dropped.mean(0) - whole[0, 0]).abs() < 5 * error + 1e-6).all()
+
+
+def test_weights_are_dropped_one_by_one():
+    torch.manual_seed(0)
+    q, v = torch.zeros(50, 1, 8, 4), torch.ones(50, 1, 8, 4)
+    kept = attend(q, q, v, 0.5)[:, 0, :, 0] / 2 * torch.arange(1, 9)  # of t equal weights
+    torch.testing.assert_close(kept, kept.round(), atol=1e-4, rtol=0)
+    assert kept[:, -1].round().unique().numel() > 4
 
 
 # Dropout

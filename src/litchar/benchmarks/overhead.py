@@ -109,6 +109,7 @@ def time_bare_loop(script: str, experiment: str, form: str, steps: int) -> float
 
     from litchar.benchmarks.teaching import TeachingModel
     from litchar.data.windows import gather
+    from litchar.device import set_matmul_precision
     from litchar.text import open_store
     from litchar.text.sources import bundled
     from litchar.training.module import mean_loss
@@ -130,6 +131,7 @@ def time_bare_loop(script: str, experiment: str, form: str, steps: int) -> float
     else:
         model = instantiate(config.model, **sizes).to(device)
         optimizer = instantiate(config.optimizer)(model)
+        set_matmul_precision(config.float32_matmul_precision, device)
     loss_of = torch.compile(mean_loss) if config.compile else mean_loss
     autocast: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
     if config.trainer.precision == "bf16-mixed":

@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 from litchar.text.store import boundaries
 
 IGNORED = -1  # a target that no loss counts
+LOT = 64  # batches whose windows are drawn together, which takes hardly longer than one's
 CHOICE = 1 << 64  # in the key of a generator: it chooses among the corpora of a mixture
 
 
@@ -193,19 +194,28 @@ class RandomWindows(_Windows):
         self.seed = seed
         self.share = batch_size // world_size
         self.first = rank * self.share
+        self._lot = -1
+        self._drawn: np.ndarray
 
     def __len__(self) -> int:
         return 2**62 // self.batch_size  # the stream does not end; the Trainer does
 
     def offsets(self, batch: int) -> np.ndarray:
-        start = batch * self.batch_size + self.first
+        lot, place = divmod(batch, LOT)
+        if lot != self._lot:
+            self._lot, self._drawn = lot, self._draw(lot * LOT * self.batch_size)
+        mine = slice(self.first, self.first + self.share)
+        return self._drawn[place, mine]
+
+    def _draw(self, start: int) -> np.ndarray:
+        """Return where the windows of `LOT` batches begin, from window `start` on."""
+        count = LOT * self.batch_size
         if self.weights:
-            offsets = mixture_offsets(
-                self.seed, start, self.share, self.weights, self.firsts, self.ends
-            )
+            offsets = mixture_offsets(self.seed, start, count, self.weights, self.firsts, self.ends)
         else:
-            offsets = random_offsets(self.seed, start, self.share, self.places)
-        return offsets if self.starts is None else self.starts[offsets]
+            offsets = random_offsets(self.seed, start, count, self.places)
+        offsets = offsets if self.starts is None else self.starts[offsets]
+        return offsets.reshape(LOT, self.batch_size)
 
 
 class SequentialWindows(_Windows):

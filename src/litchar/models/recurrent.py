@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from litchar.models.dropout import Dropout
+
 State = Tensor | tuple[Tensor, Tensor]  # (layers, B, C): a GRU's; an LSTM's, and its cells'
 
 
@@ -44,7 +46,7 @@ class Recurrent(nn.Module):
             raise ValueError(f"dropout={dropout} does not lie in [0, 1)")
         self.block_size = block_size
         self.token_embedding = nn.Embedding(vocab_size, n_embd)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         layers = nn.GRU if cell == "gru" else nn.LSTM
         between = dropout if n_layer > 1 else 0.0  # torch warns where there is nothing between
         self.layers = layers(n_embd, n_embd, n_layer, dropout=between, batch_first=True)

@@ -26,6 +26,7 @@ from litchar.checkpoints import Checkpoint
 from litchar.checkpoints.checkpoint import make_card
 from litchar.checkpoints.transfer import differing, transfer_weights
 from litchar.data import TextDataModule, make_data_module
+from litchar.device import set_matmul_precision
 from litchar.errors import (
     BusyError,
     DivergedError,
@@ -261,6 +262,7 @@ def prepare(
     resolve_paths(config)
     parent = resolve_parent(config)
     device = resolve_device(config)
+    set_matmul_precision(config.float32_matmul_precision, device)
     L.seed_everything(config.seed, workers=True, verbose=False)
     data = make_data_module(config.data)
     data.setup()

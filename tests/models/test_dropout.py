@@ -1,0 +1,71 @@
+"""Dropout."""
+
+import math
+
+import pytest
+import torch
+
+from litchar.models.dropout import Dropout, dropout
+
+
+@pytest.mark.parametrize("p", [0.003, 0.1, 0.5, 0.9])
+def test_a_share_is_dropped_and_the_rest_scaled_so_that_the_mean_stays(p):
+    torch.manual_seed(0)
+    n = 100_003
+    x = torch.ones(n)
+    y = dropout(x, p)
+    dropped = (y == 0).sum().item()
+    assert abs(dropped - n * p) < 5 * math.sqrt(n * p * (1 - p))
+    kept = y[y != 0]
+    torch.testing.assert_close(kept, torch.full_like(kept, 1 / (1 - p)), rtol=1e-4, atol=0)
+
+
+def test_numbers_are_dropped_independently_of_their_neighbours():
+    """Four share a word of 64 bits."""
+    torch.manual_seed(0)
+    n, p = 400_000, 0.3
+    fates = (dropout(torch.ones(n), p) == 0).double() - p
+    for distance in (1, 2, 3, 4, 5, 8):
+        covariance = (fates[distance:] * fates[:-distance]).mean().item()
+        assert abs(covariance) < 5 * p * (1 - p) / math.sqrt(n)
+    for place in range(4):
+        assert abs(fates[place::4].mean().item()) < 5 * math.sqrt(p * (1 - p) / (n / 4))
+
+
+def test_the_gradient_passes_where_the_numbers_did():
+    torch.manual_seed(0)
+    x = torch.randn(7, 11, 3, requires_grad=True)
+    y = dropout(x, 0.4)
+    (gradient,) = torch.autograd.grad(y.sum(), x)
+    torch.testing.assert_close(gradient * x, y)
+    assert 0 < (gradient == 0).sum() < gradient.numel()
+
+
+def test_a_seed_drops_the_same_and_another_call_does_not():
+    x = torch.ones(1000)
+    torch.manual_seed(5)
+    first, second = dropout(x, 0.5), dropout(x, 0.5)
+    torch.manual_seed(5)
+    assert torch.equal(dropout(x, 0.5), first)
+    assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (5,), (2, 0), (3, 1, 7)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_shape_and_type_stay(shape, dtype):
+    y = dropout(torch.ones(shape, dtype=dtype), 0.5)
+    assert (y.shape, y.dtype) == (shape, dtype)
+
+
+@pytest.mark.parametrize("p", [1e-9, 1 - 1e-9])
+def test_the_smallest_and_the_largest_share_leave_finite_numbers(p):
+    x = torch.randn(100)
+    assert dropout(x, p).isfinite().all()
+    assert torch.equal(dropout(x, 0.0), x)
+
+
+def test_the_module_drops_in_training_alone():
+    torch.manual_seed(0)
+    module, x = Dropout(0.5), torch.ones(100)
+    assert (module(x) == 0).any()
+    assert torch.equal(module.eval()(x), x)

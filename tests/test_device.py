@@ -1,0 +1,47 @@
+"""How a device multiplies."""
+
+import pytest
+import torch
+
+from litchar.device import set_matmul_precision
+from litchar.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def _own_precision():
+    before = torch.get_float32_matmul_precision()
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize(("rows", "inner", "columns"), [(512, 64, 256), (77, 131, 69), (3, 5, 7)])
+def test_products_are_float32_where_nothing_else_is_asked_for(rows, inner, columns):
+    set_matmul_precision(None, torch.device("cpu"))
+    torch.manual_seed(0)
+    a, b = torch.randn(rows, inner), torch.randn(inner, columns)
+    exact = a.double() @ b.double()
+    # bfloat16 would be off by about 4e-3 of a factor, a thousand times as much.
+    allowed = {"rtol": 0, "atol": 1e-6 * inner}
+    torch.testing.assert_close((a @ b).double(), exact, **allowed)
+    torch.testing.assert_close(torch.bmm(a[None], b[None])[0].double(), exact, **allowed)
+    torch.testing.assert_close(torch.nn.functional.linear(a, b.T).double(), exact, **allowed)
+
+
+@pytest.mark.parametrize("setting", ["highest", "high", "medium"])
+def test_a_setting_is_torchs_own(setting):
+    set_matmul_precision(setting, torch.device("cpu"))
+    assert torch.get_float32_matmul_precision() == setting
+
+
+def test_a_gpu_keeps_torchs_default():
+    torch.set_float32_matmul_precision("medium")
+    set_matmul_precision(None, torch.device("cuda"))
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_each_run_multiplies_as_it_is_told(train):
+    for setting in ("high", "highest"):
+        train(f"float32_matmul_precision={setting}", "trainer.max_steps=1", name=setting)
+        assert torch.get_float32_matmul_precision() == setting
+    with pytest.raises(UserError, match="float32_matmul_precision=tf32: must be highest, high"):
+        train("float32_matmul_precision=tf32", name="refused")
