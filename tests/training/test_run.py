@@ -9,7 +9,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from conftest import summary
 from litchar.checkpoints import Checkpoint
-from litchar.errors import UserError, is_users
+from litchar.errors import Interrupted, UserError, is_users
 from litchar.training.resolve import resolve_dropout, resolve_steps
 from litchar.training.summary import KEYS
 
@@ -65,7 +65,7 @@ def test_workers_and_validation_batches_change_no_figure(train, setting):
     assert changed["train_loss"] == pytest.approx(plain["train_loss"], abs=1e-6)
 
 
-def test_accumulated_batches_equal_one_large_batch(train):
+def test_accumulated_batches_equal_one_large_batch(train, tmp_path):
     # Windows are numbered through, so two batches of 4 are the windows of one batch of 8.
     large = Checkpoint.load(train(name="large") / "checkpoints/last.ckpt")
     small = Checkpoint.load(
@@ -78,6 +78,12 @@ def test_accumulated_batches_equal_one_large_batch(train):
         / "checkpoints/last.ckpt"
     )
     assert large.step == small.step == 20
+    reported = []
+    for run in ("large", "s"):
+        with open(tmp_path / f"outputs/runs/{run}/metrics.csv", newline="") as file:
+            reported.append({row["step"]: row["train/loss"] for row in csv.DictReader(file)})
+    for step in ("1", "5", "20"):
+        assert float(reported[0][step]) == pytest.approx(float(reported[1][step]), abs=2e-3)
     for name, weight in large.weights.items():
         torch.testing.assert_close(weight, small.weights[name], atol=2e-4, rtol=1e-3)
 
@@ -130,6 +136,28 @@ def test_target_val_loss_ends_the_run_and_is_timed(train):
     assert 0 < figures["seconds_to_target"] <= figures["train_seconds"]
 
 
+def test_the_time_to_another_target_is_not_that_to_this_one(train):
+    reached = summary(train("target_val_loss=2.9", "trainer.val_check_interval=4"))
+    assert reached["steps"] == 4
+    assert reached["seconds_to_target"] > 0
+    again = summary(train("target_val_loss=0.1", "resume=auto", "trainer.val_check_interval=4"))
+    assert again["steps"] == 20
+    assert again["seconds_to_target"] is None
+
+
+@pytest.mark.parametrize("steps", ["trainer.max_steps=null", "trainer.max_steps=-1"])
+def test_time_alone_ends_a_run_of_a_constant_schedule(train, steps):
+    timed = (steps, "trainer.max_time=00:00:00:01")
+    run_dir = train(*timed, "scheduler=constant")
+    figures = summary(run_dir)
+    assert figures["status"] == "completed"
+    assert figures["steps"] > 0
+    assert figures["val_loss"] is not None
+    for schedule in ("cosine", "wsd"):
+        with pytest.raises(UserError, match="know how many steps"):
+            train(*timed, f"scheduler={schedule}", name=schedule)
+
+
 def test_early_stopping_ends_a_run_that_gets_no_better(train):
     figures = summary(
         train(
@@ -150,6 +178,19 @@ def test_the_best_checkpoint_is_the_best_validation(train, tmp_path):
     assert figures["best_val_loss"] < figures["val_loss"]
     assert Checkpoint.load(run_dir / "checkpoints/best.ckpt").step == figures["best_step"] < 60
     assert Checkpoint.load(run_dir / "checkpoints/last.ckpt").step == 60
+
+
+def test_the_test_of_the_best_checkpoint_changes_no_figure_of_training(train, tmp_path):
+    turned = tmp_path / "turned.txt"
+    turned.write_text("abcdefghij" * 720 + "jihgfedcba" * 120)
+    run_dir = train(f"data.path={turned}", "data.test_fraction=0.05", "trainer.max_steps=60")
+    figures = summary(run_dir)
+    with open(run_dir / "metrics.csv", newline="") as file:
+        last = list(csv.DictReader(file))[-1]
+    assert figures["best_val_loss"] < figures["val_loss"] == float(last["val/loss"])
+    assert figures["train_loss"] == float(last["train/eval_loss"])
+    assert figures["train_seconds"] == pytest.approx(float(last["speed/train_seconds"]), abs=0.05)
+    assert figures["test_loss"] is not None
 
 
 def test_debug_overfit_learns_one_batch_by_heart(train):
@@ -245,6 +286,15 @@ def test_init_from_a_bigram_moves_rows_and_columns(train, tmp_path):
         (["trainer.accelerator=gpu"], "trainer.accelerator=gpu"),
         (["data.path=/nowhere.txt"], "/nowhere.txt"),
         (["init_from=/nowhere.ckpt"], "/nowhere.ckpt"),
+        (["trainer.max_steps=10k"], "trainer.max_steps=10k: must be a whole number"),
+        (["trainer.max_steps=1.5"], "trainer.max_steps=1.5: must be a whole number"),
+        (["trainer.accumulate_grad_batches=0"], "at least 1"),
+        (["trainer.val_check_interval=0"], "trainer.val_check_interval=0"),
+        (["checkpoint.every_seconds=null"], "checkpoint.every_seconds=None"),
+        (["target_val_loss=abc"], "target_val_loss=abc"),
+        (["compile=maybe"], "compile=maybe: must be true or false, or null"),
+        (["report=maybe"], "report=maybe: must be true or false"),
+        (["profile=1"], "profile=1: must be true or false"),
     ],
 )
 def test_bad_settings_are_refused_by_name(train, overrides, words):
@@ -252,6 +302,36 @@ def test_bad_settings_are_refused_by_name(train, overrides, words):
         pytest.skip("this machine has an accelerator")
     with pytest.raises(UserError, match=words):
         train(*overrides)
+
+
+def test_what_is_begun_from_is_recorded_by_its_path_and_not_needed_to_go_on(train, tmp_path):
+    parent = train(name="parent") / "checkpoints/best.ckpt"
+    stop = ("+callbacks.stop._target_=conftest.SignalAt", "+callbacks.stop.step=5")
+    with pytest.raises(Interrupted):
+        train("init_from=latest", *stop, name="child")
+    kept = Checkpoint.load(tmp_path / "outputs/runs/child/checkpoints/last.ckpt")
+    assert kept.config["init_from"] == str(parent)
+    parent.unlink()
+    assert summary(train("init_from=latest", "resume=auto", name="child"))["steps"] == 20
+
+
+def test_a_trial_of_validation_is_none(train):
+    run_dir = train("trainer.num_sanity_val_steps=1")
+    with open(run_dir / "metrics.csv", newline="") as file:
+        assert next(int(row["step"]) for row in csv.DictReader(file)) == 1
+    assert "step 0" not in (run_dir / "samples.txt").read_text()
+
+
+def test_a_run_that_saves_nothing_ends_at_a_signal(train):
+    stop = ("+callbacks.stop._target_=conftest.SignalAt", "+callbacks.stop.step=5")
+    with pytest.raises(Interrupted):
+        train("trainer.enable_checkpointing=false", *stop)
+
+
+def test_losses_that_are_never_reported_are_not_kept(train):
+    run_dir = train("trainer.log_every_n_steps=0")
+    kept = torch.load(run_dir / "checkpoints/last.ckpt", weights_only=True)
+    assert kept["callbacks"]["Metrics"]["losses"] == []
 
 
 def test_lightnings_csv_files_stand_beside_tensorboard(train):
@@ -322,6 +402,10 @@ def test_a_wrong_setting_is_the_users_error(train, tmp_path, setting):
         ("trainer.log_every_n_steps=0", 20),
         ("trainer.max_steps=0", 0),
         ("trainer.fast_dev_run=true", 1),
+        ("trainer.num_sanity_val_steps=2", 20),
+        ("trainer.max_steps=2e1", 20),
+        ("callbacks.attention=null", 20),
+        ("logger.tensorboard=null", 20),
         ("data.train_sample=0", 20),
         ("data.test_fraction=0.1", 20),
     ],

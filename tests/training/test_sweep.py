@@ -145,6 +145,8 @@ def test_another_sweep_of_the_same_name_is_refused_and_the_difference_named(swee
         (["sweep.retry_failed=perhaps", "seed=1,2"], "must be true or false"),
         (["run_dir=here", "seed=1,2"], "sweep.name=NAME"),
         (["resume=here.ckpt", "seed=1,2"], "goes on with its own jobs"),
+        (["init_from=latest", "seed=1,2"], "from the one before it"),
+        (["init_from=a.ckpt,latest"], "from the one before it"),
         (["seed=1,2", "scheduler=cosine,nothing"], "scheduler=nothing: there is no such file"),
         (["seed=1,2", "model.n_layr=1,2"], "did you mean model.n_layer?"),
     ],

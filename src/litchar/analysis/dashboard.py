@@ -22,7 +22,7 @@ from litchar.analysis.layers import activation_statistics, parameters_by_layer, 
 from litchar.data import TextDataModule
 from litchar.data.windows import SequentialWindows
 from litchar.text import Vocabulary
-from litchar.training.callbacks import batches_seen
+from litchar.training.callbacks import batches_seen, is_validation
 from litchar.training.checkpointing import is_validated
 from litchar.training.loggers import TensorBoard
 from litchar.training.module import LanguageModel
@@ -90,7 +90,7 @@ class Layers(Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log."""
-        if trainer.state.fn != "fit":
+        if not is_validation(trainer):
             return
         figures = {f"weights/update_ratio/{k}": float(full(v)) for k, v in self._ratios.items()}
         self._ratios = {}
@@ -212,7 +212,7 @@ def vocabulary_of(trainer: L.Trainer) -> Vocabulary:
 def is_drawn(trainer: L.Trainer) -> bool:
     """Return whether pictures are drawn at this validation: the first, second, fourth, eighth and
     so on, and the last. TensorBoard keeps ten of a tag, and most happens early."""
-    if trainer.state.fn != "fit":
+    if not is_validation(trainer):
         return False
     every = trainer.val_check_batch
     number = math.ceil(batches_seen(trainer) / every) if every and math.isfinite(every) else 1

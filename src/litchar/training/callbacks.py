@@ -48,10 +48,15 @@ class Metrics(Callback):
         self.best_step = 0
         self.best_val_loss = math.inf
         self.seconds_to_target: float | None = None
+        self._fits = True
         self._losses: list[Tensor] = []  # since the last report
         # What the next report measures:
         self._since = (0, 0.0)  # batches and seconds at the last report
         self._grad_norm: Tensor | None = None
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Note whether this is training."""
+        self._fits = stage == "fit"
 
     # Each step
 
@@ -106,7 +111,7 @@ class Metrics(Callback):
         """Return the losses of the batches since the last report.
 
         They are the means over the ranks, and looked at together, since each look waits for the
-        device.
+        device. Where gradients are accumulated Lightning hands out a step's share of each.
 
         Raises:
             DivergedError: one is not a finite number.
@@ -115,7 +120,7 @@ class Metrics(Callback):
             return []
         means = trainer.strategy.reduce(torch.stack(self._losses), reduce_op="mean")
         self._losses = list(means.unbind())
-        losses = means.tolist()
+        losses = [loss * trainer.accumulate_grad_batches for loss in means.tolist()]
         for i, loss in enumerate(losses):
             if not math.isfinite(loss):
                 batch = batches_seen(trainer) - len(losses) + i + 1
@@ -126,6 +131,8 @@ class Metrics(Callback):
                     "optimizer.lr, a longer scheduler.warmup_steps or a lower "
                     "trainer.gradient_clip_val"
                 )
+        if not trainer.log_every_n_steps:  # type: ignore[attr-defined]  # none is ever reported
+            self._losses = []
         return losses
 
     # Each validation
@@ -136,7 +143,7 @@ class Metrics(Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the losses, note the best, and stop if the target is met."""
-        if not trainer.training and trainer.state.fn != "fit":
+        if not is_validation(trainer):
             return
         self.check_finite(trainer)
         losses = language_model(trainer).losses
@@ -193,16 +200,23 @@ class Metrics(Callback):
             "best_step": self.best_step,
             "best_val_loss": self.best_val_loss,
             "seconds_to_target": self.seconds_to_target,
+            "target_val_loss": self.target_val_loss,
             "seconds": self.clock.seconds,
             "losses": torch.stack(self._losses).tolist() if self._losses else [],
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from what `state_dict` returned."""
+        """Go on from what `state_dict` returned.
+
+        The test of the best checkpoint restores it as well, and changes no figure of training.
+        """
+        if not self._fits:
+            return
         self.history = list(state_dict["history"])
         self.best_step = state_dict["best_step"]
         self.best_val_loss = state_dict["best_val_loss"]
-        self.seconds_to_target = state_dict["seconds_to_target"]
+        if state_dict.get("target_val_loss", self.target_val_loss) == self.target_val_loss:
+            self.seconds_to_target = state_dict["seconds_to_target"]
         self.clock = Clock(state_dict["seconds"])
         self._losses = list(torch.tensor(state_dict["losses"]))
 
@@ -253,7 +267,7 @@ class Samples(Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Sample from the model as it is."""
-        if trainer.state.fn != "fit":
+        if not is_validation(trainer):
             return
         model = language_model(trainer).model
         if not trainer.is_global_zero and not is_sharded(model):
@@ -302,6 +316,12 @@ def sample(model: torch.nn.Module, vocabulary: Vocabulary, seed: int, max_new_to
     ids = [step.ids[0] for step in generate(model, start, max_new_tokens, seeds=[seed])]
     model.train(was_training)
     return vocabulary.decode(ids)
+
+
+def is_validation(trainer: L.Trainer) -> bool:
+    """Return whether the evaluation that ends is one of training: no test, and no trial of
+    `trainer.num_sanity_val_steps`."""
+    return trainer.state.fn == "fit" and not trainer.sanity_checking
 
 
 def language_model(trainer: L.Trainer) -> LanguageModel:

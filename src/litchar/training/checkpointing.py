@@ -18,7 +18,13 @@ from litchar import signals
 from litchar.checkpoints import Checkpoint, load, save
 from litchar.checkpoints.files import DRAFT, remove_drafts
 from litchar.errors import DivergedError, Interrupted, UserError
-from litchar.training.callbacks import Metrics, batches_seen, gradient_norm, total_norm
+from litchar.training.callbacks import (
+    Metrics,
+    batches_seen,
+    gradient_norm,
+    is_validation,
+    total_norm,
+)
 from litchar.training.resume import differences
 
 
@@ -121,7 +127,7 @@ class Checkpoints(CheckpointCallback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the last state, and the best."""
-        if trainer.state.fn != "fit":
+        if not is_validation(trainer):
             return
         if self.metrics.best_step == trainer.global_step:
             self._best_is_due = True
@@ -249,7 +255,7 @@ def find_resumed(
     a file, or a run's directory."""
     if resume is None:
         return None
-    path = run_dir if resume == "auto" else Path(resume).expanduser()
+    path = run_dir if resume == "auto" else Path(os.path.expanduser(resume))
     if path.is_dir() or resume == "auto":
         remove_drafts(path / "checkpoints")
         newest = _newest(path / "checkpoints", say)

@@ -24,8 +24,8 @@ class LanguageModel(L.LightningModule):
         model: ids (B, T) in, logits (B, T, V) out.
         vocabulary: says how much text an id stands for.
         optimizer: takes the model and returns its optimiser.
-        schedule: takes the step and the number of all steps, and returns a factor on the learning
-            rate.
+        schedule: takes the step and the number of all steps, which is infinite where time alone
+            ends a run, and returns a factor on the learning rate.
         card: what makes a checkpoint enough by itself, as plain data; saved under `litchar`.
         seed: with the step, it chooses what dropout drops.
         weights: of a mixture, each corpus's share of the training windows.
@@ -36,7 +36,7 @@ class LanguageModel(L.LightningModule):
         model: nn.Module,
         vocabulary: Vocabulary,
         optimizer: Callable[[nn.Module], torch.optim.Optimizer],
-        schedule: Callable[[int, int], float],
+        schedule: Callable[[int, float], float],
         card: dict[str, Any],
         seed: int = 0,
         weights: Mapping[str, float] | None = None,
@@ -82,7 +82,7 @@ class LanguageModel(L.LightningModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Return the optimiser and its schedule, stepped once for each optimiser step."""
         optimizer = self.optimizer(self.model)
-        total_steps = int(self.trainer.estimated_stepping_batches)
+        total_steps = self.trainer.estimated_stepping_batches
         scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: self.schedule(step, total_steps)
         )

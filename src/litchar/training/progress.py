@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from litchar.text.vocabulary import printable
-from litchar.training.callbacks import Samples, language_model
+from litchar.training.callbacks import Samples, is_validation, language_model
 
 REFRESH_SECONDS = 0.25
 
@@ -78,7 +78,7 @@ class ProgressBar(ProgressBarCallback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Print a line: step, losses, and how the model writes by now."""
-        if trainer.state.fn != "fit":
+        if not is_validation(trainer):
             return
         losses = language_model(trainer).losses
         figures = f"step {trainer.global_step:>6,}"

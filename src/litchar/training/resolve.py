@@ -1,6 +1,7 @@
 """What a configuration leaves open, decided when it runs: by the device and by the text."""
 
 import math
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,14 +25,58 @@ def resolve_device(config: DictConfig) -> torch.device:
     Raises:
         UserError: a setting has no meaning.
     """
-    if not isinstance(config.seed, int) or not 0 <= config.seed < 2**32:
-        raise UserError(f"seed={config.seed}: must be a whole number from 0 to {2**32 - 1}")
+    check_settings(config)
+    if config.trainer.max_time is not None and config.trainer.max_epochs is None:
+        config.trainer.max_steps = config.trainer.max_steps or -1  # time alone ends the run
     device = device_of(config.trainer.accelerator)
     _fill(config, config.by_device[device.type])
     wants_bf16 = device.type == "cuda" and config.trainer.precision == "bf16-mixed"
     if wants_bf16 and not torch.cuda.is_bf16_supported(including_emulation=False):
         config.trainer.precision = "32-true"  # older cards would emulate it, slowly
     return device
+
+
+def check_settings(config: DictConfig) -> None:
+    """Refuse what would be taken for something else, or only trip a run that is under way.
+
+    A whole number may be written as 1e4.
+
+    Raises:
+        UserError: a value is of the wrong kind or out of its range.
+    """
+    for key, least in WHOLE_NUMBERS.items():
+        value = OmegaConf.select(config, key)
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+            OmegaConf.update(config, key, value)
+        if value is not None and (not _is_number(value, int) or value < least):
+            raise UserError(f"{key}={value}: must be a whole number of at least {least}")
+    if config.seed is None or config.seed >= 2**32:
+        raise UserError(f"seed={config.seed}: must be a whole number from 0 to {2**32 - 1}")
+    if config.trainer.val_check_interval == 0:
+        raise UserError("trainer.val_check_interval=0: counts batches, and must be at least 1")
+    every = config.checkpoint.every_seconds
+    if not _is_number(every, int | float) or not every > 0:
+        raise UserError(f"checkpoint.every_seconds={every}: must be a number above 0")
+    target = config.target_val_loss
+    if target is not None and not _is_number(target, int | float):
+        raise UserError(f"target_val_loss={target}: must be a number, or null")
+    for key, others in {"compile": ", or null", "profile": "", "report": ""}.items():
+        if not isinstance(config[key], bool) and not (others and config[key] is None):
+            raise UserError(f"{key}={config[key]}: must be true or false{others}")
+
+
+# Keys that are whole numbers where they are not null, and the least of each.
+WHOLE_NUMBERS = {
+    "seed": 0,
+    "trainer.max_steps": -1,
+    "trainer.accumulate_grad_batches": 1,
+    "trainer.log_every_n_steps": 0,
+}
+
+
+def _is_number(value: Any, kind: Any) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def device_of(accelerator: str) -> torch.device:
@@ -75,7 +120,7 @@ def _absolute(path: Any) -> Any:
     if is_remote(path):
         return path.replace("${", r"\${")
     # OmegaConf reads ${...} in what it is given, unless the dollar is escaped.
-    return str(Path(path).expanduser().absolute()).replace("${", r"\${")
+    return str(Path(os.path.expanduser(path)).absolute()).replace("${", r"\${")
 
 
 def resolve_parent(config: DictConfig) -> Checkpoint | None:
@@ -86,7 +131,8 @@ def resolve_parent(config: DictConfig) -> Checkpoint | None:
     """
     if config.init_from is None:
         return None
-    parent = Checkpoint.load(find(config.init_from, Path(config.outputs_dir)))
+    parent = Checkpoint.load(find(config.init_from, Path(config.outputs_dir)).absolute())
+    config.init_from = str(parent.path).replace("${", r"\${")  # `latest` will be another one soon
     settings = parent.model_settings
     if config.model["_target_"] != settings["_target_"]:
         raise UserError(

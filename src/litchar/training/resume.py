@@ -4,6 +4,7 @@ Nothing heavy is imported here; see `litchar.cli`.
 """
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -85,7 +86,7 @@ def redirect(arguments: list[str], conf: Path, config_name: str) -> list[str]:
             )
         return arguments
     if config.resume != "auto":
-        run_dir = run_of(Path(config.resume).expanduser())
+        run_dir = run_of(Path(os.path.expanduser(config.resume)))
     elif "run_dir" in given:
         run_dir = Path(config.run_dir)
     else:

@@ -172,7 +172,7 @@ class Prepared:
     Attributes:
         config: the configuration, resolved by device and text.
         resumed: the checkpoint to go on from, if any.
-        parent: the checkpoint whose weights the run begins with, if any.
+        parent: the checkpoint whose weights the run begins with, if any; none when it is resumed.
     """
 
     config: DictConfig
@@ -260,7 +260,7 @@ def prepare(
     if resumed is not None:
         resolve_as_before(config, resumed.config)
     resolve_paths(config)
-    parent = resolve_parent(config)
+    parent = resolve_parent(config) if resumed is None else None
     device = resolve_device(config)
     set_matmul_precision(config.float32_matmul_precision, device)
     L.seed_everything(config.seed, workers=True, verbose=False)
@@ -282,7 +282,7 @@ def prepare(
         return built
 
     model = build(len(vocabulary))
-    if parent is not None and resumed is None:
+    if parent is not None:
         transfer = transfer_weights(parent, model, vocabulary, build, settings["model"])
         say(
             f"From {parent.path}: {transfer.matched} {config.data.unit}s matched, "
@@ -304,6 +304,11 @@ def prepare(
     try:  # now rather than when training begins
         optimizer(model)
         schedule(0, max(1, config.trainer.max_steps))
+        if config.trainer.max_steps < 0 and schedule(10**6, 10**6) != schedule(10**6, 10**9):
+            raise UserError(
+                "scheduler: it has to know how many steps there will be; set trainer.max_steps "
+                "beside trainer.max_time (what comes first ends the run), or scheduler=constant"
+            )
     except (TypeError, ValueError, ZeroDivisionError) as error:
         raise UserError(f"optimizer or scheduler: {error}") from None
     module = LanguageModel(
@@ -363,7 +368,9 @@ def train(ready: Ready, run_dir: Path, sweep: Path | None = None) -> dict[str, A
         with contextlib.suppress(OSError):  # a full disk must not hide what happened
             record(**metrics.figures(trainer), status=status, error=reason)
         if status == "interrupted":
-            say(f"Interrupted at step {trainer.global_step:,}; saved in {run_dir}")
+            kept = (run_dir / "checkpoints" / "last.ckpt").exists()
+            where = f"saved in {run_dir}" if kept else "nothing was saved"
+            say(f"Interrupted at step {trainer.global_step:,}; {where}")
         raise
     finally:
         signals.defer(False)

@@ -3,7 +3,7 @@
 import math
 
 
-def constant(step: int, total_steps: int, warmup_steps: int = 0) -> float:
+def constant(step: int, total_steps: float, warmup_steps: int = 0) -> float:
     """Rise linearly, then stay at 1.
 
     Args:
@@ -13,13 +13,13 @@ def constant(step: int, total_steps: int, warmup_steps: int = 0) -> float:
 
 
 def cosine(
-    step: int, total_steps: int, warmup_steps: int = 100, final_factor: float = 0.1
+    step: int, total_steps: float, warmup_steps: int = 100, final_factor: float = 0.1
 ) -> float:
     """Rise linearly, then fall along half a cosine to `final_factor` (Loshchilov and Hutter, 2017).
 
     Args:
         step: how many steps have been taken, from 0.
-        total_steps: how many will be.
+        total_steps: how many will be; infinite, if that is not known.
         warmup_steps: over which the learning rate rises.
         final_factor: at the last step.
     """
@@ -32,7 +32,7 @@ def cosine(
 
 def wsd(
     step: int,
-    total_steps: int,
+    total_steps: float,
     warmup_steps: int = 50,
     decay_fraction: float = 0.5,
     final_factor: float = 0.0,

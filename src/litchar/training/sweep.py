@@ -127,6 +127,18 @@ def check_command_line(overrides: dict[str, Override], config: DictConfig) -> No
             f"resume={config.resume}: a sweep goes on with its own jobs; name it with sweep.name, "
             "or begin from weights with init_from"
         )
+    begun_from = overrides.get("init_from")
+    if begun_from is not None and "latest" in _values(begun_from):
+        raise UserError(
+            "init_from=latest: each job would begin from the one before it; name a checkpoint"
+        )
+
+
+def _values(override: Override) -> list[Any]:
+    """Return the value of an override, or of a list of them each."""
+    if override.is_sweep_override():
+        return [getattr(value, "text", value) for value in override.sweep_iterator()]  # if quoted
+    return [override.value()]
 
 
 def make_plan(
@@ -314,4 +326,4 @@ def _absolute(path: Any) -> Any:
         return [_absolute(one) for one in path]
     if not isinstance(path, str) or "://" in path:
         return path
-    return str(Path(path).expanduser().absolute())
+    return str(Path(os.path.expanduser(path)).absolute())

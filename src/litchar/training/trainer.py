@@ -62,14 +62,14 @@ def make_trainer(
         default_root_dir=str(run_dir),
         plugins=[files, Environment(place)],
         profiler=config.trainer.profiler or NoProfiler(),
-        logger=make_loggers(config.logger, step),
+        logger=make_loggers(present(config, "logger"), step),
         callbacks=[
             metrics,
             samples,
             *([ProgressBar(console, samples)] if config.trainer.enable_progress_bar else []),
-            StopSignals(),
+            *([StopSignals()] if config.trainer.enable_checkpointing else []),
             *([Profile(run_dir / "profile", say)] if config.profile else []),
-            *(instantiate(callback) for callback in config.callbacks.values()),
+            *(instantiate(callback) for callback in present(config, "callbacks")),
             *callbacks,
             *([checkpoints] if config.trainer.enable_checkpointing else []),
         ],
@@ -78,6 +78,12 @@ def make_trainer(
     # whatever a signal interrupts.
     setattr(trainer._signal_connector, "register_signal_handlers", signals.install)  # noqa: B010
     return trainer, metrics, samples
+
+
+def present(config: DictConfig, group: str) -> list[DictConfig]:
+    """Return the entries of a group of callbacks or loggers; null takes one away, or all."""
+    entries = config.get(group) or {}
+    return [entry for entry in entries.values() if entry is not None]
 
 
 class NoProfiler(PassThroughProfiler):
@@ -91,10 +97,10 @@ class NoProfiler(PassThroughProfiler):
 _NOTHING = contextlib.nullcontext()
 
 
-def make_loggers(configs: DictConfig, step: int) -> list[Logger]:
+def make_loggers(configs: Sequence[DictConfig], step: int) -> list[Logger]:
     """Return the loggers; those that a resumed run writes on forget what came after `step`."""
     loggers = []
-    for config in configs.values():
+    for config in configs:
         purge = {"purge_step": step + 1} if config["_target_"].endswith(".TensorBoard") else {}
         logger = instantiate(config, **purge)
         if isinstance(logger, MetricsCSV):

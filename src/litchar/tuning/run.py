@@ -21,7 +21,7 @@ from rich.console import Console
 
 from litchar.errors import BusyError, DivergedError, Interrupted, UserError, is_users
 from litchar.training import run as training
-from litchar.training.callbacks import Metrics
+from litchar.training.callbacks import Metrics, is_validation
 from litchar.training.trainer import quiet_libraries
 from litchar.tuning.report import print_report, short, write_report
 from litchar.tuning.space import Value, suggest
@@ -138,7 +138,7 @@ class Watch(Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Report, and stop if it is among the losing ones."""
-        if trainer.state.fn != "fit":
+        if not is_validation(trainer):
             return
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         metrics = next(one for one in callbacks if isinstance(one, Metrics))

@@ -77,6 +77,10 @@ class Search:
             groups = GlobalHydra.instance().config_loader().list_groups("")
             if key not in groups and OmegaConf.select(fixed, key, default=groups) is groups:
                 raise UserError(f"tune.space.{key}: there is no such key to search")
+        if fixed.init_from == "latest":
+            raise UserError(
+                "init_from=latest: trials could begin from one another; name a checkpoint"
+            )
         settings = fixed.copy()
         resolve_device(settings)
         search.identity.update(
