@@ -315,6 +315,12 @@ def test_what_is_begun_from_is_recorded_by_its_path_and_not_needed_to_go_on(trai
     assert summary(train("init_from=latest", "resume=auto", name="child"))["steps"] == 20
 
 
+@pytest.mark.parametrize("name", ["simple", "advanced", "pytorch"])
+def test_lightnings_profilers_write_into_the_run(train, name):
+    (written,) = (train(f"trainer.profiler={name}") / "profile").glob("fit-*.txt")
+    assert "run_training_batch" in written.read_text()
+
+
 def test_a_trial_of_validation_is_none(train):
     run_dir = train("trainer.num_sanity_val_steps=1")
     with open(run_dir / "metrics.csv", newline="") as file:

@@ -13,7 +13,12 @@ from hydra.utils import instantiate
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.profilers import PassThroughProfiler
+from lightning.pytorch.profilers import (
+    AdvancedProfiler,
+    PassThroughProfiler,
+    PyTorchProfiler,
+    SimpleProfiler,
+)
 from omegaconf import DictConfig
 from rich.console import Console
 
@@ -61,7 +66,7 @@ def make_trainer(
         config.trainer,
         default_root_dir=str(run_dir),
         plugins=[files, Environment(place)],
-        profiler=config.trainer.profiler or NoProfiler(),
+        profiler=make_profiler(config.trainer.profiler, run_dir / "profile"),
         logger=make_loggers(present(config, "logger"), step),
         callbacks=[
             metrics,
@@ -84,6 +89,17 @@ def present(config: DictConfig, group: str) -> list[DictConfig]:
     """Return the entries of a group of callbacks or loggers; null takes one away, or all."""
     entries = config.get(group) or {}
     return [entry for entry in entries.values() if entry is not None]
+
+
+def make_profiler(name: str | None, directory: Path) -> Any:
+    """Return the profiler of Lightning's called `name`, which writes into `directory`: by default
+    its figures go to a log that nobody sees."""
+    if name is None:
+        return NoProfiler()
+    return PROFILERS[name](directory, name) if name in PROFILERS else name
+
+
+PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
 
 
 class NoProfiler(PassThroughProfiler):
