@@ -164,6 +164,19 @@ def test_different_texts_and_units_have_tables_of_their_own(made, tmp_path):
     assert "cannot be compared" in comparison.notes[0]
 
 
+def test_mixtures_of_other_weights_have_tables_of_their_own(made, tmp_path):
+    def mixture(a, b):
+        return {"data.mixture": [{"path": "/a.txt", "weight": a}, {"path": "/b.txt", "weight": b}]}
+
+    made("a", 2.0, mixture(3, 1), seed=1)
+    made("b", 2.2, mixture(6, 2), seed=2)  # the same weights
+    made("c", 1.0, mixture(1, 3), seed=1)
+    comparison = compare([tmp_path / "sweep"])
+    assert sorted(row.n for table in comparison.tables for row in table.rows) == [1, 1, 1]
+    assert len(comparison.tables) == 2
+    assert "weights of a mixture" in comparison.notes[0]
+
+
 def test_a_repeated_seed_is_counted_once(made, tmp_path):
     made("a", 2.0, {"x": 1}, seed=1)
     made("b", 2.0, {"x": 1}, seed=1)

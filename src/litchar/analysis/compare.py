@@ -21,6 +21,7 @@ from litchar import signals
 from litchar.analysis.runs import Run, is_run
 from litchar.cli import exit_with
 from litchar.errors import UserError
+from litchar.text.mixture import read_mixture
 from litchar.text.split import SPLIT_BY
 from litchar.training.resume import flat
 from litchar.training.sweep import identity, swept_keys, within
@@ -209,8 +210,8 @@ def compare(paths: Sequence[Path], at: At | None = None) -> Comparison:
     tables = [make_table(group, keys, losses, pending, notes) for group in by_text.values()]
     if len(tables) > 1:
         notes.append(
-            "the runs are on different texts, units or splits, whose losses cannot be compared: "
-            "one table for each"
+            "the runs are on different texts, units, splits or weights of a mixture, whose losses "
+            "cannot be compared: one table for each"
         )
     notes += revisions_of(runs)
     unfinished = [run for run in runs if run.path in losses and status(run) != "completed"]
@@ -316,7 +317,15 @@ def text_of(run: Run) -> tuple[Any, ...]:
     """Return what two runs must have in common for their losses to be comparable."""
     settings = dict(flat(run.config))
     split = tuple(json.dumps(settings.get(f"data.{name}")) for name in SPLIT_BY)
-    return run.environment.get("fingerprint"), run.summary.get("unit"), *split
+    # A mixture's loss is a mean by weight; its fingerprint knows the order of the corpora.
+    weights = tuple(weights_of(run).values())
+    return run.environment.get("fingerprint"), run.summary.get("unit"), *split, weights
+
+
+def weights_of(run: Run) -> dict[str, float]:
+    """Return the weight of each corpus of a run's mixture; empty if it has none."""
+    mixture = dict(flat(run.config)).get("data.mixture")
+    return read_mixture(mixture) if mixture else {}
 
 
 def value_of(run: Run, key: str) -> Any:
