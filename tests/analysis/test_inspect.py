@@ -153,6 +153,19 @@ def test_a_text_of_documents_is_inspected_with_its_own_splits(tmp_path, unit, do
     assert list(describe(text, found))
 
 
+@pytest.mark.parametrize("document", ["line", "file"])
+def test_words_of_several_scripts_are_found_among_documents(tmp_path, document):
+    for i in range(20):
+        (tmp_path / f"{i:02}.txt").write_text("the p\u0430ssword\n\u044f, and \u0430n end\n")
+    text = Text(path=str(tmp_path), document=document)
+    sections = {section.title: section for section in describe(text, inspect(text, text.open()))}
+    rows = sections["Words of several scripts"].rows
+    assert [(word, count) for word, count, _ in rows] == [
+        ("p\u0430ssword", "20"),
+        ("\u0430n", "20"),
+    ]
+
+
 def test_documents_of_validation_are_looked_for_whole(inspected):
     names = [f"name{i:03}" for i in (*range(90), 7, 8, 9, 10, *range(500, 506))]
     sections, _ = inspected("\n".join(names) + "\n", "data.document=line")
