@@ -164,6 +164,18 @@ def test_different_texts_and_units_have_tables_of_their_own(made, tmp_path):
     assert "cannot be compared" in comparison.notes[0]
 
 
+def test_a_table_says_which_text_as_its_runs_recorded_it(made, tmp_path):
+    for name, recorded in (("a", "roneneldan/TinyStories/train"), ("b", None)):
+        run = made(name, settings={"data.path": None}, text=name)
+        environment = json.loads((run / "environment.json").read_text())
+        if recorded:
+            environment["text"] = recorded
+        (run / "environment.json").write_text(json.dumps(environment))
+    comparison = compare([tmp_path / "sweep"])
+    texts = [table.text for table in comparison.tables]
+    assert texts == ["roneneldan/TinyStories/train", "the bundled text"]
+
+
 def test_mixtures_of_other_weights_have_tables_of_their_own(made, tmp_path):
     def mixture(a, b):
         return {"data.mixture": [{"path": "/a.txt", "weight": a}, {"path": "/b.txt", "weight": b}]}
@@ -172,8 +184,8 @@ def test_mixtures_of_other_weights_have_tables_of_their_own(made, tmp_path):
     made("b", 2.2, mixture(6, 2), seed=2)  # the same weights
     made("c", 1.0, mixture(1, 3), seed=1)
     comparison = compare([tmp_path / "sweep"])
-    assert sorted(row.n for table in comparison.tables for row in table.rows) == [1, 1, 1]
-    assert len(comparison.tables) == 2
+    tables = {table.text: len(table.rows) for table in comparison.tables}
+    assert tables == {"75.0% a.txt, 25.0% b.txt": 2, "25.0% a.txt, 75.0% b.txt": 1}
     assert "weights of a mixture" in comparison.notes[0]
 
 

@@ -328,6 +328,16 @@ def weights_of(run: Run) -> dict[str, float]:
     return read_mixture(mixture) if mixture else {}
 
 
+def name_of_text(run: Run) -> str:
+    """Return what a run's text is called: its files, or the corpora of a mixture by weight."""
+    if weights := weights_of(run):
+        return ", ".join(f"{weight:.1%} {name}" for name, weight in weights.items())
+    if text := run.environment.get("text"):
+        return str(text)
+    path = value_of(run, "data.path") or "the bundled text"  # it was not recorded yet
+    return ", ".join(path) if isinstance(path, list) else str(path)
+
+
 def value_of(run: Run, key: str) -> Any:
     """Return a run's value of a key, or its choice of a group."""
     settings = dict(flat(run.config or run.composed))
@@ -379,9 +389,8 @@ def make_table(
         for row, p in zip(rows, against_best([row.losses for row in rows]), strict=True)
     ]
     first = rows[0].runs[0]
-    path = value_of(first, "data.path") or "the bundled text"
-    text = ", ".join(path) if isinstance(path, list) else str(path)
-    return Table(text, first.summary.get("unit") or "token", kept, rows, power_law(rows))
+    unit = first.summary.get("unit") or "token"
+    return Table(name_of_text(first), unit, kept, rows, power_law(rows))
 
 
 def against_best(losses: list[np.ndarray]) -> list[float]:
