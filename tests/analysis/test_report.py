@@ -284,6 +284,15 @@ def test_what_is_no_run_is_refused_with_one_line(tmp_path, capsys):
         assert len(message.splitlines()) == 1
 
 
+def test_a_device_that_is_not_there_is_refused_and_the_report_stays(hostile_run, capsys):
+    before = (hostile_run / report.NAME).read_bytes()
+    with pytest.raises(SystemExit) as stopped:
+        report.main([str(hostile_run), "--device", "nonsense"])
+    assert stopped.value.code == 2
+    assert "device=nonsense: not to be had on this machine" in capsys.readouterr().err
+    assert (hostile_run / report.NAME).read_bytes() == before
+
+
 def test_a_report_is_written_whole_or_not_at_all(hostile_run, tmp_path, monkeypatch):
     run_dir = tmp_path / "run"
     shutil.copytree(hostile_run, run_dir, ignore=shutil.ignore_patterns("checkpoints"))

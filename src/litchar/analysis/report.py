@@ -56,7 +56,7 @@ def write_report(
         device: to run the model on; by default the best there is.
 
     Raises:
-        UserError: there is no run, or the report cannot be written.
+        UserError: there is no run or no such device, or the report cannot be written.
     """
     path = place / NAME
     try:
