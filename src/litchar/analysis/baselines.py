@@ -94,10 +94,13 @@ def compress(text: Text, store: TokenStore) -> Iterator[Yardstick]:
             name: [pool.submit(compressor, data) for data in (split, before, before + split)]
             for name, compressor in COMPRESSORS.items()
         }
-        for name, job in jobs.items():
-            alone, first, both = (len(part.result()) for part in job)
-            for bytes_taken, note in (
-                (alone, "alone"),
-                (both - first, f"after {part}the training text"),
-            ):
-                yield Yardstick.of(name, 8 * bytes_taken, sizes, note)
+        try:
+            for name, job in jobs.items():
+                alone, first, both = (len(done.result()) for done in job)
+                for bytes_taken, note in (
+                    (alone, "alone"),
+                    (both - first, f"after {part}the training text"),
+                ):
+                    yield Yardstick.of(name, 8 * bytes_taken, sizes, note)
+        finally:  # or Ctrl-C would wait for all that are queued
+            pool.shutdown(wait=False, cancel_futures=True)
