@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import os
 import re
 
 import numpy as np
@@ -12,6 +13,8 @@ from rich.console import Console
 from scipy import stats
 
 from litchar.analysis.compare import At, compare, cost, main, report_on
+from litchar.analysis.comparison_plot import write_plot
+from litchar.analysis.page import write_page
 
 
 @pytest.fixture
@@ -232,6 +235,30 @@ def test_sizes_have_a_power_law_and_two_are_too_few(made, tmp_path):
     assert law.exponent == pytest.approx(-slope[0])
     half = stats.t.ppf(0.975, 3) * math.sqrt(covariance[0, 0])
     assert (law.low, law.high) == pytest.approx((-slope[0] - half, -slope[0] + half))
+
+
+@pytest.mark.parametrize("name", ["sweep.png", "report.html"])
+def test_two_processes_that_end_one_sweep_at_once_do_not_collide(made, tmp_path, monkeypatch, name):
+    made("a")
+    comparison, path, replace = compare([tmp_path / "sweep"]), tmp_path / name, os.replace
+
+    def write():
+        if path.suffix == ".png":
+            write_plot(comparison, path)
+        else:
+            write_page(path, "sweep", "<p>two runs</p>")
+
+    def replace_after_the_other(draft, target):
+        with monkeypatch.context() as other:
+            other.setattr(os, "getpid", lambda: 1)
+            other.setattr(os, "replace", replace)
+            write()
+        assert path.exists()
+        replace(draft, target)
+
+    monkeypatch.setattr(os, "replace", replace_after_the_other)
+    write()
+    assert list(tmp_path.glob(f".{name}*")) == []
 
 
 @pytest.mark.parametrize(
