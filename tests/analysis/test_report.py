@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import shutil
 
@@ -282,6 +283,15 @@ def test_what_is_no_run_is_refused_with_one_line(tmp_path, capsys):
         message = capsys.readouterr().err
         assert reason in message
         assert len(message.splitlines()) == 1
+
+
+def test_the_latest_run_may_be_a_job_of_a_sweep(tmp_path):
+    for age, place in enumerate(("sweeps/one/seed=1", "runs/a", "sweeps/one/seed=2")):
+        run_dir = tmp_path / "outputs" / place
+        run_dir.mkdir(parents=True)
+        (run_dir / "summary.json").write_text("{}")
+        os.utime(run_dir / "summary.json", (1000 - age, 1000 - age))
+    assert report.find("latest") == tmp_path / "outputs/sweeps/one/seed=1"
 
 
 def test_a_device_that_is_not_there_is_refused_and_the_report_stays(hostile_run, capsys):
