@@ -23,8 +23,10 @@ from litchar.cli import quote
 from litchar.errors import Interrupted, UserError
 from litchar.training import run as training
 from litchar.tuning import run as tuning
+from litchar.tuning.report import best_experiment
 from litchar.tuning.space import override, read_space
 from litchar.tuning.storage import JournalLock, open_storage
+from litchar.tuning.study import Search
 from litchar.tuning.worker import Worker
 
 SMALL = (
@@ -198,6 +200,38 @@ def test_the_best_settings_are_an_experiment_that_gives_the_same_loss(finished, 
     assert config.data.path == str(directory / "my text.txt")
     assert config.optimizer["_target_"].endswith("muon")
     assert training.run(config, tmp_path) == study_of(outputs, "default").best_value
+
+
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        (["data.path=one.txt"], {"path": "{cwd}/one.txt"}),
+        (["data.path=[one.txt,two]"], {"path": ["{cwd}/one.txt", "{cwd}/two"]}),
+        (
+            ["data.mixture=[{path:one.txt,weight:2},{path:[two,three],name:a}]"],
+            {
+                "mixture": [
+                    {"path": "{cwd}/one.txt", "weight": 2},
+                    {"path": ["{cwd}/two", "{cwd}/three"], "name": "a"},
+                ]
+            },
+        ),
+        (["data=huggingface", "data.name=set"], {"name": "{cwd}/set"}),
+        (["data=huggingface", "data.name=at/hub"], {"name": "at/hub"}),
+    ],
+)
+def test_the_best_settings_name_a_text_that_is_found_from_anywhere(
+    tmp_path, monkeypatch, line, text
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "set").mkdir()
+    study = optuna.create_study(study_name="t1")
+    study.set_user_attr("command", "python scripts/tune.py")
+    study.add_trial(optuna.create_trial(value=1.5))
+    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        written = best_experiment(study, Search({}, line, {}))
+    expected = json.loads(json.dumps(text).replace("{cwd}", str(tmp_path)))
+    assert OmegaConf.to_container(OmegaConf.create(written).data) == expected
 
 
 def test_the_report_needs_nothing_beside_it(finished):

@@ -80,8 +80,8 @@ def best_experiment(study: optuna.Study, search: Search) -> str:
             defaults.insert(0, f"/experiment/{given.value()}")
         elif key in groups or "/" in key:
             defaults.append({f"override /{key}": given.value()})
-        elif key == "data.path":
-            OmegaConf.update(values, key, fixed.data._get_node("path"))
+        elif key in ("data.path", "data.mixture", "data.name"):  # of a text, found from anywhere
+            OmegaConf.update(values, key, fixed.data._get_node(key.removeprefix("data.")))
         else:
             OmegaConf.update(values, key, given.value())
     for key, value in best.params.items():
