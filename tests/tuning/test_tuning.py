@@ -15,6 +15,7 @@ import pytest
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 from optuna.trial import TrialState
+from rich.console import Console
 
 from conftest import ROOT, SignalAt, summary
 from litchar import signals
@@ -23,7 +24,7 @@ from litchar.cli import quote
 from litchar.errors import Interrupted, UserError
 from litchar.training import run as training
 from litchar.tuning import run as tuning
-from litchar.tuning.report import best_experiment
+from litchar.tuning.report import best_experiment, print_report
 from litchar.tuning.space import override, read_space
 from litchar.tuning.storage import JournalLock, open_storage
 from litchar.tuning.study import Search
@@ -232,6 +233,17 @@ def test_the_best_settings_name_a_text_that_is_found_from_anywhere(
         written = best_experiment(study, Search({}, line, {}))
     expected = json.loads(json.dumps(text).replace("{cwd}", str(tmp_path)))
     assert OmegaConf.to_container(OmegaConf.create(written).data) == expected
+
+
+def test_brackets_in_values_and_paths_are_shown(tune, tmp_path, capsys):
+    names = "+tune.space.name={type:categorical,choices:['[/b]']}"
+    tune("tune.trials=1", "~tune.space", names)
+    assert "trial 0: name=[/b]" in capsys.readouterr().out
+    study = study_of(tmp_path / "outputs", "t1")
+    print_report(study, 1, Path("/of [old]/t1"), Console(width=200))
+    printed = capsys.readouterr().out
+    assert "name=[/b]" in printed
+    assert "Report: /of [old]/t1/report.html" in printed
 
 
 def test_the_report_needs_nothing_beside_it(finished):

@@ -55,10 +55,12 @@ def print_report(study: optuna.Study, total: int, directory: Path, console: Cons
     table.add_column("settings", overflow="fold")
     for trial in completed[:5]:
         table.add_row(str(root(trial)), f"{trial.value:.4f}", _settings(trial))
-    console.print(table)
-    console.print(f"\nReport: {directory / 'report.html'}", soft_wrap=True)
+    console.print(table, markup=False)
+    console.print(f"\nReport: {directory / 'report.html'}", soft_wrap=True, markup=False)
     console.print(
-        f"Next:\n  python scripts/train.py experiment=tune/{directory.name}", soft_wrap=True
+        f"Next:\n  python scripts/train.py experiment=tune/{directory.name}",
+        soft_wrap=True,
+        markup=False,
     )
 
 
