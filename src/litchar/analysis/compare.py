@@ -21,6 +21,7 @@ from litchar import signals
 from litchar.analysis.runs import Run, is_run
 from litchar.cli import exit_with
 from litchar.errors import UserError
+from litchar.terminal import Terminal
 from litchar.text.mixture import read_mixture
 from litchar.text.split import SPLIT_BY
 from litchar.training.resume import flat
@@ -642,7 +643,7 @@ def main(arguments: list[str] | None = None) -> None:
     given = sys.argv[1:] if arguments is None else arguments
     end = given.index("--") if "--" in given else len(given)
     options = _parser().parse_args(given[:end])
-    console = Console(highlight=False)
+    console = Terminal()
     try:
         if options.revisions:
             equal = _compare_revisions(options, given[end + 1 :], console)

@@ -29,6 +29,7 @@ from litchar.analysis.passages import (
     sampled_bits,
     share_in,
 )
+from litchar.terminal import Terminal
 from litchar.text import Text, TokenStore
 from litchar.text.ngrams import CHUNK, count_tokens
 from litchar.text.store import boundaries
@@ -90,7 +91,7 @@ def run(config: DictConfig, output_dir: Path) -> list[Section]:
     Raises:
         UserError: the text or a setting is unfit, or the page cannot be written.
     """
-    console = Console(highlight=False)
+    console = Terminal()
     text = Text.of(config.data)
     with console.status("Reading"):
         store = text.open()
