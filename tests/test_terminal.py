@@ -1,13 +1,16 @@
 """What a person sees at a terminal: any width, with and without colour, drawn or read out."""
 
 import io
+import os
 import re
+import subprocess
 import sys
 
 import numpy as np
 import pytest
 from rich.console import Console
 
+from conftest import ROOT
 from litchar.generation.run import show_score
 from litchar.generation.scoring import COLOURS, Score
 from litchar.text import Vocabulary
@@ -135,3 +138,27 @@ def test_a_character_that_the_terminal_cannot_show_ends_nothing(script, monkeypa
     assert shown.returncode == 0, shown.stderr
     assert "\\xe9.txt" in shown.stdout
     assert re.search(r"\\u4e2d +CJK UNIFIED IDEOGRAPH-4E2D", shown.stdout)
+
+
+@pytest.mark.parametrize("name", ["inspect", "baselines"])
+def test_what_nobody_reads_to_its_end_is_done_to_its_end(text_file, tmp_path, name):
+    read, write = os.pipe()
+    os.close(read)  # as of `| less`, left with q
+    line = [sys.executable, str(ROOT / "scripts" / f"{name}.py"), f"data.path={text_file}"]
+    page = tmp_path / "page.html"
+    line += ["data=text", *([f"page={page}"] if name == "inspect" else [])]
+    result = subprocess.run(line, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert page.exists() == (name == "inspect")
+
+
+def test_a_comparison_that_nobody_reads_is_written(train, monkeypatch, tmp_path):
+    run_dir = train("trainer.max_steps=2")
+    read, write = os.pipe()
+    os.close(read)
+    line = [sys.executable, str(ROOT / "scripts/compare.py"), str(run_dir), f"--out={tmp_path}"]
+    result = subprocess.run(line, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert (tmp_path / "report.html").exists()

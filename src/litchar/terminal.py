@@ -1,4 +1,4 @@
-"""Where runs and sweeps print."""
+"""Where runs, sweeps and what looks at them print."""
 
 import os
 import sys

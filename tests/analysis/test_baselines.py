@@ -3,6 +3,8 @@
 import bz2
 import gzip
 import random
+import signal
+import threading
 
 import hydra
 import pytest
@@ -10,7 +12,7 @@ import pytest
 from conftest import ROOT
 from litchar.analysis import baselines
 from litchar.analysis.baselines import compress, run
-from litchar.errors import UserError
+from litchar.errors import Interrupted, UserError
 from litchar.text import Text
 
 
@@ -64,6 +66,24 @@ def test_a_split_that_stands_in_training_is_nearly_free_within_a_compressors_rea
         found = {row.name: row for row in compress(text, text.open()) if row.note != "alone"}
         assert least < found["xz -9e"].bits_per_character < most
         assert "characters of the training text" in found["xz -9e"].note
+
+
+def test_an_interrupt_waits_for_no_compressor_that_has_not_begun(text_file, monkeypatch):
+    begun, interrupted = [], threading.Event()
+
+    def slow(data):
+        begun.append(data)
+        interrupted.wait(60)
+        return data
+
+    quick = {"quick": lambda data: data}
+    monkeypatch.setattr(baselines, "COMPRESSORS", quick | {f"slow {i}": slow for i in range(8)})
+    found = compress(Text(path=str(text_file)), Text(path=str(text_file)).open())
+    assert next(found).name == "quick"
+    threading.Timer(0.5, interrupted.set).start()  # by then the queue is empty
+    with pytest.raises(Interrupted):
+        found.throw(Interrupted(signal.SIGINT))
+    assert len(begun) <= 2  # of 24
 
 
 def test_the_table_has_every_yardstick(compose_baselines, tmp_path, capsys):

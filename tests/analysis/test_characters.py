@@ -56,6 +56,14 @@ def test_words_of_several_scripts_are_found_in_any_piece(tmp_path, chunk):
     assert foreign_letters("\u03bcs") == "\u03bc"  # as many of each: Latin counts as the main one
 
 
+@pytest.mark.parametrize("document", ["line", "file"])
+def test_words_of_several_scripts_are_found_in_documents(tmp_path, document):
+    for name in "ab":
+        (tmp_path / name).write_text("p\u0430ss\nword\n\u044f\n")  # the last letter there is
+    store = open_store(Corpus([tmp_path / "a", tmp_path / "b"]), document=document)
+    assert mixed_words(store) == {"p\u0430ss": 2}
+
+
 def test_line_ends_are_counted_across_pieces():
     text = b"a\r\nb\nc\rd\r\n\r\r\n"
     whole = {"\\n": 1, "\\r\\n": 3, "\\r": 2}

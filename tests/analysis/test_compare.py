@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import os
 import re
 
 import numpy as np
@@ -12,6 +13,8 @@ from rich.console import Console
 from scipy import stats
 
 from litchar.analysis.compare import At, compare, cost, main, report_on
+from litchar.analysis.comparison_plot import write_plot
+from litchar.analysis.page import write_page
 
 
 @pytest.fixture
@@ -164,6 +167,31 @@ def test_different_texts_and_units_have_tables_of_their_own(made, tmp_path):
     assert "cannot be compared" in comparison.notes[0]
 
 
+def test_a_table_says_which_text_as_its_runs_recorded_it(made, tmp_path):
+    for name, recorded in (("a", "roneneldan/TinyStories/train"), ("b", None)):
+        run = made(name, settings={"data.path": None}, text=name)
+        environment = json.loads((run / "environment.json").read_text())
+        if recorded:
+            environment["text"] = recorded
+        (run / "environment.json").write_text(json.dumps(environment))
+    comparison = compare([tmp_path / "sweep"])
+    texts = [table.text for table in comparison.tables]
+    assert texts == ["roneneldan/TinyStories/train", "the bundled text"]
+
+
+def test_mixtures_of_other_weights_have_tables_of_their_own(made, tmp_path):
+    def mixture(a, b):
+        return {"data.mixture": [{"path": "/a.txt", "weight": a}, {"path": "/b.txt", "weight": b}]}
+
+    made("a", 2.0, mixture(3, 1), seed=1)
+    made("b", 2.2, mixture(6, 2), seed=2)  # the same weights
+    made("c", 1.0, mixture(1, 3), seed=1)
+    comparison = compare([tmp_path / "sweep"])
+    tables = {table.text: len(table.rows) for table in comparison.tables}
+    assert tables == {"75.0% a.txt, 25.0% b.txt": 2, "25.0% a.txt, 75.0% b.txt": 1}
+    assert "weights of a mixture" in comparison.notes[0]
+
+
 def test_a_repeated_seed_is_counted_once(made, tmp_path):
     made("a", 2.0, {"x": 1}, seed=1)
     made("b", 2.0, {"x": 1}, seed=1)
@@ -207,6 +235,30 @@ def test_sizes_have_a_power_law_and_two_are_too_few(made, tmp_path):
     assert law.exponent == pytest.approx(-slope[0])
     half = stats.t.ppf(0.975, 3) * math.sqrt(covariance[0, 0])
     assert (law.low, law.high) == pytest.approx((-slope[0] - half, -slope[0] + half))
+
+
+@pytest.mark.parametrize("name", ["sweep.png", "report.html"])
+def test_two_processes_that_end_one_sweep_at_once_do_not_collide(made, tmp_path, monkeypatch, name):
+    made("a")
+    comparison, path, replace = compare([tmp_path / "sweep"]), tmp_path / name, os.replace
+
+    def write():
+        if path.suffix == ".png":
+            write_plot(comparison, path)
+        else:
+            write_page(path, "sweep", "<p>two runs</p>")
+
+    def replace_after_the_other(draft, target):
+        with monkeypatch.context() as other:
+            other.setattr(os, "getpid", lambda: 1)
+            other.setattr(os, "replace", replace)
+            write()
+        assert path.exists()
+        replace(draft, target)
+
+    monkeypatch.setattr(os, "replace", replace_after_the_other)
+    write()
+    assert list(tmp_path.glob(f".{name}*")) == []
 
 
 @pytest.mark.parametrize(

@@ -43,9 +43,9 @@ def test_a_text_is_taken_apart(inspected):
     assert size["lines"] == "891"
     assert size["bytes"] == f"{len(text) + 2:,} as UTF-8"
     assert sections["Characters"].rows[0][1:3] == ("SPACE", f"{text.count(' ') - 2:,}")
-    assert "\\xa0 NO-BREAK SPACE" in sections["Characters"].note
+    assert "U+00A0 NO-BREAK SPACE" in sections["Characters"].note
     (odd,) = sections["Odd characters"].rows
-    assert odd == ("space of another kind", "2", "\\xa0 NO-BREAK SPACE")
+    assert odd == ("space of another kind", "2", "U+00A0 NO-BREAK SPACE")
     assert sections["Line ends in the files"].rows == [("\\n", "891")]
     assert sections["Lengths in characters"].rows[0][:3] == ("lines", "891", "16")
     twice = sections["Longest passages that stand twice"].rows[0]
@@ -82,7 +82,8 @@ def test_the_page_needs_nothing_beside_it_and_shows_a_text_as_text(inspected):
 def test_bytes_are_inspected_as_bytes(inspected):
     sections, _ = inspected(bytes(range(256)) * 40, "data.unit=byte", "data.test_fraction=0.2")
     assert "Odd characters" not in sections
-    assert sections["Characters"].rows[0][1] == "byte 0x00"
+    assert sections["Characters"].rows[0][:2] == ("0x00", "byte 0x00")
+    assert sections["Characters"].rows[0xE9][:2] == ("0xE9", "byte 0xE9")  # and no letter
     rows = sections["In the training split word for word"].rows
     assert [row[0] for row in rows] == ["val", "test"]
     assert all(row[1:5] == ("100.00%",) * 4 for row in rows)
@@ -150,6 +151,48 @@ def test_a_text_of_documents_is_inspected_with_its_own_splits(tmp_path, unit, do
     text = Text(path=str(tmp_path), document=document, unit=unit)
     found = inspect(text, text.open())
     assert len(found.lines) == 200 + (document == "file")  # behind the last is a boundary
+    assert list(describe(text, found))
+
+
+@pytest.mark.parametrize("document", ["line", "file"])
+def test_words_of_several_scripts_are_found_among_documents(tmp_path, document):
+    for i in range(20):
+        (tmp_path / f"{i:02}.txt").write_text("the p\u0430ssword\n\u044f, and \u0430n end\n")
+    text = Text(path=str(tmp_path), document=document)
+    sections = {section.title: section for section in describe(text, inspect(text, text.open()))}
+    rows = sections["Words of several scripts"].rows
+    assert [(word, count) for word, count, _ in rows] == [
+        ("p\u0430ssword", "20"),
+        ("\u0430n", "20"),
+    ]
+
+
+def test_a_mixture_is_inspected_with_the_splits_of_its_texts(inspected, tmp_path):
+    texts = [numbered(start, start + 60)[:1005] for start in (1000, 5000)]
+    for name, text in zip("ab", texts, strict=True):
+        (tmp_path / name).write_text(text)
+    mixture = f"data.mixture=[{{path:{tmp_path}/a}},{{path:{tmp_path}/b,weight:3}}]"
+    sections, page = inspected("", "data.path=null", mixture)
+    size = dict(sections["Size"].rows)
+    assert size["text"] == f"{tmp_path}/a + {tmp_path}/b"
+    assert size["characters"].startswith("2,010, ")
+    assert (size["train"], size["val"]) == ("1,808 characters", "202 characters")  # 904 of each
+    assert "In the training split word for word" in page
+
+
+@pytest.mark.parametrize("document", ["line", "file"])
+def test_a_mixture_of_documents_is_inspected(tmp_path, document):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        for i in range(24):
+            (tmp_path / name / f"{i:02}.txt").write_text(f"{name} says {i}\n")
+    text = Text(mixture=[{"path": str(tmp_path / name)} for name in "ab"], document=document)
+    found = inspect(text, text.open())
+    assert len(found.documents) == 48
+    start, stop = found.bounds["val"]
+    val = found.store.vocabulary.decode(found.store.tokens[start:stop]).split("\n")
+    assert list(filter(None, val)) == ["a says 22", "a says 23", "b says 22", "b says 23"]
+    assert found.copied["documents"] == {"val": 0.0}
     assert list(describe(text, found))
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import shutil
 
@@ -282,6 +283,24 @@ def test_what_is_no_run_is_refused_with_one_line(tmp_path, capsys):
         message = capsys.readouterr().err
         assert reason in message
         assert len(message.splitlines()) == 1
+
+
+def test_the_latest_run_may_be_a_job_of_a_sweep(tmp_path):
+    for age, place in enumerate(("sweeps/one/seed=1", "runs/a", "sweeps/one/seed=2")):
+        run_dir = tmp_path / "outputs" / place
+        run_dir.mkdir(parents=True)
+        (run_dir / "summary.json").write_text("{}")
+        os.utime(run_dir / "summary.json", (1000 - age, 1000 - age))
+    assert report.find("latest") == tmp_path / "outputs/sweeps/one/seed=1"
+
+
+def test_a_device_that_is_not_there_is_refused_and_the_report_stays(hostile_run, capsys):
+    before = (hostile_run / report.NAME).read_bytes()
+    with pytest.raises(SystemExit) as stopped:
+        report.main([str(hostile_run), "--device", "nonsense"])
+    assert stopped.value.code == 2
+    assert "device=nonsense: not to be had on this machine" in capsys.readouterr().err
+    assert (hostile_run / report.NAME).read_bytes() == before
 
 
 def test_a_report_is_written_whole_or_not_at_all(hostile_run, tmp_path, monkeypatch):

@@ -139,6 +139,12 @@ def test_a_malformed_mixture_is_refused_by_its_place(mixture, reason):
         Text(mixture=mixture)
 
 
+@pytest.mark.parametrize("key", ["path", "name"])
+def test_another_text_beside_a_mixture_is_refused(key):
+    with pytest.raises(UserError, match=rf"data\.{key}=other: .* leave data\.{key} out"):
+        Text(mixture=[{"path": "a.txt"}, {"path": "b.txt"}], **{key: "other"})
+
+
 def test_a_corpus_too_short_for_the_windows_is_named(texts):
     with pytest.raises(UserError, match=r"upper\.txt has 200 characters in its val split"):
         module(texts, 1, 1, block_size=250)

@@ -54,6 +54,13 @@ def test_what_was_counted_is_kept_until_it_is_damaged(text, monkeypatch, tmp_pat
     assert quick_yardsticks(text, store) == []
 
 
+def test_what_little_memory_cut_short_is_not_kept(text, tmp_path):
+    store = text.open()
+    assert count_yardsticks(text, store, memory_bytes=64 * 100)[-1].name == "2-gram"
+    assert not (tmp_path / "cache/yardsticks").exists()
+    assert quick_yardsticks(text, store)[-1].name == "8-gram"
+
+
 def test_a_lowered_order_is_said(text):
     last = count_yardsticks(text, text.open(), 8, memory_bytes=64 * 100)[-1]
     assert last.name == "2-gram"

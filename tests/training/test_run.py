@@ -1,6 +1,7 @@
 """Whole runs, in this process."""
 
 import csv
+import json
 import math
 
 import pytest
@@ -14,7 +15,7 @@ from litchar.training.resolve import resolve_dropout, resolve_steps
 from litchar.training.summary import KEYS
 
 
-def test_a_run_directory_tells_the_whole_story(train):
+def test_a_run_directory_tells_the_whole_story(train, text_file):
     run_dir = train("data.test_fraction=0.1")
     figures = summary(run_dir)
     assert list(figures) == list(KEYS)
@@ -28,6 +29,7 @@ def test_a_run_directory_tells_the_whole_story(train):
         assert 1 < figures[key] < math.log(15)
     assert 0 < figures["train_seconds"] < figures["total_seconds"]
     assert Checkpoint.load(figures["checkpoint"]).step == 20
+    assert json.loads((run_dir / "environment.json").read_text())["text"] == str(text_file)
 
     with open(run_dir / "metrics.csv", newline="") as file:
         rows = {int(row["step"]): row for row in csv.DictReader(file)}

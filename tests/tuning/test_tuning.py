@@ -15,6 +15,7 @@ import pytest
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 from optuna.trial import TrialState
+from rich.console import Console
 
 from conftest import ROOT, SignalAt, summary
 from litchar import signals
@@ -23,8 +24,10 @@ from litchar.cli import quote
 from litchar.errors import Interrupted, UserError
 from litchar.training import run as training
 from litchar.tuning import run as tuning
+from litchar.tuning.report import best_experiment, print_report
 from litchar.tuning.space import override, read_space
 from litchar.tuning.storage import JournalLock, open_storage
+from litchar.tuning.study import Search
 from litchar.tuning.worker import Worker
 
 SMALL = (
@@ -198,6 +201,49 @@ def test_the_best_settings_are_an_experiment_that_gives_the_same_loss(finished, 
     assert config.data.path == str(directory / "my text.txt")
     assert config.optimizer["_target_"].endswith("muon")
     assert training.run(config, tmp_path) == study_of(outputs, "default").best_value
+
+
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        (["data.path=one.txt"], {"path": "{cwd}/one.txt"}),
+        (["data.path=[one.txt,two]"], {"path": ["{cwd}/one.txt", "{cwd}/two"]}),
+        (
+            ["data.mixture=[{path:one.txt,weight:2},{path:[two,three],name:a}]"],
+            {
+                "mixture": [
+                    {"path": "{cwd}/one.txt", "weight": 2},
+                    {"path": ["{cwd}/two", "{cwd}/three"], "name": "a"},
+                ]
+            },
+        ),
+        (["data=huggingface", "data.name=set"], {"name": "{cwd}/set"}),
+        (["data=huggingface", "data.name=at/hub"], {"name": "at/hub"}),
+    ],
+)
+def test_the_best_settings_name_a_text_that_is_found_from_anywhere(
+    tmp_path, monkeypatch, line, text
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "set").mkdir()
+    study = optuna.create_study(study_name="t1")
+    study.set_user_attr("command", "python scripts/tune.py")
+    study.add_trial(optuna.create_trial(value=1.5))
+    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        written = best_experiment(study, Search({}, line, {}))
+    expected = json.loads(json.dumps(text).replace("{cwd}", str(tmp_path)))
+    assert OmegaConf.to_container(OmegaConf.create(written).data) == expected
+
+
+def test_brackets_in_values_and_paths_are_shown(tune, tmp_path, capsys):
+    names = "+tune.space.name={type:categorical,choices:['[/b]']}"
+    tune("tune.trials=1", "~tune.space", names)
+    assert "trial 0: name=[/b]" in capsys.readouterr().out
+    study = study_of(tmp_path / "outputs", "t1")
+    print_report(study, 1, Path("/of [old]/t1"), Console(width=200))
+    printed = capsys.readouterr().out
+    assert "name=[/b]" in printed
+    assert "Report: /of [old]/t1/report.html" in printed
 
 
 def test_the_report_needs_nothing_beside_it(finished):

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from backports import zstd
 from omegaconf import DictConfig
-from rich.console import Console
 from rich.table import Table
 
 from litchar.errors import UserError
+from litchar.terminal import Terminal
 from litchar.text import Text, TokenStore
 from litchar.text.yardsticks import Yardstick, characters_and_bytes, count_yardsticks, splits
 
@@ -29,7 +29,7 @@ def run(config: DictConfig, output_dir: Path) -> list[Yardstick]:
         raise UserError(f"order={config.order}: must be a whole number from 1 to 64")
     if not isinstance(config.memory_gb, int | float) or not config.memory_gb > 0:
         raise UserError(f"memory_gb={config.memory_gb}: must be a number above 0, such as 2")
-    console = Console(highlight=False)
+    console = Terminal()
     text = Text.of(config.data)
     with console.status("Reading"):
         store = text.open()
@@ -94,10 +94,13 @@ def compress(text: Text, store: TokenStore) -> Iterator[Yardstick]:
             name: [pool.submit(compressor, data) for data in (split, before, before + split)]
             for name, compressor in COMPRESSORS.items()
         }
-        for name, job in jobs.items():
-            alone, first, both = (len(part.result()) for part in job)
-            for bytes_taken, note in (
-                (alone, "alone"),
-                (both - first, f"after {part}the training text"),
-            ):
-                yield Yardstick.of(name, 8 * bytes_taken, sizes, note)
+        try:
+            for name, job in jobs.items():
+                alone, first, both = (len(done.result()) for done in job)
+                for bytes_taken, note in (
+                    (alone, "alone"),
+                    (both - first, f"after {part}the training text"),
+                ):
+                    yield Yardstick.of(name, 8 * bytes_taken, sizes, note)
+        finally:  # or Ctrl-C would wait for all that are queued
+            pool.shutdown(wait=False, cancel_futures=True)

@@ -123,7 +123,7 @@ def script_of(character: str) -> int:
 
 def mixed_words(store: TokenStore, chunk: int = 1 << 20) -> Counter[str]:
     """Return the words with letters of several `SCRIPTS`, and how often each stands in the text."""
-    scripts = np.array([script_of(c) for c in store.vocabulary.characters], np.uint8)
+    scripts = np.array([script_of(c) for c in store.vocabulary.symbols], np.uint8)
     words: Counter[str] = Counter()
     if len(set(scripts[scripts > 0].tolist())) < 2:
         return words

@@ -21,6 +21,8 @@ from litchar import signals
 from litchar.analysis.runs import Run, is_run
 from litchar.cli import exit_with
 from litchar.errors import UserError
+from litchar.terminal import Terminal
+from litchar.text.mixture import read_mixture
 from litchar.text.split import SPLIT_BY
 from litchar.training.resume import flat
 from litchar.training.sweep import identity, swept_keys, within
@@ -209,8 +211,8 @@ def compare(paths: Sequence[Path], at: At | None = None) -> Comparison:
     tables = [make_table(group, keys, losses, pending, notes) for group in by_text.values()]
     if len(tables) > 1:
         notes.append(
-            "the runs are on different texts, units or splits, whose losses cannot be compared: "
-            "one table for each"
+            "the runs are on different texts, units, splits or weights of a mixture, whose losses "
+            "cannot be compared: one table for each"
         )
     notes += revisions_of(runs)
     unfinished = [run for run in runs if run.path in losses and status(run) != "completed"]
@@ -316,7 +318,25 @@ def text_of(run: Run) -> tuple[Any, ...]:
     """Return what two runs must have in common for their losses to be comparable."""
     settings = dict(flat(run.config))
     split = tuple(json.dumps(settings.get(f"data.{name}")) for name in SPLIT_BY)
-    return run.environment.get("fingerprint"), run.summary.get("unit"), *split
+    # A mixture's loss is a mean by weight; its fingerprint knows the order of the corpora.
+    weights = tuple(weights_of(run).values())
+    return run.environment.get("fingerprint"), run.summary.get("unit"), *split, weights
+
+
+def weights_of(run: Run) -> dict[str, float]:
+    """Return the weight of each corpus of a run's mixture; empty if it has none."""
+    mixture = dict(flat(run.config)).get("data.mixture")
+    return read_mixture(mixture) if mixture else {}
+
+
+def name_of_text(run: Run) -> str:
+    """Return what a run's text is called: its files, or the corpora of a mixture by weight."""
+    if weights := weights_of(run):
+        return ", ".join(f"{weight:.1%} {name}" for name, weight in weights.items())
+    if text := run.environment.get("text"):
+        return str(text)
+    path = value_of(run, "data.path") or "the bundled text"  # it was not recorded yet
+    return ", ".join(path) if isinstance(path, list) else str(path)
 
 
 def value_of(run: Run, key: str) -> Any:
@@ -370,9 +390,8 @@ def make_table(
         for row, p in zip(rows, against_best([row.losses for row in rows]), strict=True)
     ]
     first = rows[0].runs[0]
-    path = value_of(first, "data.path") or "the bundled text"
-    text = ", ".join(path) if isinstance(path, list) else str(path)
-    return Table(text, first.summary.get("unit") or "token", kept, rows, power_law(rows))
+    unit = first.summary.get("unit") or "token"
+    return Table(name_of_text(first), unit, kept, rows, power_law(rows))
 
 
 def against_best(losses: list[np.ndarray]) -> list[float]:
@@ -624,7 +643,7 @@ def main(arguments: list[str] | None = None) -> None:
     given = sys.argv[1:] if arguments is None else arguments
     end = given.index("--") if "--" in given else len(given)
     options = _parser().parse_args(given[:end])
-    console = Console(highlight=False)
+    console = Terminal()
     try:
         if options.revisions:
             equal = _compare_revisions(options, given[end + 1 :], console)

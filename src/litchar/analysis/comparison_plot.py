@@ -1,6 +1,7 @@
 """`sweep.png`: losses against what was swept, a point a run, and the loss curves overlaid."""
 
 import math
+import os
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -58,9 +59,9 @@ def write_plot(comparison: Comparison, path: Path) -> str:
             axes[0].set_ylabel(f"validation loss, {measure}nats per {table.unit}")
             if len(tables) > 1:
                 axes[0].set_title(shown(table.text), fontweight="bold")
-        draft = path.with_name(f".{path.name}.draft")
+        draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
         figure.savefig(draft, format="png")
-        draft.replace(path)
+        os.replace(draft, path)
     return ""
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from omegaconf import DictConfig
-from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 
@@ -20,6 +19,7 @@ from litchar.data.windows import SequentialWindows
 from litchar.device import choose_device
 from litchar.errors import UserError
 from litchar.models import block_size_of
+from litchar.terminal import Terminal
 from litchar.text import Corpus
 from litchar.text.store import count_codes, encode_corpus
 from litchar.text.vocabulary import describe
@@ -41,7 +41,7 @@ def run(config: DictConfig, output_dir: Path) -> float:
     checkpoint = Checkpoint.load(find(config.checkpoint, Path(config.outputs_dir)))
     unit = checkpoint.vocabulary.unit
     place = check_place(config.documents, checkpoint.vocabulary.document)
-    console = Console(highlight=False)
+    console = Terminal()
     if config.data.path is None:
         tokens, what = split_of(checkpoint, config.split), f"the {config.split} split"
     else:

@@ -1,6 +1,5 @@
 """`scripts/inspect.py`: what is in a text, before anyone trains on it."""
 
-import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from rich.text import Text as Line
 
 from litchar.analysis.characters import (
     foreign_letters,
+    label_of,
     line_ends,
     mixed_words,
     name_of,
@@ -29,7 +29,7 @@ from litchar.analysis.passages import (
     sampled_bits,
     share_in,
 )
-from litchar.errors import UserError
+from litchar.terminal import Terminal
 from litchar.text import Text, TokenStore
 from litchar.text.ngrams import CHUNK, count_tokens
 from litchar.text.store import boundaries
@@ -91,10 +91,8 @@ def run(config: DictConfig, output_dir: Path) -> list[Section]:
     Raises:
         UserError: the text or a setting is unfit, or the page cannot be written.
     """
-    console = Console(highlight=False)
+    console = Terminal()
     text = Text.of(config.data)
-    if text.mixture is not None:
-        raise UserError("data.mixture: inspect each text by itself: data.path=FILE")
     with console.status("Reading"):
         store = text.open()
     with console.status("Inspecting"):
@@ -111,7 +109,7 @@ def run(config: DictConfig, output_dir: Path) -> list[Section]:
 def inspect(text: Text, store: TokenStore) -> Inspected:
     """Count and compare what `store` holds."""
     tokens, vocab_size = store.tokens, len(store.vocabulary)
-    bounds = text.bounds(tokens)
+    bounds = text.bounds_in(store)
     splits = {name: tokens[start:stop] for name, (start, stop) in bounds.items()}
     bits = sampled_bits(len(tokens))
     windows = {
@@ -217,7 +215,7 @@ def _characters(store: TokenStore, counts: np.ndarray) -> Section:
     if len(rare):
         share = counts[rare].sum() / counts.sum()
         rarest = rare[np.argsort(counts[rare], kind="stable")][:8]
-        named = [f"{shown(c)} {name_of(c, unit)}" for c in _of(store, rarest)]
+        named = [f"{label_of(c, unit)} {name_of(c, unit)}" for c in _of(store, rarest)]
         note = (
             f"{len(rare):,} occur {RARE} times at most, {share:.2%} of the text; the rarest: "
             + ", ".join(named)
@@ -229,23 +227,12 @@ def _characters(store: TokenStore, counts: np.ndarray) -> Section:
 def _character(store: TokenStore, counts: np.ndarray, i: int) -> tuple[str, ...]:
     character, unit = store.vocabulary.symbols[i], store.vocabulary.unit
     odd = oddity(character) if unit == Vocabulary.unit else None
-    share = counts[i] / counts.sum()
-    return shown(character), name_of(character, unit), f"{counts[i]:,}", f"{share:.3%}", odd or ""
+    label, name = label_of(character, unit), name_of(character, unit)
+    return label, name, f"{counts[i]:,}", f"{counts[i] / counts.sum():.3%}", odd or ""
 
 
 def _of(store: TokenStore, ids: Iterable[int]) -> list[str]:
     return [store.vocabulary.symbols[i] for i in ids]
-
-
-def shown(character: str) -> str:
-    """Return a character as a person can see it."""
-    if not character:  # the boundary between files
-        return ""
-    if character == " ":
-        return "\N{OPEN BOX}"
-    if unicodedata.combining(character):
-        return f"\N{DOTTED CIRCLE}{character}"
-    return character if character.isprintable() else ascii(character)[1:-1]
 
 
 def _odd(text: Text, store: TokenStore, counts: np.ndarray) -> Iterator[Section]:
@@ -255,7 +242,7 @@ def _odd(text: Text, store: TokenStore, counts: np.ndarray) -> Iterator[Section]
             kinds[kind].append(i)
     rows = []
     for kind, ids in kinds.items():
-        named = [f"{shown(c)} {name_of(c)}" for i in ids[:3] for c in store.vocabulary.symbols[i]]
+        named = [f"{label_of(c)} {name_of(c)}" for c in _of(store, ids[:3])]
         more = f", and {len(ids) - 3:,} more" if len(ids) > 3 else ""
         rows.append((kind, f"{counts[ids].sum():,}", ", ".join(named) + more))
     columns = ("what is odd", "# count", "characters")

@@ -98,7 +98,7 @@ def write_page(path: Path, title: str, body: str, style: str = "") -> None:
         f"{body}</body></html>\n"
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.draft")
+    draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
     try:
         # A lone surrogate, which a command line may hold, is shown by its number.
         draft.write_text(page, encoding="utf-8", errors="backslashreplace")

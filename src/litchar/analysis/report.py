@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> None:
         nargs="*",
         default=["latest"],
         metavar="RUN",
-        help="directories of runs or of sweeps; latest is the newest run (the default)",
+        help="directories of runs or of sweeps; latest is the newest run or job (the default)",
     )
     parser.add_argument(
         "--device", help="cpu, cuda or mps, to run the model on (the best there is)"
@@ -56,7 +56,7 @@ def write_report(
         device: to run the model on; by default the best there is.
 
     Raises:
-        UserError: there is no run, or the report cannot be written.
+        UserError: there is no run or no such device, or the report cannot be written.
     """
     path = place / NAME
     try:
@@ -73,7 +73,8 @@ def write_report(
 
 
 def find(name: str) -> Path:
-    """Return the directory of the run called `name`, or of the newest one if that is `latest`.
+    """Return the directory of the run called `name`, or of the newest run or job of a sweep if that
+    is `latest`.
 
     Raises:
         UserError: there is none.
@@ -81,7 +82,8 @@ def find(name: str) -> Path:
     if name != "latest":
         return Path(name).expanduser()
     outputs = Path(os.environ.get("LITCHAR_OUTPUTS", ROOT / "outputs"))
-    runs = [run.parent for run in outputs.glob("runs/*/summary.json")]
+    places = ("runs/*/summary.json", "sweeps/*/*/summary.json")
+    runs = [summary.parent for place in places for summary in outputs.glob(place)]
     if not runs:
         raise UserError(f"latest: there is no run under {outputs}; python scripts/train.py")
     return max(runs, key=lambda run: (run / "summary.json").stat().st_mtime_ns)

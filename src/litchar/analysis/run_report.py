@@ -90,11 +90,15 @@ def run_report(run: Run, data: TextDataModule | None = None, device: str | None 
     Args:
         data: the run's text, if it is open already.
         device: to run the model on.
+
+    Raises:
+        UserError: there is no such device.
     """
+    chosen = choose_device(device)
     probed, lack = None, "This run has no checkpoint, and so no model to look at."
     if run.checkpoint is not None:
         try:
-            probed = probe(run.checkpoint, data, choose_device(device))
+            probed = probe(run.checkpoint, data, chosen)
             lack = probed.lack
         except UserError as error:
             lack = str(error)

@@ -28,7 +28,7 @@ def make_card(
     Args:
         model: its class under `_target_`, and every argument that it was built with.
         config: the run's whole configuration, resolved.
-        provenance: where the run comes from: versions, the text's fingerprint.
+        provenance: where the run comes from: versions, the text's name and fingerprint.
     """
     return {
         "format": FORMAT,
@@ -48,7 +48,7 @@ class Checkpoint:
         vocabulary: the characters that the model knows, or the byte values.
         model_settings: the model's class under `_target_`, and its arguments.
         config: the configuration of the run that made it.
-        provenance: versions, git revision, the text's fingerprint.
+        provenance: versions, git revision, the text's name and fingerprint.
         cleaning: what was done to the characters of its text.
         step: how many optimiser steps it has seen.
         losses: of the validation at that step, by the name that TensorBoard has; none if it was

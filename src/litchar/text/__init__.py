@@ -1,4 +1,4 @@
-"""Text <-> ids: vocabularies, corpora and the token store (numpy only)."""
+"""Text <-> ids: vocabularies, corpora and the token store (without torch)."""
 
 from litchar.text.corpus import Corpus
 from litchar.text.split import Text

@@ -83,10 +83,11 @@ class Text:
             raise UserError(f"data.shuffle={self.shuffle}: must be true or false")
         if self.mixture is not None:
             read_mixture(self.mixture)
-            if self.path is not None:
-                raise UserError(
-                    f"data.path={self.path}: data.mixture names the texts; leave data.path out"
-                )
+            for key, value in (("path", self.path), ("name", self.name)):
+                if value is not None:
+                    raise UserError(
+                        f"data.{key}={value}: data.mixture names the texts; leave data.{key} out"
+                    )
         if self.shuffle and self.document is None:
             raise UserError(
                 "data.shuffle=true puts documents in another order, and data.document is not set; "

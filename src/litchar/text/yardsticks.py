@@ -45,7 +45,8 @@ class Yardstick:
 def count_yardsticks(
     text: Text, store: TokenStore, order: int = ORDER, memory_bytes: float = MEMORY_BYTES
 ) -> list[Yardstick]:
-    """Return what the uniform distribution, unigrams, bigrams and n-grams cost, and cache it.
+    """Return what the uniform distribution, unigrams, bigrams and n-grams cost, and cache it,
+    unless less memory than usual made the n-grams shorter.
 
     All are scored on what the models are scored on: each token of the validation split but its
     first. Counts are those of the training split.
@@ -73,7 +74,8 @@ def count_yardsticks(
         yardstick("bigram", add_one(counts, train, val, 2), "counts plus one"),
         yardstick(f"{used}-gram", n_gram, _note(packing, used, order, memory_bytes)),
     ]
-    _cache(store, text, order, found)
+    if used == packing.order or memory_bytes >= MEMORY_BYTES:
+        _cache(store, text, order, found)
     return found
 
 

@@ -295,6 +295,7 @@ def prepare(
         settings["model"] | {"vocab_size": len(vocabulary), "block_size": block_size},
         settings,
         fingerprint=data.store.fingerprint,
+        text=str(data.corpus()),
         changes=data.store.changes,
         **environment.describe(device),
     )

@@ -55,10 +55,12 @@ def print_report(study: optuna.Study, total: int, directory: Path, console: Cons
     table.add_column("settings", overflow="fold")
     for trial in completed[:5]:
         table.add_row(str(root(trial)), f"{trial.value:.4f}", _settings(trial))
-    console.print(table)
-    console.print(f"\nReport: {directory / 'report.html'}", soft_wrap=True)
+    console.print(table, markup=False)
+    console.print(f"\nReport: {directory / 'report.html'}", soft_wrap=True, markup=False)
     console.print(
-        f"Next:\n  python scripts/train.py experiment=tune/{directory.name}", soft_wrap=True
+        f"Next:\n  python scripts/train.py experiment=tune/{directory.name}",
+        soft_wrap=True,
+        markup=False,
     )
 
 
@@ -80,8 +82,8 @@ def best_experiment(study: optuna.Study, search: Search) -> str:
             defaults.insert(0, f"/experiment/{given.value()}")
         elif key in groups or "/" in key:
             defaults.append({f"override /{key}": given.value()})
-        elif key == "data.path":
-            OmegaConf.update(values, key, fixed.data._get_node("path"))
+        elif key in ("data.path", "data.mixture", "data.name"):  # of a text, found from anywhere
+            OmegaConf.update(values, key, fixed.data._get_node(key.removeprefix("data.")))
         else:
             OmegaConf.update(values, key, given.value())
     for key, value in best.params.items():

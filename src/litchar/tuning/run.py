@@ -58,7 +58,9 @@ def run(config: DictConfig, output_dir: Path) -> None:
         sampler: BaseSampler = instantiate(tune.sampler, seed=sampler_seed(config.seed, number))
         return sampler
 
-    console.print(f"Study {directory.name}: {tune.trials} trials; {directory}", soft_wrap=True)
+    console.print(
+        f"Study {directory.name}: {tune.trials} trials; {directory}", soft_wrap=True, markup=False
+    )
     with Worker(study, storage, directory, tune.trials, tune.beat_seconds, make_sampler) as worker:
         while (trial := worker.take()) is not None:
             check_same_search(study, search)
@@ -80,7 +82,7 @@ def run_trial(
     values = suggest(trial, search.space)
     slot = trial.user_attrs.get("root", trial.number)
     shown = ", ".join(f"{key}={short(value)}" for key, value in values.items())
-    console.print(f"trial {slot}: {shown}", soft_wrap=True)
+    console.print(f"trial {slot}: {shown}", soft_wrap=True, markup=False)
     about = {"study": trial.study.study_name, "trial": slot, "values": values}
     watch = Watch(trial, about)
     reason = None
@@ -110,7 +112,7 @@ def run_trial(
     if not worker.finish(trial, outcome, loss, **attributes):
         reason = "another worker took it over meanwhile; its result counts"
     result = f"val loss {watch.best:.4f}, " if watch.best is not None else ""
-    console.print(f"trial {slot}: {result}{outcome}{f': {reason}' if reason else ''}")
+    console.print(f"trial {slot}: {result}{outcome}{f': {reason}' if reason else ''}", markup=False)
 
 
 class Watch(Callback):
