@@ -1,5 +1,6 @@
 """The command line, run as a person runs it."""
 
+import os
 import random
 import re
 import signal
@@ -298,6 +299,49 @@ def test_a_sweep_outlives_whoever_reads_what_it_prints(text_file, tmp_path, laun
     assert process.wait(timeout=60) == 0, process.stderr.read()
     jobs = (tmp_path / "outputs/sweeps/s").glob("*/summary.json")
     assert [summary(job.parent)["status"] for job in jobs] == ["completed"] * 2
+
+
+TALKER = f"""
+import os, sys
+from litchar.cli import hydra_main
+
+def talk(*_):
+    for i in range(100_000):
+        print(i)
+
+def whisper(*_):
+    print("one line, written out when the interpreter ends")
+
+def lose_a_pipe(*_):
+    reading, writing = os.pipe()
+    os.close(reading)
+    os.write(writing, b"x")
+
+name = sys.argv.pop()
+hydra_main({str(ROOT / "scripts/export.py")!r}, "export", f"__main__:{{name}}")
+"""
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    ("name", "listens", "code"),
+    [("talk", False, 0), ("whisper", False, 0), ("lose_a_pipe", True, 1)],
+)
+def test_a_reader_that_has_enough_ends_a_script_quietly(name, listens, code, unbuffered):
+    """As `| head` does; another pipe that breaks is a failure."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", TALKER, name],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+    )
+    if not listens:
+        process.stdout.close()
+    said = process.stderr.read()
+    assert process.wait(timeout=60) == code, said
+    assert ("BrokenPipeError" in said) == (code == 1)
+    assert code == 1 or not said
 
 
 def test_a_second_signal_ends_at_once(endless):

@@ -9,6 +9,7 @@ import io
 import os
 import re
 import secrets
+import select
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -108,8 +109,8 @@ def hydra_main(
 ) -> None:
     """Compose `conf/<config_name>.yaml` with the command line and call `target` with it.
 
-    Exits with 0, with 2 and one line if the input was wrong, with 128 + the signal if one came,
-    and with 1 and a traceback otherwise.
+    Exits with 0, also when whoever read its output, such as `head`, has enough; with 2 and one line
+    if the input was wrong, with 128 + the signal if one came, and with 1 and a traceback otherwise.
 
     Args:
         script: the calling script's `__file__`; `conf/` and `outputs/` lie beside its directory.
@@ -151,6 +152,8 @@ def hydra_main(
         if task.failure:
             raise task.failure
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _unread():
+            return
         if isinstance(error, DivergedError | JobsFailedError | RankError):
             exit_with(str(error), 1)
         if isinstance(error, OSError) and error.filename and not task.started:
@@ -161,6 +164,19 @@ def hydra_main(
         if is_users(error) or not task.started:
             exit_with(_explain(error, conf, config_name))
         raise
+    finally:
+        if _unread():  # else the interpreter would complain when it writes out what is left
+            os.dup2(os.open(os.devnull, os.O_WRONLY), _STDOUT)
+
+
+_STDOUT = 1
+
+
+def _unread() -> bool:
+    """Return whether standard output is a pipe that nobody reads any more."""
+    poll = select.poll()
+    poll.register(_STDOUT, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _function(target: str) -> Callable[..., Any]:
