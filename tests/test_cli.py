@@ -79,6 +79,18 @@ def test_values_that_hydra_should_read_stay_as_they_are():
         assert quote(argument) == argument
 
 
+def test_a_path_may_be_long_and_its_home_directory_unknown(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    paths = [f"{letter * 200}.txt" for letter in "abcdefghijklmnopqrstuvwxyz"]
+    quoted = ",".join(f'"{path}"' for path in paths)
+    assert quote(f"data.path={','.join(paths)}", sweeps=True) == f"data.path={quoted}"
+    assert quote("data.path=~nobody-here/x,y", sweeps=True) == 'data.path="~nobody-here/x","y"'
+    assert quote("data.path=~/x") == 'data.path="~/x"'  # the program's own code expands it
+    assert quote("run_dir=~/x") == 'run_dir="/home/me/x"'
+    assert quote("outputs_dir=~") == 'outputs_dir="/home/me"'
+    assert quote("run_dir=~nobody-here/x") == 'run_dir="~nobody-here/x"'
+
+
 @pytest.fixture
 def hostile_path(tmp_path, text_file):
     path = tmp_path / "a, b = 'c' \"d\" ${e} [f] 文字.txt"
@@ -183,6 +195,20 @@ def test_an_unfit_text_or_setting_leaves_nothing_behind(train, tmp_path, content
         train(*SMALL, f"data.path={path}", *arguments, only=True)
     assert is_users(refusal.value)
     assert not list(tmp_path.glob("outputs/runs/*"))
+
+
+def forbidden(config, output_dir):
+    raise PermissionError(13, "Permission denied", "/root/secret.txt")
+
+
+def test_a_file_without_the_rights_for_it_ends_with_2_and_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["export.py"])
+    with pytest.raises(SystemExit) as ended:
+        hydra_main(str(ROOT / "scripts/export.py"), "export", "test_cli:forbidden")
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: /root/secret.txt: Permission denied; ")
+    assert said.count("\n") == 1
 
 
 def test_an_unfit_text_ends_with_2_and_one_line(script, tmp_path):

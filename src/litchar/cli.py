@@ -63,6 +63,8 @@ PATHS = frozenset(  # and names, which may be null as well
     }
 )
 
+PLACES = frozenset({"run_dir", "outputs_dir"})  # which Hydra itself makes
+
 # What configurations may say; here, so that a worker which unpickles a `Task` knows it too.
 OmegaConf.register_new_resolver(  # run directories differ by it
     "unique", lambda: secrets.token_hex(2), use_cache=True, replace=True
@@ -160,6 +162,10 @@ def hydra_main(
             exit_with(
                 f"{error.filename}: cannot be written ({error.strerror}); try run_dir=DIRECTORY"
             )
+        forbidden = next((e for e in causes(error) if isinstance(e, PermissionError)), None)
+        if forbidden and forbidden.filename:
+            hint = "change its rights, or name another place"
+            exit_with(f"{forbidden.filename}: {forbidden.strerror}; {hint}")
         # Before our own code starts, nothing but the command line can be at fault.
         if is_users(error) or not task.started:
             exit_with(_explain(error, conf, config_name))
@@ -217,7 +223,8 @@ def no_multirun(arguments: list[str], conf: Path, config_name: str) -> list[str]
 def quote(argument: str, sweeps: bool = False) -> str:
     """Return a command-line argument so that Hydra takes a text or a path as it is.
 
-    A value that is quoted already stays as it is; so do `null` and, for `data.path`, a list.
+    A value that is quoted already stays as it is; so do `null` and, for `data.path`, a list. Of a
+    place that Hydra makes itself, `~` is the home directory.
 
     Args:
         sweeps: several paths with commas between them, which name no file together, are a sweep's.
@@ -228,11 +235,14 @@ def quote(argument: str, sweeps: bool = False) -> str:
         return argument
     if name in PATHS and (value == "null" or (value[:1] == "[" and value[-1:] == "]")):
         return argument
-    if sweeps and name in PATHS and "," in value and not Path(value).expanduser().exists():
+    whole = os.path.expanduser(value)  # like exists below, it takes whatever was typed
+    if sweeps and name in PATHS and "," in value and not os.path.exists(whole):
         if value.startswith("choice("):
             return argument
         paths = (quote(f"{key}={path}").partition("=")[2] for path in value.split(","))
         return f"{key}={','.join(paths)}"
+    if name in PLACES:
+        value = whole
     # OmegaConf reads ${...} unless the dollar is escaped, and takes backslashes before it as
     # escaped too; Hydra does the same with \" and the backslashes before a quote.
     value = re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", value)
