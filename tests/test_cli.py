@@ -8,14 +8,17 @@ import subprocess
 import sys
 import time
 
+import hydra
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from conftest import ROOT, summary
 from litchar.checkpoints import Checkpoint
-from litchar.cli import hydra_main, quote
-from litchar.errors import is_users
+from litchar.cli import _explain, check, hydra_main, quote
+from litchar.errors import UserError, is_users
 
 SMALL = (
     "data.block_size=16",
@@ -167,6 +170,46 @@ def test_a_wrong_command_line_is_refused_in_one_line(script, arguments, words):
     assert words in result.stderr
     assert result.stderr.startswith("error: ")
     assert result.stderr.count("\n") == 1
+
+
+def refused(script, *arguments):
+    """The line that says what is wrong with a command line."""
+    conf = ROOT / "conf"
+    try:
+        check(arguments, conf, script)
+        with hydra.initialize_config_dir(str(conf), version_base="1.3"):
+            config = hydra.compose(script, [*arguments])
+        return str(config.logger)  # which a run reads
+    except (UserError, HydraException, OmegaConfBaseException) as error:
+        return _explain(error, conf, script)
+
+
+@pytest.mark.parametrize(
+    ("script", "argument", "line"),
+    [
+        (
+            "evaluate",
+            "data=tiny_shakespeare",
+            "data: evaluate has no such group; data has data.path, data.pattern, data.field, "
+            "data.column",
+        ),
+        ("export", "model=gpt2", "model: export has no such group; there are checkpoint, "),
+        (
+            "train",
+            "logger=null",
+            "logger=null: a group takes the name of one of its files: csv, mlflow, tensorboard, ",
+        ),
+        ("train", "~logger", "logger: it is needed; leave ~logger out"),
+        ("train", "model.n_layers=3", "model.n_layers: there is no such key; did you mean model.n"),
+    ],
+)
+def test_a_group_that_cannot_be_is_not_proposed_again(script, argument, line):
+    assert refused(script, argument).startswith(line)
+
+
+def test_a_key_of_another_choice_is_not_proposed_again():
+    line = refused("train", "model=bigram", "model.n_layer=3")
+    assert line == "model.n_layer: the chosen model has no such key"
 
 
 def write(path, content):

@@ -4,6 +4,7 @@ Nothing heavy is imported here, so that `--help` and `--cfg job` answer at once.
 """
 
 import difflib
+import functools
 import importlib
 import io
 import os
@@ -11,7 +12,7 @@ import re
 import secrets
 import select
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -255,13 +256,19 @@ _QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
 
 
 def check(arguments: list[str], conf: Path, config_name: str) -> None:
-    """Refuse what Hydra would take or trip over: a nameless key, and `+key` that nothing reads.
+    """Refuse what Hydra would take or trip over.
+
+    A key without a name, a group without a choice, and `+key` that nothing reads.
 
     Raises:
         UserError: the command line has one.
     """
     known = [*OmegaConf.load(conf / f"{config_name}.yaml"), *_groups(conf)]
     for argument in arguments:
+        group = argument.removesuffix("=null")
+        if group != argument and group in _groups(conf):
+            files = ", ".join(sorted(path.stem for path in (conf / group).glob("*.yaml")))
+            raise UserError(f"{argument}: a group takes the name of one of its files: {files}")
         prefix, name = re.findall(r"\A([+~]*)([\w/]*)", argument)[0]
         if (prefix and not name) or argument.startswith("="):
             raise UserError(f"{argument}: there is no key before the value; write KEY=VALUE")
@@ -295,8 +302,25 @@ def _explain(error: Exception, conf: Path, config_name: str) -> str:
     misplaced = re.match(r"Could not override '([^']+)'", str(error))
     key = unknown or (misplaced and misplaced[1])
     if key and (misplaced or "is not in struct" in str(chain[-1])):
-        return f"{key}: there is no such key" + _nearest(key, list(_keys(conf, config_name)))
+        return f"{key}: {_missing(key, bool(misplaced), conf, config_name)}"
     return reason(error)
+
+
+def _missing(key: str, typed: bool, conf: Path, config_name: str) -> str:
+    """Return why there is no such key, and what may have been meant.
+
+    Args:
+        typed: whether the command line sets it, and no code of ours looked for it.
+    """
+    keys = _keys(conf, config_name)
+    group = key.split(".")[0]
+    if key in _groups(conf) and not keys.get(key):
+        own = [other for other in keys if other.startswith(f"{key}.")]
+        has = f"; {key} has {', '.join(own)}" if own else _nearest(key, list(keys))
+        return f"{config_name} has no such group{has}"
+    if key not in keys:
+        return f"there is no such key{_nearest(key, list(keys))}"
+    return f"the chosen {group} has no such key" if typed else f"it is needed; leave ~{key} out"
 
 
 def _nearest(name: str, names: Sequence[str]) -> str:
@@ -310,17 +334,23 @@ def _nearest(name: str, names: Sequence[str]) -> str:
     return f"; there are {', '.join(sorted(set(beside)))}" if len(beside) < 40 else ""
 
 
-def _keys(conf: Path, config_name: str) -> Iterator[str]:
-    """Yield the dotted keys of the configuration as it stands without overrides, and its groups."""
+@functools.cache
+def _keys(conf: Path, config_name: str) -> dict[str, bool]:
+    """Return the dotted keys of a script's configuration without overrides, and its groups.
+
+    Of each, whether it is a group.
+    """
     with hydra.initialize_config_dir(str(conf), version_base="1.3"):
-        config = hydra.compose(config_name)
-    yield from _groups(conf)
+        config = hydra.compose(config_name, return_hydra_config=True)
+    keys = {group: True for group in _groups(conf) if group in config.hydra.runtime.choices}
 
-    def walk(node: DictConfig, prefix: str) -> Iterator[str]:
+    def walk(node: DictConfig, prefix: str) -> None:
         for key in map(str, node):
-            yield f"{prefix}{key}"
-            child = node._get_node(key)
-            if isinstance(child, DictConfig):
-                yield from walk(child, f"{prefix}{key}.")
+            if prefix or key != "hydra":
+                keys.setdefault(f"{prefix}{key}", False)
+                child = node._get_node(key)
+                if isinstance(child, DictConfig):
+                    walk(child, f"{prefix}{key}.")
 
-    yield from walk(config, "")
+    walk(config, "")
+    return keys
