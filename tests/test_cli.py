@@ -82,6 +82,11 @@ def test_values_that_hydra_should_read_stay_as_they_are():
         assert quote(argument) == argument
 
 
+def test_a_part_of_a_data_set_is_a_text_of_the_librarys():
+    assert quote("data.split=train[:10%]") == 'data.split="train[:10%]"'
+    assert quote("data.subset=20231101.de") == 'data.subset="20231101.de"'
+
+
 def test_a_path_may_be_long_and_its_home_directory_unknown(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     paths = [f"{letter * 200}.txt" for letter in "abcdefghijklmnopqrstuvwxyz"]
@@ -210,6 +215,42 @@ def test_a_group_that_cannot_be_is_not_proposed_again(script, argument, line):
 def test_a_key_of_another_choice_is_not_proposed_again():
     line = refused("train", "model=bigram", "model.n_layer=3")
     assert line == "model.n_layer: the chosen model has no such key"
+
+
+@pytest.mark.parametrize(
+    ("script", "argument", "line"),
+    [
+        ("train", "+checkpoint.every_second=5", "did you mean checkpoint.every_seconds?"),
+        ("train", "++sweep.retry_faild=true", "did you mean sweep.retry_failed?"),
+        ("train", "+checkpoint.every.seconds=5", "checkpoint.every: there is no such key"),
+        ("train", "+trainer.logger=false", "trainer.logger: there is no such key"),
+        ("train", "+seed.of=1", "seed.of: there is no such key"),
+        ("train", "+modl.n_layer=1", "did you mean model?"),
+        ("tune", "+tune.trial=5", "did you mean tune.trials?"),
+        ("tune", "+tune.spce.model.n_layer=5", "did you mean tune.space?"),
+        ("evaluate", "+data.pth=x", "did you mean data.path?"),
+        ("evaluate", "+model.n_layer=3", "model: there is no such key or group"),
+    ],
+)
+def test_a_key_that_nothing_reads_is_not_added(script, argument, line):
+    with pytest.raises(UserError, match=re.escape(line)):
+        check([argument], ROOT / "conf", script)
+
+
+def test_what_may_be_added_is():
+    for argument in (
+        "+callbacks.stop.step=3",
+        "+logger.wandb.entity=us",
+        "+data.name=x",
+        "+model.bias=true",
+        "+trainer.profiler.dirpath=here",
+        "++trainer.max_steps=3",
+        "+experiment/tune=t1",
+        "+hydra.launcher.init.num_cpus=2",
+    ):
+        check([argument], ROOT / "conf", "train")
+    check(["+tune.space.optimizer.lrr={type:float,low:1,high:2}"], ROOT / "conf", "tune")
+    check(["+seed=3"], ROOT / "conf", "tune")
 
 
 def write(path, content):

@@ -48,6 +48,8 @@ PATHS = frozenset(  # and names, which may be null as well
         "data.field",
         "data.column",
         "data.name",
+        "data.subset",
+        "data.split",
         "checkpoint",
         "init_from",
         "resume",
@@ -65,6 +67,9 @@ PATHS = frozenset(  # and names, which may be null as well
 )
 
 PLACES = frozenset({"run_dir", "outputs_dir"})  # which Hydra itself makes
+# Groups that take no key beside those they have. What others take is not known before it is there:
+# arguments of what is chosen, which refuses others, and parts with names of a person's own.
+CLOSED = frozenset({"trainer", "tune"})
 
 # What configurations may say; here, so that a worker which unpickles a `Task` knows it too.
 OmegaConf.register_new_resolver(  # run directories differ by it
@@ -263,17 +268,36 @@ def check(arguments: list[str], conf: Path, config_name: str) -> None:
     Raises:
         UserError: the command line has one.
     """
-    known = [*OmegaConf.load(conf / f"{config_name}.yaml"), *_groups(conf)]
     for argument in arguments:
         group = argument.removesuffix("=null")
         if group != argument and group in _groups(conf):
             files = ", ".join(sorted(path.stem for path in (conf / group).glob("*.yaml")))
             raise UserError(f"{argument}: a group takes the name of one of its files: {files}")
-        prefix, name = re.findall(r"\A([+~]*)([\w/]*)", argument)[0]
+        prefix, name = re.findall(r"\A([+~]*)([\w/.]*)", argument)[0]
         if (prefix and not name) or argument.startswith("="):
             raise UserError(f"{argument}: there is no key before the value; write KEY=VALUE")
-        if "+" in prefix and name.split("/")[0] not in known:
-            raise UserError(f"{name}: there is no such key or group{_nearest(name, known)}")
+        if "+" in prefix:
+            _check_added(name, _keys(conf, config_name))
+
+
+def _check_added(name: str, keys: dict[str, bool]) -> None:
+    """Refuse a key that is to be added where nothing reads it.
+
+    Raises:
+        UserError: it is.
+    """
+    top, *parts = name.partition("/")[0].split(".")
+    if top == "hydra":
+        return
+    if top not in keys:
+        tops = [key for key in keys if "." not in key]
+        raise UserError(f"{top}: there is no such key or group{_nearest(top, tops)}")
+    parent = top
+    for part in parts:
+        key = f"{parent}.{part}"
+        if key not in keys and (parent in CLOSED or not keys[top]):
+            raise UserError(f"{key}: there is no such key{_nearest(key, list(keys))}")
+        parent = key
 
 
 def _groups(conf: Path) -> list[str]:
