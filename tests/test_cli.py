@@ -1,5 +1,6 @@
 """The command line, run as a person runs it."""
 
+import os
 import random
 import re
 import signal
@@ -7,14 +8,17 @@ import subprocess
 import sys
 import time
 
+import hydra
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from conftest import ROOT, summary
 from litchar.checkpoints import Checkpoint
-from litchar.cli import hydra_main, quote
-from litchar.errors import is_users
+from litchar.cli import _explain, check, hydra_main, quote
+from litchar.errors import UserError, is_users
 
 SMALL = (
     "data.block_size=16",
@@ -76,6 +80,23 @@ def test_values_that_hydra_should_read_stay_as_they_are():
         "-m",
     ):
         assert quote(argument) == argument
+
+
+def test_a_part_of_a_data_set_is_a_text_of_the_librarys():
+    assert quote("data.split=train[:10%]") == 'data.split="train[:10%]"'
+    assert quote("data.subset=20231101.de") == 'data.subset="20231101.de"'
+
+
+def test_a_path_may_be_long_and_its_home_directory_unknown(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    paths = [f"{letter * 200}.txt" for letter in "abcdefghijklmnopqrstuvwxyz"]
+    quoted = ",".join(f'"{path}"' for path in paths)
+    assert quote(f"data.path={','.join(paths)}", sweeps=True) == f"data.path={quoted}"
+    assert quote("data.path=~nobody-here/x,y", sweeps=True) == 'data.path="~nobody-here/x","y"'
+    assert quote("data.path=~/x") == 'data.path="~/x"'  # the program's own code expands it
+    assert quote("run_dir=~/x") == 'run_dir="/home/me/x"'
+    assert quote("outputs_dir=~") == 'outputs_dir="/home/me"'
+    assert quote("run_dir=~nobody-here/x") == 'run_dir="~nobody-here/x"'
 
 
 @pytest.fixture
@@ -156,6 +177,82 @@ def test_a_wrong_command_line_is_refused_in_one_line(script, arguments, words):
     assert result.stderr.count("\n") == 1
 
 
+def refused(script, *arguments):
+    """The line that says what is wrong with a command line."""
+    conf = ROOT / "conf"
+    try:
+        check(arguments, conf, script)
+        with hydra.initialize_config_dir(str(conf), version_base="1.3"):
+            config = hydra.compose(script, [*arguments])
+        return str(config.logger)  # which a run reads
+    except (UserError, HydraException, OmegaConfBaseException) as error:
+        return _explain(error, conf, script)
+
+
+@pytest.mark.parametrize(
+    ("script", "argument", "line"),
+    [
+        (
+            "evaluate",
+            "data=tiny_shakespeare",
+            "data: evaluate has no such group; data has data.path, data.pattern, data.field, "
+            "data.column",
+        ),
+        ("export", "model=gpt2", "model: export has no such group; there are checkpoint, "),
+        (
+            "train",
+            "logger=null",
+            "logger=null: a group takes the name of one of its files: csv, mlflow, tensorboard, ",
+        ),
+        ("train", "~logger", "logger: it is needed; leave ~logger out"),
+        ("train", "model.n_layers=3", "model.n_layers: there is no such key; did you mean model.n"),
+    ],
+)
+def test_a_group_that_cannot_be_is_not_proposed_again(script, argument, line):
+    assert refused(script, argument).startswith(line)
+
+
+def test_a_key_of_another_choice_is_not_proposed_again():
+    line = refused("train", "model=bigram", "model.n_layer=3")
+    assert line == "model.n_layer: the chosen model has no such key"
+
+
+@pytest.mark.parametrize(
+    ("script", "argument", "line"),
+    [
+        ("train", "+checkpoint.every_second=5", "did you mean checkpoint.every_seconds?"),
+        ("train", "++sweep.retry_faild=true", "did you mean sweep.retry_failed?"),
+        ("train", "+checkpoint.every.seconds=5", "checkpoint.every: there is no such key"),
+        ("train", "+trainer.logger=false", "trainer.logger: there is no such key"),
+        ("train", "+seed.of=1", "seed.of: there is no such key"),
+        ("train", "+modl.n_layer=1", "did you mean model?"),
+        ("tune", "+tune.trial=5", "did you mean tune.trials?"),
+        ("tune", "+tune.spce.model.n_layer=5", "did you mean tune.space?"),
+        ("evaluate", "+data.pth=x", "did you mean data.path?"),
+        ("evaluate", "+model.n_layer=3", "model: there is no such key or group"),
+    ],
+)
+def test_a_key_that_nothing_reads_is_not_added(script, argument, line):
+    with pytest.raises(UserError, match=re.escape(line)):
+        check([argument], ROOT / "conf", script)
+
+
+def test_what_may_be_added_is():
+    for argument in (
+        "+callbacks.stop.step=3",
+        "+logger.wandb.entity=us",
+        "+data.name=x",
+        "+model.bias=true",
+        "+trainer.profiler.dirpath=here",
+        "++trainer.max_steps=3",
+        "+experiment/tune=t1",
+        "+hydra.launcher.init.num_cpus=2",
+    ):
+        check([argument], ROOT / "conf", "train")
+    check(["+tune.space.optimizer.lrr={type:float,low:1,high:2}"], ROOT / "conf", "tune")
+    check(["+seed=3"], ROOT / "conf", "tune")
+
+
 def write(path, content):
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     return path
@@ -182,6 +279,20 @@ def test_an_unfit_text_or_setting_leaves_nothing_behind(train, tmp_path, content
         train(*SMALL, f"data.path={path}", *arguments, only=True)
     assert is_users(refusal.value)
     assert not list(tmp_path.glob("outputs/runs/*"))
+
+
+def forbidden(config, output_dir):
+    raise PermissionError(13, "Permission denied", "/root/secret.txt")
+
+
+def test_a_file_without_the_rights_for_it_ends_with_2_and_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["export.py"])
+    with pytest.raises(SystemExit) as ended:
+        hydra_main(str(ROOT / "scripts/export.py"), "export", "test_cli:forbidden")
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: /root/secret.txt: Permission denied; ")
+    assert said.count("\n") == 1
 
 
 def test_an_unfit_text_ends_with_2_and_one_line(script, tmp_path):
@@ -298,6 +409,49 @@ def test_a_sweep_outlives_whoever_reads_what_it_prints(text_file, tmp_path, laun
     assert process.wait(timeout=60) == 0, process.stderr.read()
     jobs = (tmp_path / "outputs/sweeps/s").glob("*/summary.json")
     assert [summary(job.parent)["status"] for job in jobs] == ["completed"] * 2
+
+
+TALKER = f"""
+import os, sys
+from litchar.cli import hydra_main
+
+def talk(*_):
+    for i in range(100_000):
+        print(i)
+
+def whisper(*_):
+    print("one line, written out when the interpreter ends")
+
+def lose_a_pipe(*_):
+    reading, writing = os.pipe()
+    os.close(reading)
+    os.write(writing, b"x")
+
+name = sys.argv.pop()
+hydra_main({str(ROOT / "scripts/export.py")!r}, "export", f"__main__:{{name}}")
+"""
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    ("name", "listens", "code"),
+    [("talk", False, 0), ("whisper", False, 0), ("lose_a_pipe", True, 1)],
+)
+def test_a_reader_that_has_enough_ends_a_script_quietly(name, listens, code, unbuffered):
+    """As `| head` does; another pipe that breaks is a failure."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", TALKER, name],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+    )
+    if not listens:
+        process.stdout.close()
+    said = process.stderr.read()
+    assert process.wait(timeout=60) == code, said
+    assert ("BrokenPipeError" in said) == (code == 1)
+    assert code == 1 or not said
 
 
 def test_a_second_signal_ends_at_once(endless):

@@ -99,7 +99,9 @@ class _Launcher(Launcher):
         if not isinstance(value, Outcome):
             line = f"failed: {type(value).__name__}: {value}"
         elif value.status == "completed":
-            line = f"completed: {value.job}: best val loss {value.best_val_loss:.4f}"
+            loss = value.best_val_loss  # None without validation
+            found = "not validated" if loss is None else f"best val loss {loss:.4f}"
+            line = f"completed: {value.job}: {found}"
         else:
             line = f"{value.status}: {value.job}: {value.error}"
         Terminal().say(line)

@@ -4,13 +4,15 @@ Nothing heavy is imported here, so that `--help` and `--cfg job` answer at once.
 """
 
 import difflib
+import functools
 import importlib
 import io
 import os
 import re
 import secrets
+import select
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -46,6 +48,8 @@ PATHS = frozenset(  # and names, which may be null as well
         "data.field",
         "data.column",
         "data.name",
+        "data.subset",
+        "data.split",
         "checkpoint",
         "init_from",
         "resume",
@@ -61,6 +65,11 @@ PATHS = frozenset(  # and names, which may be null as well
         "tune.storage",
     }
 )
+
+PLACES = frozenset({"run_dir", "outputs_dir"})  # which Hydra itself makes
+# Groups that take no key beside those they have. What others take is not known before it is there:
+# arguments of what is chosen, which refuses others, and parts with names of a person's own.
+CLOSED = frozenset({"trainer", "tune"})
 
 # What configurations may say; here, so that a worker which unpickles a `Task` knows it too.
 OmegaConf.register_new_resolver(  # run directories differ by it
@@ -108,8 +117,8 @@ def hydra_main(
 ) -> None:
     """Compose `conf/<config_name>.yaml` with the command line and call `target` with it.
 
-    Exits with 0, with 2 and one line if the input was wrong, with 128 + the signal if one came,
-    and with 1 and a traceback otherwise.
+    Exits with 0, also when whoever read its output, such as `head`, has enough; with 2 and one line
+    if the input was wrong, with 128 + the signal if one came, and with 1 and a traceback otherwise.
 
     Args:
         script: the calling script's `__file__`; `conf/` and `outputs/` lie beside its directory.
@@ -151,16 +160,35 @@ def hydra_main(
         if task.failure:
             raise task.failure
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _unread():
+            return
         if isinstance(error, DivergedError | JobsFailedError | RankError):
             exit_with(str(error), 1)
         if isinstance(error, OSError) and error.filename and not task.started:
             exit_with(
                 f"{error.filename}: cannot be written ({error.strerror}); try run_dir=DIRECTORY"
             )
+        forbidden = next((e for e in causes(error) if isinstance(e, PermissionError)), None)
+        if forbidden and forbidden.filename:
+            hint = "change its rights, or name another place"
+            exit_with(f"{forbidden.filename}: {forbidden.strerror}; {hint}")
         # Before our own code starts, nothing but the command line can be at fault.
         if is_users(error) or not task.started:
             exit_with(_explain(error, conf, config_name))
         raise
+    finally:
+        if _unread():  # else the interpreter would complain when it writes out what is left
+            os.dup2(os.open(os.devnull, os.O_WRONLY), _STDOUT)
+
+
+_STDOUT = 1
+
+
+def _unread() -> bool:
+    """Return whether standard output is a pipe that nobody reads any more."""
+    poll = select.poll()
+    poll.register(_STDOUT, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _function(target: str) -> Callable[..., Any]:
@@ -201,7 +229,8 @@ def no_multirun(arguments: list[str], conf: Path, config_name: str) -> list[str]
 def quote(argument: str, sweeps: bool = False) -> str:
     """Return a command-line argument so that Hydra takes a text or a path as it is.
 
-    A value that is quoted already stays as it is; so do `null` and, for `data.path`, a list.
+    A value that is quoted already stays as it is; so do `null` and, for `data.path`, a list. Of a
+    place that Hydra makes itself, `~` is the home directory.
 
     Args:
         sweeps: several paths with commas between them, which name no file together, are a sweep's.
@@ -212,11 +241,14 @@ def quote(argument: str, sweeps: bool = False) -> str:
         return argument
     if name in PATHS and (value == "null" or (value[:1] == "[" and value[-1:] == "]")):
         return argument
-    if sweeps and name in PATHS and "," in value and not Path(value).expanduser().exists():
+    whole = os.path.expanduser(value)  # like exists below, it takes whatever was typed
+    if sweeps and name in PATHS and "," in value and not os.path.exists(whole):
         if value.startswith("choice("):
             return argument
         paths = (quote(f"{key}={path}").partition("=")[2] for path in value.split(","))
         return f"{key}={','.join(paths)}"
+    if name in PLACES:
+        value = whole
     # OmegaConf reads ${...} unless the dollar is escaped, and takes backslashes before it as
     # escaped too; Hydra does the same with \" and the backslashes before a quote.
     value = re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", value)
@@ -229,18 +261,43 @@ _QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
 
 
 def check(arguments: list[str], conf: Path, config_name: str) -> None:
-    """Refuse what Hydra would take or trip over: a nameless key, and `+key` that nothing reads.
+    """Refuse what Hydra would take or trip over.
+
+    A key without a name, a group without a choice, and `+key` that nothing reads.
 
     Raises:
         UserError: the command line has one.
     """
-    known = [*OmegaConf.load(conf / f"{config_name}.yaml"), *_groups(conf)]
     for argument in arguments:
-        prefix, name = re.findall(r"\A([+~]*)([\w/]*)", argument)[0]
+        group = argument.removesuffix("=null")
+        if group != argument and group in _groups(conf):
+            files = ", ".join(sorted(path.stem for path in (conf / group).glob("*.yaml")))
+            raise UserError(f"{argument}: a group takes the name of one of its files: {files}")
+        prefix, name = re.findall(r"\A([+~]*)([\w/.]*)", argument)[0]
         if (prefix and not name) or argument.startswith("="):
             raise UserError(f"{argument}: there is no key before the value; write KEY=VALUE")
-        if "+" in prefix and name.split("/")[0] not in known:
-            raise UserError(f"{name}: there is no such key or group{_nearest(name, known)}")
+        if "+" in prefix:
+            _check_added(name, _keys(conf, config_name))
+
+
+def _check_added(name: str, keys: dict[str, bool]) -> None:
+    """Refuse a key that is to be added where nothing reads it.
+
+    Raises:
+        UserError: it is.
+    """
+    top, *parts = name.partition("/")[0].split(".")
+    if top == "hydra":
+        return
+    if top not in keys:
+        tops = [key for key in keys if "." not in key]
+        raise UserError(f"{top}: there is no such key or group{_nearest(top, tops)}")
+    parent = top
+    for part in parts:
+        key = f"{parent}.{part}"
+        if key not in keys and (parent in CLOSED or not keys[top]):
+            raise UserError(f"{key}: there is no such key{_nearest(key, list(keys))}")
+        parent = key
 
 
 def _groups(conf: Path) -> list[str]:
@@ -269,8 +326,25 @@ def _explain(error: Exception, conf: Path, config_name: str) -> str:
     misplaced = re.match(r"Could not override '([^']+)'", str(error))
     key = unknown or (misplaced and misplaced[1])
     if key and (misplaced or "is not in struct" in str(chain[-1])):
-        return f"{key}: there is no such key" + _nearest(key, list(_keys(conf, config_name)))
+        return f"{key}: {_missing(key, bool(misplaced), conf, config_name)}"
     return reason(error)
+
+
+def _missing(key: str, typed: bool, conf: Path, config_name: str) -> str:
+    """Return why there is no such key, and what may have been meant.
+
+    Args:
+        typed: whether the command line sets it, and no code of ours looked for it.
+    """
+    keys = _keys(conf, config_name)
+    group = key.split(".")[0]
+    if key in _groups(conf) and not keys.get(key):
+        own = [other for other in keys if other.startswith(f"{key}.")]
+        has = f"; {key} has {', '.join(own)}" if own else _nearest(key, list(keys))
+        return f"{config_name} has no such group{has}"
+    if key not in keys:
+        return f"there is no such key{_nearest(key, list(keys))}"
+    return f"the chosen {group} has no such key" if typed else f"it is needed; leave ~{key} out"
 
 
 def _nearest(name: str, names: Sequence[str]) -> str:
@@ -284,17 +358,23 @@ def _nearest(name: str, names: Sequence[str]) -> str:
     return f"; there are {', '.join(sorted(set(beside)))}" if len(beside) < 40 else ""
 
 
-def _keys(conf: Path, config_name: str) -> Iterator[str]:
-    """Yield the dotted keys of the configuration as it stands without overrides, and its groups."""
+@functools.cache
+def _keys(conf: Path, config_name: str) -> dict[str, bool]:
+    """Return the dotted keys of a script's configuration without overrides, and its groups.
+
+    Of each, whether it is a group.
+    """
     with hydra.initialize_config_dir(str(conf), version_base="1.3"):
-        config = hydra.compose(config_name)
-    yield from _groups(conf)
+        config = hydra.compose(config_name, return_hydra_config=True)
+    keys = {group: True for group in _groups(conf) if group in config.hydra.runtime.choices}
 
-    def walk(node: DictConfig, prefix: str) -> Iterator[str]:
+    def walk(node: DictConfig, prefix: str) -> None:
         for key in map(str, node):
-            yield f"{prefix}{key}"
-            child = node._get_node(key)
-            if isinstance(child, DictConfig):
-                yield from walk(child, f"{prefix}{key}.")
+            if prefix or key != "hydra":
+                keys.setdefault(f"{prefix}{key}", False)
+                child = node._get_node(key)
+                if isinstance(child, DictConfig):
+                    walk(child, f"{prefix}{key}.")
 
-    yield from walk(config, "")
+    walk(config, "")
+    return keys

@@ -98,6 +98,12 @@ def test_a_file_of_something_else_is_refused(content, save, change, words):
         Checkpoint.load(save({key: value for key, value in content.items() if value is not None}))
 
 
+def test_a_home_directory_of_nobody_is_refused_like_a_missing_file(tmp_path):
+    for place in ("~nobody-here.ckpt", find("~nobody-here.ckpt", tmp_path)):
+        with pytest.raises(UserError, match=r"~nobody-here.ckpt: no such checkpoint"):
+            Checkpoint.load(place)
+
+
 def test_a_newer_format_is_refused(content, save):
     content["litchar"]["format"] = 99
     with pytest.raises(UserError, match="format 99"):

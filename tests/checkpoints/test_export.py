@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -73,6 +74,8 @@ def test_what_cannot_be_exported_is_refused_and_nothing_is_written(train, tmp_pa
         export(run_dir, tmp_path)
     with pytest.raises(UserError, match="no such checkpoint"):
         export(tmp_path / "none.ckpt", tmp_path / "m.onnx")
+    with pytest.raises(UserError, match=r"output=~nobody-here/m.onnx: there is no directory"):
+        export(run_dir, Path("~nobody-here/m.onnx"))
     assert not list(tmp_path.glob("*.onnx"))
 
 

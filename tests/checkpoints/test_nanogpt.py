@@ -255,3 +255,5 @@ def test_tokens_that_are_no_characters_are_refused_with_the_reason(written, impo
     path.unlink()
     with pytest.raises(UserError, match=r"meta=/nowhere.pkl: cannot be read"):
         imported(checkpoint, "meta=/nowhere.pkl")
+    with pytest.raises(UserError, match=r"~nobody-here.pkl: cannot be read"):
+        imported(checkpoint, "meta=~nobody-here.pkl")

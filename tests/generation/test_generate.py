@@ -139,6 +139,7 @@ def test_a_pipe_that_stays_open_is_said_to_be_read(generate, monkeypatch):
     [
         ({"prompts": "/nowhere/p.txt"}, r"prompts=/nowhere/p.txt: cannot be read"),
         ({"prompts": "/"}, r"prompts=/: cannot be read"),
+        ({"prompts": "~nobody-here.txt"}, r"prompts=~nobody-here.txt: cannot be read"),
         ({"prompts": os.devnull}, r"has no prompt"),
         ({"prompt": "1", "prompts": "x"}, r"prompts and prompt: give one"),
         ({"prompt": "1", "score": "12"}, r"score and prompt: give one"),

@@ -216,6 +216,7 @@ def test_models_and_health(client, server):
         ({"prompt": ["a", 1]}, "prompt", "valid string"),
         ({"prompt": []}, "n", "1 to 308 texts"),
         ({"n": 400}, "n", "1 to 308 texts"),
+        ({"n": 155, "echo": True, "logprobs": 0}, "n", "1 to 308 texts .* and not 310; with echo"),
         ({"n": 0}, "n", "greater than or equal to 1"),
         ({"temperature": -1}, "temperature", "must be 0 .* or more"),
         ({"temperature": "hot"}, "temperature", "valid number"),

@@ -15,7 +15,7 @@ from servers import running, save, untrained
 
 from conftest import ROOT
 from litchar.generation import Sampling, generate
-from litchar.serving.playground import Playground, build
+from litchar.serving.playground import Playground, Run, build
 from litchar.text import Vocabulary
 
 LETTERS = Vocabulary("abcdefgh \n")
@@ -255,6 +255,14 @@ def test_an_unfit_form_is_refused_with_the_reason(url, changes, message):
     answer = httpx.post(f"{url}/write", data=FORM | changes)
     assert answer.status_code == 400
     assert f'role="alert">{message}' in answer.text
+
+
+def test_a_browser_takes_no_longer_prompt_than_the_server(url):
+    assert 'name="prompt" rows="4" maxlength="16384"' in httpx.get(url).text
+
+
+def test_a_checkpoint_in_no_directory_has_its_path_for_a_name():
+    assert Run("/model.ckpt", Path("/model.ckpt")).label == "/model.ckpt"
 
 
 def test_a_form_of_another_sites_page_is_refused(url):

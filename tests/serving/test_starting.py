@@ -85,6 +85,8 @@ def test_settings_that_the_page_begins_with_are_checked(start):
         start("playground", "port=0", "temperature=-1")
     with pytest.raises(UserError, match="seed=-1"):
         start("playground", "port=0", "seed=-1")
+    with pytest.raises(UserError, match=r"stop=\['a', 'b'\]: must be one text"):
+        start("playground", "port=0", "stop=[a,b]")
 
 
 def test_an_address_that_others_reach_is_said_to_be_one():

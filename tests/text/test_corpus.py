@@ -192,6 +192,11 @@ def test_a_file_that_does_not_exist_is_refused_with_its_path(tmp_path, monkeypat
     assert f"looked in {tmp_path}" in str(error.value)
 
 
+def test_a_home_directory_of_nobody_is_refused_like_a_missing_file():
+    with pytest.raises(UserError, match=r"data.path=~nobody-here.txt: no such file or directory"):
+        Corpus.find("~nobody-here.txt")
+
+
 def test_a_directory_without_a_match_is_refused_with_path_and_pattern(tmp_path):
     empty = tmp_path / "empty"
     empty.mkdir()

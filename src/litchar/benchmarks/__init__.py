@@ -32,6 +32,7 @@ def main(arguments: list[str] | None = None) -> None:
         command.set_defaults(measure=module.measure)
     options = parser.parse_args(arguments)
     try:
+        check(options.repeats, options.json)
         rows = options.measure(options)
     except UserError as error:
         exit_with(str(error))
@@ -40,8 +41,30 @@ def main(arguments: list[str] | None = None) -> None:
         options.json.write_text(json.dumps(rows, indent=2) + "\n")
 
 
+def check(repeats: int, place: Path | None) -> None:
+    """Refuse what could only end, after all measurements, in an error.
+
+    Raises:
+        UserError: there is no measurement to be, or `place` cannot be written.
+    """
+    if repeats < 1:
+        raise UserError(f"--repeats={repeats}: must be at least 1")
+    if place is None:
+        return
+    if place.is_dir():
+        raise UserError(f"--json={place}: is a directory; name a file")
+    if not place.parent.is_dir():
+        raise UserError(f"--json={place}: there is no directory {place.parent}")
+    if not os.access(place if place.exists() else place.parent, os.W_OK):
+        raise UserError(f"--json={place}: cannot be written (Permission denied)")
+
+
 def run_training(directory: Path, *overrides: str) -> dict[str, Any]:
-    """Run `train.py` in a process of its own, with its cache in `directory`; return its summary."""
+    """Run `train.py` in a process of its own, with its cache in `directory`; return its summary.
+
+    Raises:
+        UserError: it refuses `overrides`.
+    """
     script = Path(sys.argv[0]).resolve().with_name("train.py")
     run_dir = directory / f"run{len(list(directory.glob('run*')))}"
     command = [sys.executable, str(script), f"run_dir={run_dir}", *overrides]
@@ -53,6 +76,8 @@ def run_training(directory: Path, *overrides: str) -> dict[str, Any]:
         text=True,
         check=False,
     )
+    if finished.returncode == 2:  # of wrong input, with one line
+        raise UserError(finished.stderr.strip().rpartition("\n")[2].removeprefix("error: "))
     if finished.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{finished.stderr[-2000:]}")
     summary: dict[str, Any] = json.loads((run_dir / "summary.json").read_text())

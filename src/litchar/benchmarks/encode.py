@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from litchar.errors import UserError
+
 MEASURED = """
 import os, sys, time
 from pathlib import Path
@@ -31,11 +33,22 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Return a row for each encoder: median and range of MB/s, peak resident memory.
 
     The store is built in a fresh process, each time into an empty cache, on one core.
+
+    Raises:
+        UserError: the file is missing, empty or no text.
     """
     import litchar.text
 
     source = options.file or Path(litchar.text.__file__).with_name("ml.txt")
-    text = source.read_bytes()
+    try:
+        text = source.read_bytes()
+        characters = text.decode()
+    except OSError as error:
+        raise UserError(f"--file={source}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"--file={source}: not UTF-8 at byte {error.start}") from None
+    if not text:
+        raise UserError(f"--file={source}: is empty")
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "corpus.txt"
         with open(path, "wb") as file:
@@ -47,7 +60,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
             seconds, peak = _build(path, Path(directory) / f"cache{repeat}")
             ours.append(megabytes / seconds)
             memory = max(memory, peak)
-    theirs = [_teaching_script(text.decode()) for _ in range(options.repeats)]
+    theirs = [_teaching_script(characters) for _ in range(options.repeats)]
     return [
         _row(f"token store, {megabytes:,.0f} MB", ours, memory),
         _row(f"dict look-up, {len(text) / 1e6:.1f} MB in memory", theirs, float("nan")),

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from litchar.errors import UserError
+
 if TYPE_CHECKING:
     import torch
 
@@ -46,6 +48,9 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
 
     Weights are drawn, not trained. The samplers take turns, each beginning with a full context, so
     that the time is that of a text that goes on; loading and a first warm-up are not in it.
+
+    Raises:
+        UserError: nanoGPT is not where it was said to be.
     """
     from litchar.device import choose_device
 
@@ -112,7 +117,7 @@ def _peer(directory: Path, device: "torch.device", sizes: dict[str, Any]) -> Sam
 
     spec = importlib.util.spec_from_file_location("peer_model", directory / "model.py")
     if spec is None or spec.loader is None or not (directory / "model.py").is_file():
-        raise SystemExit(f"error: --peer {directory}: there is no model.py of nanoGPT")
+        raise UserError(f"--peer={directory}: there is no model.py of nanoGPT")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     config = module.GPTConfig(vocab_size=VOCAB_SIZE, bias=False, dropout=0.0, **sizes)

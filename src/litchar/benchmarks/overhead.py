@@ -5,6 +5,7 @@ import contextlib
 import csv
 import itertools
 import json
+import operator
 import statistics
 import subprocess
 import sys
@@ -33,7 +34,8 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     which has torch's default AdamW, as the script does). Each is measured in a process of its own,
     in turns. Under the Trainer logging is included and validation is not. A measurement is the
     median over blocks of 50 steps, so that neither the first steps count nor what else the machine
-    was doing for a while.
+    was doing for a while. As the machine's speed changes from one repeat to the next, "over the
+    bare loop" and "ratio" are the medians of the difference and of the ratio within each repeat.
 
     Raises:
         UserError: there are too few steps.
@@ -52,15 +54,15 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     for _ in range(options.repeats):
         for what, milliseconds in forms.items():
             times[what].append(milliseconds())
-    bare = statistics.median(times["bare loop"])
+    bare = times["bare loop"]
     return [
         {
             "what": what,
             "ms a step": statistics.median(taken),
             "least": min(taken),
             "most": max(taken),
-            "over the bare loop": statistics.median(taken) - bare,
-            "ratio": statistics.median(taken) / bare,
+            "over the bare loop": statistics.median(map(operator.sub, taken, bare)),
+            "ratio": statistics.median(map(operator.truediv, taken, bare)),
         }
         for what, taken in times.items()
     ]

@@ -64,9 +64,16 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
 
     The peer's are 2,000 steps, its evaluations outside the clock; its loss is that of its last
     checkpoint. Each repeat has another seed.
+
+    Raises:
+        UserError: a file is not there, or the recipe or an override is none.
     """
+    if options.text is not None and not options.text.is_file():
+        raise UserError(f"--text={options.text}: there is no such file")
     if options.peer is not None and options.text is None:
         raise UserError("--peer needs --text FILE, which it is trained on as well")
+    if options.peer is not None and not (options.peer / "train.py").is_file():
+        raise UserError(f"--peer={options.peer}: there is no train.py of nanoGPT")
     ours: list[dict[str, Any]] = []
     theirs: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as directory:

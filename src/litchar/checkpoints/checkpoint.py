@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,7 +74,7 @@ class Checkpoint:
         Raises:
             UserError: it is missing, damaged, not ours, or of a newer format.
         """
-        path = Path(path).expanduser()
+        path = Path(os.path.expanduser(path))
         return cls.of(load(path), path)
 
     @classmethod
@@ -156,7 +157,7 @@ def find(checkpoint: str, outputs: Path) -> Path:
                 "train one: python scripts/train.py"
             )
         return files[0]
-    path = Path(checkpoint).expanduser()
+    path = Path(os.path.expanduser(checkpoint))
     if path.is_dir():
         files = _best_of(path / "checkpoints")
         if not files:

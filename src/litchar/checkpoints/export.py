@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ def run(config: DictConfig, output_dir: Path) -> None:
         raise UserError(f"format={config.format}: there are {', '.join(FORMATS)}")
     chosen = FORMATS[config.format]
     checkpoint = Checkpoint.load(find(config.checkpoint, Path(config.outputs_dir)))
-    output = Path(config.output or chosen.output).expanduser()
+    output = Path(os.path.expanduser(config.output or chosen.output))
     if not output.parent.is_dir():
         raise UserError(f"output={output}: there is no directory {output.parent}")
     chosen.check_place(output)

@@ -1,5 +1,6 @@
 """`scripts/import_nanogpt.py`: a checkpoint of nanoGPT as one of ours."""
 
+import os
 import pickle
 import pickletools
 from pathlib import Path
@@ -35,7 +36,8 @@ def run(config: DictConfig, output_dir: Path) -> None:
         UserError: a file is missing, not nanoGPT's, or would run something; its tokens are not
             characters; or there is a file at `output`. Nothing is written then.
     """
-    place, output = Path(config.checkpoint).expanduser(), Path(config.output).expanduser()
+    place = Path(os.path.expanduser(config.checkpoint))
+    output = Path(os.path.expanduser(config.output))
     if output.exists():
         raise UserError(f"output={output}: is there already; name another file, or delete it")
     if not output.parent.is_dir():
@@ -45,7 +47,7 @@ def run(config: DictConfig, output_dir: Path) -> None:
         args = dict(theirs["model_args"])
         if config.meta is None:
             raise UserError(_without_meta(place, args["vocab_size"]))
-        characters = read_meta(Path(config.meta).expanduser())
+        characters = read_meta(Path(os.path.expanduser(config.meta)))
         if len(characters) != args["vocab_size"]:
             raise UserError(
                 f"{config.meta} has {len(characters)} characters, and {place} a model for "

@@ -1,6 +1,7 @@
 """`scripts/generate.py`: text from a checkpoint, shown as it is sampled."""
 
 import json
+import os
 import sys
 import threading
 from collections.abc import Sequence
@@ -104,7 +105,7 @@ def prompts_of(config: DictConfig) -> list[str]:
             raise UserError(f"standard input: not UTF-8 at byte {error.start}") from None
         finally:
             waiting.cancel()
-    path = Path(config.prompts).expanduser()
+    path = Path(os.path.expanduser(config.prompts))
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except OSError as error:

@@ -246,7 +246,15 @@ class Completions:
             for prompt in prompts
             for i in range(request.n or 1)
         ]
-        streams = self.batcher.write([order for text in texts for order in text.orders])
+        orders = [order for text in texts for order in text.orders]
+        most = self.limits.at_once + self.limits.waiting
+        if len(orders) > most:  # there would never be room
+            raise RefusedError(
+                f"prompt, n: 1 to {most} texts a request, and not {len(orders)}; with echo and "
+                "logprobs a prompt counts as well",
+                "n",
+            )
+        streams = self.batcher.write(orders)
         for text in texts:
             text.streams, streams = streams[: len(text.orders)], streams[len(text.orders) :]
         return texts

@@ -102,7 +102,7 @@ class Run:
         try:
             summary = json.loads((self.path.parents[1] / "summary.json").read_text())
             return f"loss {summary['best_val_loss']:.3f}: {self.name}"
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, LookupError, TypeError):  # a file may lie in no directory
             return self.name
 
 
@@ -303,6 +303,8 @@ def run(config: DictConfig) -> None:
     """
     for name in ("limit", "max_prompt", "at_once", "waiting"):
         check_whole(name, config[name], least=0 if name == "waiting" else 1)
+    if not isinstance(config.stop, str | None):
+        raise UserError(f"stop={config.stop}: must be one text, which the page can show")
     given = {name: config[name] for name in (*NUMBERS, "stop")}
     Settings(**given | {"seed": 0 if config.seed is None else config.seed})
     with host.bind(config.host, config.port) as listening:

@@ -5,6 +5,7 @@ import copy
 import hashlib
 import io
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -70,7 +71,7 @@ class Corpus:
             if is_remote(entry):
                 found += fetch(str(entry), pattern)
                 continue
-            place = Path(entry).expanduser()
+            place = Path(os.path.expanduser(entry))
             if place.is_dir():
                 matches = _matches(place, pattern)
                 if not matches:

@@ -6,8 +6,10 @@ import json
 import os
 import platform
 import resource
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +18,7 @@ from typing import Any
 import torch
 
 ROOT = Path(__file__).resolve().parents[3]  # of the checkout that the package is installed from
+CODE = ("src", "conf", "scripts")  # where a new file may change what a run does
 _started = {"jobs": 0, "at": time.time()}
 
 
@@ -28,7 +31,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         "platform": platform.platform(),
         "device": device_name(device),
         "cpu_threads": torch.get_num_threads(),
-        "revision": _git("rev-parse", "HEAD").strip() or None,
+        "revision": _git("rev-parse", "HEAD").decode().strip() or None,
         "uncommitted": bool(_git("status", "--porcelain").strip()),
     }
 
@@ -37,8 +40,8 @@ def record(run_dir: Path, described: dict[str, Any]) -> None:
     """Write `environment.json`, and `code.diff` if the code differs from its revision."""
     text = json.dumps({**described, "command": sys.argv, "cwd": os.getcwd()}, indent=2)
     (run_dir / "environment.json").write_text(text + "\n")
-    if difference := _git("diff", "HEAD"):
-        (run_dir / "code.diff").write_text(difference)
+    if difference := _difference():
+        (run_dir / "code.diff").write_bytes(difference)
 
 
 def device_name(device: torch.device) -> str:
@@ -51,7 +54,7 @@ def device_name(device: torch.device) -> str:
 
 
 def begin() -> None:
-    """Begin to count a run's time and memory, and clear what a run before has left behind.
+    """Begin to count a run's time and memory, and clear or end what a run before has left behind.
 
     A sweep has several runs in one process, and each must be what it would be alone.
     """
@@ -59,6 +62,8 @@ def begin() -> None:
         gc.freeze()  # what imports made is never looked through again: half a second each time
     else:
         _started["at"] = time.time()
+        if (wandb := sys.modules.get("wandb")) and wandb.run:
+            wandb.finish()  # or this run would be written into that one
         gc.collect()  # a Trainer and its callbacks refer to each other
         torch.use_deterministic_algorithms(False)  # trainer.deterministic sets it for the process
         torch.backends.cudnn.benchmark = False
@@ -96,10 +101,23 @@ def peak_memory_bytes(device: torch.device) -> int:
         return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _git(*arguments: str) -> str:
+def _difference() -> bytes:
+    """Return how the code differs from its revision, in whatever encoding; new files are whole."""
+    index = ROOT / os.fsdecode(_git("rev-parse", "--git-path", "index").strip())
+    if not index.is_file():
+        return b""
+    with tempfile.TemporaryDirectory() as directory:
+        copy = shutil.copy(index, directory)  # what a person has staged stays as it is
+        new = [name for name in CODE if (ROOT / name).is_dir()]
+        _git("add", "--intent-to-add", "--", *new, index=copy)
+        return _git("diff", "HEAD", index=copy)
+
+
+def _git(*arguments: str, index: str | None = None) -> bytes:
+    environment = os.environ | ({} if index is None else {"GIT_INDEX_FILE": index})
     try:
         return subprocess.run(
-            ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True
+            ["git", "-C", str(ROOT), *arguments], capture_output=True, check=True, env=environment
         ).stdout
     except (OSError, subprocess.CalledProcessError):  # no git, or no checkout
-        return ""
+        return b""

@@ -1,0 +1,64 @@
+"""Benchmarks: what is refused before anything is measured, and what is made of the figures."""
+
+import argparse
+import sys
+
+import pytest
+
+from conftest import ROOT
+from litchar.benchmarks import main, overhead
+
+
+@pytest.fixture
+def refused(monkeypatch, capsys):
+    """The one line with which a command line is refused."""
+    monkeypatch.setattr(sys, "argv", [str(ROOT / "scripts/benchmark.py")])
+
+    def refused(*arguments: str) -> str:
+        with pytest.raises(SystemExit) as ended:
+            main(list(arguments))
+        assert ended.value.code == 2
+        said = capsys.readouterr()
+        assert said.out == ""
+        assert said.err.startswith("error: ")
+        assert said.err.count("\n") == 1
+        return said.err
+
+    return refused
+
+
+def test_what_cannot_be_is_refused_before_anything_is_measured(refused, tmp_path):
+    assert "--repeats=0: must be at least 1" in refused("encode", "--repeats", "0")
+    assert "is a directory" in refused("encode", "--json", str(tmp_path))
+    nowhere = str(tmp_path / "nowhere/figures.json")
+    assert "there is no directory" in refused("encode", "--json", nowhere)
+
+    assert "nowhere: cannot be read" in refused("encode", "--file", str(tmp_path / "nowhere"))
+    text = tmp_path / "text.txt"
+    text.write_bytes(b"")
+    assert "is empty" in refused("encode", "--file", str(text))
+    text.write_bytes("naïve".encode("latin-1"))
+    assert "not UTF-8 at byte 2" in refused("encode", "--file", str(text))
+
+    peer = ("--peer", str(tmp_path))
+    assert "there is no model.py" in refused("generate", *peer, "--device", "cpu")
+    assert "there is no train.py" in refused("train", *peer, "--text", str(text))
+    assert "there is no such file" in refused("train", "--text", nowhere)
+
+
+def test_a_recipe_that_training_refuses_is_refused_with_its_line(refused):
+    line = refused("overhead", "--experiment", "teaching_transformr", "--steps", "50")
+    assert "there is no such file in conf/experiment; did you mean teaching_transformer?" in line
+
+
+def test_the_overhead_is_that_within_each_repeat(monkeypatch):
+    times = {"own": [10.0, 20.0, 40.0], "trainer": [12.0, 21.0, 44.0]}
+    turns = {form: iter(taken) for form, taken in times.items()}
+    monkeypatch.setattr(overhead, "_bare", lambda _, form: next(turns[form]))
+    monkeypatch.setattr(overhead, "_under_the_trainer", lambda _: next(turns["trainer"]))
+    options = argparse.Namespace(experiment="cpu_fast", steps=50, repeats=3)
+    trainer, bare = overhead.measure(options)
+    assert (trainer["ms a step"], trainer["least"], trainer["most"]) == (21.0, 12.0, 44.0)
+    assert trainer["over the bare loop"] == 2.0  # of 2, 1 and 4; the medians differ by 1
+    assert trainer["ratio"] == pytest.approx(1.1)
+    assert (bare["over the bare loop"], bare["ratio"]) == (0.0, 1.0)

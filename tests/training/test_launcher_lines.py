@@ -1,0 +1,22 @@
+"""What a launcher says of a job that has ended."""
+
+import pytest
+from hydra.core.utils import JobReturn
+
+from hydra_plugins.litchar_launchers import ParallelLauncher
+from litchar.training.sweep import Outcome
+
+
+@pytest.mark.parametrize(
+    ("returned", "line"),
+    [
+        (Outcome("seed=1", "completed", 1.23456), "completed: seed=1: best val loss 1.2346"),
+        (Outcome("seed=1", "completed", None), "completed: seed=1: not validated"),
+        (Outcome("seed=1", "diverged", None, "at step 3"), "diverged: seed=1: at step 3"),
+        (ValueError("no"), "failed: ValueError: no"),
+    ],
+)
+def test_each_outcome_has_its_line(returned, line, capsys):
+    job = JobReturn(_return_value=returned)
+    assert ParallelLauncher().told(job) is job
+    assert capsys.readouterr().out == f"{line}\n"
