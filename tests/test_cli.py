@@ -422,6 +422,11 @@ def talk(*_):
 def whisper(*_):
     print("one line, written out when the interpreter ends")
 
+def show(*_):
+    from rich.console import Console
+    for i in range(100):
+        Console().print(i)
+
 def lose_a_pipe(*_):
     reading, writing = os.pipe()
     os.close(reading)
@@ -435,7 +440,12 @@ hydra_main({str(ROOT / "scripts/export.py")!r}, "export", f"__main__:{{name}}")
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize(
     ("name", "listens", "code"),
-    [("talk", False, 0), ("whisper", False, 0), ("lose_a_pipe", True, 1)],
+    [
+        ("talk", False, 0),
+        ("whisper", False, 0),
+        ("show", False, 0),
+        ("lose_a_pipe", True, 1),
+    ],
 )
 def test_a_reader_that_has_enough_ends_a_script_quietly(name, listens, code, unbuffered):
     """As `| head` does; another pipe that breaks is a failure."""

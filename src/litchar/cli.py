@@ -160,6 +160,9 @@ def hydra_main(
         hydra.main(version_base="1.3", config_path=str(conf), config_name=config_name)(task)()
         if task.failure:
             raise task.failure
+    except SystemExit as ended:
+        if not isinstance(ended.__context__, BrokenPipeError):  # with which rich exits with 1
+            raise
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _unread():
             return
