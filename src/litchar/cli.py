@@ -70,8 +70,6 @@ PLACES = frozenset({"run_dir", "outputs_dir"})  # which Hydra itself makes
 # Groups that take no key beside those they have. What others take is not known before it is there:
 # arguments of what is chosen, which refuses others, and parts with names of a person's own.
 CLOSED = frozenset({"trainer", "tune"})
-OPTIONAL = frozenset({"experiment", "debug"})  # groups of which a run needs none
-
 # What configurations may say; here, so that a worker which unpickles a `Task` knows it too.
 OmegaConf.register_new_resolver(  # run directories differ by it
     "unique", lambda: secrets.token_hex(2), use_cache=True, replace=True
@@ -274,7 +272,7 @@ def check(arguments: list[str], conf: Path, config_name: str) -> None:
     """
     for argument in arguments:
         group = argument.removesuffix("=null")
-        if group != argument and group in _groups(conf) and group not in OPTIONAL:
+        if group != argument and group in _groups(conf):
             files = ", ".join(sorted(path.stem for path in (conf / group).glob("*.yaml")))
             raise UserError(f"{argument}: a group takes the name of one of its files: {files}")
         prefix, name = re.findall(r"\A([+~]*)([\w/.]*)", argument)[0]

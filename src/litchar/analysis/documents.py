@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def check_place(place: str | None, document: str | None) -> Path | None:
         return None
     if document is None:
         raise UserError(f"documents={place}: this model was not trained on documents")
-    path = Path(place).expanduser()
+    path = Path(os.path.expanduser(place))
     if path.suffix not in (".csv", ".json"):
         raise UserError(f"documents={place}: name a .csv or a .json file")
     if not path.parent.is_dir():

@@ -1,5 +1,6 @@
 """`scripts/inspect.py`: what is in a text, before anyone trains on it."""
 
+import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -101,7 +102,7 @@ def run(config: DictConfig, output_dir: Path) -> list[Section]:
     for section in sections:
         _print(console, section)
     with console.status("Drawing"):
-        write_page(Path(config.page).expanduser(), str(text.corpus()), sections, found)
+        write_page(Path(os.path.expanduser(config.page)), str(text.corpus()), sections, found)
     console.print(f"\n{config.page}", soft_wrap=True, markup=False)
     return sections
 

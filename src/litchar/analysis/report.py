@@ -80,7 +80,7 @@ def find(name: str) -> Path:
         UserError: there is none.
     """
     if name != "latest":
-        return Path(name).expanduser()
+        return Path(os.path.expanduser(name))
     outputs = Path(os.environ.get("LITCHAR_OUTPUTS", ROOT / "outputs"))
     places = ("runs/*/summary.json", "sweeps/*/*/summary.json")
     runs = [summary.parent for place in places for summary in outputs.glob(place)]
