@@ -70,6 +70,7 @@ PLACES = frozenset({"run_dir", "outputs_dir"})  # which Hydra itself makes
 # Groups that take no key beside those they have. What others take is not known before it is there:
 # arguments of what is chosen, which refuses others, and parts with names of a person's own.
 CLOSED = frozenset({"trainer", "tune"})
+
 # What configurations may say; here, so that a worker which unpickles a `Task` knows it too.
 OmegaConf.register_new_resolver(  # run directories differ by it
     "unique", lambda: secrets.token_hex(2), use_cache=True, replace=True

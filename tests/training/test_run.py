@@ -160,6 +160,10 @@ def test_time_alone_ends_a_run_of_a_constant_schedule(train, steps):
             train(*timed, f"scheduler={schedule}", name=schedule)
 
 
+def test_no_steps_are_none_whatever_the_time(train):
+    assert summary(train("trainer.max_steps=0", "trainer.max_time=00:00:00:05"))["steps"] == 0
+
+
 def test_early_stopping_ends_a_run_that_gets_no_better(train):
     figures = summary(
         train(

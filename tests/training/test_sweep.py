@@ -21,8 +21,9 @@ from test_resume import assert_same_run
 import litchar.training.run
 from conftest import ROOT, SignalAt, summary
 from litchar.cli import Task, hydra_main, quote
+from litchar.errors import UserError
 from litchar.training.resume import redirect
-from litchar.training.sweep import NAME_BYTES, identity, job_name
+from litchar.training.sweep import NAME_BYTES, identity, job_name, make_plan
 
 SMALL = (
     "data.block_size=8",
@@ -307,6 +308,12 @@ def test_a_job_is_its_configuration_however_it_is_written(compose):
     assert one == settings("seed=1", path, "optimizer.lr=0.001", *free)
     assert one != settings("seed=2", path, "optimizer.lr=0.001")
     assert one != settings("seed=1", path, "optimizer.lr=0.001", *free, swept=["data.num_workers"])
+
+
+def test_no_job_begins_from_the_latest_run_wherever_that_is_set(tmp_path):
+    set_by_an_experiment = [(["experiment=mine"], {"init_from": "latest"})]
+    with pytest.raises(UserError, match="from the one before it"):
+        make_plan(tmp_path, {}, {}, set_by_an_experiment)
 
 
 def test_names_of_jobs_are_bounded_and_differ():

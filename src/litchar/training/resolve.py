@@ -26,8 +26,9 @@ def resolve_device(config: DictConfig) -> torch.device:
         UserError: a setting has no meaning.
     """
     check_settings(config)
-    if config.trainer.max_time is not None and config.trainer.max_epochs is None:
-        config.trainer.max_steps = config.trainer.max_steps or -1  # time alone ends the run
+    trainer = config.trainer
+    if trainer.max_time is not None and trainer.max_epochs is None and trainer.max_steps is None:
+        trainer.max_steps = -1  # time alone ends the run
     device = device_of(config.trainer.accelerator)
     _fill(config, config.by_device[device.type])
     wants_bf16 = device.type == "cuda" and config.trainer.precision == "bf16-mixed"

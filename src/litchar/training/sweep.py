@@ -127,18 +127,6 @@ def check_command_line(overrides: dict[str, Override], config: DictConfig) -> No
             f"resume={config.resume}: a sweep goes on with its own jobs; name it with sweep.name, "
             "or begin from weights with init_from"
         )
-    begun_from = overrides.get("init_from")
-    if begun_from is not None and "latest" in _values(begun_from):
-        raise UserError(
-            "init_from=latest: each job would begin from the one before it; name a checkpoint"
-        )
-
-
-def _values(override: Override) -> list[Any]:
-    """Return the value of an override, or of a list of them each."""
-    if override.is_sweep_override():
-        return [getattr(value, "text", value) for value in override.sweep_iterator()]  # if quoted
-    return [override.value()]
 
 
 def make_plan(
@@ -156,7 +144,14 @@ def make_plan(
         overrides: of the command line, by key.
         shared: the configuration without the lists.
         grid: the overrides and the configuration of each job.
+
+    Raises:
+        UserError: a job would begin from another one of them.
     """
+    if any(config.get("init_from") == "latest" for _, config in grid):
+        raise UserError(
+            "init_from=latest: each job would begin from the one before it; name a checkpoint"
+        )
     swept = frozenset(
         key.lstrip("+~") for key, override in overrides.items() if override.is_sweep_override()
     )
