@@ -51,6 +51,14 @@ def test_orthogonalize_finds_the_orthogonal_factor_of_each_matrix(shape):
     torch.testing.assert_close(orthogonalize(1e-9 * matrices, 5).norm(), after_five.norm())
 
 
+@pytest.mark.parametrize("shape", [(32, 32), (32, 96), (64, 64)])
+def test_orthogonalize_stays_near_the_factor_in_bfloat16(shape):
+    matrices = torch.randn(8, *shape, generator=torch.Generator().manual_seed(0))
+    factors = orthogonalize(matrices.bfloat16(), steps=5)
+    assert factors.dtype == torch.bfloat16
+    assert torch.linalg.svdvals(factors.float()).max() < 1.2
+
+
 def test_muon_steps_matrices_along_the_orthogonal_factor_of_their_momentum(model):
     optimizer = muon(model, lr=0.1, weight_decay=0.5, momentum=0.8, polar_steps=12)
     expected = {n: p.detach().clone() for n, p in model.blocks.named_parameters() if p.ndim == 2}

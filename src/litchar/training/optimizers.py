@@ -201,11 +201,13 @@ def orthogonalize(matrices: Tensor, steps: int) -> Tensor:
     tall = x.shape[-2] > x.shape[-1]
     if tall:
         x = x.mT
-    # No singular value may be above 1, and rounding may lift one: hence a little below.
+    # No singular value may be above 1, and rounding may lift one: hence a little below. bfloat16
+    # lifts some at every step, and the next quintic would throw them far out: each is of x / 1.01.
     x = x / (1.01 * torch.linalg.matrix_norm(x, keepdim=True).clamp_min(1e-20))
+    margin = 1.01 if x.dtype == torch.bfloat16 else 1.0
     for step in range(steps):
         a, b, c = POLAR_EXPRESS[min(step, len(POLAR_EXPRESS) - 1)]
         gram = x @ x.mT
-        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # b A + c A A
-        x = torch.baddbmm(x, polynomial, x, beta=a)
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b / margin**3, alpha=c / margin**5)
+        x = torch.baddbmm(x, polynomial, x, beta=a / margin)  # a x + b A x + c A A x
     return (x.mT if tall else x).type_as(matrices)
