@@ -143,6 +143,7 @@ def test_a_pipe_that_stays_open_is_said_to_be_read(generate, monkeypatch):
         ({"prompts": os.devnull}, r"has no prompt"),
         ({"prompt": "1", "prompts": "x"}, r"prompts and prompt: give one"),
         ({"prompt": "1", "score": "12"}, r"score and prompt: give one"),
+        ({"prompts": "x", "score": "12"}, r"prompts and score: give one"),
         ({"score": "1"}, r"score: takes 2 characters"),
         ({"score": "1é"}, r"never saw 'é'"),
         ({"prompt": "1", "stop": ""}, r"stop=: must be a text"),

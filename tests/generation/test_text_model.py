@@ -8,13 +8,16 @@ from dataclasses import fields
 
 import numpy as np
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 import litchar
 from conftest import ROOT, summary
+from litchar.analysis.documents import document_losses
 from litchar.checkpoints import Checkpoint
 from litchar.errors import UserError
 from litchar.generation.lean import LeanReader
+from litchar.generation.scoring import log_probs_of
 from litchar.generation.text_model import TextModel
 from litchar.generation.writing import Settings
 
@@ -81,7 +84,22 @@ def test_it_writes_what_the_script_prints(train, generated, text_file, overrides
     assert f"{read}{text.text}\n" == printed
     assert len(text.log_probs) == len(text.ids)
     score = ours.score("11 22", unknown="skip")
-    assert score.log_probs.shape == (len(score.ids) - 1,)
+    assert score.log_probs.shape == (len(score.ids) - (ours.vocabulary.document is None),)
+
+
+def test_a_document_is_scored_behind_its_boundary_as_the_evaluation_does(train, text_file):
+    sizes = ("model.n_embd=16", "model.n_head=2", "model.n_layer=1", "data.block_size=16")
+    text = (f"data.path={text_file}", "data.document=line", "trainer.accelerator=cpu")
+    model = litchar.load(train(*text, *sizes, *TINY, only=True), device="cpu")
+    ids = model.encode("11 and 22").astype(np.int64)
+    closed = torch.from_numpy(np.concatenate(([0], ids, [0])))
+    whole = document_losses(model.model, closed, 1, torch.device("cpu"))
+    score = model.score("11 and 22")
+    end = log_probs_of(model.model, closed.numpy())[-1]  # which a score does not count
+    assert -score.log_probs.sum() - end == pytest.approx(whole.item(), abs=1e-4)
+    assert score.n_predicted == len(score.text) == len(list(score.surprises()))
+    assert "not predicted" not in repr(score)
+    assert len(score.most_surprising(99)) == len(score.text)
 
 
 def test_a_text_streams_as_it_is_sampled(model, monkeypatch):

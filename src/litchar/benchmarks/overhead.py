@@ -126,7 +126,7 @@ def time_bare_loop(script: str, experiment: str, form: str, steps: int) -> float
     sizes = {"vocab_size": len(store.vocabulary), "block_size": T}
     if form == "teaching":
         layers = {key: config.model[key] for key in ("n_layer", "n_head", "n_embd")}
-        model: torch.nn.Module = TeachingModel(**sizes, **layers)
+        model: torch.nn.Module = TeachingModel(**sizes, **layers).to(device)
         optimizer: torch.optim.Optimizer = torch.optim.AdamW(
             model.parameters(), lr=config.optimizer.lr
         )

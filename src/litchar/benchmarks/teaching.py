@@ -66,7 +66,7 @@ class TeachingModel(nn.Module):
 
     def forward(self, idx: Tensor) -> Tensor:
         """Return logits: (B, T) int64 -> (B, T, V)."""
-        x = self.tokens(idx) + self.positions(torch.arange(idx.shape[1]))
+        x = self.tokens(idx) + self.positions(torch.arange(idx.shape[1], device=idx.device))
         for block in self.blocks:
             x = block(x)
         logits: Tensor = self.lm_head(self.ln_f(x))

@@ -68,9 +68,9 @@ def check(config: DictConfig) -> None:
     check_whole("num_samples", config.num_samples, 1)
     if not isinstance(config.json, bool):
         raise UserError(f"json={config.json}: must be true or false")
-    for name in ("prompts", "score"):
-        if config[name] is not None and config.prompt is not None:
-            raise UserError(f"{name} and prompt: give one of them")
+    given = [name for name in ("prompts", "score", "prompt") if config[name] is not None]
+    if len(given) > 1:
+        raise UserError(f"{' and '.join(given)}: give one of them")
 
 
 def settings_of(config: DictConfig) -> Settings:

@@ -46,7 +46,8 @@ class Score:
 
     Attributes:
         ids: of the text: (N,)
-        log_probs: of all ids but the first, which begins the text, in nats: (N - 1,)
+        log_probs: of all ids but the first, which begins the text, in nats: (N - 1,); of a
+            document, which the boundary before it begins, of all: (N,)
     """
 
     vocabulary: Vocabulary
@@ -59,9 +60,14 @@ class Score:
         return self.vocabulary.decode(self.ids)
 
     @property
+    def n_given(self) -> int:
+        """How many ids at the beginning were not predicted: 1, or of a document 0."""
+        return len(self.ids) - len(self.log_probs)
+
+    @property
     def n_predicted(self) -> int:
-        """How many characters were predicted: all but the first."""
-        return max(1, len(self.text) - 1)
+        """How many characters were predicted."""
+        return max(1, len(self.text) - self.n_given)
 
     @property
     def bits_per_character(self) -> float:
@@ -69,10 +75,10 @@ class Score:
         return float(-self.log_probs.sum() / math.log(2) / self.n_predicted)
 
     def __repr__(self) -> str:
-        return (
-            f"{self.bits_per_character:.4f} bits per character over {self.n_predicted:,} "
-            "characters (the first is not predicted)"
+        figure = (
+            f"{self.bits_per_character:.4f} bits per character over {self.n_predicted:,} characters"
         )
+        return f"{figure} (the first is not predicted)" if self.n_given else figure
 
     def _repr_html_(self) -> str:
         console = Console(record=True, file=io.StringIO(), width=10**6)
@@ -80,13 +86,14 @@ class Score:
         return console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
 
     def surprises(self) -> Iterator[tuple[str, float, int]]:
-        """Yield the characters, the bits of each, and where it begins; 0 bits for the first.
+        """Yield the characters, the bits of each, and where it begins; 0 bits for what is given.
 
         Where bytes make up a character, it has the surprise of them all.
         """
         place = 0
         for piece, start, stop in characters(self.vocabulary, self.ids):
-            bits = -self.log_probs[max(0, start - 1) : stop - 1].sum() / math.log(2)
+            log_probs = self.log_probs[max(0, start - self.n_given) : stop - self.n_given]
+            bits = -log_probs.sum() / math.log(2)
             yield piece, float(bits), place
             place += len(piece)
 
@@ -95,7 +102,7 @@ class Score:
         text = Coloured()
         for piece, bits, place in self.surprises():
             colour = next(colour for least, colour in COLOURS if bits >= least)
-            text.append(printable(piece), colour if place else "")
+            text.append(printable(piece), colour if place >= self.n_given else "")
         return text
 
     def most_surprising(self, most: int = 10) -> list[str]:
@@ -104,7 +111,7 @@ class Score:
         return [
             f"{bits:5.1f} bits: {piece!r} after {self.text[max(0, place - 20) : place]!r}"
             for piece, bits, place in ranked[:most]
-            if place
+            if place >= self.n_given
         ]
 
 

@@ -16,7 +16,7 @@ from litchar.device import choose_device
 from litchar.errors import UserError
 from litchar.generation.readers import Prepared
 from litchar.generation.scoring import Score, log_probs_of
-from litchar.generation.writing import Settings, Writing, write
+from litchar.generation.writing import Settings, Writing, beginning, write
 from litchar.text import Vocabulary
 
 OUTPUTS = Path(__file__).resolve().parents[3] / "outputs"  # of the checkout
@@ -121,11 +121,12 @@ class TextModel:
             UserError: it is too short, or has characters that the model never saw.
         """
         ids = self.encode(text, unknown).astype(np.int64)
-        if len(ids) < 2:
+        begun = beginning(self.vocabulary, ids)
+        if len(begun) < 2:
             raise UserError(
                 "score: takes 2 characters that the model knows; the first begins the text"
             )
-        return Score(self.vocabulary, ids, log_probs_of(self.model, ids))
+        return Score(self.vocabulary, ids, log_probs_of(self.model, begun))
 
     def facts(self) -> dict[str, str]:
         """Return what there is to know of it, by name."""
