@@ -15,6 +15,7 @@ from pathlib import Path
 # The models here are so small that a second thread costs more than it brings. Before torch, which
 # reads it once, and for the processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as a run does; read once as well
 
 import hydra
 import pytest

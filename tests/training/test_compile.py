@@ -1,5 +1,7 @@
 """`compile=true`: the same training, and a run that goes on where compilation fails."""
 
+from functools import partial
+
 import pytest
 import torch._inductor.config
 
@@ -17,6 +19,19 @@ def test_a_run_goes_on_uncompiled_where_compilation_fails(train, tmp_path, monke
     assert len(lines) == 1
     assert broken["status"] == "completed"
     assert broken["val_loss"] == plain["val_loss"]
+
+
+def test_what_the_trial_compiles_serves_all_steps_and_validations(train, monkeypatch):
+    graphs = []
+
+    def count(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=count))
+    train("compile=true", "model.dropout=0.0")
+    assert len(graphs) == 1
 
 
 @pytest.mark.slow

@@ -115,3 +115,22 @@ def test_muon_refuses_settings_without_meaning(model, settings, message):
 def test_muon_leaves_a_model_without_matrices_to_adamw():
     groups = muon(Bigram(11, 8), lr=1e-3).param_groups
     assert [(group["kind"], len(group["params"])) for group in groups] == [("adamw", 1)]
+
+
+def test_a_state_of_muon_is_loaded_where_the_parameters_are_with_its_steps_in_float32():
+    """A GPU's fused step refuses counts of steps that lie on the CPU or have two bytes."""
+
+    def stepped(device: str) -> torch.optim.Optimizer:
+        model = Transformer(5, 4, 1, 1, 8).to(device, torch.bfloat16)
+        for parameter in model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        optimizer = muon(model, lr=1e-3)
+        if device == "cpu":
+            optimizer.step()
+        return optimizer
+
+    elsewhere = stepped("meta")
+    elsewhere.load_state_dict(stepped("cpu").state_dict())
+    steps = [state["step"] for state in elsewhere.state.values() if "step" in state]
+    assert steps
+    assert all(step.device.type == "meta" and step.dtype == torch.float32 for step in steps)

@@ -130,8 +130,11 @@ def _nanogpt(peer: Path, text: Path, directory: Path, seed: int, device: str) ->
         pickle.dump({"vocab_size": len(vocabulary)}, file)
 
     script = (peer / "train.py").read_text()  # it seeds itself with 1337, and has no option for it
+    script = script.replace("manual_seed(1337", f"manual_seed({seed}")
+    # It waits for the device at each step that it logs; by its own setting that is each tenth.
+    script = script.replace("loss.item() *", "(loss.item() if iter_num % 10 == 8 else 0.0) *")
     (folder / "train.py").unlink()
-    (folder / "train.py").write_text(script.replace("manual_seed(1337", f"manual_seed({seed}"))
+    (folder / "train.py").write_text(script)
     last, settings = SETTINGS[device]
     command = [sys.executable, "train.py", "config/train_shakespeare_char.py", *settings]
     began = time.perf_counter()

@@ -83,7 +83,9 @@ def gather(tokens: Tensor, offsets: Tensor, block_size: int) -> tuple[Tensor, Te
     positions = offsets[:, None] + torch.arange(block_size + 1, device=offsets.device)
     last = len(tokens) - 1
     windows = tokens[positions.clamp(max=last)].long()  # (B, T + 1)
-    return windows[:, :-1], windows[:, 1:].masked_fill(positions[:, 1:] > last, IGNORED)
+    # Both contiguous: a compiled model is compiled anew for other strides.
+    inputs = windows[:, :-1].contiguous()
+    return inputs, windows[:, 1:].masked_fill(positions[:, 1:] > last, IGNORED)
 
 
 def document_starts(tokens: np.ndarray, block_size: int) -> np.ndarray:

@@ -1,5 +1,6 @@
 """A transformer that keeps keys and values, on any device."""
 
+from functools import cache
 from typing import cast
 
 import numpy as np
@@ -95,19 +96,37 @@ class CachedTransformer:
         """Do as `_read` does for one id, captured the first time and replayed from then on."""
         if self.graph is None:
             self.idx = idx.clone()
-            changed = (self.position, self.before)
-            saved = [tensor.clone() for tensor in changed]
-            stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                for _ in range(3):  # warm-up writes where the capture's own position will write
-                    self._read(self.idx)
-                    torch._foreach_copy_(changed, saved)
-            torch.cuda.current_stream().wait_stream(stream)
-            self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph):
-                self.logits = self._read(self.idx)
-            torch._foreach_copy_(changed, saved)
+            self.graph = self._capture()
         self.idx.copy_(idx)
         self.graph.replay()
         return self.logits
+
+    def _capture(self) -> torch.cuda.CUDAGraph:
+        """Capture `_read` of `self.idx` into `self.logits`.
+
+        `torch.cuda.graph` would first give back all memory that is free: a training step behind a
+        sample would have to ask the driver for it anew. And other threads may go on with theirs.
+        """
+        changed = (self.position, self.before)
+        saved = [tensor.clone() for tensor in changed]
+        graph, stream = torch.cuda.CUDAGraph(), _capturing_stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):  # warm-up writes where the capture's own position will write
+                self._read(self.idx)
+                torch._foreach_copy_(changed, saved)
+            torch.cuda.synchronize()
+            graph.capture_begin(capture_error_mode="thread_local")
+            try:
+                self.logits = self._read(self.idx)
+            finally:
+                graph.capture_end()
+        torch.cuda.current_stream().wait_stream(stream)
+        return graph
+
+
+@cache
+def _capturing_stream() -> torch.cuda.Stream:
+    """Return the stream of all captures: cuBLAS keeps 32 MiB for each that it has ever met."""
+    stream: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    return stream

@@ -71,6 +71,8 @@ def begin() -> None:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
     _started["jobs"] += 1
+    # cuBLAS reads it once in a process, and a deterministic run may follow one that is not.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     with contextlib.suppress(OSError):

@@ -93,10 +93,12 @@ def muon(
     parameters = [p for p in model.parameters() if p.requires_grad]
     matrices = [p for p in parameters if p.ndim == 2 and id(p) not in outside]
     stepped = {id(p) for p in (*matrices, *embeddings)}
+    # By the mark `fused` torch knows, when it loads a state, that steps are counted on the device.
+    adam = {"kind": "adamw", "fused": True}
     groups = [
         {"kind": "muon", "params": matrices, "lr": lr, "weight_decay": weight_decay},
-        {"kind": "adamw", "params": embeddings, "lr": lr * embedding_lr_factor},
-        {"kind": "adamw", "params": [p for p in parameters if id(p) not in stepped], "lr": lr},
+        adam | {"params": embeddings, "lr": lr * embedding_lr_factor},
+        adam | {"params": [p for p in parameters if id(p) not in stepped], "lr": lr},
     ]
     return Muon(
         [group for group in groups if group["params"]],
@@ -160,7 +162,7 @@ class Muon(torch.optim.Optimizer):
             [self._state(p, "exp_avg") for p in parameters],
             [self._state(p, "exp_avg_sq") for p in parameters],
             [],
-            [self._state(p, "step", ()) for p in parameters],
+            [self._steps(p) for p in parameters],
             fused=True,
             amsgrad=False,
             beta1=beta1,
@@ -171,13 +173,19 @@ class Muon(torch.optim.Optimizer):
             maximize=False,
         )
 
-    def _state(self, parameter: Tensor, name: str, shape: tuple[int, ...] | None = None) -> Tensor:
+    def _state(self, parameter: Tensor, name: str) -> Tensor:
         """Return what is kept of `parameter` under `name`: zeros at first, of its own shape."""
         state: dict[str, Tensor] = self.state[parameter]
         if name not in state:
-            zeros = torch.zeros_like(parameter) if shape is None else parameter.new_zeros(shape)
-            state[name] = zeros
+            state[name] = torch.zeros_like(parameter)
         return state[name]
+
+    def _steps(self, parameter: Tensor) -> Tensor:
+        """Return how often AdamW has stepped: () float32, whatever the parameter's own type."""
+        state: dict[str, Tensor] = self.state[parameter]
+        if "step" not in state:
+            state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+        return state["step"]
 
 
 # The quintics a x + b x^3 + c x^5 that bring singular values from [0.001, 1] closest to 1, one

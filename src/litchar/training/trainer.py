@@ -132,11 +132,11 @@ def compile_or_say_why_not(
     device = trainer.strategy.root_device
     module.to(device)
     shape = (data.batch_size // trainer.world_size, data.block_size)
-    idx = torch.zeros(shape, dtype=torch.long, device=device)
+    idx, targets = (torch.zeros(shape, dtype=torch.long, device=device) for _ in range(2))
     module.compile_loss()
     try:
         with trainer.precision_plugin.forward_context():
-            torch.autograd.backward(module.mean_loss(module.model, idx, idx))
+            torch.autograd.backward(module.mean_loss(module.model, idx, targets))
     except Exception as error:  # whatever the compiler raises: training can go on without it
         reason = str(error).strip().split("\n")[0]
         say(f"Not compiled ({type(error).__name__}: {reason}); going on without.")
