@@ -73,7 +73,7 @@ def panels_of(table: Table) -> "list[Panel]":
     made: list[Panel] = [partial(_losses, table=table, key=key, lines=lines) for key in across]
     made.append(partial(_curves, table=table))
     if table.power_law:
-        made.append(partial(_law, table=table, law=table.power_law))
+        made.append(partial(_law, law=table.power_law))
     return made
 
 
@@ -196,7 +196,7 @@ def _spread(ends: list[float], starts: list[float]) -> float:
     return max(max(ends) - min(ends), 0.25 * (max(starts) - min(ends)))
 
 
-def _law(axes: "Axes", table: Table, law: PowerLaw) -> None:
+def _law(axes: "Axes", law: PowerLaw) -> None:
     """Draw the best loss of each size against its FLOPs, and the fitted power law."""
     flops = np.geomspace(law.flops.min() / 1.3, law.flops.max() * 1.3, 50)
     axes.loglog(flops, law.factor * flops**-law.exponent, color=COLORS[0], linewidth=1.4)

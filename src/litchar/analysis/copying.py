@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from litchar.analysis.passages import MIX, window_hashes
+from litchar.text.ngrams import find_sorted
 
 LENGTHS = (4, 8, 16, 32, 64)  # of the n-grams that are looked for, in tokens
 TABLE_BITS = 20  # of a table that tells most windows of the training text from those wanted
@@ -115,8 +116,7 @@ class Wanted:
     def find(self, among: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return which hashes that are not struck yet stand in `among`, and where."""
         places = np.flatnonzero(self._table[_slots(among)])
-        at = np.minimum(np.searchsorted(self.hashes, among[places]), len(self.hashes) - 1)
-        right = self.hashes[at] == among[places]
+        at, right = find_sorted(self.hashes, among[places])
         return at[right], places[right]
 
     def strike(self, at: np.ndarray) -> None:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from litchar.text.ngrams import find_sorted
+
 CHUNK = 1 << 16  # tokens at a time: small enough that all arrays stay in a core's cache
 MOST_WINDOWS = 1 << 22  # to keep: of longer texts a half, a quarter ... of all windows
 LONGEST_LINE = 1 << 20  # tokens of a line that is compared
@@ -270,6 +272,5 @@ def share_in(held_out: np.ndarray, train: np.ndarray) -> float:
     """Return how many of the hashes of `held_out` are in `train` as well, of 1."""
     if not len(held_out) or not len(train):
         return 0.0
-    train, held_out = np.sort(train), np.sort(held_out)
-    at = np.minimum(np.searchsorted(train, held_out), len(train) - 1)
-    return float((train[at] == held_out).mean())
+    _, found = find_sorted(np.sort(train), np.sort(held_out))
+    return float(found.mean())

@@ -124,7 +124,7 @@ class NGrams:
 
     def look_up(self, grams: np.ndarray) -> np.ndarray:
         """Return the counts of `grams`; quick if they are sorted."""
-        at, found = _find(self.grams, grams)
+        at, found = find_sorted(self.grams, grams)
         return np.where(found, self.counts[at], 0)
 
     def follow(self, contexts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -138,7 +138,7 @@ class NGrams:
         kinds = np.zeros(3 * len(contexts), np.int64)
         for start in range(0, len(self.grams), CHUNK):
             piece = slice(start, start + CHUNK)
-            at, found = _find(contexts, self.packing.contexts_of(self.grams[piece]))
+            at, found = find_sorted(contexts, self.packing.contexts_of(self.grams[piece]))
             at, counts = at[found], self.counts[piece][found]
             totals += np.bincount(at, counts, len(totals))
             kinds += np.bincount(3 * at + np.minimum(counts, 3) - 1, minlength=len(kinds))
@@ -164,7 +164,7 @@ def _merged(packing: Packing, grams: np.ndarray, counts: np.ndarray) -> NGrams:
     return NGrams(packing, grams[starts], np.add.reduceat(counts, starts, dtype=np.uint32))
 
 
-def _find(values: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def find_sorted(values: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return where `wanted` stand in the sorted `values`, and which of them do."""
     at = np.minimum(np.searchsorted(values, wanted), len(values) - 1)
     return at, values[at] == wanted

@@ -152,7 +152,7 @@ def _fetch(
     with open(draft, "r+b" if begin else "wb") as file, Progress(*columns, transient=True) as bar:
         task = bar.add_task(place.name, total=size, completed=begin)
         file.seek(begin)
-        for block in _blocks(fs, path, begin, size):
+        for block in _blocks(fs, path, begin):
             file.write(block)
             if file.tell() > MOST_BYTES:
                 raise ValueError(f"it is larger than {MOST_BYTES:,} bytes")
@@ -165,7 +165,7 @@ def _fetch(
     os.replace(draft, place)
 
 
-def _blocks(fs: "AbstractFileSystem", path: str, begin: int, size: int | None) -> Iterator[bytes]:
+def _blocks(fs: "AbstractFileSystem", path: str, begin: int) -> Iterator[bytes]:
     """Yield a file from byte `begin` on, in pieces of bounded size."""
     with fs.open(path, "rb", block_size=BLOCK_BYTES, cache_type="readahead") as remote:
         try:

@@ -17,7 +17,7 @@ from litchar.text.store import TokenStore
 
 ORDER = 8
 MEMORY_BYTES = 2_000_000_000
-QUICK = 4_000_000  # tokens to train on that are counted within a second
+QUICK = 4_000_000  # tokens of both splits that are counted within a second
 FORMAT = 1  # of what is cached
 
 

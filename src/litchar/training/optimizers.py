@@ -32,8 +32,8 @@ def adamw(
     if decay not in ("matrices", "all"):
         raise ValueError(f"decay={decay} is not one of matrices, all")
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    spared = [p for p in parameters if p.ndim < 2] if decay == "matrices" else []
-    decayed = [p for p in parameters if not any(p is other for other in spared)]
+    spared = [p for p in parameters if p.ndim < 2 and decay == "matrices"]
+    decayed = [p for p in parameters if p.ndim >= 2 or decay == "all"]
     beta1, beta2 = betas
     groups = [
         {"params": decayed, "weight_decay": weight_decay},
