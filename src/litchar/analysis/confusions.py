@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from litchar.analysis.layers import evaluating
 from litchar.data.windows import IGNORED
+from litchar.models import evaluating
 
 
 @dataclass(frozen=True)

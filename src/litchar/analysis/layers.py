@@ -1,12 +1,13 @@
 """What the layers of a model do: how far a step moves their weights, how large outputs are."""
 
-import contextlib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+
+from litchar.models import evaluating
 
 
 def layer_of(parameter: str) -> str:
@@ -91,14 +92,3 @@ def run_hooked(model: nn.Module, idx: Tensor, hooks: Iterable[RemovableHandle]) 
         finally:
             for hook in hooks:
                 hook.remove()
-
-
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put `model` into evaluation mode for a while."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)

@@ -5,13 +5,16 @@ keeps `block_size` (the longest context that it reads), and whose `forward(idx)`
 ids to (B, T, V) logits. A YAML file in `conf/model` names it.
 """
 
+import contextlib
+from collections.abc import Iterator
+
 from torch import nn
 
 from litchar.models.bigram import Bigram
 from litchar.models.recurrent import Recurrent
 from litchar.models.transformer import Transformer
 
-__all__ = ["Bigram", "Recurrent", "Transformer", "block_size_of"]
+__all__ = ["Bigram", "Recurrent", "Transformer", "block_size_of", "evaluating"]
 
 
 def block_size_of(model: nn.Module) -> int:
@@ -24,3 +27,14 @@ def block_size_of(model: nn.Module) -> int:
     if not isinstance(block_size, int):
         raise TypeError(f"{type(model).__name__} keeps no block_size, the longest context it reads")
     return block_size
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put `model` into evaluation mode for a while."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)

@@ -17,7 +17,7 @@ from torch import Tensor
 from litchar import signals
 from litchar.errors import DivergedError
 from litchar.generation import generate
-from litchar.models import Transformer
+from litchar.models import Transformer, evaluating
 from litchar.text import Vocabulary
 from litchar.training.loggers import TensorBoard
 from litchar.training.module import LanguageModel
@@ -310,11 +310,9 @@ class StopSignals(Callback):
 
 def sample(model: torch.nn.Module, vocabulary: Vocabulary, seed: int, max_new_tokens: int) -> str:
     """Return a text that `model` writes, beginning as the teaching script does: from id 0."""
-    was_training = model.training
-    model.eval()
     start = np.zeros((1, 1), dtype=np.int64)
-    ids = [step.ids[0] for step in generate(model, start, max_new_tokens, seeds=[seed])]
-    model.train(was_training)
+    with evaluating(model):
+        ids = [step.ids[0] for step in generate(model, start, max_new_tokens, seeds=[seed])]
     return vocabulary.decode(ids)
 
 
