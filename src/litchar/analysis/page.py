@@ -122,6 +122,14 @@ def paragraph(note: str) -> str:
     return f'<p class="note">{escape(note)}</p>' if note else ""
 
 
+def tiles(figures: Iterable[tuple[str, str]]) -> str:
+    """Return figures as HTML, large and side by side, each with what it is of."""
+    return "".join(
+        f'<div class="tile"><b>{escape(figure)}</b><span>{escape(what)}</span></div>'
+        for figure, what in figures
+    )
+
+
 def text_block(text: str) -> str:
     """Return a text as HTML that shows it with its lines, each in its own direction."""
     # HTML drops a line end that begins a block.

@@ -27,6 +27,7 @@ from litchar.analysis.page import (
     table,
     table_of,
     text_block,
+    tiles,
 )
 from litchar.analysis.probe import Overlap, Probed, probe
 from litchar.analysis.runs import Run
@@ -129,10 +130,6 @@ def _sections(run: Run, probed: Probed | None, lack: str) -> Iterator[str]:
 
 
 def _top(run: Run, probed: Probed | None, yardsticks: Sequence[Yardstick]) -> str:
-    tiles = "".join(
-        f'<div class="tile"><b>{escape(figure)}</b><span>{escape(what)}</span></div>'
-        for figure, what in _tiles(run, yardsticks)
-    )
     per_step = None
     if run.summary.get("steps") and run.summary.get("characters_seen"):
         per_step = run.summary["characters_seen"] / run.summary["steps"]
@@ -144,7 +141,8 @@ def _top(run: Run, probed: Probed | None, yardsticks: Sequence[Yardstick]) -> st
     sentence = " ".join(_sentences(run, probed, yardsticks))
     return (
         f'<p class="verdict">{escape(sentence)}</p>'
-        f'<div class="top">{picture}<div class="tiles">{tiles}</div></div>\n'
+        f'<div class="top">{picture}'
+        f'<div class="tiles">{tiles(_tiles(run, yardsticks))}</div></div>\n'
     )
 
 

@@ -29,6 +29,7 @@ from litchar.analysis.page import (
     table,
     table_of,
     text_block,
+    tiles,
     write_page,
 )
 from litchar.analysis.run_report import duration
@@ -116,15 +117,12 @@ def _tiles(found: Table) -> str:
     bits = [run.summary["best_val_bpc"] for run in best.runs if run.summary.get("best_val_bpc")]
     low, high = best.interval
     interval = "" if math.isnan(low) else f", 95% interval {low:.4f} to {high:.4f}"
-    tiles = [(f"{best.mean:.4f}", f"nats per {found.unit}, the best settings{interval}")]
+    figures = [(f"{best.mean:.4f}", f"nats per {found.unit}, the best settings{interval}")]
     if bits:
-        tiles.append((f"{sum(bits) / len(bits):.3f}", "bits per character, the same"))
+        figures.append((f"{sum(bits) / len(bits):.3f}", "bits per character, the same"))
     seconds = sum(run.summary.get("total_seconds") or 0 for run in runs)
-    tiles.append((f"{len(runs)} runs", f"in {duration(seconds)} altogether"))
-    return "".join(
-        f'<div class="tile"><b>{escape(figure)}</b><span>{escape(what)}</span></div>'
-        for figure, what in tiles
-    )
+    figures.append((f"{len(runs)} runs", f"in {duration(seconds)} altogether"))
+    return tiles(figures)
 
 
 def _runs(directory: Path, comparison: Comparison) -> str:
