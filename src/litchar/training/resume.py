@@ -167,6 +167,30 @@ def flat(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{key}", value
 
 
+def absolute_paths(data: dict[str, Any]) -> dict[str, Any]:
+    """Return those settings of a text that are paths, such that they mean the same from any
+    directory: `path`, `mixture`, and `name` if it is a directory."""
+    found = {}
+    if data.get("path") is not None:
+        found["path"] = _absolute(data["path"])
+    if isinstance(mixture := data.get("mixture"), list):
+        found["mixture"] = [
+            one | absolute_paths({"path": one.get("path")}) if isinstance(one, dict) else one
+            for one in mixture
+        ]
+    if (name := data.get("name")) and Path(name).is_dir():
+        found["name"] = str(Path(name).absolute())
+    return found
+
+
+def _absolute(path: Any) -> Any:
+    if isinstance(path, list):
+        return [_absolute(one) for one in path]
+    if not isinstance(path, str) or "://" in path:
+        return path
+    return str(Path(os.path.expanduser(path)).absolute())
+
+
 def _quoted(path: Path) -> str:
     from litchar.cli import quote
 

@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 
 from litchar.errors import JobsFailedError, UserError
 from litchar.terminal import Terminal
-from litchar.training.resume import BEFORE, flat
+from litchar.training.resume import BEFORE, absolute_paths, flat
 
 # What makes a job no other one: where it lies and how it is watched.
 FREE = (
@@ -175,8 +175,8 @@ def identity(config: dict[str, Any], swept: frozenset[str] = frozenset()) -> dic
     Args:
         config: as it was composed, before anything is settled by device.
     """
-    settings = BEFORE | dict(flat(config))
-    settings["data.path"] = _absolute(settings.get("data.path"))
+    data = config.get("data") or {}
+    settings = BEFORE | dict(flat(config | {"data": data | absolute_paths(data)}))
     return {
         key: value
         for key, value in settings.items()
@@ -313,12 +313,3 @@ def _key(override: str) -> str:
 def within(key: str, parents: Iterable[str]) -> bool:
     """Return whether a dotted key is one of `parents`, or lies within one."""
     return any(key == parent or key.startswith(f"{parent}.") for parent in parents)
-
-
-def _absolute(path: Any) -> Any:
-    """Return a text's path, or each of a list, so that it means the same from any directory."""
-    if isinstance(path, list):
-        return [_absolute(one) for one in path]
-    if not isinstance(path, str) or "://" in path:
-        return path
-    return str(Path(os.path.expanduser(path)).absolute())
