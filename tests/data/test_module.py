@@ -168,7 +168,7 @@ def test_workers_change_no_batch(make_data, record):
 class OnDevice(TextDataModule):
     """Keeps every split on the device, as on a GPU with room for it."""
 
-    def _lives_on_device(self, name: str) -> bool:
+    def _has_room(self, name: str) -> bool:
         return True
 
 
