@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from litchar.checkpoints import Checkpoint, find
 from litchar.errors import UserError
-from litchar.training.resume import absolute_paths, flat, may_change
+from litchar.training.resume import MAY_CHANGE, absolute_paths, flat, within
 
 
 def resolve_device(config: DictConfig) -> torch.device:
@@ -99,7 +99,7 @@ def resolve_as_before(config: DictConfig, then: dict[str, Any]) -> None:
     Or else more steps, or another device, would bring other intervals and sizes along.
     """
     for key, value in flat(then):
-        if value is not None and not may_change(key) and _is_open(config, key):
+        if value is not None and not within(key, MAY_CHANGE) and _is_open(config, key):
             OmegaConf.update(config, key, value)
 
 
