@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from litchar.errors import UserError
-from litchar.text import Text
+from litchar.text import Corpus, Text
 
 
 @pytest.mark.parametrize(
@@ -104,3 +104,15 @@ def test_a_document_longer_than_the_largest_split_is_refused():
 def test_settings_without_meaning_are_refused(settings, reason):
     with pytest.raises(UserError, match=reason):
         Text(**settings)
+
+
+def test_a_corpus_is_looked_for_once():
+    looked = []
+
+    def source() -> Corpus:
+        looked.append(1)
+        return Corpus([])
+
+    text = Text(source=source)
+    assert text.corpus is text.corpus
+    assert len(looked) == 1

@@ -116,7 +116,7 @@ def test_an_unpacked_copy_serves_as_well(compose, stand_in, tmp_path):
 def test_another_file_than_the_published_one_is_refused(compose, stand_in):
     overrides, _ = stand_in("text8", b"an error page")
     with pytest.raises(UserError, match=r"the SHA-256 is .* nothing was kept"):
-        open_store(Text.of(compose(*overrides).data).corpus())
+        open_store(Text.of(compose(*overrides).data).corpus)
 
 
 @pytest.mark.parametrize("name", ["enwik8_t12", "text8_t12"])

@@ -35,7 +35,7 @@ def run(config: DictConfig, output_dir: Path) -> list[Yardstick]:
         store = text.open()
         train, val = splits(text, store)
     console.print(
-        f"{text.corpus()}: {len(store.tokens):,} {text.unit}s, {len(store.vocabulary)} distinct\n"
+        f"{text.corpus}: {len(store.tokens):,} {text.unit}s, {len(store.vocabulary)} distinct\n"
         f"counted on the first {len(train):,}, scored on the {len(val):,} of the validation split",
         soft_wrap=True,
         markup=False,

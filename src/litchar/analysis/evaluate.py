@@ -117,7 +117,7 @@ def data_of(checkpoint: Checkpoint) -> TextDataModule:
         ) from None
     if data.store.fingerprint != checkpoint.provenance["fingerprint"]:
         raise UserError(
-            f"{data.corpus()} has changed since {checkpoint.path} was trained on it; "
+            f"{data.text.corpus} has changed since {checkpoint.path} was trained on it; "
             "score it as another text: data.path=FILE"
         )
     return data

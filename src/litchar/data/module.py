@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from litchar.data.windows import Batch, RandomWindows, SequentialWindows, Span, document_starts
 from litchar.errors import UserError
-from litchar.text import Corpus, Text, TokenStore
+from litchar.text import Text, TokenStore
 
 
 class TextDataModule(L.LightningDataModule):
@@ -123,10 +123,6 @@ class TextDataModule(L.LightningDataModule):
         if ranges is None:
             return [(0, len(self.splits[split]))]
         return [(start - ranges[0][0], stop - ranges[0][0]) for start, stop in ranges]
-
-    def corpus(self) -> Corpus:
-        """Return the files that the text is read from."""
-        return self.text.corpus()
 
     def check_shared_by(self, world_size: int) -> None:
         """Refuse a number of devices that cannot have equal shares of a batch.

@@ -1,5 +1,6 @@
 """A text as a run sees it: which corpus, and where its splits lie."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -122,8 +123,10 @@ class Text:
         """What is done to the characters of the text."""
         return Cleaning(self.normalize, self.lowercase, self.min_count)
 
+    @functools.cached_property
     def corpus(self) -> Corpus:
-        """Return the corpus that `path`, `name` or `source` names, cleaned.
+        """The corpus that `path`, `name`, `source` or `mixture` names, cleaned; its files are
+        looked for once.
 
         Raises:
             UserError: there is none.
@@ -165,7 +168,7 @@ class Text:
         Raises:
             UserError: the text is unfit.
         """
-        return open_store(self.corpus(), self.unit, self.document, self.shuffle, self._splitting)
+        return open_store(self.corpus, self.unit, self.document, self.shuffle, self._splitting)
 
     @property
     def _splitting(self) -> Splitting | None:

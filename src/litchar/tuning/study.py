@@ -88,7 +88,7 @@ class Search:
             pruner=_plain(config.tune.pruner),
             sampler=_plain(config.tune.sampler),
             settings={key: value for key, value in flat(_plain(settings)) if key not in space},
-            text=Text.of(fixed.data).corpus().fingerprint(),
+            text=Text.of(fixed.data).corpus.fingerprint(),
         )
         return search
 
