@@ -13,7 +13,7 @@ from litchar.text.cleaning import Cleaning
 from litchar.text.corpus import Corpus
 from litchar.text.mixture import Mixture, Splitting, read_mixture
 from litchar.text.sources import HuggingFace
-from litchar.text.store import TokenStore, boundaries, find_store, open_store
+from litchar.text.store import Encoding, TokenStore, boundaries, find_store, open_store
 from litchar.text.vocabulary import DOCUMENTS, UNITS, Vocabulary
 
 # The settings of a text that say where its splits lie.
@@ -168,14 +168,15 @@ class Text:
         Raises:
             UserError: the text is unfit.
         """
-        return open_store(self.corpus, self.unit, self.document, self.shuffle, self._splitting)
+        return open_store(self.corpus, self._encoding)
 
     @property
-    def _splitting(self) -> Splitting | None:
-        if self.mixture is None:
-            return None
-        name = f"{self.val_fraction}-{self.test_fraction}-{self.max_val_characters}"
-        return Splitting(name, self.bounds)
+    def _encoding(self) -> Encoding:
+        splitting = None
+        if self.mixture is not None:
+            name = f"{self.val_fraction}-{self.test_fraction}-{self.max_val_characters}"
+            splitting = Splitting(name, self.bounds)
+        return Encoding(self.unit, self.document, self.shuffle, splitting)
 
     def bounds_in(self, store: TokenStore) -> dict[str, tuple[int, int]]:
         """Return where each split of this text begins and ends in its store."""
@@ -185,7 +186,7 @@ class Text:
 
     def cached(self, fingerprint: str) -> TokenStore | None:
         """Return the token store of a text that was opened before, if the cache still has it."""
-        return find_store(fingerprint, self.unit, self.document, self.shuffle, self._splitting)
+        return find_store(fingerprint, self._encoding)
 
     def bounds(self, tokens: np.ndarray) -> dict[str, tuple[int, int]]:
         """Return where each split of a text begins and ends.
