@@ -94,7 +94,8 @@ def test_a_document_longer_than_the_largest_split_is_refused():
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
-        ({"max_val_characters": 0}, "data.max_val_characters=0: must be null or a whole number"),
+        ({"max_val_characters": 0}, "data.max_val_characters=0: must be a whole number"),
+        ({"max_val_characters": True}, "data.max_val_characters=True: must be a whole number"),
         ({"document": "page"}, "data.document=page: there are line, file and null"),
         ({"shuffle": True}, "data.shuffle=true puts documents in another order"),
         ({"shuffle": "yes", "document": "line"}, "data.shuffle=yes: must be true or false"),

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from litchar.data.windows import Batch, RandomWindows, SequentialWindows, Span, document_starts
-from litchar.errors import UserError
+from litchar.errors import UserError, check_whole
 from litchar.text import Text, TokenStore
 
 
@@ -72,9 +72,7 @@ class TextDataModule(L.LightningDataModule):
             return
         least = {"block_size": 1, "batch_size": 1, "val_batch_size": 1}
         for name, smallest in (least | {"num_workers": 0, "train_sample": 0}).items():
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < smallest:
-                raise UserError(f"data.{name}={value}: must be at least {smallest}, a whole number")
+            check_whole(f"data.{name}", getattr(self, name), smallest)
         if not isinstance(self.start_at_document, bool):
             raise UserError(
                 f"data.start_at_document={self.start_at_document}: must be true or false"

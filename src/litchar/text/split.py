@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from hydra.utils import instantiate
 
-from litchar.errors import UserError
+from litchar.errors import UserError, check_whole
 from litchar.text.cleaning import Cleaning
 from litchar.text.corpus import Corpus
 from litchar.text.mixture import Mixture, Splitting, read_mixture
@@ -106,11 +106,8 @@ class Text:
                 f"data.test_fraction={self.test_fraction}: must be at least 0 and leave room for "
                 f"training beside data.val_fraction={self.val_fraction}"
             )
-        most = self.max_val_characters
-        if most is not None and (not isinstance(most, int) or most < 1):
-            raise UserError(
-                f"data.max_val_characters={most}: must be null or a whole number of at least 1"
-            )
+        if self.max_val_characters is not None:
+            check_whole("data.max_val_characters", self.max_val_characters, 1)
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> "Text":

@@ -10,7 +10,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from litchar.checkpoints import Checkpoint, find
-from litchar.errors import UserError
+from litchar.errors import UserError, check_whole
 from litchar.training.resume import MAY_CHANGE, absolute_paths, flat, within
 
 
@@ -48,8 +48,8 @@ def check_settings(config: DictConfig) -> None:
         if isinstance(value, float) and value.is_integer():
             value = int(value)
             OmegaConf.update(config, key, value)
-        if value is not None and (not _is_number(value, int) or value < least):
-            raise UserError(f"{key}={value}: must be a whole number of at least {least}")
+        if value is not None:
+            check_whole(key, value, least)
     if config.seed is None or config.seed >= 2**32:
         raise UserError(f"seed={config.seed}: must be a whole number from 0 to {2**32 - 1}")
     if config.trainer.val_check_interval == 0:
