@@ -24,7 +24,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from litchar import signals
-from litchar.errors import Interrupted, UserError
+from litchar.errors import Interrupted, UserError, check_whole
 from litchar.launched import launched
 from litchar.terminal import Terminal
 from litchar.training.sweep import Outcome
@@ -175,8 +175,8 @@ class ParallelLauncher(_Launcher):
 
         cores = cpu_count(only_physical_cores=True)
         n_jobs = self.settings["n_jobs"]
-        if n_jobs is not None and (not isinstance(n_jobs, int) or n_jobs < 1):
-            raise UserError(f"hydra.launcher.n_jobs={n_jobs}: must be a whole number from 1 on")
+        if n_jobs is not None:
+            check_whole("hydra.launcher.n_jobs", n_jobs, 1)
         n_jobs = min(n_jobs or cores, len(calls))
         threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores // n_jobs))
         workers = ProcessPoolExecutor(

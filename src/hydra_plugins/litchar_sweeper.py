@@ -20,13 +20,13 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from litchar.cli import Task
 from litchar.errors import Interrupted
 from litchar.terminal import Terminal
+from litchar.training.resume import is_busy
 from litchar.training.sweep import (
     Outcome,
     Plan,
     check_command_line,
     check_same_sweep,
     finish,
-    is_busy,
     make_plan,
     recorded,
     say_interrupted,

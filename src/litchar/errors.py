@@ -1,6 +1,7 @@
 """Errors that end a program with a meaning: wrong input, a diverged or broken run, or a signal."""
 
 from collections.abc import Iterator
+from numbers import Integral
 
 from hydra.errors import HydraException, InstantiationException
 from omegaconf.errors import OmegaConfBaseException
@@ -32,6 +33,19 @@ class Interrupted(SystemExit):
     def __init__(self, signum: int) -> None:
         super().__init__(128 + signum)
         self.signum = signum
+
+
+def check_whole(name: str, value: object, least: int, most: int | None = None) -> None:
+    """Refuse what is not a whole number of at least `least`, and of `most` at the most.
+
+    Raises:
+        UserError: it is none.
+    """
+    is_true_or_false = isinstance(value, bool)  # which Python counts among the whole numbers
+    number = int(value) if isinstance(value, Integral) and not is_true_or_false else None
+    if number is None or number < least or (most is not None and number > most):
+        allowed = f"of at least {least}" if most is None else f"from {least} to {most}"
+        raise UserError(f"{name}={value}: must be a whole number {allowed}")
 
 
 def is_users(error: BaseException) -> bool:

@@ -8,7 +8,7 @@ from litchar.analysis.characters import (
     name_of,
     oddity,
 )
-from litchar.text import Corpus, open_store
+from litchar.text import Corpus, Encoding, open_store
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_words_of_several_scripts_are_found_in_any_piece(tmp_path, chunk):
 def test_words_of_several_scripts_are_found_in_documents(tmp_path, document):
     for name in "ab":
         (tmp_path / name).write_text("p\u0430ss\nword\n\u044f\n")  # the last letter there is
-    store = open_store(Corpus([tmp_path / "a", tmp_path / "b"]), document=document)
+    store = open_store(Corpus([tmp_path / "a", tmp_path / "b"]), Encoding(document=document))
     assert mixed_words(store) == {"p\u0430ss": 2}
 
 

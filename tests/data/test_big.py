@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from conftest import summary
 from litchar.data.windows import RandomWindows, Span
-from litchar.text import Corpus, Vocabulary, remembered
+from litchar.text import Corpus, Encoding, Vocabulary, remembered
 from litchar.text.store import _place
 
 BIG = 20_000_000_000
@@ -37,7 +37,7 @@ def sparse_file(path: Path, length: int) -> None:
 def big_store(tmp_path, monkeypatch):
     """A store of `Sparse` whose checksum is known from before."""
     monkeypatch.setattr(remembered, "SETTLED_SECONDS", -1.0)
-    place = _place("5" * 64, "character", None, False, None)
+    place = _place("5" * 64, Encoding())
     place.mkdir(parents=True)
     sparse_file(place / "tokens.npy", BIG)
     found = remembered.remembered([place / "tokens.npy"], "", lambda: "known")

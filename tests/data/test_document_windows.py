@@ -50,10 +50,7 @@ def make_data(path):
 
 def first_batches(data: TextDataModule, count: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
     windows = data.train_dataloader().dataset
-    batches = [windows[batch] for batch in range(count)]
-    if windows.tokens is None:
-        return [data.on_after_batch_transfer(offsets, 0) for offsets in batches]
-    return batches
+    return [windows[batch] for batch in range(count)]
 
 
 def test_windows_start_where_documents_do_and_every_block_in_longer_ones(make_data):
@@ -85,13 +82,12 @@ def test_a_window_that_starts_at_a_document_is_a_function_of_seed_and_index(make
 
 
 class OnDevice(TextDataModule):
-    def _lives_on_device(self, name: str) -> bool:
+    def _has_room(self, name: str) -> bool:
         return True
 
 
 def test_gathering_on_the_device_changes_no_window(make_data):
     by_loader, on_device = make_data(), make_data(OnDevice)
-    on_device.trainer.training = True
     for batch, other in zip(first_batches(by_loader, 3), first_batches(on_device, 3), strict=True):
         assert all(map(torch.equal, batch, other))
 

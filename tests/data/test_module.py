@@ -168,7 +168,7 @@ def test_workers_change_no_batch(make_data, record):
 class OnDevice(TextDataModule):
     """Keeps every split on the device, as on a GPU with room for it."""
 
-    def _lives_on_device(self, name: str) -> bool:
+    def _has_room(self, name: str) -> bool:
         return True
 
 
@@ -313,9 +313,10 @@ def test_a_test_fraction_that_leaves_nothing_is_refused(make_data, fraction):
 
 
 @pytest.mark.parametrize("name", ["block_size", "batch_size", "val_batch_size"])
-@pytest.mark.parametrize("size", [0, -1])
-def test_a_size_below_one_is_refused_by_name(make_data, name, size):
-    with pytest.raises(UserError, match=rf"data\.{name}={size}: must be at least 1"):
+@pytest.mark.parametrize("size", [0, -1, 1.5, True])
+def test_a_size_that_is_no_whole_number_from_one_on_is_refused_by_name(make_data, name, size):
+    reason = rf"data\.{name}={size}: must be a whole number of at least 1"
+    with pytest.raises(UserError, match=reason):
         make_data(**{name: size}).setup()
 
 

@@ -146,17 +146,17 @@ def test_training_windows_lie_within_the_split_and_reach_its_first_and_last_char
 
 
 @pytest.mark.parametrize("kind", [RandomWindows, SequentialWindows])
-def test_without_tokens_batches_are_the_offsets_to_gather_at(kind):
+def test_batches_are_gathered_at_their_offsets(kind):
     tokens = torch.arange(500)
     settings = {"length": 500, "block_size": 8, "batch_size": 5}
     if kind is RandomWindows:
         settings["seed"] = 3
-    on_loader, on_device = kind(tokens, **settings), kind(None, **settings)
+    windows = kind(tokens, **settings)
     for k in (0, 3, 12):
-        offsets = on_device[k]
+        offsets = torch.from_numpy(windows.offsets(k))
         assert (offsets.shape, offsets.dtype) == ((5,), torch.int64)
-        for gathered, expected in zip(gather(tokens, offsets, 8), on_loader[k], strict=True):
-            assert torch.equal(gathered, expected)
+        for expected, given in zip(gather(tokens, offsets, 8), windows[k], strict=True):
+            assert torch.equal(given, expected)
 
 
 # Validation batches

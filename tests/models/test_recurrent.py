@@ -75,6 +75,7 @@ def test_weights_begin_as_the_docstring_says():
         ({"dropout": 1.0}, "dropout=1.0 does not lie"),
         ({"n_layer": 0}, "n_layer=0 is not a whole number of at least 1"),
         ({"n_embd": 1.5}, "n_embd=1.5 is not a whole number"),
+        ({"n_layer": True}, "n_layer=True is not a whole number"),
     ],
 )
 def test_an_unfit_setting_is_refused_by_name(changes, message):

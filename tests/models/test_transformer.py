@@ -625,7 +625,7 @@ def test_each_of_the_four_dropouts_is_there():
         *(
             ({name: size}, rf"{name}={size} is not a whole number of at least 1")
             for name in ("n_layer", "n_head", "n_embd", "block_size")
-            for size in (0, -2, 1.5, None)
+            for size in (0, -2, 1.5, None, True)
         ),
     ],
 )

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from litchar.errors import UserError
-from litchar.text import Corpus, Text, TokenStore, Vocabulary, open_store
+from litchar.text import Corpus, Encoding, Text, TokenStore, Vocabulary, open_store
 from litchar.text.cleaning import Changes, Cleaning, _stands_alone, whole_characters
 
 # Letters that compose, marks of several classes, Hangul in parts, variants that NFKC replaces, the
@@ -141,7 +141,7 @@ def test_where_nothing_changes_that_is_said():
 
 def store_of(path: Path, text: str, document: str | None = None, **settings) -> TokenStore:
     path.write_text(text)
-    return open_store(Cleaning(**settings).of(Corpus([path])), document=document)
+    return open_store(Cleaning(**settings).of(Corpus([path])), Encoding(document=document))
 
 
 def text_of(store: TokenStore) -> str:
@@ -204,7 +204,7 @@ def test_documents_are_cleaned_each_by_itself(tmp_path, document):
     (tmp_path / "a.txt").write_text("Ae")
     (tmp_path / "b.txt").write_text("\u0301B\u0301")
     corpus = Cleaning(normalize="NFC", lowercase=True).of(Corpus.find(str(tmp_path)))
-    store = open_store(corpus, document=document)
+    store = open_store(corpus, Encoding(document=document))
     assert text_of(store) == "\nae\n\u0301b\u0301\n"
 
 

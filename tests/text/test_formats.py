@@ -14,7 +14,7 @@ import pytest
 from backports import zstd
 
 from litchar.errors import UserError
-from litchar.text import Corpus, open_store
+from litchar.text import Corpus, Encoding, open_store
 
 TEXT = "\ufeffÜnïcödé €😀\r\nsecond line\rthird\n" * 3000  # several pieces, two kinds of line ends
 READ = TEXT[1:].replace("\r\n", "\n").replace("\r", "\n")
@@ -296,7 +296,7 @@ def test_a_row_is_a_document_as_a_file_is(tmp_path, document):
     rows = [{"text": "one\ntwo"}, {"text": ""}, {"text": None}, {"text": "one"}]
     put(tmp_path / "a.jsonl", jsonl(rows))
     put(tmp_path / "b.jsonl", jsonl(rows[3:]))
-    store = open_store(Corpus.find(str(tmp_path), "*.jsonl", "text"), document=document)
+    store = open_store(Corpus.find(str(tmp_path), "*.jsonl", "text"), Encoding(document=document))
     assert (
         store.vocabulary.decode(store.tokens)
         == {
@@ -311,12 +311,12 @@ def test_a_row_is_a_document_as_a_file_is(tmp_path, document):
 
 def test_rows_that_are_documents_bring_no_newline_into_the_vocabulary(tmp_path):
     path = put(tmp_path / "a.jsonl", jsonl([{"text": "ab"}, {"text": "ba"}]))
-    store = open_store(Corpus([path], field="text"), document="file")
+    store = open_store(Corpus([path], field="text"), Encoding(document="file"))
     assert store.vocabulary.characters == "ab"
 
 
 def test_the_bytes_of_rows_are_those_of_their_text(tmp_path):
     path = put(tmp_path / "a.jsonl.gz", gzip.compress(jsonl([{"text": "é"}, {"text": "b"}])))
     assert b"".join(Corpus([path], field="text").read_bytes()) == "é\nb\n".encode()
-    store = open_store(Corpus([path], field="text"), "byte", "file")
+    store = open_store(Corpus([path], field="text"), Encoding("byte", "file"))
     assert store.vocabulary.decode(store.tokens) == "\né\nb\n"

@@ -267,7 +267,7 @@ def test_a_data_set_gives_the_rows_of_its_column_by_split(data_set):
     assert ["".join(document.read()) for document in documents] == ["one\né", "three"]
     lines = HuggingFace(str(data_set), "text", split="train[:3]").parts("line")
     assert ["".join(part.read()) for part in lines] == ["one\né\nthree\n"]
-    corpus = Text(name=str(data_set), column="text", split="test").corpus()
+    corpus = Text(name=str(data_set), column="text", split="test").corpus
     assert str(corpus) == f"{data_set}/test"
     assert "".join(corpus.read()) == "four\n"
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from litchar.errors import UserError
-from litchar.text import Text
+from litchar.text import Corpus, Text
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,8 @@ def test_a_document_longer_than_the_largest_split_is_refused():
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
-        ({"max_val_characters": 0}, "data.max_val_characters=0: must be null or a whole number"),
+        ({"max_val_characters": 0}, "data.max_val_characters=0: must be a whole number"),
+        ({"max_val_characters": True}, "data.max_val_characters=True: must be a whole number"),
         ({"document": "page"}, "data.document=page: there are line, file and null"),
         ({"shuffle": True}, "data.shuffle=true puts documents in another order"),
         ({"shuffle": "yes", "document": "line"}, "data.shuffle=yes: must be true or false"),
@@ -104,3 +105,15 @@ def test_a_document_longer_than_the_largest_split_is_refused():
 def test_settings_without_meaning_are_refused(settings, reason):
     with pytest.raises(UserError, match=reason):
         Text(**settings)
+
+
+def test_a_corpus_is_looked_for_once():
+    looked = []
+
+    def source() -> Corpus:
+        looked.append(1)
+        return Corpus([])
+
+    text = Text(source=source)
+    assert text.corpus is text.corpus
+    assert len(looked) == 1

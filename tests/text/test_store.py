@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from litchar.errors import UserError
-from litchar.text import ByteVocabulary, Corpus, open_store
+from litchar.text import ByteVocabulary, Corpus, Encoding, open_store
+from litchar.text.mixture import Splitting
 from litchar.text.store import boundaries, cache_dir, find_store, has_document
 
 
@@ -265,10 +266,10 @@ def test_the_bytes_of_any_file_are_its_tokens_as_they_are(tmp_path, monkeypatch)
     data = b"\xef\xbb\xbfline\r\nline\r\xff\x00\xc3" + bytes(range(256))
     (tmp_path / "a.bin").write_bytes(data)
     (tmp_path / "b.bin").write_bytes(b"\xa9")
-    store = open_store(Corpus([tmp_path / "a.bin", tmp_path / "b.bin"]), "byte")
+    store = open_store(Corpus([tmp_path / "a.bin", tmp_path / "b.bin"]), Encoding("byte"))
     assert bytes(store.tokens) == data + b"\xa9"
     assert store.vocabulary == ByteVocabulary()
-    again = open_store(Corpus([tmp_path / "a.bin", tmp_path / "b.bin"]), "byte")
+    again = open_store(Corpus([tmp_path / "a.bin", tmp_path / "b.bin"]), Encoding("byte"))
     assert again.vocabulary == ByteVocabulary()
 
 
@@ -276,21 +277,24 @@ def test_bytes_are_those_of_what_a_compressed_file_holds_and_of_a_field_that_is_
     row = '{"text": "né"}\n'.encode()
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(row * 2))
     path = tmp_path / "a.jsonl.gz"
-    assert bytes(open_store(Corpus([path]), "byte").tokens) == row * 2
-    assert bytes(open_store(Corpus([path], field="text"), "byte").tokens) == "né\n".encode() * 2
+    for corpus, content in (
+        (Corpus([path]), row * 2),
+        (Corpus([path], field="text"), "né\n".encode() * 2),
+    ):
+        assert bytes(open_store(corpus, Encoding("byte")).tokens) == content
 
 
 def test_a_text_has_a_store_of_its_own_for_each_unit(tmp_path):
     corpus = corpus_of(tmp_path / "a.txt", "éa")
     for unit, length in (("character", 2), ("byte", 3), ("character", 2)):
-        store = open_store(corpus, unit)
+        store = open_store(corpus, Encoding(unit))
         assert (store.vocabulary.unit, len(store.tokens)) == (unit, length)
 
 
 @pytest.mark.parametrize(("data", "reason"), [(b"", "is empty"), (b"\0\0", "one distinct byte")])
 def test_bytes_with_nothing_to_predict_are_refused(tmp_path, data, reason):
     with pytest.raises(UserError, match=reason):
-        open_store(corpus_of(tmp_path / "a.bin", data), "byte")
+        open_store(corpus_of(tmp_path / "a.bin", data), Encoding("byte"))
     assert in_the_cache() == []
 
 
@@ -313,7 +317,7 @@ def test_each_line_that_is_not_empty_is_a_document(tmp_path, monkeypatch, unit, 
     (tmp_path / "b.txt").write_text("\n")
     (tmp_path / "c.txt").write_text("c\n")
     corpus = Corpus([tmp_path / name for name in ("a.txt", "b.txt", "c.txt")])
-    store = open_store(corpus, unit, "line")
+    store = open_store(corpus, Encoding(unit, "line"))
     assert documents_of(store) == ["ab", " é ", "b", "c"]
     assert store.tokens.dtype == np.uint8
 
@@ -323,7 +327,7 @@ def test_each_file_that_is_not_empty_is_a_document(tmp_path, unit):
     texts = {"a.txt": "one\n\ntwo\n", "b.txt": "", "c.txt": "é", "d.txt": "\n"}
     for name, text in texts.items():
         (tmp_path / name).write_text(text)
-    store = open_store(Corpus([tmp_path / name for name in texts]), unit, "file")
+    store = open_store(Corpus([tmp_path / name for name in texts]), Encoding(unit, "file"))
     assert documents_of(store) == ["one\n\ntwo\n", "é", "\n"]
 
 
@@ -337,8 +341,8 @@ def lines(tmp_path):
 
 def test_shuffled_documents_are_the_same_ones_in_one_random_order(lines):
     corpus, names = lines
-    ordered = open_store(corpus, document="line")
-    shuffled = open_store(corpus, document="line", shuffle=True)
+    ordered = open_store(corpus, Encoding(document="line"))
+    shuffled = open_store(corpus, Encoding(document="line", shuffle=True))
     assert documents_of(ordered) == names
     # The order is for good: another would make another validation split.
     words = np.random.Philox(key=0).random_raw(len(names))
@@ -349,7 +353,7 @@ def test_shuffled_documents_are_the_same_ones_in_one_random_order(lines):
 
 def test_a_document_is_found_only_where_it_stands_whole(lines):
     corpus, names = lines
-    store = open_store(corpus, document="line")
+    store = open_store(corpus, Encoding(document="line"))
     edges = boundaries(store.tokens)
 
     def found(text: str) -> bool:
@@ -362,18 +366,27 @@ def test_a_document_is_found_only_where_it_stands_whole(lines):
 
 
 def test_documents_may_have_one_distinct_character_and_not_none(tmp_path):
-    store = open_store(corpus_of(tmp_path / "a.txt", "a\naa"), document="line")
+    store = open_store(corpus_of(tmp_path / "a.txt", "a\naa"), Encoding(document="line"))
     assert store.tokens.tolist() == [0, 1, 0, 1, 1, 0]
     with pytest.raises(UserError, match="is empty"):
-        open_store(corpus_of(tmp_path / "b.txt", "\n\r\n\n"), document="line")
+        open_store(corpus_of(tmp_path / "b.txt", "\n\r\n\n"), Encoding(document="line"))
 
 
 def test_a_store_is_found_by_fingerprint_without_its_text(tmp_path):
     corpus = corpus_of(tmp_path / "a.txt", "a\nb")
     fingerprint = corpus.fingerprint()
-    assert find_store(fingerprint, "character", "line", False) is None
-    made = open_store(corpus, document="line")
+    assert find_store(fingerprint, Encoding("character", "line")) is None
+    made = open_store(corpus, Encoding(document="line"))
     corpus.paths[0].unlink()
-    assert find_store(fingerprint, "character", "line", False).tokens.tolist() == [0, 1, 0, 2, 0]
-    assert find_store(fingerprint, "character", None, False) is None
-    assert find_store(f"../tokens/{made.fingerprint[:21]}", "character", "line", False) is None
+    assert find_store(fingerprint, Encoding("character", "line")).tokens.tolist() == [0, 1, 0, 2, 0]
+    assert find_store(fingerprint, Encoding("character", None)) is None
+    assert find_store(f"../tokens/{made.fingerprint[:21]}", Encoding("character", "line")) is None
+
+
+def test_a_cache_of_an_earlier_version_is_found_again(tmp_path):
+    store = open_store(corpus_of(tmp_path / "a.txt", "a\nb"))
+    place = Path(store.tokens.filename).parent
+    assert place.name == f"{store.fingerprint[:32]}-character-None-in-order-1"
+    splitting = Splitting("0.1-0.0-None", lambda tokens: {})
+    name = Encoding("byte", "line", True, splitting).name
+    assert name == "byte-line-shuffled-0.1-0.0-None-1"

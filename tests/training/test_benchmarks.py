@@ -116,7 +116,7 @@ def test_an_unpacked_copy_serves_as_well(compose, stand_in, tmp_path):
 def test_another_file_than_the_published_one_is_refused(compose, stand_in):
     overrides, _ = stand_in("text8", b"an error page")
     with pytest.raises(UserError, match=r"the SHA-256 is .* nothing was kept"):
-        open_store(Text.of(compose(*overrides).data).corpus())
+        open_store(Text.of(compose(*overrides).data).corpus)
 
 
 @pytest.mark.parametrize("name", ["enwik8_t12", "text8_t12"])
@@ -160,8 +160,11 @@ def test_more_context_changes_the_loss_of_a_transformer(train, tmp_path, capsys)
     assert "each but the first 16 predicted from 13 or more" in capsys.readouterr().out
 
 
-def test_a_stride_that_means_nothing_is_refused(train, tmp_path):
+def test_a_stride_or_a_size_that_means_nothing_is_refused(train, tmp_path):
     run_dir = train("trainer.max_steps=2")
     for stride in ("0", "17", "-1", "2.5", "all", "true"):
         with pytest.raises(UserError, match=r"stride=.*: must be a whole number from 1 to 16"):
             evaluated(f"checkpoint={run_dir}", f"stride={stride}", directory=tmp_path)
+    for size in ("0", "true", "many"):
+        with pytest.raises(UserError, match=r"batch_size=.*: must be a whole number of at least 1"):
+            evaluated(f"checkpoint={run_dir}", f"batch_size={size}", directory=tmp_path)

@@ -137,8 +137,9 @@ def test_a_job_that_its_cluster_preempts_is_put_back_and_goes_on(sweep, jobs, tr
         assert summary(job)["val_loss"] == summary(alone)["val_loss"]
 
 
-def test_a_number_of_jobs_that_is_none_is_refused(sweep):
-    result = sweep("launcher=parallel", "hydra.launcher.n_jobs=0", "seed=1,2")
+@pytest.mark.parametrize(("n_jobs", "shown"), [("0", "0"), ("true", "True")])
+def test_a_number_of_jobs_that_is_none_is_refused(sweep, n_jobs, shown):
+    result = sweep("launcher=parallel", f"hydra.launcher.n_jobs={n_jobs}", "seed=1,2")
     assert result.returncode == 2
-    assert "hydra.launcher.n_jobs=0" in result.stderr
+    assert f"hydra.launcher.n_jobs={shown}: must be a whole number" in result.stderr
     assert result.stderr.count("\n") == 1

@@ -101,6 +101,7 @@ def test_muon_leaves_embeddings_head_and_vectors_to_adamw(model):
     ("settings", "message"),
     [
         ({"polar_steps": 0}, "polar_steps=0"),
+        ({"polar_steps": True}, "polar_steps=True is not a whole number"),
         ({"momentum": 1}, "momentum=1 does not"),
         ({"lr": -1.0}, "lr=-1.0 is not a number of at least 0"),
         ({"weight_decay": float("nan")}, "weight_decay=nan is not a number of at least 0"),

@@ -274,6 +274,7 @@ def test_sharded_ranks_go_on_from_one_device_and_back(train):
         (["trainer.strategy=fsdp"], "cpu", "trainer=fsdp"),
         (["trainer.strategy=ddp_spawn"], "cpu", "use trainer=ddp"),
         (["trainer.devices=0"], "cpu", "trainer.devices=0"),
+        (["trainer.num_nodes=true"], "cpu", "trainer.num_nodes=True: must be a whole number"),
         (["trainer.devices=[0,1]"], "cpu", "trainer.devices"),
         (["trainer.devices=2", "trainer.num_nodes=2"], "cpu", "torchrun or srun"),
         (["trainer.devices=2"], "mps", "an Apple GPU trains alone"),

@@ -310,6 +310,33 @@ def test_a_job_is_its_configuration_however_it_is_written(compose):
     assert one != settings("seed=1", path, "optimizer.lr=0.001", *free, swept=["data.num_workers"])
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        {"path": "a.txt"},
+        {"path": ["a.txt", "/b.txt"]},
+        {"mixture": [{"path": "a.txt", "weight": 2}, {"path": ["/b.txt"]}]},
+        {"name": "dataset"},
+    ],
+)
+def test_relative_paths_mean_another_text_in_another_directory(text, tmp_path, monkeypatch):
+    def identity_in(directory):
+        (tmp_path / directory / "dataset").mkdir(parents=True, exist_ok=True)
+        monkeypatch.chdir(tmp_path / directory)
+        return identity({"data": text})
+
+    one = identity_in("one")
+    assert one == identity_in("one")
+    assert one != identity_in("two")
+
+
+def test_what_is_no_path_on_this_machine_means_the_same_in_any_directory(tmp_path, monkeypatch):
+    text = {"path": "https://x.org/a.txt", "mixture": ["a.txt"], "name": "user/dataset"}
+    here = identity({"data": text})
+    monkeypatch.chdir(tmp_path)
+    assert identity({"data": text}) == here
+
+
 def test_no_job_begins_from_the_latest_run_wherever_that_is_set(tmp_path):
     set_by_an_experiment = [(["experiment=mine"], {"init_from": "latest"})]
     with pytest.raises(UserError, match="from the one before it"):

@@ -11,7 +11,7 @@ from backports import zstd
 from omegaconf import DictConfig
 from rich.table import Table
 
-from litchar.errors import UserError
+from litchar.errors import UserError, check_whole
 from litchar.terminal import Terminal
 from litchar.text import Text, TokenStore
 from litchar.text.yardsticks import Yardstick, characters_and_bytes, count_yardsticks, splits
@@ -25,17 +25,17 @@ def run(config: DictConfig, output_dir: Path) -> list[Yardstick]:
     Raises:
         UserError: the text or a setting is unfit.
     """
-    if not isinstance(config.order, int) or not 1 <= config.order <= 64:
-        raise UserError(f"order={config.order}: must be a whole number from 1 to 64")
-    if not isinstance(config.memory_gb, int | float) or not config.memory_gb > 0:
-        raise UserError(f"memory_gb={config.memory_gb}: must be a number above 0, such as 2")
+    check_whole("order", config.order, 1, 64)
+    memory = config.memory_gb
+    if isinstance(memory, bool) or not isinstance(memory, int | float) or not memory > 0:
+        raise UserError(f"memory_gb={memory}: must be a number above 0, such as 2")
     console = Terminal()
     text = Text.of(config.data)
     with console.status("Reading"):
         store = text.open()
         train, val = splits(text, store)
     console.print(
-        f"{text.corpus()}: {len(store.tokens):,} {text.unit}s, {len(store.vocabulary)} distinct\n"
+        f"{text.corpus}: {len(store.tokens):,} {text.unit}s, {len(store.vocabulary)} distinct\n"
         f"counted on the first {len(train):,}, scored on the {len(val):,} of the validation split",
         soft_wrap=True,
         markup=False,

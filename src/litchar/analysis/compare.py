@@ -24,8 +24,8 @@ from litchar.errors import UserError
 from litchar.terminal import Terminal
 from litchar.text.mixture import read_mixture
 from litchar.text.split import SPLIT_BY
-from litchar.training.resume import flat
-from litchar.training.sweep import identity, swept_keys, within
+from litchar.training.resume import flat, within
+from litchar.training.sweep import identity, swept_keys
 
 SEEDS = ("seed", "data.seed")
 COSTS = ("steps", "characters", "seconds", "flops")

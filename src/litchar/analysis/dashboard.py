@@ -162,9 +162,7 @@ class Confusions(Callback):
             tokens, len(tokens), data.block_size, data.val_batch_size, stride
         )
         for batch in range(len(windows)):
-            pair = windows[batch]
-            assert isinstance(pair, tuple)  # not offsets: the tokens are given
-            yield pair
+            yield windows[batch]
 
 
 class Embeddings(Callback):

@@ -17,7 +17,7 @@ from litchar.checkpoints.checkpoint import trusted
 from litchar.data import TextDataModule
 from litchar.data.windows import SequentialWindows
 from litchar.device import choose_device
-from litchar.errors import UserError
+from litchar.errors import UserError, check_whole
 from litchar.models import block_size_of
 from litchar.terminal import Terminal
 from litchar.text import Corpus
@@ -35,8 +35,7 @@ def run(config: DictConfig, output_dir: Path) -> float:
     Raises:
         UserError: the checkpoint or the text is unfit.
     """
-    if not isinstance(config.batch_size, int) or config.batch_size < 1:
-        raise UserError(f"batch_size={config.batch_size}: must be a whole number from 1 on")
+    check_whole("batch_size", config.batch_size, 1)
     device = choose_device(config.device)
     checkpoint = Checkpoint.load(find(config.checkpoint, Path(config.outputs_dir)))
     unit = checkpoint.vocabulary.unit
@@ -117,7 +116,7 @@ def data_of(checkpoint: Checkpoint) -> TextDataModule:
         ) from None
     if data.store.fingerprint != checkpoint.provenance["fingerprint"]:
         raise UserError(
-            f"{data.corpus()} has changed since {checkpoint.path} was trained on it; "
+            f"{data.text.corpus} has changed since {checkpoint.path} was trained on it; "
             "score it as another text: data.path=FILE"
         )
     return data

@@ -102,7 +102,7 @@ def run(config: DictConfig, output_dir: Path) -> list[Section]:
     for section in sections:
         _print(console, section)
     with console.status("Drawing"):
-        write_page(Path(os.path.expanduser(config.page)), str(text.corpus()), sections, found)
+        write_page(Path(os.path.expanduser(config.page)), str(text.corpus), sections, found)
     console.print(f"\n{config.page}", soft_wrap=True, markup=False)
     return sections
 
@@ -194,7 +194,7 @@ def describe(text: Text, found: Inspected) -> Iterator[Section]:
 
 
 def _size(text: Text, found: Inspected, counts: np.ndarray) -> Section:
-    corpus, tokens = text.corpus(), found.store.tokens
+    corpus, tokens = text.corpus, found.store.tokens
     _, size = counts @ found.store.vocabulary.sizes
     rows = [
         ("text", str(corpus)),
@@ -256,7 +256,7 @@ def _odd(text: Text, store: TokenStore, counts: np.ndarray) -> Iterator[Section]
         rows.append((printable(word[:SHOWN]), f"{count:,}", names))
     if rows:
         yield Section("Words of several scripts", ("", "# count", "letters"), rows)
-    ends = [(end, f"{count:,}") for end, count in line_ends(text.corpus()).items() if count]
+    ends = [(end, f"{count:,}") for end, count in line_ends(text.corpus).items() if count]
     mixed = "mixed; all are read as \\n" if len(ends) > 1 else ""
     yield Section("Line ends in the files", ("", "# count"), ends, note=mixed)
 
@@ -265,7 +265,7 @@ def _lengths(text: Text, found: Inspected) -> Section:
     rows = [_distribution("lines", found.lines)]
     if len(found.documents):
         rows.append(_distribution("documents", found.documents))
-    paths = getattr(text.corpus(), "paths", [])
+    paths = text.corpus.paths
     if len(paths) > 1:
         rows.append(_distribution("files (bytes)", np.array([p.stat().st_size for p in paths])))
     columns = ("", "# number", "# shortest", "# median", "# mean", "# 90%", "# 99%", "# longest")

@@ -10,18 +10,9 @@ from omegaconf import DictConfig
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from litchar.data.windows import (
-    RandomWindows,
-    SequentialWindows,
-    Span,
-    document_starts,
-    gather,
-)
-from litchar.errors import UserError
-from litchar.text import Corpus, Text, TokenStore
-
-# Of a batch: inputs and targets, or where they begin if they are gathered later.
-Windows = Tensor | tuple[Tensor, Tensor]
+from litchar.data.windows import Batch, RandomWindows, SequentialWindows, Span, document_starts
+from litchar.errors import UserError, check_whole
+from litchar.text import Text, TokenStore
 
 
 class TextDataModule(L.LightningDataModule):
@@ -71,7 +62,7 @@ class TextDataModule(L.LightningDataModule):
         self._store: TokenStore | None = None
         self.splits: dict[str, Tensor] = {}
         self._spans: dict[str, Span] = {}
-        self._on_device: dict[str, Tensor] = {}
+        self._resident: dict[str, Tensor] = {}  # the splits that are on the accelerator
 
     # Setting up
 
@@ -81,9 +72,7 @@ class TextDataModule(L.LightningDataModule):
             return
         least = {"block_size": 1, "batch_size": 1, "val_batch_size": 1}
         for name, smallest in (least | {"num_workers": 0, "train_sample": 0}).items():
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < smallest:
-                raise UserError(f"data.{name}={value}: must be at least {smallest}, a whole number")
+            check_whole(f"data.{name}", getattr(self, name), smallest)
         if not isinstance(self.start_at_document, bool):
             raise UserError(
                 f"data.start_at_document={self.start_at_document}: must be true or false"
@@ -133,10 +122,6 @@ class TextDataModule(L.LightningDataModule):
             return [(0, len(self.splits[split]))]
         return [(start - ranges[0][0], stop - ranges[0][0]) for start, stop in ranges]
 
-    def corpus(self) -> Corpus:
-        """Return the files that the text is read from."""
-        return self.text.corpus()
-
     def check_shared_by(self, world_size: int) -> None:
         """Refuse a number of devices that cannot have equal shares of a batch.
 
@@ -151,7 +136,7 @@ class TextDataModule(L.LightningDataModule):
 
     # Loaders
 
-    def train_dataloader(self) -> DataLoader[Windows]:
+    def train_dataloader(self) -> DataLoader[Batch]:
         """Return the endless stream of training batches, from where the run stands."""
         batch_progress = self.trainer.fit_loop.epoch_loop.batch_progress
         return self._loader(
@@ -164,7 +149,7 @@ class TextDataModule(L.LightningDataModule):
         if self.start_at_document:
             starts = document_starts(self.splits["train"].numpy(), self.block_size)
         return RandomWindows(
-            None if self._on_the_device("train") else self._spans["train"],
+            self._tokens("train", 0, len(self.splits["train"])),
             len(self.splits["train"]),
             self.block_size,
             self.batch_size,
@@ -180,7 +165,7 @@ class TextDataModule(L.LightningDataModule):
             ],
         )
 
-    def val_dataloader(self) -> list[DataLoader[Windows]]:
+    def val_dataloader(self) -> list[DataLoader[Batch]]:
         """Return the loaders of the validation split and of an even sample of the training split;
         of a mixture, one for each corpus.
 
@@ -193,22 +178,21 @@ class TextDataModule(L.LightningDataModule):
             return self._sequential("val")
         return [*self._sequential("val"), *self._sequential("train", self.train_sample)]
 
-    def test_dataloader(self) -> list[DataLoader[Windows]]:
+    def test_dataloader(self) -> list[DataLoader[Batch]]:
         """Return the loaders of the test split."""
         return self._sequential("test")
 
-    def _sequential(self, name: str, sample: int | None = None) -> list[DataLoader[Windows]]:
+    def _sequential(self, name: str, sample: int | None = None) -> list[DataLoader[Batch]]:
         """Return a loader for each corpus of a split, or of a sample of so many characters."""
-        span, parts = self._spans[name], self.parts(name)
+        parts = self.parts(name)
         loaders = []
         for start, stop in parts:
             stride = None
             if sample is not None:
                 each = max(1, sample // len(parts))
                 stride = self.block_size * max(1, (stop - start) // each)
-            tokens = Span(self.store.tokens, span.start + start, span.start + stop)
             windows = SequentialWindows(
-                None if self._on_the_device(name) else tokens,
+                self._tokens(name, start, stop),
                 stop - start,
                 self.block_size,
                 self.val_batch_size,
@@ -220,51 +204,35 @@ class TextDataModule(L.LightningDataModule):
         return loaders
 
     def _loader(
-        self, name: str, windows: Dataset[Windows], sampler: Sampler[int] | None = None
-    ) -> DataLoader[Windows]:
+        self, name: str, windows: Dataset[Batch], sampler: Sampler[int] | None = None
+    ) -> DataLoader[Batch]:
         return DataLoader(
             windows,
             batch_size=None,  # the dataset makes whole batches
             sampler=sampler,
-            num_workers=0 if self._lives_on_device(name) else self.num_workers,
+            num_workers=0 if name in self._resident else self.num_workers,
         )
 
     # Where windows are gathered
 
-    def _lives_on_device(self, name: str) -> bool:
-        """Return whether this split is kept on the accelerator: it takes a quarter at most of
-        what is free there. On the CPU the memory map itself serves."""
+    def _tokens(self, name: str, start: int, stop: int) -> Tensor | Span:
+        """Return a stretch of a split to gather windows from: on the accelerator, where the split
+        goes if there is room for it; or else of the memory map, which workers open too."""
+        if name not in self._resident and self._has_room(name):
+            self._resident[name] = self.splits[name].to(self.trainer.strategy.root_device)
+        if name in self._resident:
+            return self._resident[name][start:stop]
+        first = self._spans[name].start
+        return Span(self.store.tokens, first + start, first + stop)
+
+    def _has_room(self, name: str) -> bool:
+        """Return whether the accelerator has room for a split: it takes a quarter at most of what
+        is free there. On the CPU the memory map itself serves."""
         device = self.trainer.strategy.root_device
         if device.type != "cuda":
             return device.type == "mps"
-        if name in self._on_device:
-            return True
         free, _ = torch.cuda.mem_get_info(device)
         return self.splits[name].nbytes <= free // 4
-
-    def _on_the_device(self, name: str) -> bool:
-        """Put a split on the device if it shall live there, and return whether it does."""
-        if not self._lives_on_device(name):
-            return False
-        if name not in self._on_device:
-            self._on_device[name] = self.splits[name].to(self.trainer.strategy.root_device)
-        return True
-
-    def on_after_batch_transfer(self, batch: Windows, dataloader_idx: int) -> tuple[Tensor, Tensor]:
-        """Gather the windows here if the split lives on the device."""
-        if not isinstance(batch, Tensor):
-            return batch
-        if self.trainer.training or (
-            self.trainer.overfit_batches  # type: ignore[attr-defined]
-            and dataloader_idx == len(self.parts("val"))
-        ):
-            return gather(self._on_device["train"], batch, self.block_size)
-        names = ["test"] if self.trainer.testing else ["val", "train"]
-        name, number = names[0], dataloader_idx
-        if number >= len(self.parts(name)):
-            name, number = names[1], number - len(self.parts(name))
-        start, stop = self.parts(name)[number]
-        return gather(self._on_device[name][start:stop], batch, self.block_size)
 
 
 def make_data_module(settings: DictConfig) -> TextDataModule:

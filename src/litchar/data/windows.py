@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 
 from litchar.text.store import boundaries
 
+Batch = tuple[Tensor, Tensor]  # inputs and targets: (B, T) int64 each
 IGNORED = -1  # a target that no loss counts
 LOT = 64  # batches whose windows are drawn together, which takes hardly longer than one's
 CHOICE = 1 << 64  # in the key of a generator: it chooses among the corpora of a mixture
@@ -69,7 +70,7 @@ def mixture_offsets(
     return offsets
 
 
-def gather(tokens: Tensor, offsets: Tensor, block_size: int) -> tuple[Tensor, Tensor]:
+def gather(tokens: Tensor, offsets: Tensor, block_size: int) -> Batch:
     """Return the windows that begin at `offsets`, and their targets: the next tokens.
 
     Args:
@@ -137,33 +138,35 @@ def _tensor(tokens: np.ndarray) -> Tensor:
         return torch.from_numpy(tokens)
 
 
-class _Windows(Dataset[Tensor | tuple[Tensor, Tensor]]):
-    """A batch for each index: windows if the loader gathers, their offsets if the device does."""
+class _Windows(Dataset[Batch]):
+    """A batch of windows and their targets for each index, gathered where the tokens are."""
 
-    def __init__(self, tokens: Tensor | Span | None, block_size: int) -> None:
+    def __init__(self, tokens: Tensor | Span, block_size: int) -> None:
         self._source = tokens
         self.block_size = block_size
 
     @property
-    def tokens(self) -> Tensor | None:
+    def tokens(self) -> Tensor:
         """The split to gather from."""
         return self._source.tokens if isinstance(self._source, Span) else self._source
 
     def offsets(self, batch: int) -> np.ndarray:
         raise NotImplementedError
 
-    def __getitem__(self, batch: int) -> Tensor | tuple[Tensor, Tensor]:
-        offsets = torch.from_numpy(self.offsets(batch))
-        if self.tokens is None:
-            return offsets
-        return gather(self.tokens, offsets, self.block_size)
+    def __getitem__(self, batch: int) -> Batch:
+        tokens = self.tokens
+        # CUDA need not be waited for; on MPS the copy could come after the offsets are gone.
+        offsets = torch.from_numpy(self.offsets(batch)).to(
+            tokens.device, non_blocking=tokens.is_cuda
+        )
+        return gather(tokens, offsets, self.block_size)
 
 
 class RandomWindows(_Windows):
     """The training batches of one rank: batch k has windows k * B to (k + 1) * B - 1 of the run.
 
     Args:
-        tokens: the split to gather from, or None to yield offsets.
+        tokens: the split to gather from.
         length: of the split, in tokens.
         batch_size: B, over all ranks.
         starts: where a window may begin, as of `document_starts`; None: anywhere.
@@ -172,7 +175,7 @@ class RandomWindows(_Windows):
 
     def __init__(
         self,
-        tokens: Tensor | Span | None,
+        tokens: Tensor | Span,
         length: int,
         block_size: int,
         batch_size: int,
@@ -227,7 +230,7 @@ class SequentialWindows(_Windows):
     where nothing is counted, so that every batch of every rank has the same shape.
 
     Args:
-        tokens: the split to gather from, or None to yield offsets.
+        tokens: the split to gather from.
         length: of the split, in tokens.
         stride: from one window to the next; `block_size` covers the split, more takes an even
             sample of it. With less, windows overlap: the first counts all its targets, the others
@@ -236,7 +239,7 @@ class SequentialWindows(_Windows):
 
     def __init__(
         self,
-        tokens: Tensor | Span | None,
+        tokens: Tensor | Span,
         length: int,
         block_size: int,
         batch_size: int,
@@ -260,10 +263,11 @@ class SequentialWindows(_Windows):
         start = (batch * self.world_size + self.rank) * self.batch_size
         return (start + np.arange(self.batch_size, dtype=np.int64)) * self.stride
 
-    def __getitem__(self, batch: int) -> Tensor | tuple[Tensor, Tensor]:
+    def __getitem__(self, batch: int) -> Batch:
         if self.stride >= self.block_size:
             return super().__getitem__(batch)
         inputs, targets = super().__getitem__(batch)
         seen_before = torch.arange(self.block_size) < self.block_size - self.stride
         later = torch.from_numpy(self.offsets(batch) > 0)[:, None]  # than the first window
-        return inputs, targets.masked_fill(later & seen_before, IGNORED)
+        counted_before = (later & seen_before).to(targets.device)
+        return inputs, targets.masked_fill(counted_before, IGNORED)

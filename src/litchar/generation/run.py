@@ -11,12 +11,12 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from litchar.errors import UserError
+from litchar.errors import UserError, check_whole
 from litchar.generation import prompt_loop
 from litchar.generation.known import known_documents
 from litchar.generation.scoring import Score, legend
 from litchar.generation.text_model import TextModel
-from litchar.generation.writing import Settings, check_whole
+from litchar.generation.writing import Settings
 from litchar.text.vocabulary import printable
 
 SECONDS_BEFORE_SAYING = 2  # that the prompt is awaited

@@ -2,12 +2,11 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from numbers import Integral
 
 import numpy as np
 from torch import nn
 
-from litchar.errors import UserError
+from litchar.errors import UserError, check_whole
 from litchar.generation.readers import Prepared
 from litchar.generation.sampling import Sampling, generate
 from litchar.text import Vocabulary
@@ -49,16 +48,6 @@ class Settings(Sampling):
         if self.stop is None:
             return []
         return [self.stop] if isinstance(self.stop, str) else self.stop
-
-
-def check_whole(name: str, value: object, least: int) -> None:
-    """Refuse what is not a whole number of at least `least`.
-
-    Raises:
-        UserError: it is none.
-    """
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
-        raise UserError(f"{name}={value}: must be a whole number of at least {least}")
 
 
 class Writing:

@@ -38,7 +38,7 @@ class Recurrent(nn.Module):
     ) -> None:
         super().__init__()
         for name, size in (("n_layer", n_layer), ("n_embd", n_embd)):
-            if not isinstance(size, int) or size < 1:
+            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
                 raise ValueError(f"{name}={size} is not a whole number of at least 1")
         if cell not in ("gru", "lstm"):
             raise ValueError(f"cell={cell} is not one of gru, lstm")

@@ -34,11 +34,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from litchar.checkpoints import Checkpoint, find, trained
 from litchar.device import choose_device
-from litchar.errors import UserError
+from litchar.errors import UserError, check_whole
 from litchar.generation.readers import Prepared
 from litchar.generation.sampling import Chooser
 from litchar.generation.scoring import COLOURS
-from litchar.generation.writing import Settings, beginning, check_whole
+from litchar.generation.writing import Settings, beginning
 from litchar.serving import host
 from litchar.serving.batching import Batcher, ClosedError, FullError, Order, StoppedError, Stream
 from litchar.serving.pieces import Piece, Token, Tokens, name_of, written

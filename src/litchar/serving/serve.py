@@ -7,8 +7,8 @@ from omegaconf import DictConfig
 
 from litchar.checkpoints import Checkpoint, find
 from litchar.device import choose_device
+from litchar.errors import check_whole
 from litchar.generation.readers import Prepared
-from litchar.generation.writing import check_whole
 from litchar.serving import completions, host
 
 

@@ -2,7 +2,15 @@
 
 from litchar.text.corpus import Corpus
 from litchar.text.split import Text
-from litchar.text.store import TokenStore, open_store
+from litchar.text.store import Encoding, TokenStore, open_store
 from litchar.text.vocabulary import ByteVocabulary, Vocabulary
 
-__all__ = ["ByteVocabulary", "Corpus", "Text", "TokenStore", "Vocabulary", "open_store"]
+__all__ = [
+    "ByteVocabulary",
+    "Corpus",
+    "Encoding",
+    "Text",
+    "TokenStore",
+    "Vocabulary",
+    "open_store",
+]

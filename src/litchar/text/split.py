@@ -1,5 +1,6 @@
 """A text as a run sees it: which corpus, and where its splits lie."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -7,12 +8,12 @@ from typing import Any
 import numpy as np
 from hydra.utils import instantiate
 
-from litchar.errors import UserError
+from litchar.errors import UserError, check_whole
 from litchar.text.cleaning import Cleaning
 from litchar.text.corpus import Corpus
 from litchar.text.mixture import Mixture, Splitting, read_mixture
 from litchar.text.sources import HuggingFace
-from litchar.text.store import TokenStore, boundaries, find_store, open_store
+from litchar.text.store import Encoding, TokenStore, boundaries, find_store, open_store
 from litchar.text.vocabulary import DOCUMENTS, UNITS, Vocabulary
 
 # The settings of a text that say where its splits lie.
@@ -105,11 +106,8 @@ class Text:
                 f"data.test_fraction={self.test_fraction}: must be at least 0 and leave room for "
                 f"training beside data.val_fraction={self.val_fraction}"
             )
-        most = self.max_val_characters
-        if most is not None and (not isinstance(most, int) or most < 1):
-            raise UserError(
-                f"data.max_val_characters={most}: must be null or a whole number of at least 1"
-            )
+        if self.max_val_characters is not None:
+            check_whole("data.max_val_characters", self.max_val_characters, 1)
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> "Text":
@@ -122,8 +120,10 @@ class Text:
         """What is done to the characters of the text."""
         return Cleaning(self.normalize, self.lowercase, self.min_count)
 
+    @functools.cached_property
     def corpus(self) -> Corpus:
-        """Return the corpus that `path`, `name` or `source` names, cleaned.
+        """The corpus that `path`, `name`, `source` or `mixture` names, cleaned; its files are
+        looked for once.
 
         Raises:
             UserError: there is none.
@@ -165,14 +165,15 @@ class Text:
         Raises:
             UserError: the text is unfit.
         """
-        return open_store(self.corpus(), self.unit, self.document, self.shuffle, self._splitting)
+        return open_store(self.corpus, self._encoding)
 
     @property
-    def _splitting(self) -> Splitting | None:
-        if self.mixture is None:
-            return None
-        name = f"{self.val_fraction}-{self.test_fraction}-{self.max_val_characters}"
-        return Splitting(name, self.bounds)
+    def _encoding(self) -> Encoding:
+        splitting = None
+        if self.mixture is not None:
+            name = f"{self.val_fraction}-{self.test_fraction}-{self.max_val_characters}"
+            splitting = Splitting(name, self.bounds)
+        return Encoding(self.unit, self.document, self.shuffle, splitting)
 
     def bounds_in(self, store: TokenStore) -> dict[str, tuple[int, int]]:
         """Return where each split of this text begins and ends in its store."""
@@ -182,7 +183,7 @@ class Text:
 
     def cached(self, fingerprint: str) -> TokenStore | None:
         """Return the token store of a text that was opened before, if the cache still has it."""
-        return find_store(fingerprint, self.unit, self.document, self.shuffle, self._splitting)
+        return find_store(fingerprint, self._encoding)
 
     def bounds(self, tokens: np.ndarray) -> dict[str, tuple[int, int]]:
         """Return where each split of a text begins and ends.

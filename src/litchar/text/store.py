@@ -42,13 +42,31 @@ class TokenStore:
     ranges: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
 
 
-def open_store(
-    corpus: Corpus,
-    unit: str = "character",
-    document: str | None = None,
-    shuffle: bool = False,
-    splitting: Splitting | None = None,
-) -> TokenStore:
+@dataclass(frozen=True)
+class Encoding:
+    """How a corpus becomes tokens: of one corpus there is a store for each way.
+
+    Attributes:
+        unit: what a token is, `character` or `byte`.
+        document: what a document is: `line`, `file` or None. Empty ones are left out.
+        shuffle: put the documents in an order that is random, and the same for every run.
+        splitting: of a mixture, how each of its corpora is split.
+    """
+
+    unit: str = "character"
+    document: str | None = None
+    shuffle: bool = False
+    splitting: Splitting | None = None
+
+    @property
+    def name(self) -> str:
+        """What its stores are called, behind the corpus's fingerprint."""
+        order = "shuffled" if self.shuffle else "in-order"
+        split = f"-{self.splitting.name}" if self.splitting else ""
+        return f"{self.unit}-{self.document}-{order}{split}-{FORMAT}"
+
+
+def open_store(corpus: Corpus, encoding: Encoding = Encoding()) -> TokenStore:
     """Return the token store of `corpus`, from the cache or built now.
 
     The corpus is read with bounded memory: once to fingerprint it and, if it is new, once to find
@@ -56,50 +74,29 @@ def open_store(
     damaged is built again; of processes that want the same one at once, the first builds it and
     the others wait.
 
-    Args:
-        unit: what a token is, `character` or `byte`.
-        document: what a document is: `line`, `file` or None. Empty ones are left out.
-        shuffle: put the documents in an order that is random, and the same for every run.
-        splitting: of a mixture, how each of its corpora is split.
-
     Raises:
         UserError: the corpus is empty, has one distinct character or byte only, or is not UTF-8
             although it shall be read by character.
     """
     fingerprint = corpus.fingerprint()
-    place = _place(fingerprint, unit, document, shuffle, splitting)
+    place = _place(fingerprint, encoding)
     make_cache(place.parent)
     with FileLock(f"{place}.lock"):
         if not _is_whole(place):
-            _build(corpus, place, fingerprint, unit, document, shuffle, splitting)
+            _build(corpus, place, fingerprint, encoding)
     return _load(place, fingerprint)
 
 
-def find_store(
-    fingerprint: str,
-    unit: str,
-    document: str | None,
-    shuffle: bool,
-    splitting: Splitting | None = None,
-) -> TokenStore | None:
+def find_store(fingerprint: str, encoding: Encoding) -> TokenStore | None:
     """Return the token store of the corpus with this fingerprint if the cache has it."""
     if not fingerprint.isalnum():  # of a checkpoint: no path
         return None
-    place = _place(fingerprint, unit, document, shuffle, splitting)
+    place = _place(fingerprint, encoding)
     return _load(place, fingerprint) if _is_whole(place) else None
 
 
-def _place(
-    fingerprint: str,
-    unit: str,
-    document: str | None,
-    shuffle: bool,
-    splitting: Splitting | None,
-) -> Path:
-    order = "shuffled" if shuffle else "in-order"
-    split = f"-{splitting.name}" if splitting else ""
-    name = f"{fingerprint[:32]}-{unit}-{document}-{order}{split}-{FORMAT}"
-    return cache_dir() / "tokens" / name
+def _place(fingerprint: str, encoding: Encoding) -> Path:
+    return cache_dir() / "tokens" / f"{fingerprint[:32]}-{encoding.name}"
 
 
 def _load(place: Path, fingerprint: str) -> TokenStore:
@@ -123,15 +120,7 @@ def _is_whole(place: Path) -> bool:
         return False
 
 
-def _build(
-    corpus: Corpus,
-    place: Path,
-    fingerprint: str,
-    unit: str,
-    document: str | None,
-    shuffle: bool,
-    splitting: Splitting | None,
-) -> None:
+def _build(corpus: Corpus, place: Path, fingerprint: str, encoding: Encoding) -> None:
     """Encode `corpus` into the directory `place`, which appears whole or not at all.
 
     Raises:
@@ -140,18 +129,18 @@ def _build(
     draft = place.with_name(f"{place.name}.draft")
     for leftover in (draft, place):  # of a process that was killed, or damaged
         shutil.rmtree(leftover, ignore_errors=True)
-    vocabulary, changes = _scan(corpus, unit, document)
+    vocabulary, changes = _scan(corpus, encoding.unit, encoding.document)
     draft.mkdir()
     try:
         ranges: dict[str, list[tuple[int, int]]] = {}
-        if not isinstance(corpus, Mixture) or splitting is None:
-            _encode_to(draft / "tokens.npy", corpus, vocabulary, shuffle)
+        if not isinstance(corpus, Mixture) or encoding.splitting is None:
+            _encode_to(draft / "tokens.npy", corpus, vocabulary, encoding.shuffle)
         else:
             places = [draft / f"{number}.npy" for number in range(len(corpus.corpora))]
             for part, own in zip(places, corpus.corpora, strict=True):
-                _encode_to(part, own, vocabulary, shuffle)
+                _encode_to(part, own, vocabulary, encoding.shuffle)
             parts = [np.load(part, mmap_mode="r") for part in places]
-            pieces, ranges = arrange(parts, splitting, documents=document is not None)
+            pieces, ranges = arrange(parts, encoding.splitting, encoding.document is not None)
             _save(draft / "tokens.npy", vocabulary.dtype, pieces)
             for part in places:
                 part.unlink()

@@ -99,7 +99,7 @@ def splits(text: Text, store: TokenStore) -> tuple[np.ndarray, np.ndarray]:
     train, val = (store.tokens[slice(*bounds[name])] for name in ("train", "val"))
     if len(train) < 1 or len(val) < 2:
         raise UserError(
-            f"{text.corpus()}: {len(train)} {text.unit}s to train on and {len(val)} to validate "
+            f"{text.corpus}: {len(train)} {text.unit}s to train on and {len(val)} to validate "
             "are too few; it takes 1 and 2: give a longer text"
         )
     return train, val

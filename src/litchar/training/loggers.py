@@ -18,7 +18,7 @@ from PIL import Image
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 
-from litchar.training.resume import flat
+from litchar.training.resume import flat, within
 
 
 class TensorBoard(TensorBoardLogger):
@@ -150,7 +150,7 @@ def hyperparameters(settings: dict[str, Any]) -> dict[str, Any]:
     return {
         key: value
         for key, value in flat(settings)
-        if value is not None and any(f"{key}.".startswith(f"{name}.") for name in HYPERPARAMETERS)
+        if value is not None and within(key, HYPERPARAMETERS)
     }
 
 

@@ -78,7 +78,7 @@ def muon(
     Raises:
         ValueError: a setting is out of its range.
     """
-    if not isinstance(polar_steps, int) or polar_steps < 1:
+    if isinstance(polar_steps, bool) or not isinstance(polar_steps, int) or polar_steps < 1:
         raise ValueError(f"polar_steps={polar_steps} is not a whole number of at least 1")
     if not isinstance(momentum, int | float) or not 0 <= momentum < 1:
         raise ValueError(f"momentum={momentum} does not lie in [0, 1)")

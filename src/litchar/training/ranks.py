@@ -38,7 +38,7 @@ from torch.distributed import (  # type: ignore[attr-defined]
     rendezvous,
 )
 
-from litchar.errors import DivergedError, RankError, UserError, is_users
+from litchar.errors import DivergedError, RankError, UserError, check_whole, is_users
 from litchar.launched import Place, launched
 
 START_SECONDS = 600  # for all ranks to import and to open the text
@@ -88,8 +88,7 @@ def settle_devices(trainer: DictConfig, device: torch.device) -> Place:
     Raises:
         UserError: this machine cannot run that.
     """
-    if not isinstance(trainer.num_nodes, int) or trainer.num_nodes < 1:
-        raise UserError(f"trainer.num_nodes={trainer.num_nodes}: must be a whole number from 1 on")
+    check_whole("trainer.num_nodes", trainer.num_nodes, 1)
     strategy = str(OmegaConf.select(trainer, "strategy._target_") or trainer.strategy)
     if strategy.rpartition(".")[2].lower().startswith("fsdp"):
         raise UserError(

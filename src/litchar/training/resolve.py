@@ -1,19 +1,17 @@
 """What a configuration leaves open, decided when it runs: by the device and by the text."""
 
 import math
-import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from litchar.checkpoints import Checkpoint, find
-from litchar.errors import UserError
-from litchar.text.remote import is_remote
-from litchar.training.resume import flat, may_change
+from litchar.errors import UserError, check_whole
+from litchar.training.resume import MAY_CHANGE, absolute_paths, flat, within
 
 
 def resolve_device(config: DictConfig) -> torch.device:
@@ -50,8 +48,8 @@ def check_settings(config: DictConfig) -> None:
         if isinstance(value, float) and value.is_integer():
             value = int(value)
             OmegaConf.update(config, key, value)
-        if value is not None and (not _is_number(value, int) or value < least):
-            raise UserError(f"{key}={value}: must be a whole number of at least {least}")
+        if value is not None:
+            check_whole(key, value, least)
     if config.seed is None or config.seed >= 2**32:
         raise UserError(f"seed={config.seed}: must be a whole number from 0 to {2**32 - 1}")
     if config.trainer.val_check_interval == 0:
@@ -101,27 +99,24 @@ def resolve_as_before(config: DictConfig, then: dict[str, Any]) -> None:
     Or else more steps, or another device, would bring other intervals and sizes along.
     """
     for key, value in flat(then):
-        if value is not None and not may_change(key) and _is_open(config, key):
+        if value is not None and not within(key, MAY_CHANGE) and _is_open(config, key):
             OmegaConf.update(config, key, value)
 
 
 def resolve_paths(config: DictConfig) -> None:
-    """Make `data.path` absolute, so that the text is found again from any directory; and so a
-    directory that is `data.name`."""
-    if (name := config.data.get("name")) and Path(name).is_dir():
-        config.data.name = str(Path(name).absolute()).replace("${", r"\${")
-    for entry in [config.data, *(config.data.get("mixture") or [])]:
-        if OmegaConf.is_dict(entry) and entry.get("path") is not None:
-            entry.path = _absolute(entry.path)
+    """Make the paths of the text absolute, so that it is found again from any directory."""
+    data = cast(dict[str, Any], OmegaConf.to_container(config.data, resolve=True))
+    for key, value in absolute_paths(data).items():
+        config.data[key] = _escaped(value)
 
 
-def _absolute(path: Any) -> Any:
-    if not isinstance(path, str):
-        return [_absolute(one) for one in path]
-    if is_remote(path):
-        return path.replace("${", r"\${")
-    # OmegaConf reads ${...} in what it is given, unless the dollar is escaped.
-    return str(Path(os.path.expanduser(path)).absolute()).replace("${", r"\${")
+def _escaped(value: Any) -> Any:
+    """Return plain data in which OmegaConf, which reads `${...}` in what it is given, leaves it."""
+    if isinstance(value, list):
+        return [_escaped(one) for one in value]
+    if isinstance(value, dict):
+        return {key: _escaped(one) for key, one in value.items()}
+    return value.replace("${", r"\${") if isinstance(value, str) else value
 
 
 def resolve_parent(config: DictConfig) -> Checkpoint | None:

@@ -5,7 +5,7 @@ Nothing heavy is imported here; see `litchar.cli`.
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -97,10 +97,16 @@ def redirect(arguments: list[str], conf: Path, config_name: str) -> list[str]:
         arguments = [*arguments, f"run_dir={_quoted(run_dir)}"]
     else:
         run_dir = Path(config.run_dir)
-    if (run_dir / ".hydra").is_dir():  # what the run began with is kept
-        number = len(list((run_dir / ".hydra").glob("resumed-*"))) + 1
-        arguments = [*arguments, f"hydra.output_subdir=.hydra/resumed-{number}"]
-    return arguments
+    return [*arguments, *output_subdir(run_dir)]
+
+
+def output_subdir(run_dir: Path) -> list[str]:
+    """Return the override with which Hydra leaves what the run began with as it is; none if the
+    run begins now."""
+    if not (run_dir / ".hydra").is_dir():
+        return []
+    number = len(list((run_dir / ".hydra").glob("resumed-*"))) + 1
+    return [f"hydra.output_subdir=.hydra/resumed-{number}"]
 
 
 def run_of(checkpoint: Path) -> Path | None:
@@ -132,11 +138,22 @@ def unfinished_runs(config: DictConfig) -> Iterator[Path]:
             before = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(began)))
             if differences(before, wanted, also=("data.path", "data.pattern", "init_from")):
                 continue
-            with FileLock(place.parent / ".lock", timeout=0):
-                pass
-        except (OSError, ValueError, KeyError, Timeout):
-            continue  # not a run to go on with, or another process trains it just now
+            if is_busy(place.parent):
+                continue
+        except (OSError, ValueError, KeyError):
+            continue  # not a run to go on with
         yield place.parent.absolute()
+
+
+def is_busy(run_dir: Path) -> bool:
+    """Return whether another process trains in this directory."""
+    if not run_dir.is_dir():
+        return False
+    try:
+        with FileLock(run_dir / ".lock", timeout=0):
+            return False
+    except Timeout:
+        return True
 
 
 def differences(then: dict[str, Any], now: dict[str, Any], also: tuple[str, ...] = ()) -> list[str]:
@@ -145,17 +162,22 @@ def differences(then: dict[str, Any], now: dict[str, Any], also: tuple[str, ...]
     Args:
         also: keys to compare although they may change.
     """
-    old, new = BEFORE | dict(flat(then)), BEFORE | dict(flat(now))
-    return [
-        f"{key}: {old.get(key, 'not set')} then, {new.get(key, 'not set')} now"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and (key in also or not may_change(key))
-    ]
+    found = changes(BEFORE | dict(flat(then)), BEFORE | dict(flat(now)))
+    return [line for key, line in found.items() if key in also or not within(key, MAY_CHANGE)]
 
 
-def may_change(key: str) -> bool:
-    """Return whether a resumed run may have another value of this dotted key."""
-    return any(key == free or key.startswith(f"{free}.") for free in MAY_CHANGE)
+def changes(then: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
+    """Return the keys whose values differ, each with a line: `key: 1 then, 2 now`."""
+    return {
+        key: f"{key}: {then.get(key, 'not set')} then, {now.get(key, 'not set')} now"
+        for key in sorted(then.keys() | now.keys())
+        if then.get(key) != now.get(key)
+    }
+
+
+def within(key: str, parents: Iterable[str]) -> bool:
+    """Return whether a dotted key is one of `parents`, or lies within one."""
+    return any(key == parent or key.startswith(f"{parent}.") for parent in parents)
 
 
 def flat(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -165,6 +187,30 @@ def flat(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def absolute_paths(data: dict[str, Any]) -> dict[str, Any]:
+    """Return those settings of a text that are paths, such that they mean the same from any
+    directory: `path`, `mixture`, and `name` if it is a directory."""
+    found = {}
+    if data.get("path") is not None:
+        found["path"] = _absolute(data["path"])
+    if isinstance(mixture := data.get("mixture"), list):
+        found["mixture"] = [
+            one | absolute_paths({"path": one.get("path")}) if isinstance(one, dict) else one
+            for one in mixture
+        ]
+    if (name := data.get("name")) and Path(name).is_dir():
+        found["name"] = str(Path(name).absolute())
+    return found
+
+
+def _absolute(path: Any) -> Any:
+    if isinstance(path, list):
+        return [_absolute(one) for one in path]
+    if not isinstance(path, str) or "://" in path:
+        return path
+    return str(Path(os.path.expanduser(path)).absolute())
 
 
 def _quoted(path: Path) -> str:

@@ -295,7 +295,7 @@ def prepare(
         settings["model"] | {"vocab_size": len(vocabulary), "block_size": block_size},
         settings,
         fingerprint=data.store.fingerprint,
-        text=str(data.corpus()),
+        text=str(data.text.corpus),
         changes=data.store.changes,
         **environment.describe(device),
     )
@@ -459,7 +459,7 @@ def _headline(prepared: Prepared, place: Place, summary: dict[str, Any]) -> str:
     store = prepared.data.store
     ranks = f"{place.world_size} ranks, each on " if place.world_size > 1 else ""
     lines = [
-        f"{prepared.data.corpus()}: {len(store.tokens):,} {store.vocabulary.unit}s, "
+        f"{prepared.data.text.corpus}: {len(store.tokens):,} {store.vocabulary.unit}s, "
         f"a vocabulary of {len(store.vocabulary)}",
         *store.changes,
         *_mixture(prepared.data),

@@ -8,18 +8,25 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
 from litchar.errors import JobsFailedError, UserError
 from litchar.terminal import Terminal
-from litchar.training.resume import BEFORE, flat
+from litchar.training.resume import (
+    BEFORE,
+    absolute_paths,
+    changes,
+    flat,
+    is_busy,
+    output_subdir,
+    within,
+)
 
 # What makes a job no other one: where it lies and how it is watched.
 FREE = (
@@ -92,11 +99,7 @@ class Plan:
 
     def overrides_of(self, job: Path) -> list[str]:
         """Return what Hydra is to make the job's configuration and its directory from."""
-        where = [f'hydra.sweep.subdir="{job.name}"']
-        if (job / ".hydra").is_dir():  # what the job began with is kept
-            number = len(list((job / ".hydra").glob("resumed-*"))) + 1
-            where.append(f"hydra.output_subdir=.hydra/resumed-{number}")
-        return [*self.jobs[job], *where]
+        return [*self.jobs[job], f'hydra.sweep.subdir="{job.name}"', *output_subdir(job)]
 
 
 def check_command_line(overrides: dict[str, Override], config: DictConfig) -> None:
@@ -175,8 +178,8 @@ def identity(config: dict[str, Any], swept: frozenset[str] = frozenset()) -> dic
     Args:
         config: as it was composed, before anything is settled by device.
     """
-    settings = BEFORE | dict(flat(config))
-    settings["data.path"] = _absolute(settings.get("data.path"))
+    data = config.get("data") or {}
+    settings = BEFORE | dict(flat(config | {"data": data | absolute_paths(data)}))
     return {
         key: value
         for key, value in settings.items()
@@ -206,12 +209,8 @@ def check_same_sweep(plan: Plan) -> None:
         return
     then = json.loads(plan.place.read_text())
     swept = plan.swept | set(then["swept"])
-    old, new = then["shared"], json.loads(json.dumps(plan.shared))
-    differences = [
-        f"{key}: {old.get(key, 'not set')} then, {new.get(key, 'not set')} now"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and not within(key, [*swept, *FREE])
-    ]
+    found = changes(then["shared"], json.loads(json.dumps(plan.shared)))
+    differences = [line for key, line in found.items() if not within(key, [*swept, *FREE])]
     differences += [
         f"{key}: swept then, not named now" for key in sorted(set(then["swept"]) - plan.named)
     ]
@@ -252,17 +251,6 @@ def recorded(job: Path) -> Outcome | None:
     if status not in ("completed", "diverged", "failed"):
         return None
     return Outcome(job.name, status, summary.get("best_val_loss"), error)
-
-
-def is_busy(job: Path) -> bool:
-    """Return whether another process trains in this directory."""
-    if not job.is_dir():
-        return False
-    try:
-        with FileLock(job / ".lock", timeout=0):
-            return False
-    except Timeout:
-        return True
 
 
 def wait_for(jobs: list[Path]) -> None:
@@ -308,17 +296,3 @@ def finish(plan: Plan, outcomes: list[Outcome]) -> list[Outcome]:
 
 def _key(override: str) -> str:
     return override.partition("=")[0].lstrip("+~")
-
-
-def within(key: str, parents: Iterable[str]) -> bool:
-    """Return whether a dotted key is one of `parents`, or lies within one."""
-    return any(key == parent or key.startswith(f"{parent}.") for parent in parents)
-
-
-def _absolute(path: Any) -> Any:
-    """Return a text's path, or each of a list, so that it means the same from any directory."""
-    if isinstance(path, list):
-        return [_absolute(one) for one in path]
-    if not isinstance(path, str) or "://" in path:
-        return path
-    return str(Path(os.path.expanduser(path)).absolute())

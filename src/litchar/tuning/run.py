@@ -12,7 +12,6 @@ from typing import Any
 import lightning as L
 import numpy as np
 import optuna
-from filelock import FileLock, Timeout
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
@@ -22,6 +21,7 @@ from rich.console import Console
 from litchar.errors import BusyError, DivergedError, Interrupted, UserError, is_users
 from litchar.training import run as training
 from litchar.training.callbacks import Metrics, is_validation
+from litchar.training.resume import is_busy
 from litchar.training.trainer import quiet_libraries
 from litchar.tuning.report import print_report, short, write_report
 from litchar.tuning.space import Value, suggest
@@ -203,13 +203,7 @@ def _free_run_dir(runs: Path, slot: int, number: int) -> Path:
     """Return the run directory of a slot: the one where a lost trial left its checkpoints, unless a
     worker that was taken for dead still trains there."""
     run_dir = runs / f"{slot:04}"
-    try:
-        if run_dir.exists():
-            with FileLock(run_dir / ".lock", timeout=0):
-                pass
-    except Timeout:
-        return runs / f"{slot:04}-{number}"
-    return run_dir
+    return runs / f"{slot:04}-{number}" if is_busy(run_dir) else run_dir
 
 
 def _stop_if_all_are_refused(study: optuna.Study) -> None:

@@ -19,7 +19,7 @@ from optuna.storages import BaseStorage
 from litchar.errors import UserError
 from litchar.text.split import Text
 from litchar.training.resolve import resolve_device, resolve_paths
-from litchar.training.resume import differences, flat
+from litchar.training.resume import changes, differences, flat
 from litchar.tuning.space import Value, override, read_space
 
 # What a resumed run may change, and trials that are compared may not.
@@ -88,7 +88,7 @@ class Search:
             pruner=_plain(config.tune.pruner),
             sampler=_plain(config.tune.sampler),
             settings={key: value for key, value in flat(_plain(settings)) if key not in space},
-            text=Text.of(fixed.data).corpus().fingerprint(),
+            text=Text.of(fixed.data).corpus.fingerprint(),
         )
         return search
 
@@ -135,9 +135,9 @@ def check_same_search(study: Study, search: Search) -> None:
     """
     then, now = json.loads(study.user_attrs["identity"]), json.loads(json.dumps(search.identity))
     changed = [
-        f"tune.{part}.{key}: {was} then, {given} now"
+        f"tune.{part}.{line}"
         for part in ("space", "sampler", "pruner")
-        for key, was, given in _changes(then[part], now[part])
+        for line in changes(dict(flat(then[part])), dict(flat(now[part]))).values()
     ] + differences(then["settings"], now["settings"], also=COMPARED)
     if then["text"] != now["text"]:
         changed.append("data: another text")
@@ -162,12 +162,3 @@ def study_directory(config: DictConfig) -> Path:
 
 def _plain(node: DictConfig) -> dict[str, Any]:
     return cast(dict[str, Any], OmegaConf.to_container(node, resolve=True))
-
-
-def _changes(then: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, Any, Any]]:
-    old, new = dict(flat(then)), dict(flat(now))
-    return [
-        (key, old.get(key, "not set"), new.get(key, "not set"))
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key)
-    ]
