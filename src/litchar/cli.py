@@ -18,7 +18,6 @@ from typing import Any, NoReturn
 
 import hydra
 from hydra.core.config_search_path import ConfigSearchPath
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.errors import (
     MissingConfigException,
@@ -84,8 +83,7 @@ class Task:
     """What Hydra calls for a run, and for each job of a sweep, there perhaps in a worker.
 
     Args:
-        target: `module:function`, imported when it is called with the configuration and Hydra's
-            output directory.
+        target: `module:function`, imported when it is called with the configuration.
 
     Attributes:
         started: whether our own code has begun.
@@ -100,9 +98,8 @@ class Task:
     def __call__(self, config: DictConfig) -> object:
         """Return what the function does, or what it raised."""
         self.started = True
-        output_dir = Path(HydraConfig.get().runtime.output_dir)
         try:
-            return _function(self.target)(config, output_dir)
+            return _function(self.target)(config)
         except Exception as error:
             self.failure = self.failure or error
             return error
@@ -122,8 +119,7 @@ def hydra_main(
 
     Args:
         script: the calling script's `__file__`; `conf/` and `outputs/` lie beside its directory.
-        target: `module:function`, imported once the configuration stands; called with the
-            configuration and Hydra's output directory.
+        target: `module:function`, imported once the configuration stands, and called with it.
         before: is given the arguments, the directory of configurations and `config_name` before
             Hydra is, and returns the arguments to go on with.
         follow: `module:function` that is called instead in each process that torchrun or srun

@@ -62,7 +62,7 @@ def tune(text_file, tmp_path, monkeypatch):
             HydraConfig.instance().set_config(config)
             OmegaConf.set_struct(config, False)
             del config["hydra"]
-            tuning.run(config, tmp_path)
+            tuning.run(config)
         return study_of(tmp_path / "outputs", name).trials
 
     return tune

@@ -5,7 +5,6 @@ import gzip
 import lzma
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 from backports import zstd
 from omegaconf import DictConfig
@@ -19,7 +18,7 @@ from litchar.text.yardsticks import Yardstick, characters_and_bytes, count_yards
 BEFORE = 16_000_000  # tokens of the training split that a compressor reads before it is measured
 
 
-def run(config: DictConfig, output_dir: Path) -> list[Yardstick]:
+def run(config: DictConfig) -> list[Yardstick]:
     """Print the table of yardsticks of a text.
 
     Raises:

@@ -26,7 +26,7 @@ from litchar.text.vocabulary import describe
 from litchar.training.module import bits, size_table, summed_loss
 
 
-def run(config: DictConfig, output_dir: Path) -> float:
+def run(config: DictConfig) -> float:
     """Print the loss of a checkpoint on a split of its own text, or on another text.
 
     Returns:

@@ -86,7 +86,7 @@ class Inspected:
     sampled: int
 
 
-def run(config: DictConfig, output_dir: Path) -> list[Section]:
+def run(config: DictConfig) -> list[Section]:
     """Print what is in a text, and write it as a page with plots.
 
     Raises:

@@ -25,7 +25,7 @@ MOST_DIFFERENCE = 1e-4  # of logits, between an exported model and ours
 Logits = Callable[[np.ndarray], np.ndarray]  # (B, T) int64 -> (B, T, V) float32
 
 
-def run(config: DictConfig, output_dir: Path) -> None:
+def run(config: DictConfig) -> None:
     """Write the model of a checkpoint to `output`, in `format`, if it computes what ours does.
 
     Raises:

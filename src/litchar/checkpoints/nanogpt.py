@@ -29,7 +29,7 @@ PLAIN = """
 OPTIONS = ("activation", "bias", "tie_head")  # of `model=gpt2`, by which checkpoints differ
 
 
-def run(config: DictConfig, output_dir: Path) -> None:
+def run(config: DictConfig) -> None:
     """Write nanoGPT's `ckpt.pt`, with the characters of its `meta.pkl`, as a checkpoint of ours.
 
     Raises:

@@ -24,7 +24,7 @@ WAITING = "Reading the prompt from standard input, up to its end; prompt=TEXT wo
 NUM_SAMPLES = {None: 1, "file": 1, "line": 20}  # where it is not set, by what a document is
 
 
-def run(config: DictConfig, output_dir: Path) -> None:
+def run(config: DictConfig) -> None:
     """Print texts that begin with the prompt, or with each of several; or score a text.
 
     Without a prompt a terminal is asked for prompts, and anything else is read as one. A model of

@@ -1,19 +1,18 @@
 """What `scripts/serve.py` and `scripts/playground.py` run, if the extra `web` is installed."""
 
 import importlib
-from pathlib import Path
 
 from omegaconf import DictConfig
 
 from litchar.errors import UserError
 
 
-def serve(config: DictConfig, output_dir: Path) -> None:
+def serve(config: DictConfig) -> None:
     """Answer OpenAI's completions protocol until a signal comes, see `serving.serve`."""
     _run("serve", config)
 
 
-def playground(config: DictConfig, output_dir: Path) -> None:
+def playground(config: DictConfig) -> None:
     """Show the playground until a signal comes, see `serving.playground`."""
     _run("playground", config)
 

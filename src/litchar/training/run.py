@@ -61,9 +61,11 @@ from litchar.training.sweep import Outcome, recorded, swept_settings
 from litchar.training.trainer import compile_or_say_why_not, make_trainer, quiet_libraries
 
 
-def main(config: DictConfig, run_dir: Path) -> float | Outcome | None:
+def main(config: DictConfig) -> float | Outcome | None:
     """Train as `scripts/train.py` was told to: one run, or a job of a sweep."""
-    sweeps = HydraConfig.get().mode is RunMode.MULTIRUN
+    hydra_config = HydraConfig.get()
+    run_dir = Path(hydra_config.runtime.output_dir)
+    sweeps = hydra_config.mode is RunMode.MULTIRUN
     return run_job(config, run_dir) if sweeps else run(config, run_dir)
 
 

@@ -32,7 +32,7 @@ from litchar.tuning.worker import Worker
 ALL_REFUSED = 5  # trials, and none that could be trained: the fault lies in what all have in common
 
 
-def run(config: DictConfig, output_dir: Path) -> None:
+def run(config: DictConfig) -> None:
     """Take part in the study that `config.tune` describes until all its trials are finished.
 
     Raises:
