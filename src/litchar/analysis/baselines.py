@@ -28,22 +28,20 @@ def run(config: DictConfig) -> list[Yardstick]:
         raise UserError(f"order={config.order}: must be a whole number from 1 to 64")
     if not isinstance(config.memory_gb, int | float) or not config.memory_gb > 0:
         raise UserError(f"memory_gb={config.memory_gb}: must be a number above 0, such as 2")
-    console = Terminal()
+    terminal = Terminal()
     text = Text.of(config.data)
-    with console.status("Reading"):
+    with terminal.status("Reading"):
         store = text.open()
         train, val = splits(text, store)
-    console.print(
+    terminal.say(
         f"{text.corpus()}: {len(store.tokens):,} {text.unit}s, {len(store.vocabulary)} distinct\n"
-        f"counted on the first {len(train):,}, scored on the {len(val):,} of the validation split",
-        soft_wrap=True,
-        markup=False,
+        f"counted on the first {len(train):,}, scored on the {len(val):,} of the validation split"
     )
-    with console.status("Counting"):
+    with terminal.status("Counting"):
         found = count_yardsticks(text, store, config.order, config.memory_gb * 1e9)
-    with console.status("Compressing"):
+    with terminal.status("Compressing"):
         found += compress(text, store)
-    console.print(_table(found))
+    terminal.print(_table(found))
     return found
 
 

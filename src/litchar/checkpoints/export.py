@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from omegaconf import DictConfig
-from rich.console import Console
 from torch import nn
 
 from litchar.checkpoints.checkpoint import Checkpoint, find
@@ -20,6 +19,7 @@ from litchar.checkpoints.files import written_whole
 from litchar.checkpoints.huggingface import check_place, write_huggingface
 from litchar.errors import UserError
 from litchar.models import block_size_of
+from litchar.terminal import Terminal
 
 MOST_DIFFERENCE = 1e-4  # of logits, between an exported model and ours
 Logits = Callable[[np.ndarray], np.ndarray]  # (B, T) int64 -> (B, T, V) float32
@@ -55,11 +55,7 @@ def run(config: DictConfig) -> None:
         ) from None
     except OSError as error:
         raise UserError(f"output={output}: cannot be written ({error.strerror})") from None
-    Console(highlight=False).print(
-        f"{output}: logits in {chosen.tool} within {difference:.1e} of the model's own",
-        soft_wrap=True,
-        markup=False,
-    )
+    Terminal().say(f"{output}: logits in {chosen.tool} within {difference:.1e} of the model's own")
 
 
 def largest_difference(model: nn.Module, theirs: Logits) -> float:

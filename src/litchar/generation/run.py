@@ -9,7 +9,6 @@ from dataclasses import fields
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 
 from litchar.errors import UserError
 from litchar.generation import prompt_loop
@@ -17,6 +16,7 @@ from litchar.generation.known import known_documents
 from litchar.generation.scoring import Score, legend
 from litchar.generation.text_model import TextModel
 from litchar.generation.writing import Settings, check_whole
+from litchar.terminal import Terminal
 from litchar.text.vocabulary import printable
 
 SECONDS_BEFORE_SAYING = 2  # that the prompt is awaited
@@ -163,11 +163,11 @@ def show_score(score: Score, as_json: bool) -> None:
         }
         print(json.dumps(figures))
         return
-    console = Console(highlight=False)
-    console.print(score.coloured(), soft_wrap=True)
-    if console.color_system is not None:
-        console.print(legend())
-    console.print(repr(score), soft_wrap=True)
-    if console.color_system is None:  # a pipe, or a terminal that a screen reader reads
+    terminal = Terminal()
+    terminal.print(score.coloured(), soft_wrap=True)
+    if terminal.color_system is not None:
+        terminal.print(legend())
+    terminal.say(repr(score))
+    if terminal.color_system is None:  # a pipe, or a terminal that a screen reader reads
         for line in ("The most surprising characters:", *score.most_surprising()):
-            console.print(line, soft_wrap=True, markup=False)
+            terminal.say(line)

@@ -19,7 +19,6 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 
 from litchar import signals
 from litchar.checkpoints import Checkpoint
@@ -84,10 +83,10 @@ def run(config: DictConfig, run_dir: Path, callbacks: Sequence[Callback] = ()) -
         DivergedError: the loss is no longer finite.
         Interrupted: a signal ended the run.
     """
-    console = Terminal()
+    terminal = Terminal()
     with _sole_owner(run_dir), contextlib.ExitStack() as leaving:
         try:
-            ready = leaving.enter_context(made_ready(config, run_dir, console, callbacks))
+            ready = leaving.enter_context(made_ready(config, run_dir, terminal, callbacks))
         except Exception as error:
             if is_users(error):
                 _remove_traces(run_dir)
@@ -96,7 +95,7 @@ def run(config: DictConfig, run_dir: Path, callbacks: Sequence[Callback] = ()) -
         data, history = ready.prepared.data, ready.metrics.history
         yardsticks = quick_yardsticks(data.text, data.store)
         report = _write_report(ready, run_dir)
-        print_outcome(console, summary, history, ready.samples.text, yardsticks, run_dir, report)
+        print_outcome(terminal, summary, history, ready.samples.text, yardsticks, run_dir, report)
     return cast(float | None, summary["best_val_loss"])
 
 
@@ -108,14 +107,14 @@ def run_job(config: DictConfig, run_dir: Path) -> Outcome:
     Raises:
         Interrupted: a signal ended it, after its state was saved; typed again the sweep goes on.
     """
-    console = Terminal()
+    terminal = Terminal()
     try:
         with _sole_owner(run_dir):
             outcome = recorded(run_dir)
             if outcome is None or (outcome.status != "completed" and config.sweep.retry_failed):
                 if outcome is not None and outcome.status == "diverged":
                     shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
-                outcome = _run_job(config, run_dir, console)
+                outcome = _run_job(config, run_dir, terminal)
     except BusyError as error:
         outcome = Outcome(run_dir.name, "busy", error=str(error))
     if signals.received():  # as the job came to its end
@@ -123,11 +122,11 @@ def run_job(config: DictConfig, run_dir: Path) -> Outcome:
     return outcome
 
 
-def _run_job(config: DictConfig, run_dir: Path, console: Console) -> Outcome:
+def _run_job(config: DictConfig, run_dir: Path, terminal: Terminal) -> Outcome:
     config = config.copy()
     config.resume = "auto"
     try:
-        with made_ready(config, run_dir, console) as ready:
+        with made_ready(config, run_dir, terminal) as ready:
             summary = train(ready, run_dir, sweep=run_dir.parent)
             _write_report(ready, run_dir)
     except Interrupted:
@@ -138,11 +137,11 @@ def _run_job(config: DictConfig, run_dir: Path, console: Console) -> Outcome:
             logging.getLogger(__name__).exception("the job failed")
             failure = f"{type(error).__name__}: {failure}"
         status = _status_after(error)
-        console.print(f"{status}: {failure}", soft_wrap=True, markup=False)
+        terminal.say(f"{status}: {failure}")
         with contextlib.suppress(OSError):  # a full disk: the other jobs go on
             write_summary(run_dir, status=status, error=failure, seed=config.seed)
         return Outcome(run_dir.name, status, error=failure)
-    console.print(f"completed in {summary['total_seconds']:.1f} s")
+    terminal.say(f"completed in {summary['total_seconds']:.1f} s")
     return Outcome(run_dir.name, "completed", summary["best_val_loss"])
 
 
@@ -157,14 +156,11 @@ def _prepare_along(
     place: Place, config: DictConfig, run_dir: Path
 ) -> tuple[torch.device, Callable[[], None]]:
     """Prepare a run that rank 0 records; this rank records and says nothing."""
-
-    def say(line: str) -> None:
-        pass
-
     signals.reset()
-    prepared = prepare(config, run_dir, place, say)
-    trainer, *_ = prepared.trainer(run_dir, place, Console(quiet=True), say)
-    return prepared.device, functools.partial(fit_and_test, prepared, trainer, run_dir, say)
+    terminal = Terminal(quiet=True)
+    prepared = prepare(config, run_dir, place, terminal)
+    trainer, *_ = prepared.trainer(run_dir, place, terminal)
+    return prepared.device, functools.partial(fit_and_test, prepared, trainer, run_dir, terminal)
 
 
 @dataclass(frozen=True)
@@ -188,14 +184,13 @@ class Prepared:
         self,
         run_dir: Path,
         place: Place,
-        console: Console,
-        say: Callable[[str], None],
+        terminal: Terminal,
         callbacks: Sequence[Callback] = (),
     ) -> tuple[L.Trainer, Metrics, Samples]:
         """Return what `make_trainer` does."""
         step = self.resumed.step if self.resumed else 0
         vocabulary = self.data.store.vocabulary
-        return make_trainer(self.config, run_dir, vocabulary, step, place, console, say, callbacks)
+        return make_trainer(self.config, run_dir, vocabulary, step, place, terminal, callbacks)
 
     def for_the_others(self) -> DictConfig:
         """Return the configuration with which other ranks prepare the very same."""
@@ -215,12 +210,12 @@ class Ready:
     metrics: Metrics
     samples: Samples
     leader: Leader
-    say: Callable[[str], None]
+    terminal: Terminal
 
 
 @contextlib.contextmanager
 def made_ready(
-    config: DictConfig, run_dir: Path, console: Console, callbacks: Sequence[Callback] = ()
+    config: DictConfig, run_dir: Path, terminal: Terminal, callbacks: Sequence[Callback] = ()
 ) -> Iterator[Ready]:
     """Settle everything that can be wrong before a run begins, and bring its ranks together.
 
@@ -231,9 +226,6 @@ def made_ready(
         RankError: a rank did not come.
     """
 
-    def say(line: str) -> None:
-        console.print(line, soft_wrap=True, markup=False)
-
     def abandon(reason: str) -> None:
         write_summary(run_dir, status="failed", error=reason)
 
@@ -243,22 +235,20 @@ def made_ready(
     config = config.copy()
     place = settle_devices(config.trainer, device_of(config.trainer.accelerator))
     with Leader(place, abandon) as leader:
-        prepared = prepare(config, run_dir, place, say)
-        made = prepared.trainer(run_dir, place, console, say, callbacks)
+        prepared = prepare(config, run_dir, place, terminal)
+        made = prepared.trainer(run_dir, place, terminal, callbacks)
         leader.begin(prepared.for_the_others(), run_dir, prepared.device)
-        yield Ready(prepared, *made, leader, say)
+        yield Ready(prepared, *made, leader, terminal)
 
 
-def prepare(
-    config: DictConfig, run_dir: Path, place: Place, say: Callable[[str], None]
-) -> Prepared:
+def prepare(config: DictConfig, run_dir: Path, place: Place, terminal: Terminal) -> Prepared:
     """Settle what `config` leaves open, open the text and build the model; nothing is written.
 
     Raises:
         UserError: the configuration or the text is unfit.
     """
     config.run_dir = str(run_dir)  # a sweep's job has its own
-    resumed = find_resumed(config.resume, run_dir, say)
+    resumed = find_resumed(config.resume, run_dir, terminal)
     if resumed is not None:
         resolve_as_before(config, resumed.config)
     resolve_paths(config)
@@ -286,12 +276,12 @@ def prepare(
     model = build(len(vocabulary))
     if parent is not None:
         transfer = transfer_weights(parent, model, vocabulary, build, settings["model"])
-        say(
+        terminal.say(
             f"From {parent.path}: {transfer.matched} {config.data.unit}s matched, "
             f"{transfer.new} new, {transfer.dropped} dropped"
         )
         if other := differing(parent, settings["model"]):
-            say(f"The weights go on in another model: {other}")
+            terminal.say(f"The weights go on in another model: {other}")
     card = make_card(
         vocabulary,
         settings["model"] | {"vocab_size": len(vocabulary), "block_size": block_size},
@@ -327,7 +317,8 @@ def train(ready: Ready, run_dir: Path, sweep: Path | None = None) -> dict[str, A
         sweep: the directory of the sweep that the run is a job of; TensorBoard's HParams page then
             shows the keys that this sweeps.
     """
-    prepared, trainer, metrics, say = ready.prepared, ready.trainer, ready.metrics, ready.say
+    prepared, trainer, metrics = ready.prepared, ready.trainer, ready.metrics
+    terminal = ready.terminal
     config, data, module = prepared.config, prepared.data, prepared.module
     settings = module.card["config"]
     shown = (
@@ -357,14 +348,14 @@ def train(ready: Ready, run_dir: Path, sweep: Path | None = None) -> dict[str, A
     )
     environment.record(run_dir, module.card["provenance"])
     OmegaConf.save(config, run_dir / "config.yaml", resolve=True)
-    say(_headline(prepared, ready.leader.place, summary))
-    say(str(run_dir))
+    terminal.say(_headline(prepared, ready.leader.place, summary))
+    terminal.say(str(run_dir))
 
     try:
         for logger in trainer.loggers:
             logger.log_hyperparams(shown if isinstance(logger, TensorBoard) else settings)
         with ready.leader.explained():
-            fit_and_test(prepared, trainer, run_dir, say)
+            fit_and_test(prepared, trainer, run_dir, terminal)
     except BaseException as error:
         status = _status_after(error)
         reason = f"signal {error.signum}" if isinstance(error, Interrupted) else str(error)
@@ -373,7 +364,7 @@ def train(ready: Ready, run_dir: Path, sweep: Path | None = None) -> dict[str, A
         if status == "interrupted":
             kept = (run_dir / "checkpoints" / "last.ckpt").exists()
             where = f"saved in {run_dir}" if kept else "nothing was saved"
-            say(f"Interrupted at step {trainer.global_step:,}; {where}")
+            terminal.say(f"Interrupted at step {trainer.global_step:,}; {where}")
         raise
     finally:
         signals.defer(False)
@@ -392,14 +383,12 @@ def train(ready: Ready, run_dir: Path, sweep: Path | None = None) -> dict[str, A
     return summary
 
 
-def fit_and_test(
-    prepared: Prepared, trainer: L.Trainer, run_dir: Path, say: Callable[[str], None]
-) -> None:
+def fit_and_test(prepared: Prepared, trainer: L.Trainer, run_dir: Path, terminal: Terminal) -> None:
     """Train, and score the best checkpoint on the test split if there is one: what all ranks do."""
     data, module, resumed = prepared.data, prepared.module, prepared.resumed
     try:
         if prepared.config.compile:
-            compile_or_say_why_not(module, data, trainer, say)
+            compile_or_say_why_not(module, data, trainer, terminal)
         begin = None if resumed is None else resumed.path
         trainer.fit(module, data, ckpt_path=begin, weights_only=True)
         if "test" in data.splits:
@@ -421,7 +410,7 @@ def _write_report(ready: Ready, run_dir: Path) -> Path | None:
         return write_report(run_dir, prepared.data, str(prepared.device))
     except Exception as error:  # whatever it is, the run itself is safe
         again = f"python scripts/report.py {shlex.quote(str(run_dir))}"
-        ready.say(f"No report ({error}); later: {again}")
+        ready.terminal.say(f"No report ({error}); later: {again}")
         return None
 
 
