@@ -17,7 +17,7 @@ from torch import nn
 from litchar.checkpoints.checkpoint import Checkpoint, find
 from litchar.checkpoints.files import written_whole
 from litchar.checkpoints.huggingface import check_place, write_huggingface
-from litchar.errors import UserError
+from litchar.errors import UserError, extra
 from litchar.models import block_size_of
 from litchar.terminal import Terminal
 
@@ -41,18 +41,13 @@ def run(config: DictConfig) -> None:
     chosen.check_place(output)
     model = checkpoint.build_model()
     try:
-        with written_whole(output) as draft:
+        with extra(chosen.extra, f"format={config.format}"), written_whole(output) as draft:
             difference = largest_difference(model, chosen.write(checkpoint, model, draft))
             if not difference <= MOST_DIFFERENCE:
                 raise UserError(
                     f"{checkpoint.path}: in {chosen.tool} its logits differ by {difference:.1e}; "
                     "nothing was kept"
                 )
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"format={config.format} needs the package {error.name}: "
-            f'pip install -e ".[{chosen.extra}]"'
-        ) from None
     except OSError as error:
         raise UserError(f"output={output}: cannot be written ({error.strerror})") from None
     Terminal().say(f"{output}: logits in {chosen.tool} within {difference:.1e} of the model's own")

@@ -4,7 +4,7 @@ import importlib
 
 from omegaconf import DictConfig
 
-from litchar.errors import UserError
+from litchar.errors import extra
 
 
 def serve(config: DictConfig) -> None:
@@ -18,10 +18,6 @@ def playground(config: DictConfig) -> None:
 
 
 def _run(module: str, config: DictConfig) -> None:
-    try:
+    with extra("web", needed_for=f"scripts/{module}.py"):
         run = importlib.import_module(f"litchar.serving.{module}").run
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f'scripts/{module}.py needs the package {error.name}: pip install -e ".[web]"'
-        ) from None
     run(config)
