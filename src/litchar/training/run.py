@@ -37,6 +37,7 @@ from litchar.errors import (
 )
 from litchar.launched import Place
 from litchar.terminal import Terminal
+from litchar.text import Vocabulary
 from litchar.text.store import boundaries
 from litchar.text.yardsticks import quick_yardsticks
 from litchar.training import environment
@@ -92,7 +93,7 @@ def run(config: DictConfig, run_dir: Path, callbacks: Sequence[Callback] = ()) -
                 _remove_traces(run_dir)
             raise
         summary = train(ready, run_dir)
-        data, history = ready.prepared.data, ready.metrics.history
+        data, history = ready.setup.data, ready.metrics.history
         yardsticks = quick_yardsticks(data.text, data.store)
         report = _write_report(ready, run_dir)
         print_outcome(terminal, summary, history, ready.samples.text, yardsticks, run_dir, report)
@@ -158,13 +159,14 @@ def _prepare_along(
     """Prepare a run that rank 0 records; this rank records and says nothing."""
     signals.reset()
     terminal = Terminal(quiet=True)
-    prepared = prepare(config, run_dir, place, terminal)
-    trainer, *_ = prepared.trainer(run_dir, place, terminal)
-    return prepared.device, functools.partial(fit_and_test, prepared, trainer, run_dir, terminal)
+    setup = prepare(config, run_dir, place, terminal)
+    vocabulary = setup.data.store.vocabulary
+    trainer, *_ = make_trainer(setup.config, run_dir, vocabulary, setup.step, place, terminal)
+    return setup.device, functools.partial(fit_and_test, setup, trainer, run_dir, terminal)
 
 
 @dataclass(frozen=True)
-class Prepared:
+class Setup:
     """What a run is made of, once nothing is left open.
 
     Attributes:
@@ -180,17 +182,10 @@ class Prepared:
     resumed: Checkpoint | None
     parent: Checkpoint | None
 
-    def trainer(
-        self,
-        run_dir: Path,
-        place: Place,
-        terminal: Terminal,
-        callbacks: Sequence[Callback] = (),
-    ) -> tuple[L.Trainer, Metrics, Samples]:
-        """Return what `make_trainer` does."""
-        step = self.resumed.step if self.resumed else 0
-        vocabulary = self.data.store.vocabulary
-        return make_trainer(self.config, run_dir, vocabulary, step, place, terminal, callbacks)
+    @property
+    def step(self) -> int:
+        """The one that a resumed run goes on from; 0 if it begins."""
+        return self.resumed.step if self.resumed else 0
 
     def for_the_others(self) -> DictConfig:
         """Return the configuration with which other ranks prepare the very same."""
@@ -205,7 +200,7 @@ class Prepared:
 class Ready:
     """A run that can begin."""
 
-    prepared: Prepared
+    setup: Setup
     trainer: L.Trainer
     metrics: Metrics
     samples: Samples
@@ -235,13 +230,16 @@ def made_ready(
     config = config.copy()
     place = settle_devices(config.trainer, device_of(config.trainer.accelerator))
     with Leader(place, abandon) as leader:
-        prepared = prepare(config, run_dir, place, terminal)
-        made = prepared.trainer(run_dir, place, terminal, callbacks)
-        leader.begin(prepared.for_the_others(), run_dir, prepared.device)
-        yield Ready(prepared, *made, leader, terminal)
+        setup = prepare(config, run_dir, place, terminal)
+        vocabulary = setup.data.store.vocabulary
+        made = make_trainer(
+            setup.config, run_dir, vocabulary, setup.step, place, terminal, callbacks
+        )
+        leader.begin(setup.for_the_others(), run_dir, setup.device)
+        yield Ready(setup, *made, leader, terminal)
 
 
-def prepare(config: DictConfig, run_dir: Path, place: Place, terminal: Terminal) -> Prepared:
+def prepare(config: DictConfig, run_dir: Path, place: Place, terminal: Terminal) -> Setup:
     """Settle what `config` leaves open, open the text and build the model; nothing is written.
 
     Raises:
@@ -275,13 +273,7 @@ def prepare(config: DictConfig, run_dir: Path, place: Place, terminal: Terminal)
 
     model = build(len(vocabulary))
     if parent is not None:
-        transfer = transfer_weights(parent, model, vocabulary, build, settings["model"])
-        terminal.say(
-            f"From {parent.path}: {transfer.matched} {config.data.unit}s matched, "
-            f"{transfer.new} new, {transfer.dropped} dropped"
-        )
-        if other := differing(parent, settings["model"]):
-            terminal.say(f"The weights go on in another model: {other}")
+        _begin_from(parent, model, vocabulary, build, settings["model"], terminal)
     card = make_card(
         vocabulary,
         settings["model"] | {"vocab_size": len(vocabulary), "block_size": block_size},
@@ -291,6 +283,39 @@ def prepare(config: DictConfig, run_dir: Path, place: Place, terminal: Terminal)
         changes=data.store.changes,
         **environment.describe(device),
     )
+    optimizer, schedule = _optimizer_and_schedule(config, model)
+    module = LanguageModel(
+        model, vocabulary, optimizer, schedule, card, config.seed, data.text.weights
+    )
+    return Setup(config, device, data, module, resumed, parent)
+
+
+def _begin_from(
+    parent: Checkpoint,
+    model: torch.nn.Module,
+    vocabulary: Vocabulary,
+    build: Callable[[int], torch.nn.Module],
+    settings: dict[str, Any],
+    terminal: Terminal,
+) -> None:
+    """Take over the weights of `parent`, see `transfer_weights`, and say which."""
+    transfer = transfer_weights(parent, model, vocabulary, build, settings)
+    terminal.say(
+        f"From {parent.path}: {transfer.matched} {vocabulary.unit}s matched, "
+        f"{transfer.new} new, {transfer.dropped} dropped"
+    )
+    if other := differing(parent, settings):
+        terminal.say(f"The weights go on in another model: {other}")
+
+
+def _optimizer_and_schedule(
+    config: DictConfig, model: torch.nn.Module
+) -> tuple[Callable[[torch.nn.Module], torch.optim.Optimizer], Callable[[int, float], float]]:
+    """Return what makes the optimizer, and the schedule, both tried once.
+
+    Raises:
+        UserError: they refuse their settings, or the schedule needs a number of steps.
+    """
     optimizer, schedule = instantiate(config.optimizer), instantiate(config.scheduler)
     # Hydra's own partial checks at every call, and so at every step, what it may call.
     schedule = functools.partial(schedule.func, *schedule.args, **schedule.keywords)
@@ -304,10 +329,7 @@ def prepare(config: DictConfig, run_dir: Path, place: Place, terminal: Terminal)
             )
     except (TypeError, ValueError, ZeroDivisionError) as error:
         raise UserError(f"optimizer or scheduler: {error}") from None
-    module = LanguageModel(
-        model, vocabulary, optimizer, schedule, card, config.seed, data.text.weights
-    )
-    return Prepared(config, device, data, module, resumed, parent)
+    return optimizer, schedule
 
 
 def train(ready: Ready, run_dir: Path, sweep: Path | None = None) -> dict[str, Any]:
@@ -317,25 +339,17 @@ def train(ready: Ready, run_dir: Path, sweep: Path | None = None) -> dict[str, A
         sweep: the directory of the sweep that the run is a job of; TensorBoard's HParams page then
             shows the keys that this sweeps.
     """
-    prepared, trainer, metrics = ready.prepared, ready.trainer, ready.metrics
-    terminal = ready.terminal
-    config, data, module = prepared.config, prepared.data, prepared.module
+    setup, trainer, metrics, terminal = ready.setup, ready.trainer, ready.metrics, ready.terminal
+    config, data, module = setup.config, setup.data, setup.module
     settings = module.card["config"]
     shown = (
         hyperparameters(settings)
         if sweep is None
         else swept_settings(sweep, settings, HydraConfig.get().runtime.choices)
     )
-
-    def record(**figures: Any) -> dict[str, Any]:
-        return write_summary(
-            run_dir,
-            **figures,
-            total_seconds=environment.seconds_since_start(),
-            peak_memory_bytes=environment.peak_memory_bytes(prepared.device),
-        )
-
-    summary = record(
+    summary = _record(
+        ready,
+        run_dir,
         status="running",
         error=None,
         parameters=sum(parameter.numel() for parameter in module.model.parameters()),
@@ -348,29 +362,24 @@ def train(ready: Ready, run_dir: Path, sweep: Path | None = None) -> dict[str, A
     )
     environment.record(run_dir, module.card["provenance"])
     OmegaConf.save(config, run_dir / "config.yaml", resolve=True)
-    terminal.say(_headline(prepared, ready.leader.place, summary))
+    terminal.say(_headline(setup, ready.leader.place, summary))
     terminal.say(str(run_dir))
 
     try:
         for logger in trainer.loggers:
             logger.log_hyperparams(shown if isinstance(logger, TensorBoard) else settings)
         with ready.leader.explained():
-            fit_and_test(prepared, trainer, run_dir, terminal)
+            fit_and_test(setup, trainer, run_dir, terminal)
     except BaseException as error:
-        status = _status_after(error)
-        reason = f"signal {error.signum}" if isinstance(error, Interrupted) else str(error)
-        with contextlib.suppress(OSError):  # a full disk must not hide what happened
-            record(**metrics.figures(trainer), status=status, error=reason)
-        if status == "interrupted":
-            kept = (run_dir / "checkpoints" / "last.ckpt").exists()
-            where = f"saved in {run_dir}" if kept else "nothing was saved"
-            terminal.say(f"Interrupted at step {trainer.global_step:,}; {where}")
+        _record_failure(ready, run_dir, error)
         raise
     finally:
         signals.defer(False)
 
     best, last = (run_dir / "checkpoints" / f"{name}.ckpt" for name in ("best", "last"))
-    summary = record(
+    summary = _record(
+        ready,
+        run_dir,
         **metrics.figures(trainer),
         status="completed",
         **{f"test_{name}": module.losses.get(f"test/{name}") for name in ("loss", "bpc", "bpb")},
@@ -383,11 +392,33 @@ def train(ready: Ready, run_dir: Path, sweep: Path | None = None) -> dict[str, A
     return summary
 
 
-def fit_and_test(prepared: Prepared, trainer: L.Trainer, run_dir: Path, terminal: Terminal) -> None:
+def _record(ready: Ready, run_dir: Path, **figures: Any) -> dict[str, Any]:
+    """Write figures into the summary, beside what the run has taken so far; return it."""
+    return write_summary(
+        run_dir,
+        **figures,
+        total_seconds=environment.seconds_since_start(),
+        peak_memory_bytes=environment.peak_memory_bytes(ready.setup.device),
+    )
+
+
+def _record_failure(ready: Ready, run_dir: Path, error: BaseException) -> None:
+    """Write into the summary why the run ended, and say what was saved if a signal did that."""
+    reason = f"signal {error.signum}" if isinstance(error, Interrupted) else str(error)
+    with contextlib.suppress(OSError):  # a full disk must not hide what happened
+        figures = ready.metrics.figures(ready.trainer)
+        _record(ready, run_dir, **figures, status=_status_after(error), error=reason)
+    if isinstance(error, Interrupted):
+        kept = (run_dir / "checkpoints" / "last.ckpt").exists()
+        where = f"saved in {run_dir}" if kept else "nothing was saved"
+        ready.terminal.say(f"Interrupted at step {ready.trainer.global_step:,}; {where}")
+
+
+def fit_and_test(setup: Setup, trainer: L.Trainer, run_dir: Path, terminal: Terminal) -> None:
     """Train, and score the best checkpoint on the test split if there is one: what all ranks do."""
-    data, module, resumed = prepared.data, prepared.module, prepared.resumed
+    data, module, resumed = setup.data, setup.module, setup.resumed
     try:
-        if prepared.config.compile:
+        if setup.config.compile:
             compile_or_say_why_not(module, data, trainer, terminal)
         begin = None if resumed is None else resumed.path
         trainer.fit(module, data, ckpt_path=begin, weights_only=True)
@@ -396,18 +427,18 @@ def fit_and_test(prepared: Prepared, trainer: L.Trainer, run_dir: Path, terminal
             tested = trainer.strategy.broadcast(best if best.exists() else None)
             trainer.test(module, data, ckpt_path=tested, weights_only=True, verbose=False)
     except torch.OutOfMemoryError:
-        raise UserError(_smaller_batch(prepared, trainer.global_step)) from None
+        raise UserError(_smaller_batch(setup, trainer.global_step)) from None
 
 
 def _write_report(ready: Ready, run_dir: Path) -> Path | None:
     """Write the run's report, if it shall have one; nothing that fails there fails the run."""
-    prepared = ready.prepared
-    if not prepared.config.report:
+    setup = ready.setup
+    if not setup.config.report:
         return None
     try:
         from litchar.analysis.report import write_report  # at the end, when it is wanted
 
-        return write_report(run_dir, prepared.data, str(prepared.device))
+        return write_report(run_dir, setup.data, str(setup.device))
     except Exception as error:  # whatever it is, the run itself is safe
         again = f"python scripts/report.py {shlex.quote(str(run_dir))}"
         ready.terminal.say(f"No report ({error}); later: {again}")
@@ -445,21 +476,21 @@ def _status_after(error: BaseException) -> str:
     return "diverged" if isinstance(error, DivergedError) else "failed"
 
 
-def _headline(prepared: Prepared, place: Place, summary: dict[str, Any]) -> str:
+def _headline(setup: Setup, place: Place, summary: dict[str, Any]) -> str:
     """Return what a person should know as training begins."""
-    store = prepared.data.store
+    store = setup.data.store
     ranks = f"{place.world_size} ranks, each on " if place.world_size > 1 else ""
     lines = [
-        f"{prepared.data.corpus()}: {len(store.tokens):,} {store.vocabulary.unit}s, "
+        f"{setup.data.corpus()}: {len(store.tokens):,} {store.vocabulary.unit}s, "
         f"a vocabulary of {len(store.vocabulary)}",
         *store.changes,
-        *_mixture(prepared.data),
-        *([] if store.vocabulary.document is None else [_documents(prepared.data)]),
-        f"{type(prepared.module.model).__name__}: {summary['parameters']:,} parameters; "
-        f"{ranks}{environment.device_name(prepared.device)}, {summary['precision']}",
+        *_mixture(setup.data),
+        *([] if store.vocabulary.document is None else [_documents(setup.data)]),
+        f"{type(setup.module.model).__name__}: {summary['parameters']:,} parameters; "
+        f"{ranks}{environment.device_name(setup.device)}, {summary['precision']}",
     ]
-    if prepared.resumed is not None:
-        resumed = prepared.resumed
+    if setup.resumed is not None:
+        resumed = setup.resumed
         lines.append(f"Going on from {resumed.path.name}, step {resumed.step:,}")
     return "\n".join(lines)
 
@@ -486,12 +517,12 @@ def _documents(data: TextDataModule) -> str:
     return f"{sum(counts.values()):,} documents: {', '.join(shares)}"
 
 
-def _smaller_batch(prepared: Prepared, step: int) -> str:
+def _smaller_batch(setup: Setup, step: int) -> str:
     """Return what to try when the device has no more memory."""
-    batch_size = prepared.config.data.batch_size
-    batches = prepared.config.trainer.accumulate_grad_batches
+    batch_size = setup.config.data.batch_size
+    batches = setup.config.trainer.accumulate_grad_batches
     return (
-        f"{prepared.device} is out of memory at step {step:,}; try "
+        f"{setup.device} is out of memory at step {step:,}; try "
         f"data.batch_size={max(1, batch_size // 2)} (with "
         f"trainer.accumulate_grad_batches={2 * batches} the steps stay as large)"
     )
