@@ -110,7 +110,7 @@ def train(compose, text_file, tmp_path):
 
 
 @pytest.fixture
-def generated(tmp_path, capsys):
+def generated(capsys):
     """Run generate in this process as its script does; return its stdout and stderr."""
 
     def generated(*overrides: str) -> tuple[str, str]:
@@ -119,14 +119,14 @@ def generated(tmp_path, capsys):
         with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
             config = hydra.compose("generate", ["device=cpu", *map(quote, overrides)])
         capsys.readouterr()
-        run(config, tmp_path)
+        run(config)
         return capsys.readouterr()
 
     return generated
 
 
 @pytest.fixture
-def loss_of(tmp_path):
+def loss_of():
     """Run evaluate in this process as its script does; return the loss."""
 
     def loss_of(*overrides: str) -> float:
@@ -134,7 +134,7 @@ def loss_of(tmp_path):
 
         with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
             config = hydra.compose("evaluate", ["device=cpu", *map(quote, overrides)])
-        return run(config, tmp_path)
+        return run(config)
 
     return loss_of
 

@@ -281,7 +281,7 @@ def test_an_unfit_text_or_setting_leaves_nothing_behind(train, tmp_path, content
     assert not list(tmp_path.glob("outputs/runs/*"))
 
 
-def forbidden(config, output_dir):
+def forbidden(config):
     raise PermissionError(13, "Permission denied", "/root/secret.txt")
 
 

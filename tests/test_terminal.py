@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from conftest import ROOT
+from litchar.cli import quote
 from litchar.generation.run import show_score
 from litchar.generation.scoring import COLOURS, Score
 from litchar.text import Vocabulary
@@ -140,25 +141,48 @@ def test_a_character_that_the_terminal_cannot_show_ends_nothing(script, monkeypa
     assert re.search(r"\\u4e2d +CJK UNIFIED IDEOGRAPH-4E2D", shown.stdout)
 
 
-@pytest.mark.parametrize("name", ["inspect", "baselines"])
-def test_what_nobody_reads_to_its_end_is_done_to_its_end(text_file, tmp_path, name):
+def test_a_path_is_shown_as_it_is(train, tmp_path, capsys):
+    directory = tmp_path / ":car:" / "[bold]"
+    directory.mkdir(parents=True)
+    (tmp_path / "text.txt").rename(directory / "x.txt")
+    train("trainer.max_steps=2", quote(f"data.path={directory}/x.txt"), name=":car:")
+    shown = capsys.readouterr().out
+    assert f"{directory}/x.txt: 8,000 characters" in shown
+    assert f"\n{tmp_path}/outputs/runs/:car:\n" in shown
+    assert f"  tensorboard --logdir {tmp_path}/outputs/runs/:car:\n" in shown
+
+
+def unread(script: str, *arguments: str) -> subprocess.CompletedProcess:
+    """Run a script whose output nobody reads to its end."""
     read, write = os.pipe()
     os.close(read)  # as of `| less`, left with q
-    line = [sys.executable, str(ROOT / "scripts" / f"{name}.py"), f"data.path={text_file}"]
-    page = tmp_path / "page.html"
-    line += ["data=text", *([f"page={page}"] if name == "inspect" else [])]
+    line = [sys.executable, str(ROOT / "scripts" / script), *arguments]
     result = subprocess.run(line, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
     os.close(write)
+    return result
+
+
+@pytest.mark.parametrize("name", ["inspect", "baselines"])
+def test_what_nobody_reads_to_its_end_is_done_to_its_end(text_file, tmp_path, name):
+    page = tmp_path / "page.html"
+    place = [f"page={page}"] if name == "inspect" else []
+    result = unread(f"{name}.py", f"data.path={text_file}", "data=text", *place)
     assert (result.returncode, result.stderr) == (0, "")
     assert page.exists() == (name == "inspect")
 
 
-def test_a_comparison_that_nobody_reads_is_written(train, monkeypatch, tmp_path):
+def test_figures_that_nobody_reads_are_kept(tmp_path):
+    figures = tmp_path / "figures.json"
+    encode = ("encode", "--megabytes=1", "--repeats=1", f"--json={figures}")
+    for result in (unread("scaling.py"), unread("benchmark.py", *encode)):
+        assert (result.returncode, result.stderr) == (0, "")
+    assert figures.exists()
+
+
+def test_a_comparison_and_a_report_that_nobody_reads_are_written(train, tmp_path):
     run_dir = train("trainer.max_steps=2")
-    read, write = os.pipe()
-    os.close(read)
-    line = [sys.executable, str(ROOT / "scripts/compare.py"), str(run_dir), f"--out={tmp_path}"]
-    result = subprocess.run(line, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
-    os.close(write)
-    assert (result.returncode, result.stderr) == (0, "")
-    assert (tmp_path / "report.html").exists()
+    compared = unread("compare.py", str(run_dir), f"--out={tmp_path}")
+    reported = unread("report.py", str(run_dir))
+    for place, result in ((tmp_path, compared), (run_dir, reported)):
+        assert (result.returncode, result.stderr) == (0, "")
+        assert (place / "report.html").exists()

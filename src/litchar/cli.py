@@ -18,7 +18,6 @@ from typing import Any, NoReturn
 
 import hydra
 from hydra.core.config_search_path import ConfigSearchPath
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.errors import (
     MissingConfigException,
@@ -84,8 +83,7 @@ class Task:
     """What Hydra calls for a run, and for each job of a sweep, there perhaps in a worker.
 
     Args:
-        target: `module:function`, imported when it is called with the configuration and Hydra's
-            output directory.
+        target: `module:function`, imported when it is called with the configuration.
 
     Attributes:
         started: whether our own code has begun.
@@ -100,9 +98,8 @@ class Task:
     def __call__(self, config: DictConfig) -> object:
         """Return what the function does, or what it raised."""
         self.started = True
-        output_dir = Path(HydraConfig.get().runtime.output_dir)
         try:
-            return _function(self.target)(config, output_dir)
+            return _function(self.target)(config)
         except Exception as error:
             self.failure = self.failure or error
             return error
@@ -122,8 +119,7 @@ def hydra_main(
 
     Args:
         script: the calling script's `__file__`; `conf/` and `outputs/` lie beside its directory.
-        target: `module:function`, imported once the configuration stands; called with the
-            configuration and Hydra's output directory.
+        target: `module:function`, imported once the configuration stands, and called with it.
         before: is given the arguments, the directory of configurations and `config_name` before
             Hydra is, and returns the arguments to go on with.
         follow: `module:function` that is called instead in each process that torchrun or srun
@@ -138,19 +134,7 @@ def hydra_main(
             sys.exit(_function(follow)())
         _function("litchar.training.ranks:dismiss_at_exit")()
     conf = root / "conf"
-    OmegaConf.register_new_resolver(
-        "keys_of_script", lambda: keys_of_script(conf, config_name), replace=True
-    )
-    Plugins.instance().register(Written)
-    sweeps = not {"-m", "--multirun"}.isdisjoint(sys.argv)
-    sys.argv[1:] = [quote(argument, sweeps) for argument in sys.argv[1:]]
-    signals.install()
-    for stream in (
-        sys.stdout,
-        sys.stderr,
-    ):  # a run must not end at a character that cannot be shown
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    _set_up(conf, config_name)
 
     task = Task(target)
     try:
@@ -163,25 +147,45 @@ def hydra_main(
         if not isinstance(ended.__context__, BrokenPipeError):  # with which rich exits with 1
             raise
     except Exception as error:
-        if isinstance(error, BrokenPipeError) and _unread():
-            return
-        if isinstance(error, DivergedError | JobsFailedError | RankError):
-            exit_with(str(error), 1)
-        if isinstance(error, OSError) and error.filename and not task.started:
-            exit_with(
-                f"{error.filename}: cannot be written ({error.strerror}); try run_dir=DIRECTORY"
-            )
-        forbidden = next((e for e in causes(error) if isinstance(e, PermissionError)), None)
-        if forbidden and forbidden.filename:
-            hint = "change its rights, or name another place"
-            exit_with(f"{forbidden.filename}: {forbidden.strerror}; {hint}")
-        # Before our own code starts, nothing but the command line can be at fault.
-        if is_users(error) or not task.started:
-            exit_with(_explain(error, conf, config_name))
-        raise
+        if not (isinstance(error, BrokenPipeError) and _unread()):
+            _exit_on(error, task.started, conf, config_name)
     finally:
         if _unread():  # else the interpreter would complain when it writes out what is left
             os.dup2(os.open(os.devnull, os.O_WRONLY), _STDOUT)
+
+
+def _set_up(conf: Path, config_name: str) -> None:
+    """Let Hydra find what our configurations name, and read what was typed as it was meant."""
+    OmegaConf.register_new_resolver(
+        "keys_of_script", lambda: keys_of_script(conf, config_name), replace=True
+    )
+    Plugins.instance().register(Written)
+    sweeps = not {"-m", "--multirun"}.isdisjoint(sys.argv)
+    sys.argv[1:] = [quote(argument, sweeps) for argument in sys.argv[1:]]
+    signals.install()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a character that it cannot show ends no run
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _exit_on(error: Exception, started: bool, conf: Path, config_name: str) -> NoReturn:
+    """Exit with the code and the line that `error` means, or raise it: a fault of ours.
+
+    Args:
+        started: whether our own code has begun.
+    """
+    if isinstance(error, DivergedError | JobsFailedError | RankError):
+        exit_with(str(error), 1)
+    if isinstance(error, OSError) and error.filename and not started:
+        exit_with(f"{error.filename}: cannot be written ({error.strerror}); try run_dir=DIRECTORY")
+    forbidden = next((e for e in causes(error) if isinstance(e, PermissionError)), None)
+    if forbidden and forbidden.filename:
+        hint = "change its rights, or name another place"
+        exit_with(f"{forbidden.filename}: {forbidden.strerror}; {hint}")
+    # Before our own code starts, nothing but the command line can be at fault.
+    if is_users(error) or not started:
+        exit_with(_explain(error, conf, config_name))
+    raise error
 
 
 _STDOUT = 1

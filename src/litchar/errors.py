@@ -1,5 +1,6 @@
 """Errors that end a program with a meaning: wrong input, a diverged or broken run, or a signal."""
 
+import contextlib
 from collections.abc import Iterator
 from numbers import Integral
 
@@ -9,6 +10,21 @@ from omegaconf.errors import OmegaConfBaseException
 
 class UserError(Exception):
     """The user's input was wrong. The message is one line: what, where, and how to mend it."""
+
+
+@contextlib.contextmanager
+def extra(name: str, needed_for: str) -> Iterator[None]:
+    """Import what the extra `name` of this package brings along.
+
+    Raises:
+        UserError: a package is missing.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f'{needed_for} needs the package {error.name}: pip install -e ".[{name}]"'
+        ) from None
 
 
 class BusyError(UserError):

@@ -7,14 +7,20 @@ from rich.console import Console
 
 
 class Terminal(Console):
-    """Standard output; it outlives whoever reads, such as `head`, or `tee` when it is killed."""
+    """Standard output; it outlives whoever reads, such as `head`, or `tee` when it is killed.
 
-    def __init__(self) -> None:
-        super().__init__(highlight=False)
+    What it prints is shown as it is: a path may have `[bold]` or `:car:` in it.
+
+    Args:
+        quiet: print nothing, as ranks other than the first.
+    """
+
+    def __init__(self, quiet: bool = False) -> None:
+        super().__init__(quiet=quiet, highlight=False, markup=False, emoji=False)
 
     def say(self, line: str) -> None:
-        """Print a line as it is."""
-        self.print(line, soft_wrap=True, markup=False, emoji=False)
+        """Print a line in one piece, however narrow the terminal is."""
+        self.print(line, soft_wrap=True)
 
     def on_broken_pipe(self) -> None:
         """Go on unseen."""

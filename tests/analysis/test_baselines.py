@@ -86,8 +86,8 @@ def test_an_interrupt_waits_for_no_compressor_that_has_not_begun(text_file, monk
     assert len(begun) <= 2  # of 24
 
 
-def test_the_table_has_every_yardstick(compose_baselines, tmp_path, capsys):
-    found = run(compose_baselines("order=3"), tmp_path)
+def test_the_table_has_every_yardstick(compose_baselines, capsys):
+    found = run(compose_baselines("order=3"))
     printed = capsys.readouterr().out
     assert [row.name for row in found[:4]] == ["uniform", "unigram", "bigram", "3-gram"]
     for row in found:
@@ -109,6 +109,6 @@ def test_the_table_has_every_yardstick(compose_baselines, tmp_path, capsys):
         ("data.path=nowhere.txt", "data.path=nowhere.txt: no such file"),
     ],
 )
-def test_a_setting_that_means_nothing_is_refused(compose_baselines, tmp_path, override, words):
+def test_a_setting_that_means_nothing_is_refused(compose_baselines, override, words):
     with pytest.raises(UserError, match=words):
-        run(compose_baselines(override), tmp_path)
+        run(compose_baselines(override))

@@ -9,12 +9,12 @@ import re
 import numpy as np
 import pytest
 from omegaconf import OmegaConf
-from rich.console import Console
 from scipy import stats
 
 from litchar.analysis.compare import At, compare, cost, main, report_on
 from litchar.analysis.comparison_plot import write_plot
 from litchar.analysis.page import write_page
+from litchar.terminal import Terminal
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def test_seeds_are_grouped_and_differences_tested(made, tmp_path):
 def test_a_single_seed_says_nothing_of_noise(made, tmp_path, capsys):
     made("a", 2.0, {"optimizer.lr": 0.001})
     made("b", 1.9, {"optimizer.lr": 0.01})
-    report_on([tmp_path / "sweep"], tmp_path / "sweep", None, Console(width=200))
+    report_on([tmp_path / "sweep"], tmp_path / "sweep", None, Terminal())
     first, second = read(tmp_path / "sweep/sweep.csv")
     assert (first["optimizer.lr"], first["loss"], first["n"]) == ("0.01", "1.9", "1")
     assert (first["sd"], first["low"], second["p"], second["differs"]) == ("", "", "", "")
@@ -150,7 +150,7 @@ def test_unfinished_and_failed_runs_are_named_and_not_counted(made, tmp_path, ca
     made("done", 2.0, {"x": 1})
     made("half", 2.0, {"x": 1}, seed=2, status="running")
     made("broken", 2.0, {"x": 2}, status="failed", error="n_embd=9 is not\ndivisible")
-    report_on([tmp_path / "sweep"], None, None, Console(width=200))
+    report_on([tmp_path / "sweep"], None, None, Terminal())
     printed = capsys.readouterr().out
     assert "1 (+1 not)" in printed
     assert "not counted: half: running at step 1,000" in printed
@@ -296,7 +296,7 @@ def test_a_sweeps_report_shows_its_runs_in_a_browser(made, tmp_path, page):
     (run / "report.html").write_text("<title>the run itself</title>")
     attack = "<script>document.title='owned'</script>"
     made("bad", 9.0, {"model.n_layer": 8}, status="failed", error=f"no such {attack} thing")
-    report_on([tmp_path / "sweep"], tmp_path / "sweep", None, Console(quiet=True))
+    report_on([tmp_path / "sweep"], tmp_path / "sweep", None, Terminal(quiet=True))
     moved = (tmp_path / "sweep").rename(tmp_path / "a b#c")  # it holds wherever it lies
     asked = []
     page.on("request", lambda request: asked.append(request.url))

@@ -26,7 +26,7 @@ def inspected(tmp_path):
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
         arguments = ["data=text", f"data.path={path}", f"page={page}", *overrides]
         with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            sections = run(hydra.compose("inspect", arguments), tmp_path)
+            sections = run(hydra.compose("inspect", arguments))
         return {section.title: section for section in sections}, page.read_text()
 
     return inspected

@@ -23,7 +23,7 @@ TINY = ("trainer.max_steps=2", "trainer.val_check_interval=2")
 def export(checkpoint, output, **changes) -> None:
     config = OmegaConf.load(ROOT / "conf" / "export.yaml")
     config.merge_with({"checkpoint": str(checkpoint), "output": str(output), **changes})
-    run(config, output.parent)
+    run(config)
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ def export(checkpoint, output, **changes) -> None:
     config = OmegaConf.load(ROOT / "conf" / "export.yaml")
     changes = {"format": "huggingface"} | changes
     config.merge_with({"checkpoint": str(checkpoint), "output": str(output), **changes})
-    run(config, output.parent)
+    run(config)
 
 
 def difference(ours: TextModel, theirs, windows: int) -> float:

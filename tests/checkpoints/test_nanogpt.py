@@ -110,7 +110,7 @@ def imported(tmp_path):
         output = tmp_path / "run.ckpt"
         with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
             config = hydra.compose("import_nanogpt", [f"output={output}", *map(quote, overrides)])
-        run(config, tmp_path)
+        run(config)
         return output
 
     return imported

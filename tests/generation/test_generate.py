@@ -60,7 +60,7 @@ def generate(run_dir, tmp_path, capsys):
     def generate(**settings) -> str:
         config = OmegaConf.load(ROOT / "conf" / "generate.yaml")
         config.merge_with({"checkpoint": str(run_dir), "max_new_tokens": 30, **settings})
-        run(config, tmp_path)
+        run(config)
         return capsys.readouterr().out
 
     return generate

@@ -59,7 +59,7 @@ def test_the_documents_model_is_trained_sampled_scored_and_exported(
                 config.prompt = "1 and 2"
             if script == "export":
                 config.output = str(tmp_path / "cnn.onnx")
-            run(config, tmp_path)
+            run(config)
     assert summary(run_dir)["val_loss"] < 1.5
     out = capsys.readouterr().out
     assert "1 and 2" in out

@@ -31,7 +31,7 @@ def start(tmp_path):
     def start(script: str, *overrides: str) -> None:
         with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
             config = hydra.compose(script, ["device=cpu", *map(quote, overrides)])
-        getattr(run, script)(config, tmp_path)
+        getattr(run, script)(config)
 
     start.checkpoint = checkpoint
     return start

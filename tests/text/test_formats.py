@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import lzma
+import sys
 import tracemalloc
 import zipfile
 from pathlib import Path
@@ -278,6 +279,12 @@ def test_a_parquet_column_that_is_no_utf8_is_refused(tmp_path):
     wrong = pa.array([b"good", b"\xff"]).cast(pa.string(), safe=False)
     pq.write_table(pa.table({"text": wrong}), tmp_path / "a.parquet")
     assert "can't decode byte 0xff" in refusal(tmp_path / "a.parquet", column="text")
+
+
+def test_without_pyarrow_one_line_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    path = put(tmp_path / "a.parquet", b"")
+    assert 'pyarrow: pip install -e ".[parquet]"' in refusal(path, column="text")
 
 
 def test_a_field_and_a_column_are_refused_together(tmp_path):

@@ -303,5 +303,5 @@ def test_what_a_data_set_does_not_have_is_refused_and_what_it_has_named(data_set
 
 def test_without_the_library_one_line_says_what_to_install(data_set, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(UserError, match=r"data\.name needs datasets: pip install datasets"):
+    with pytest.raises(UserError, match=r"data\.name needs the package datasets: .*\.\[datasets\]"):
         list(HuggingFace(str(data_set), "text").read())

@@ -34,14 +34,14 @@ def run_dir(train_cleaned):
 
 
 @pytest.fixture
-def run_script(tmp_path, capsys):
+def run_script(capsys):
     """Run generate or evaluate as their scripts do; return what they print."""
 
     def run_script(name: str, function, *overrides: str) -> str:
         with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
             config = hydra_compose(name, ["device=cpu", *map(quote, overrides)])
         capsys.readouterr()
-        function(config, tmp_path)
+        function(config)
         return capsys.readouterr().out
 
     return run_script

@@ -15,13 +15,13 @@ import pytest
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 from optuna.trial import TrialState
-from rich.console import Console
 
 from conftest import ROOT, SignalAt, summary
 from litchar import signals
 from litchar.checkpoints import Checkpoint
 from litchar.cli import quote
 from litchar.errors import Interrupted, UserError
+from litchar.terminal import Terminal
 from litchar.training import run as training
 from litchar.tuning import run as tuning
 from litchar.tuning.report import best_experiment, print_report
@@ -62,7 +62,7 @@ def tune(text_file, tmp_path, monkeypatch):
             HydraConfig.instance().set_config(config)
             OmegaConf.set_struct(config, False)
             del config["hydra"]
-            tuning.run(config, tmp_path)
+            tuning.run(config)
         return study_of(tmp_path / "outputs", name).trials
 
     return tune
@@ -240,7 +240,7 @@ def test_brackets_in_values_and_paths_are_shown(tune, tmp_path, capsys):
     tune("tune.trials=1", "~tune.space", names)
     assert "trial 0: name=[/b]" in capsys.readouterr().out
     study = study_of(tmp_path / "outputs", "t1")
-    print_report(study, 1, Path("/of [old]/t1"), Console(width=200))
+    print_report(study, 1, Path("/of [old]/t1"), Terminal())
     printed = capsys.readouterr().out
     assert "name=[/b]" in printed
     assert "Report: /of [old]/t1/report.html" in printed

@@ -5,7 +5,6 @@ import gzip
 import lzma
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 from backports import zstd
 from omegaconf import DictConfig
@@ -19,7 +18,7 @@ from litchar.text.yardsticks import Yardstick, characters_and_bytes, count_yards
 BEFORE = 16_000_000  # tokens of the training split that a compressor reads before it is measured
 
 
-def run(config: DictConfig, output_dir: Path) -> list[Yardstick]:
+def run(config: DictConfig) -> list[Yardstick]:
     """Print the table of yardsticks of a text.
 
     Raises:
@@ -29,22 +28,20 @@ def run(config: DictConfig, output_dir: Path) -> list[Yardstick]:
     memory = config.memory_gb
     if isinstance(memory, bool) or not isinstance(memory, int | float) or not memory > 0:
         raise UserError(f"memory_gb={memory}: must be a number above 0, such as 2")
-    console = Terminal()
+    terminal = Terminal()
     text = Text.of(config.data)
-    with console.status("Reading"):
+    with terminal.status("Reading"):
         store = text.open()
         train, val = splits(text, store)
-    console.print(
+    terminal.say(
         f"{text.corpus}: {len(store.tokens):,} {text.unit}s, {len(store.vocabulary)} distinct\n"
-        f"counted on the first {len(train):,}, scored on the {len(val):,} of the validation split",
-        soft_wrap=True,
-        markup=False,
+        f"counted on the first {len(train):,}, scored on the {len(val):,} of the validation split"
     )
-    with console.status("Counting"):
+    with terminal.status("Counting"):
         found = count_yardsticks(text, store, config.order, config.memory_gb * 1e9)
-    with console.status("Compressing"):
+    with terminal.status("Compressing"):
         found += compress(text, store)
-    console.print(_table(found))
+    terminal.print(_table(found))
     return found
 
 

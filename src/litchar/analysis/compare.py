@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 from scipy import stats
@@ -456,7 +455,7 @@ def shown(value: Any) -> str:
     return text.rstrip("/").rpartition("/")[2] if text.startswith("/") else text
 
 
-def print_comparison(comparison: Comparison, console: Console) -> None:
+def print_comparison(comparison: Comparison, console: Terminal) -> None:
     """Print the tables, what they leave out, and how to read them."""
     for table in comparison.tables:
         measure = f"at {comparison.at}" if comparison.at else "at its best"
@@ -464,16 +463,15 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
             f"\n{table.text}: validation loss in nats per {table.unit}, {measure}",
             style="bold",
             soft_wrap=True,
-            markup=False,
         )
         _print_table(table, console)
         for line in in_words(table):
-            console.print(line, soft_wrap=True, highlight=False)
+            console.say(line)
     for run in comparison.runs:
         if reason := comparison.reasons.get(run.path):
-            console.print(f"not counted: {run.path.name}: {reason}", soft_wrap=True, markup=False)
+            console.say(f"not counted: {run.path.name}: {reason}")
     for note in comparison.notes:
-        console.print(f"note: {note}", soft_wrap=True, markup=False)
+        console.say(f"note: {note}")
 
 
 LOSSES = ("n", "loss", "sd", "95% interval", "more", "p", "differs")
@@ -514,7 +512,7 @@ def _settings(row: Row) -> list[str]:
     return [shown(value) for value in row.settings.values()] or ["all"]
 
 
-def _print_table(table: Table, console: Console) -> None:
+def _print_table(table: Table, console: Terminal) -> None:
     """Print losses and cost side by side, or below each other where there is no room for that."""
     losses = [_losses(row, table.rows[0]) for row in table.rows]
     cost = [_cost(row) for row in table.rows]
@@ -614,7 +612,7 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def report_on(
-    paths: Sequence[Path], directory: Path | None, at: At | None, console: Console
+    paths: Sequence[Path], directory: Path | None, at: At | None, console: Terminal
 ) -> Comparison:
     """Compare, print, and write the tables and the plot into `directory`, if there is one."""
     from litchar.analysis.comparison_plot import write_plot
@@ -629,7 +627,7 @@ def report_on(
         lack = write_plot(comparison, directory / "sweep.png")
         write_sweep_report(comparison, directory)
         written = "sweep.csv, runs.csv, report.html" + ("" if lack else " and sweep.png")
-        console.print(f"{directory}: {written}{lack}", soft_wrap=True, markup=False)
+        console.say(f"{directory}: {written}{lack}")
     return comparison
 
 
@@ -674,7 +672,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _compare_paths(options: argparse.Namespace, overrides: list[str], console: Console) -> bool:
+def _compare_paths(options: argparse.Namespace, overrides: list[str], console: Terminal) -> bool:
     if not options.paths:
         raise UserError("name directories of runs or of a sweep: compare.py outputs/sweeps/NAME")
     if overrides or options.assert_equal:
@@ -688,7 +686,9 @@ def _compare_paths(options: argparse.Namespace, overrides: list[str], console: C
     return True
 
 
-def _compare_revisions(options: argparse.Namespace, overrides: list[str], console: Console) -> bool:
+def _compare_revisions(
+    options: argparse.Namespace, overrides: list[str], console: Terminal
+) -> bool:
     from litchar.analysis.revisions import first_difference, trained, verdict
 
     if options.paths or options.at or options.out:
@@ -703,13 +703,11 @@ def _compare_revisions(options: argparse.Namespace, overrides: list[str], consol
     if taken:
         raise UserError(f"{taken[0]}: give seeds with --seeds; the rest are overrides of one run")
     with trained(options.revisions, overrides, seeds, console) as (one, other):
-        console.print(verdict(one, other), soft_wrap=True, markup=False)
+        console.say(verdict(one, other))
         difference = first_difference(one, other)
-        console.print(
+        console.say(
             f"they differ first at {difference}"
             if difference
-            else "weights and metrics are the same to the bit",
-            soft_wrap=True,
-            markup=False,
+            else "weights and metrics are the same to the bit"
         )
     return difference is None or not options.assert_equal

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from rich.text import Text
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from litchar.data.windows import IGNORED, document_starts
 from litchar.errors import UserError
 from litchar.models import block_size_of
+from litchar.terminal import Terminal
 from litchar.text import Vocabulary
 from litchar.text.store import boundaries
 from litchar.text.vocabulary import printable
@@ -49,7 +49,9 @@ def document_losses(
     order = np.argsort(lengths, kind="stable")  # windows of one length share a batch
     losses = np.zeros(len(edges) - 1)
     batches = range(0, len(order), batch_size)
-    for first in track(batches, "Documents", transient=True, disable=len(batches) < 20):
+    for first in track(
+        batches, "Documents", transient=True, disable=len(batches) < 20, console=Terminal()
+    ):
         batch = order[first : first + batch_size]
         steps = torch.arange(int(lengths[batch].max()) + 1)
         positions = torch.from_numpy(starts[batch])[:, None] + steps  # (B, T + 1)
@@ -83,7 +85,11 @@ def check_place(place: str | None, document: str | None) -> Path | None:
 
 
 def report(
-    losses: np.ndarray, tokens: Tensor, vocabulary: Vocabulary, console: Console, place: Path | None
+    losses: np.ndarray,
+    tokens: Tensor,
+    vocabulary: Vocabulary,
+    terminal: Terminal,
+    place: Path | None,
 ) -> None:
     """Print mean, spread and the worst documents; write all of them to `place`, if given.
 
@@ -93,19 +99,18 @@ def report(
     edges = boundaries(tokens.numpy())
     counts = np.diff(edges)  # the boundary behind a document is predicted with it
     least, middle, most = np.quantile(losses, (0, 0.5, 1))
-    console.print(
+    terminal.say(
         f"{len(losses):,} documents, each by itself: "
         f"{losses.sum() / counts.sum():.4f} nats per {vocabulary.unit}, {losses.mean():.4f} a "
         f"document (standard deviation {losses.std():.4f}, least {least:.4f}, median "
-        f"{middle:.4f}, most {most:.4f})",
-        soft_wrap=True,
+        f"{middle:.4f}, most {most:.4f})"
     )
     rates = losses / counts
     table = Table("nats", f"per {vocabulary.unit}", "worst documents", box=None, pad_edge=False)
     for i in np.argsort(-rates, kind="stable")[:WORST]:
         shown = printable(" ".join(_text(i, edges, tokens, vocabulary).split()))
         table.add_row(f"{losses[i]:.3f}", f"{rates[i]:.3f}", Text(shown))
-    console.print(table)
+    terminal.print(table)
     if place is not None:
         rows = [
             {

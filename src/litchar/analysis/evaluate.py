@@ -26,7 +26,7 @@ from litchar.text.vocabulary import describe
 from litchar.training.module import bits, size_table, summed_loss
 
 
-def run(config: DictConfig, output_dir: Path) -> float:
+def run(config: DictConfig) -> float:
     """Print the loss of a checkpoint on a split of its own text, or on another text.
 
     Returns:
@@ -40,7 +40,7 @@ def run(config: DictConfig, output_dir: Path) -> float:
     checkpoint = Checkpoint.load(find(config.checkpoint, Path(config.outputs_dir)))
     unit = checkpoint.vocabulary.unit
     place = check_place(config.documents, checkpoint.vocabulary.document)
-    console = Terminal()
+    terminal = Terminal()
     if config.data.path is None:
         tokens, what = split_of(checkpoint, config.split), f"the {config.split} split"
     else:
@@ -49,11 +49,9 @@ def run(config: DictConfig, output_dir: Path) -> float:
         what = str(corpus)
         if left_out:
             share = left_out / (left_out + len(tokens))
-            console.print(
+            terminal.say(
                 f"Left out: {left_out:,} characters ({share:.2%}) that the model never saw: "
-                f"{describe(unknown)}",
-                soft_wrap=True,
-                markup=False,
+                f"{describe(unknown)}"
             )
     if len(tokens) < 2:
         raise UserError(f"{what} has {len(tokens)} {unit}s that the model knows; it takes 2")
@@ -66,18 +64,16 @@ def run(config: DictConfig, output_dir: Path) -> float:
     nats, count, characters, utf8_bytes = total.tolist()
     loss: float = nats / count
     in_bits = bits(nats, characters, utf8_bytes)
-    console.print(
-        f"{checkpoint.path}, step {checkpoint.step:,}, on {what}:", soft_wrap=True, markup=False
-    )
-    console.print(
+    terminal.say(f"{checkpoint.path}, step {checkpoint.step:,}, on {what}:")
+    terminal.print(
         f"{loss:.6f} nats per {unit}, {in_bits['bpc']:.4f} bits per character, "
         f"{in_bits['bpb']:.4f} bits per byte, perplexity {math.exp(loss):.3f}, "
         f"over {count:,.0f} {unit}s" + _overlap(config.stride, block_size),
-        soft_wrap=not console.is_terminal,  # a file needs no folds
+        soft_wrap=not terminal.is_terminal,  # a file needs no folds
     )
     if checkpoint.vocabulary.document:
         losses = document_losses(model, tokens, config.batch_size, device)
-        report(losses, tokens, checkpoint.vocabulary, console, place)
+        report(losses, tokens, checkpoint.vocabulary, terminal, place)
     return loss
 
 
@@ -182,7 +178,13 @@ def batches_of(
     """Yield the windows of `tokens` and their targets, each token but the first a target once, in
     the order of the text: (B, T) int64 each."""
     windows = SequentialWindows(tokens, len(tokens), block_size_of(model), batch_size, stride)
-    batches = track(range(len(windows)), "Scoring", transient=True, disable=len(windows) < 20)
+    batches = track(
+        range(len(windows)),
+        "Scoring",
+        transient=True,
+        disable=len(windows) < 20,
+        console=Terminal(),
+    )
     for batch in batches:
         idx, targets = windows[batch]
         yield idx.to(device), targets.to(device)

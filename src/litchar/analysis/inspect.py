@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 from omegaconf import DictConfig
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text as Line
 
@@ -86,24 +85,24 @@ class Inspected:
     sampled: int
 
 
-def run(config: DictConfig, output_dir: Path) -> list[Section]:
+def run(config: DictConfig) -> list[Section]:
     """Print what is in a text, and write it as a page with plots.
 
     Raises:
         UserError: the text or a setting is unfit, or the page cannot be written.
     """
-    console = Terminal()
+    terminal = Terminal()
     text = Text.of(config.data)
-    with console.status("Reading"):
+    with terminal.status("Reading"):
         store = text.open()
-    with console.status("Inspecting"):
+    with terminal.status("Inspecting"):
         found = inspect(text, store)
         sections = list(describe(text, found))
     for section in sections:
-        _print(console, section)
-    with console.status("Drawing"):
+        _print(terminal, section)
+    with terminal.status("Drawing"):
         write_page(Path(os.path.expanduser(config.page)), str(text.corpus), sections, found)
-    console.print(f"\n{config.page}", soft_wrap=True, markup=False)
+    terminal.say(f"\n{config.page}")
     return sections
 
 
@@ -321,7 +320,7 @@ def _overlap(found: Inspected) -> Section:
     return Section("In the training split word for word", columns, rows, note=note)
 
 
-def _print(console: Console, section: Section) -> None:
+def _print(terminal: Terminal, section: Section) -> None:
     table = Table(box=None, pad_edge=False, show_header=any(section.columns))
     for heading in section.columns:
         if heading.startswith("# "):
@@ -330,9 +329,9 @@ def _print(console: Console, section: Section) -> None:
             table.add_column(heading, overflow="fold")
     for row in section.rows[: section.most]:
         table.add_row(*map(Line, row))
-    console.print(f"\n{section.title}", style="bold")
-    console.print(table if section.rows else "none")
+    terminal.print(f"\n{section.title}", style="bold")
+    terminal.print(table if section.rows else "none")
     if len(section.rows) > section.most:
-        console.print(f"and {len(section.rows) - section.most:,} more on the page", style="dim")
+        terminal.print(f"and {len(section.rows) - section.most:,} more on the page", style="dim")
     if section.note:
-        console.print(Line(section.note, "dim"))
+        terminal.print(Line(section.note, "dim"))

@@ -2,16 +2,17 @@
 
 import argparse
 import os
-import sys
 from pathlib import Path
 
-from rich.console import Console
+from rich.text import Text
 
 from litchar.analysis.page import write_page
 from litchar.analysis.run_report import STYLE, run_report
 from litchar.analysis.runs import NAME, Run, is_run
+from litchar.cli import exit_with
 from litchar.data import TextDataModule
 from litchar.errors import UserError
+from litchar.terminal import Terminal
 from litchar.training.environment import ROOT
 
 
@@ -34,15 +35,14 @@ def main(arguments: list[str] | None = None) -> None:
         "--device", help="cpu, cuda or mps, to run the model on (the best there is)"
     )
     options = parser.parse_args(arguments)
-    console = Console(highlight=False)
+    terminal = Terminal()
     try:
         for name in options.runs:
-            with console.status(f"Writing the report of {name}"):
+            with terminal.status(Text(f"Writing the report of {name}")):
                 path = write_report(find(name), device=options.device)
-            console.print(str(path), soft_wrap=True, markup=False)
+            terminal.say(str(path))
     except UserError as error:
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
-        sys.exit(2)
+        exit_with(str(error))
 
 
 def write_report(

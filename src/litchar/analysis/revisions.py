@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 
 from litchar.analysis.compare import LEVEL, Row, welch
 from litchar.checkpoints import load
 from litchar.errors import UserError
+from litchar.terminal import Terminal
 from litchar.training.environment import ROOT
 
 
@@ -39,7 +39,7 @@ class Revision:
 
 @contextlib.contextmanager
 def trained(
-    names: Sequence[str], overrides: Sequence[str], seeds: Sequence[int], console: Console
+    names: Sequence[str], overrides: Sequence[str], seeds: Sequence[int], terminal: Terminal
 ) -> Iterator[list[Revision]]:
     """Train each revision on each seed, and hand over the runs while they are there.
 
@@ -61,10 +61,10 @@ def trained(
             )
             runs = {}
             for seed in seeds:
-                console.print(f"{name}, seed {seed} ...", end=" ", highlight=False)
+                terminal.print(f"{name}, seed {seed} ...", end=" ")
                 runs[seed] = directory / f"runs{i}" / f"seed{seed}"
                 loss = _train(name, code, runs[seed], [*overrides, f"seed={seed}"])
-                console.print(f"{loss:.4f}", highlight=False)
+                terminal.print(f"{loss:.4f}")
             revisions.append(Revision(name, runs))
         yield revisions
 

@@ -11,8 +11,9 @@ import time
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
+
+from litchar.terminal import Terminal
 
 BYTES_OF_STATE = 16  # of each weight: itself, its gradient and AdamW's two means, in float32
 TERABYTE = 1e12
@@ -277,6 +278,6 @@ def main(arguments: list[str] | None = None) -> None:
         shown.add_column(column, justify="left" if column in ("model", "what") else "right")
     for row in rows:
         shown.add_row(*map(str, row.values()))
-    console = Console()
-    console.width = max(console.width, 110)
-    console.print(shown)
+    terminal = Terminal()
+    terminal.width = max(terminal.width, 110)
+    terminal.print(shown)

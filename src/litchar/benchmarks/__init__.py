@@ -10,11 +10,11 @@ from typing import Any
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 from rich.table import Table
 
 from litchar.cli import exit_with
 from litchar.errors import UserError
+from litchar.terminal import Terminal
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -99,6 +99,6 @@ def _print(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         cells = (f"{v:,.4g}" if isinstance(v, float) else f"{v}" for v in row.values())
         table.add_row(*cells)
-    console = Console()
-    console.width = max(console.width, 100) if not sys.stdout.isatty() else console.width
-    console.print(table)
+    terminal = Terminal()
+    terminal.width = max(terminal.width, 100) if not sys.stdout.isatty() else terminal.width
+    terminal.print(table)

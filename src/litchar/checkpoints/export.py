@@ -12,20 +12,20 @@ from typing import Any
 import numpy as np
 import torch
 from omegaconf import DictConfig
-from rich.console import Console
 from torch import nn
 
 from litchar.checkpoints.checkpoint import Checkpoint, find
 from litchar.checkpoints.files import written_whole
 from litchar.checkpoints.huggingface import check_place, write_huggingface
-from litchar.errors import UserError
+from litchar.errors import UserError, extra
 from litchar.models import block_size_of
+from litchar.terminal import Terminal
 
 MOST_DIFFERENCE = 1e-4  # of logits, between an exported model and ours
 Logits = Callable[[np.ndarray], np.ndarray]  # (B, T) int64 -> (B, T, V) float32
 
 
-def run(config: DictConfig, output_dir: Path) -> None:
+def run(config: DictConfig) -> None:
     """Write the model of a checkpoint to `output`, in `format`, if it computes what ours does.
 
     Raises:
@@ -41,25 +41,16 @@ def run(config: DictConfig, output_dir: Path) -> None:
     chosen.check_place(output)
     model = checkpoint.build_model()
     try:
-        with written_whole(output) as draft:
+        with extra(chosen.extra, f"format={config.format}"), written_whole(output) as draft:
             difference = largest_difference(model, chosen.write(checkpoint, model, draft))
             if not difference <= MOST_DIFFERENCE:
                 raise UserError(
                     f"{checkpoint.path}: in {chosen.tool} its logits differ by {difference:.1e}; "
                     "nothing was kept"
                 )
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"format={config.format} needs the package {error.name}: "
-            f'pip install -e ".[{chosen.extra}]"'
-        ) from None
     except OSError as error:
         raise UserError(f"output={output}: cannot be written ({error.strerror})") from None
-    Console(highlight=False).print(
-        f"{output}: logits in {chosen.tool} within {difference:.1e} of the model's own",
-        soft_wrap=True,
-        markup=False,
-    )
+    Terminal().say(f"{output}: logits in {chosen.tool} within {difference:.1e} of the model's own")
 
 
 def largest_difference(model: nn.Module, theirs: Logits) -> float:

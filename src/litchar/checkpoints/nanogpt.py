@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 from torch import Tensor
 
 from litchar import __version__
@@ -16,6 +15,7 @@ from litchar.checkpoints import gpt2
 from litchar.checkpoints.checkpoint import Checkpoint, make_card
 from litchar.checkpoints.files import read, save
 from litchar.errors import UserError
+from litchar.terminal import Terminal
 from litchar.text import Vocabulary
 
 BPE_SIZES = (50257, 50304)  # of GPT-2's vocabulary, as it is and padded
@@ -29,7 +29,7 @@ PLAIN = """
 OPTIONS = ("activation", "bias", "tie_head")  # of `model=gpt2`, by which checkpoints differ
 
 
-def run(config: DictConfig, output_dir: Path) -> None:
+def run(config: DictConfig) -> None:
     """Write nanoGPT's `ckpt.pt`, with the characters of its `meta.pkl`, as a checkpoint of ours.
 
     Raises:
@@ -65,13 +65,11 @@ def run(config: DictConfig, output_dir: Path) -> None:
         raise UserError(f"output={output}: cannot be written ({error.strerror})") from None
     parameters = sum(p.numel() for p in model.parameters())
     options = " ".join(f"model.{n}={checkpoint.model_settings[n]}".lower() for n in OPTIONS)
-    Console(highlight=False).print(
+    Terminal().say(
         f"{output}: {parameters:,} parameters, {len(characters)} characters, "
         f"step {checkpoint.step:,}\nTo train it on (the optimiser begins anew):\n"
         f"  python scripts/train.py init_from={output} model=gpt2 {options} data=text "
-        "data.path=FILE",
-        soft_wrap=True,
-        markup=False,
+        "data.path=FILE"
     )
 
 

@@ -9,7 +9,6 @@ from dataclasses import fields
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 
 from litchar.errors import UserError, check_whole
 from litchar.generation import prompt_loop
@@ -17,6 +16,7 @@ from litchar.generation.known import known_documents
 from litchar.generation.scoring import Score, legend
 from litchar.generation.text_model import TextModel
 from litchar.generation.writing import Settings
+from litchar.terminal import Terminal
 from litchar.text.vocabulary import printable
 
 SECONDS_BEFORE_SAYING = 2  # that the prompt is awaited
@@ -24,7 +24,7 @@ WAITING = "Reading the prompt from standard input, up to its end; prompt=TEXT wo
 NUM_SAMPLES = {None: 1, "file": 1, "line": 20}  # where it is not set, by what a document is
 
 
-def run(config: DictConfig, output_dir: Path) -> None:
+def run(config: DictConfig) -> None:
     """Print texts that begin with the prompt, or with each of several; or score a text.
 
     Without a prompt a terminal is asked for prompts, and anything else is read as one. A model of
@@ -163,11 +163,11 @@ def show_score(score: Score, as_json: bool) -> None:
         }
         print(json.dumps(figures))
         return
-    console = Console(highlight=False)
-    console.print(score.coloured(), soft_wrap=True)
-    if console.color_system is not None:
-        console.print(legend())
-    console.print(repr(score), soft_wrap=True)
-    if console.color_system is None:  # a pipe, or a terminal that a screen reader reads
+    terminal = Terminal()
+    terminal.print(score.coloured(), soft_wrap=True)
+    if terminal.color_system is not None:
+        terminal.print(legend())
+    terminal.say(repr(score))
+    if terminal.color_system is None:  # a pipe, or a terminal that a screen reader reads
         for line in ("The most surprising characters:", *score.most_surprising()):
-            console.print(line, soft_wrap=True, markup=False)
+            terminal.say(line)

@@ -227,8 +227,8 @@ class Completions:
             )
         return ids.astype(np.int64)
 
-    def begin(self, request: CompletionRequest) -> list["Text"]:
-        """Begin with all texts of a request.
+    def begin(self, request: CompletionRequest) -> list["Choice"]:
+        """Begin with all choices of a request.
 
         Raises:
             RefusedError: the request asks for what cannot be.
@@ -241,12 +241,12 @@ class Completions:
             raise RefusedError(str(error), str(error).partition("=")[0]) from None
         seed = secrets.randbelow(2**32) if request.seed is None else request.seed
         prompts = [self.encode(prompt) for prompt in request.prompts()]
-        texts = [
-            Text(self, request, prompt, sampling, seed + i)
+        choices = [
+            Choice(self, request, prompt, sampling, seed + i)
             for prompt in prompts
             for i in range(request.n or 1)
         ]
-        orders = [order for text in texts for order in text.orders]
+        orders = [order for choice in choices for order in choice.orders]
         most = self.limits.at_once + self.limits.waiting
         if len(orders) > most:  # there would never be room
             raise RefusedError(
@@ -255,12 +255,12 @@ class Completions:
                 "n",
             )
         streams = self.batcher.write(orders)
-        for text in texts:
-            text.streams, streams = streams[: len(text.orders)], streams[len(text.orders) :]
-        return texts
+        for choice in choices:
+            choice.streams, streams = streams[: len(choice.orders)], streams[len(choice.orders) :]
+        return choices
 
 
-class Text:
+class Choice:
     """One text of a request, in the protocol's form.
 
     Attributes:
@@ -418,7 +418,7 @@ def build(served: Completions) -> FastAPI:
 
     @app.post("/v1/completions")
     async def completions(body: CompletionRequest, request: Request) -> Response:
-        texts = served.begin(body)
+        choices = served.begin(body)
         head = {
             "id": f"cmpl-{secrets.token_hex(12)}",
             "object": "text_completion",
@@ -428,15 +428,15 @@ def build(served: Completions) -> FastAPI:
         if body.stream:
             options = body.stream_options or StreamOptions()
             return StreamingResponse(
-                events(texts, head, options.include_usage), media_type="text/event-stream"
+                events(choices, head, options.include_usage), media_type="text/event-stream"
             )
-        wholes = await unless_gone(request, asyncio.gather(*(text.whole() for text in texts)))
+        wholes = await unless_gone(request, asyncio.gather(*(choice.whole() for choice in choices)))
         if wholes is None:
-            for text in texts:
-                text.cancel()
+            for choice in choices:
+                choice.cancel()
             return Response(status_code=CLIENT_CLOSED_REQUEST)
-        choices = [{"index": i} | whole for i, whole in enumerate(wholes)]
-        return JSONResponse(head | {"choices": choices, "usage": usage(texts)})
+        written = [{"index": i} | whole for i, whole in enumerate(wholes)]
+        return JSONResponse(head | {"choices": written, "usage": usage(choices)})
 
     return app
 
@@ -486,18 +486,18 @@ async def unless_gone(request: Request, work: asyncio.Future[T]) -> T | None:
 
 
 async def events(
-    texts: list[Text], head: dict[str, Any], include_usage: bool
+    choices: list[Choice], head: dict[str, Any], include_usage: bool
 ) -> AsyncIterator[str]:
-    """Yield the parts of all texts as server-sent events, as they come."""
+    """Yield the parts of all choices as server-sent events, as they come."""
     parts: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
 
-    async def pump(index: int, text: Text) -> None:
-        async for part in text.parts():
+    async def pump(index: int, choice: Choice) -> None:
+        async for part in choice.parts():
             parts.put_nowait({"index": index} | part)
 
     async def pump_all() -> None:
         try:
-            await asyncio.gather(*(pump(index, text) for index, text in enumerate(texts)))
+            await asyncio.gather(*(pump(index, choice) for index, choice in enumerate(choices)))
         finally:
             parts.put_nowait(None)
 
@@ -507,7 +507,7 @@ async def events(
             yield event(head | {"choices": [part]})
         await pumping
         if include_usage:
-            yield event(head | {"choices": [], "usage": usage(texts)})
+            yield event(head | {"choices": [], "usage": usage(choices)})
         yield "data: [DONE]\n\n"
     except Exception as error:
         message = "the server is ending" if isinstance(error, ClosedError) else "the server failed"
@@ -516,8 +516,8 @@ async def events(
             raise
     finally:
         pumping.cancel()
-        for text in texts:
-            text.cancel()
+        for choice in choices:
+            choice.cancel()
 
 
 def event(data: dict[str, Any]) -> str:
@@ -525,9 +525,9 @@ def event(data: dict[str, Any]) -> str:
     return f"data: {json.dumps(data)}\n\n"
 
 
-def usage(texts: list[Text]) -> dict[str, int]:
+def usage(choices: list[Choice]) -> dict[str, int]:
     """Return how many tokens were read and written."""
-    read_, written_ = (sum(getattr(t, name) for t in texts) for name in ("n_read", "n_written"))
+    read_, written_ = (sum(getattr(t, name) for t in choices) for name in ("n_read", "n_written"))
     return {
         "prompt_tokens": read_,
         "completion_tokens": written_,

@@ -2,19 +2,17 @@
 
 import contextlib
 import gzip
-import importlib
 import json
 import lzma
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import IO, TYPE_CHECKING, Any
 
 from backports import zstd
 
-from litchar.errors import UserError
+from litchar.errors import UserError, extra
 
 if TYPE_CHECKING:
     import pyarrow
@@ -157,8 +155,9 @@ def parquet_rows(path: Path, column: str | None) -> Iterator[str]:
     Raises:
         UserError: there is no such column, or it holds no text; the file is damaged.
     """
-    pyarrow = extra("pyarrow", needed_for="data.column")
-    from pyarrow.parquet import ParquetFile
+    with extra("parquet", needed_for="data.column"):
+        import pyarrow
+        from pyarrow.parquet import ParquetFile
 
     read = 0
     try:
@@ -208,21 +207,6 @@ def _is_text(kind: "pyarrow.DataType") -> bool:
         kind = kind.value_type
     kinds = (types.is_string, types.is_large_string, types.is_string_view)
     return any(is_kind(kind) for is_kind in kinds)
-
-
-def extra(module: str, needed_for: str, install: str | None = None) -> ModuleType:
-    """Return a module that is not installed with the package.
-
-    Args:
-        install: what to give pip; by default the module's name.
-
-    Raises:
-        UserError: it is not there.
-    """
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError:
-        raise UserError(f"{needed_for} needs {module}: pip install {install or module}") from None
 
 
 def _text(value: Any, what: str) -> str:

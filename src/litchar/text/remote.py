@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from litchar.errors import UserError
-from litchar.text.formats import extra
+from litchar.errors import UserError, extra
 from litchar.text.remembered import cache_dir, make_cache
 
 if TYPE_CHECKING:
@@ -108,7 +107,8 @@ def _file_system(url: str) -> tuple["AbstractFileSystem", str]:
     if protocol not in PACKAGES or "::" in url or (protocol == "http" and not loopback):
         offered = ", ".join(f"{name}://" for name in PACKAGES if name not in ("http", "memory"))
         raise UserError(f"{url}: cannot be fetched from there; there are {offered}")
-    fsspec = extra("fsspec", needed_for=f"{protocol}://")
+    with extra("remote", needed_for=f"{protocol}://"):
+        import fsspec
     options = {"client_kwargs": {"trust_env": True}} if protocol.startswith("http") else {}
     try:
         fs, path = fsspec.core.url_to_fs(url, **options)

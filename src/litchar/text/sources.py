@@ -13,9 +13,9 @@ from typing import IO, TYPE_CHECKING, BinaryIO
 
 from filelock import FileLock
 
-from litchar.errors import UserError
+from litchar.errors import UserError, extra
 from litchar.text.corpus import CHUNK_BYTES, Corpus
-from litchar.text.formats import ROWS_AT_ONCE, check_column, column_rows, extra
+from litchar.text.formats import ROWS_AT_ONCE, check_column, column_rows
 from litchar.text.remembered import cache_dir, make_cache
 from litchar.text.remote import MOST_BYTES
 from litchar.text.store import file_sha256, known_sha256
@@ -107,7 +107,8 @@ class HuggingFace(Corpus):
 
     @functools.cached_property
     def _table(self) -> "datasets.Dataset":
-        datasets = extra("datasets", needed_for="data.name")
+        with extra("datasets", needed_for="data.name"):
+            import datasets
         try:
             table = datasets.load_dataset(self.name, self.subset, split=self.split)
         except Exception as error:  # whatever may be wrong with a name, a network or a file

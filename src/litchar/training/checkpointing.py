@@ -18,6 +18,7 @@ from litchar import signals
 from litchar.checkpoints import Checkpoint, load, save
 from litchar.checkpoints.files import DRAFT, remove_drafts
 from litchar.errors import DivergedError, Interrupted, UserError
+from litchar.terminal import Terminal
 from litchar.training.callbacks import (
     Metrics,
     batches_seen,
@@ -78,7 +79,7 @@ class Checkpoints(CheckpointCallback):
         files: writes them.
         metrics: knows which validation was the best.
         every_seconds: the longest time of training that a crash may cost.
-        warn: tells the person that a checkpoint could not be saved.
+        terminal: tells the person that a checkpoint could not be saved.
     """
 
     def __init__(
@@ -87,13 +88,13 @@ class Checkpoints(CheckpointCallback):
         files: AtomicCheckpointIO,
         metrics: Metrics,
         every_seconds: float,
-        warn: Callable[[str], None],
+        terminal: Terminal,
     ) -> None:
         self.directory = directory
         self.files = files
         self.metrics = metrics
         self.every_seconds = every_seconds
-        self.warn = warn
+        self.terminal = terminal
         self._saved_at = 0.0
         self._saved_step = 0
         self._best_is_due = False
@@ -161,7 +162,7 @@ class Checkpoints(CheckpointCallback):
         if failure is None:
             self._saved_step = trainer.global_step
         else:
-            self.warn(
+            self.terminal.say(
                 f"step {trainer.global_step:,}: the checkpoint was not saved ({failure.strerror}); "
                 "training goes on and tries again"
             )
@@ -226,7 +227,7 @@ class Agreement:
         return tuple(self._asked.tolist())
 
 
-def _newest(directory: Path, warn: Callable[[str], None]) -> Path | None:
+def _newest(directory: Path, terminal: Terminal) -> Path | None:
     """Return the newest whole checkpoint in `directory`, if there is one; name damaged ones.
 
     Raises:
@@ -242,15 +243,13 @@ def _newest(directory: Path, warn: Callable[[str], None]) -> Path | None:
             return path
         except UserError as error:
             damaged = error
-            warn(str(error))
+            terminal.say(str(error))
     if damaged:
         raise UserError(f"{directory}: no checkpoint here is whole; begin anew in another run_dir")
     return None
 
 
-def find_resumed(
-    resume: str | None, run_dir: Path, say: Callable[[str], None]
-) -> Checkpoint | None:
+def find_resumed(resume: str | None, run_dir: Path, terminal: Terminal) -> Checkpoint | None:
     """Return the checkpoint that `resume` means: null, `auto` (the newest whole one in `run_dir`),
     a file, or a run's directory."""
     if resume is None:
@@ -258,7 +257,7 @@ def find_resumed(
     path = run_dir if resume == "auto" else Path(os.path.expanduser(resume))
     if path.is_dir() or resume == "auto":
         remove_drafts(path / "checkpoints")
-        newest = _newest(path / "checkpoints", say)
+        newest = _newest(path / "checkpoints", terminal)
         if newest is None and resume == "auto":
             return None
         if newest is None:

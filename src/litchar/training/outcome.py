@@ -5,10 +5,10 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from litchar.terminal import Terminal
 from litchar.text.vocabulary import printable
 from litchar.text.yardsticks import Yardstick
 
@@ -45,7 +45,7 @@ def verdict(history: list[dict[str, float]]) -> str:
 
 
 def print_outcome(
-    console: Console,
+    terminal: Terminal,
     summary: dict[str, Any],
     history: list[dict[str, float]],
     sample: str,
@@ -54,8 +54,8 @@ def print_outcome(
     report: Path | None = None,
 ) -> None:
     """Print the last sample, the table of figures, where the report is, and what to do next."""
-    console.print("\nA sample:", style="bold")
-    console.print(Text(printable(sample)), soft_wrap=True)
+    terminal.print("\nA sample:", style="bold")
+    terminal.print(Text(printable(sample)), soft_wrap=True)
 
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold")
@@ -63,25 +63,25 @@ def print_outcome(
     figures = _figures(summary, history, yardsticks)
     for name, value in figures:
         table.add_row(name, value)
-    console.print()
-    console.print(table, width=None if console.is_terminal else 1000)  # a file needs no folds
+    terminal.print()
+    terminal.print(table, width=None if terminal.is_terminal else 1000)  # a file needs no folds
     width = max(len(name) for name, _ in figures)
     places = {"report": report, "checkpoint": summary["checkpoint"]}
     for name, place in places.items():  # in one piece, to be copied
         if place is not None:
             line = Text(f"{name:<{width}}  ", "bold").append(_shortest(Path(place)), "not bold")
-            console.print(line, soft_wrap=True)
+            terminal.print(line, soft_wrap=True)
 
     if summary["checkpoint"] is None:
         return
     checkpoint = _shortest(Path(summary["checkpoint"]))
-    console.print("\nNext:", style="bold")
+    terminal.print("\nNext:", style="bold")
     for command in (
         f"python scripts/generate.py checkpoint={shlex.quote(checkpoint)}",
         f"python scripts/evaluate.py checkpoint={shlex.quote(checkpoint)}",
         f"tensorboard --logdir {shlex.quote(_shortest(run_dir))}",
     ):
-        console.print(f"  {command}", soft_wrap=True, markup=False)
+        terminal.say(f"  {command}")
 
 
 def _figures(

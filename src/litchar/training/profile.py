@@ -1,13 +1,14 @@
 """`profile=true`: where the time of a step goes."""
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 from torch.profiler import profile
+
+from litchar.terminal import Terminal
 
 
 class Profile(Callback):
@@ -18,16 +19,16 @@ class Profile(Callback):
 
     Args:
         directory: where to write.
-        say: tells the person where that is.
+        terminal: tells the person where that is.
         skip: batches before, which warm up; none if the run is too short for them.
         record: batches.
     """
 
     def __init__(
-        self, directory: Path, say: Callable[[str], None], skip: int = 10, record: int = 5
+        self, directory: Path, terminal: Terminal, skip: int = 10, record: int = 5
     ) -> None:
         self.directory = directory
-        self.say = say
+        self.terminal = terminal
         self.skip = skip
         self.record = record
         self._batches = 0  # of this process
@@ -72,6 +73,6 @@ class Profile(Callback):
             (self.directory / "table.txt").write_text(table)
             recorded.export_chrome_trace(str(trace))
         except (OSError, RuntimeError) as error:
-            self.say(f"The profile could not be written to {self.directory}: {error}")
+            self.terminal.say(f"The profile could not be written to {self.directory}: {error}")
             return
-        self.say(f"Profile: {trace}, for https://ui.perfetto.dev; table.txt beside it")
+        self.terminal.say(f"Profile: {trace}, for https://ui.perfetto.dev; table.txt beside it")

@@ -19,7 +19,6 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 
 from litchar import signals
 from litchar.checkpoints import Checkpoint
@@ -38,6 +37,7 @@ from litchar.errors import (
 )
 from litchar.launched import Place
 from litchar.terminal import Terminal
+from litchar.text import Vocabulary
 from litchar.text.store import boundaries
 from litchar.text.yardsticks import quick_yardsticks
 from litchar.training import environment
@@ -61,9 +61,11 @@ from litchar.training.sweep import Outcome, recorded, swept_settings
 from litchar.training.trainer import compile_or_say_why_not, make_trainer, quiet_libraries
 
 
-def main(config: DictConfig, run_dir: Path) -> float | Outcome | None:
+def main(config: DictConfig) -> float | Outcome | None:
     """Train as `scripts/train.py` was told to: one run, or a job of a sweep."""
-    sweeps = HydraConfig.get().mode is RunMode.MULTIRUN
+    hydra_config = HydraConfig.get()
+    run_dir = Path(hydra_config.runtime.output_dir)
+    sweeps = hydra_config.mode is RunMode.MULTIRUN
     return run_job(config, run_dir) if sweeps else run(config, run_dir)
 
 
@@ -82,19 +84,19 @@ def run(config: DictConfig, run_dir: Path, callbacks: Sequence[Callback] = ()) -
         DivergedError: the loss is no longer finite.
         Interrupted: a signal ended the run.
     """
-    console = Terminal()
+    terminal = Terminal()
     with _sole_owner(run_dir), contextlib.ExitStack() as leaving:
         try:
-            ready = leaving.enter_context(made_ready(config, run_dir, console, callbacks))
+            ready = leaving.enter_context(made_ready(config, run_dir, terminal, callbacks))
         except Exception as error:
             if is_users(error):
                 _remove_traces(run_dir)
             raise
         summary = train(ready, run_dir)
-        data, history = ready.prepared.data, ready.metrics.history
+        data, history = ready.setup.data, ready.metrics.history
         yardsticks = quick_yardsticks(data.text, data.store)
         report = _write_report(ready, run_dir)
-        print_outcome(console, summary, history, ready.samples.text, yardsticks, run_dir, report)
+        print_outcome(terminal, summary, history, ready.samples.text, yardsticks, run_dir, report)
     return cast(float | None, summary["best_val_loss"])
 
 
@@ -106,14 +108,14 @@ def run_job(config: DictConfig, run_dir: Path) -> Outcome:
     Raises:
         Interrupted: a signal ended it, after its state was saved; typed again the sweep goes on.
     """
-    console = Terminal()
+    terminal = Terminal()
     try:
         with _sole_owner(run_dir):
             outcome = recorded(run_dir)
             if outcome is None or (outcome.status != "completed" and config.sweep.retry_failed):
                 if outcome is not None and outcome.status == "diverged":
                     shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
-                outcome = _run_job(config, run_dir, console)
+                outcome = _run_job(config, run_dir, terminal)
     except BusyError as error:
         outcome = Outcome(run_dir.name, "busy", error=str(error))
     if signals.received():  # as the job came to its end
@@ -121,11 +123,11 @@ def run_job(config: DictConfig, run_dir: Path) -> Outcome:
     return outcome
 
 
-def _run_job(config: DictConfig, run_dir: Path, console: Console) -> Outcome:
+def _run_job(config: DictConfig, run_dir: Path, terminal: Terminal) -> Outcome:
     config = config.copy()
     config.resume = "auto"
     try:
-        with made_ready(config, run_dir, console) as ready:
+        with made_ready(config, run_dir, terminal) as ready:
             summary = train(ready, run_dir, sweep=run_dir.parent)
             _write_report(ready, run_dir)
     except Interrupted:
@@ -136,11 +138,11 @@ def _run_job(config: DictConfig, run_dir: Path, console: Console) -> Outcome:
             logging.getLogger(__name__).exception("the job failed")
             failure = f"{type(error).__name__}: {failure}"
         status = _status_after(error)
-        console.print(f"{status}: {failure}", soft_wrap=True, markup=False)
+        terminal.say(f"{status}: {failure}")
         with contextlib.suppress(OSError):  # a full disk: the other jobs go on
             write_summary(run_dir, status=status, error=failure, seed=config.seed)
         return Outcome(run_dir.name, status, error=failure)
-    console.print(f"completed in {summary['total_seconds']:.1f} s")
+    terminal.say(f"completed in {summary['total_seconds']:.1f} s")
     return Outcome(run_dir.name, "completed", summary["best_val_loss"])
 
 
@@ -155,18 +157,16 @@ def _prepare_along(
     place: Place, config: DictConfig, run_dir: Path
 ) -> tuple[torch.device, Callable[[], None]]:
     """Prepare a run that rank 0 records; this rank records and says nothing."""
-
-    def say(line: str) -> None:
-        pass
-
     signals.reset()
-    prepared = prepare(config, run_dir, place, say)
-    trainer, *_ = prepared.trainer(run_dir, place, Console(quiet=True), say)
-    return prepared.device, functools.partial(fit_and_test, prepared, trainer, run_dir, say)
+    terminal = Terminal(quiet=True)
+    setup = prepare(config, run_dir, place, terminal)
+    vocabulary = setup.data.store.vocabulary
+    trainer, *_ = make_trainer(setup.config, run_dir, vocabulary, setup.step, place, terminal)
+    return setup.device, functools.partial(fit_and_test, setup, trainer, run_dir, terminal)
 
 
 @dataclass(frozen=True)
-class Prepared:
+class Setup:
     """What a run is made of, once nothing is left open.
 
     Attributes:
@@ -182,18 +182,10 @@ class Prepared:
     resumed: Checkpoint | None
     parent: Checkpoint | None
 
-    def trainer(
-        self,
-        run_dir: Path,
-        place: Place,
-        console: Console,
-        say: Callable[[str], None],
-        callbacks: Sequence[Callback] = (),
-    ) -> tuple[L.Trainer, Metrics, Samples]:
-        """Return what `make_trainer` does."""
-        step = self.resumed.step if self.resumed else 0
-        vocabulary = self.data.store.vocabulary
-        return make_trainer(self.config, run_dir, vocabulary, step, place, console, say, callbacks)
+    @property
+    def step(self) -> int:
+        """The one that a resumed run goes on from; 0 if it begins."""
+        return self.resumed.step if self.resumed else 0
 
     def for_the_others(self) -> DictConfig:
         """Return the configuration with which other ranks prepare the very same."""
@@ -208,17 +200,17 @@ class Prepared:
 class Ready:
     """A run that can begin."""
 
-    prepared: Prepared
+    setup: Setup
     trainer: L.Trainer
     metrics: Metrics
     samples: Samples
     leader: Leader
-    say: Callable[[str], None]
+    terminal: Terminal
 
 
 @contextlib.contextmanager
 def made_ready(
-    config: DictConfig, run_dir: Path, console: Console, callbacks: Sequence[Callback] = ()
+    config: DictConfig, run_dir: Path, terminal: Terminal, callbacks: Sequence[Callback] = ()
 ) -> Iterator[Ready]:
     """Settle everything that can be wrong before a run begins, and bring its ranks together.
 
@@ -229,9 +221,6 @@ def made_ready(
         RankError: a rank did not come.
     """
 
-    def say(line: str) -> None:
-        console.print(line, soft_wrap=True, markup=False)
-
     def abandon(reason: str) -> None:
         write_summary(run_dir, status="failed", error=reason)
 
@@ -241,22 +230,23 @@ def made_ready(
     config = config.copy()
     place = settle_devices(config.trainer, device_of(config.trainer.accelerator))
     with Leader(place, abandon) as leader:
-        prepared = prepare(config, run_dir, place, say)
-        made = prepared.trainer(run_dir, place, console, say, callbacks)
-        leader.begin(prepared.for_the_others(), run_dir, prepared.device)
-        yield Ready(prepared, *made, leader, say)
+        setup = prepare(config, run_dir, place, terminal)
+        vocabulary = setup.data.store.vocabulary
+        made = make_trainer(
+            setup.config, run_dir, vocabulary, setup.step, place, terminal, callbacks
+        )
+        leader.begin(setup.for_the_others(), run_dir, setup.device)
+        yield Ready(setup, *made, leader, terminal)
 
 
-def prepare(
-    config: DictConfig, run_dir: Path, place: Place, say: Callable[[str], None]
-) -> Prepared:
+def prepare(config: DictConfig, run_dir: Path, place: Place, terminal: Terminal) -> Setup:
     """Settle what `config` leaves open, open the text and build the model; nothing is written.
 
     Raises:
         UserError: the configuration or the text is unfit.
     """
     config.run_dir = str(run_dir)  # a sweep's job has its own
-    resumed = find_resumed(config.resume, run_dir, say)
+    resumed = find_resumed(config.resume, run_dir, terminal)
     if resumed is not None:
         resolve_as_before(config, resumed.config)
     resolve_paths(config)
@@ -283,13 +273,7 @@ def prepare(
 
     model = build(len(vocabulary))
     if parent is not None:
-        transfer = transfer_weights(parent, model, vocabulary, build, settings["model"])
-        say(
-            f"From {parent.path}: {transfer.matched} {config.data.unit}s matched, "
-            f"{transfer.new} new, {transfer.dropped} dropped"
-        )
-        if other := differing(parent, settings["model"]):
-            say(f"The weights go on in another model: {other}")
+        _begin_from(parent, model, vocabulary, build, settings["model"], terminal)
     card = make_card(
         vocabulary,
         settings["model"] | {"vocab_size": len(vocabulary), "block_size": block_size},
@@ -299,6 +283,39 @@ def prepare(
         changes=data.store.changes,
         **environment.describe(device),
     )
+    optimizer, schedule = _optimizer_and_schedule(config, model)
+    module = LanguageModel(
+        model, vocabulary, optimizer, schedule, card, config.seed, data.text.weights
+    )
+    return Setup(config, device, data, module, resumed, parent)
+
+
+def _begin_from(
+    parent: Checkpoint,
+    model: torch.nn.Module,
+    vocabulary: Vocabulary,
+    build: Callable[[int], torch.nn.Module],
+    settings: dict[str, Any],
+    terminal: Terminal,
+) -> None:
+    """Take over the weights of `parent`, see `transfer_weights`, and say which."""
+    transfer = transfer_weights(parent, model, vocabulary, build, settings)
+    terminal.say(
+        f"From {parent.path}: {transfer.matched} {vocabulary.unit}s matched, "
+        f"{transfer.new} new, {transfer.dropped} dropped"
+    )
+    if other := differing(parent, settings):
+        terminal.say(f"The weights go on in another model: {other}")
+
+
+def _optimizer_and_schedule(
+    config: DictConfig, model: torch.nn.Module
+) -> tuple[Callable[[torch.nn.Module], torch.optim.Optimizer], Callable[[int, float], float]]:
+    """Return what makes the optimizer, and the schedule, both tried once.
+
+    Raises:
+        UserError: they refuse their settings, or the schedule needs a number of steps.
+    """
     optimizer, schedule = instantiate(config.optimizer), instantiate(config.scheduler)
     # Hydra's own partial checks at every call, and so at every step, what it may call.
     schedule = functools.partial(schedule.func, *schedule.args, **schedule.keywords)
@@ -312,10 +329,7 @@ def prepare(
             )
     except (TypeError, ValueError, ZeroDivisionError) as error:
         raise UserError(f"optimizer or scheduler: {error}") from None
-    module = LanguageModel(
-        model, vocabulary, optimizer, schedule, card, config.seed, data.text.weights
-    )
-    return Prepared(config, device, data, module, resumed, parent)
+    return optimizer, schedule
 
 
 def train(ready: Ready, run_dir: Path, sweep: Path | None = None) -> dict[str, Any]:
@@ -325,24 +339,17 @@ def train(ready: Ready, run_dir: Path, sweep: Path | None = None) -> dict[str, A
         sweep: the directory of the sweep that the run is a job of; TensorBoard's HParams page then
             shows the keys that this sweeps.
     """
-    prepared, trainer, metrics, say = ready.prepared, ready.trainer, ready.metrics, ready.say
-    config, data, module = prepared.config, prepared.data, prepared.module
+    setup, trainer, metrics, terminal = ready.setup, ready.trainer, ready.metrics, ready.terminal
+    config, data, module = setup.config, setup.data, setup.module
     settings = module.card["config"]
     shown = (
         hyperparameters(settings)
         if sweep is None
         else swept_settings(sweep, settings, HydraConfig.get().runtime.choices)
     )
-
-    def record(**figures: Any) -> dict[str, Any]:
-        return write_summary(
-            run_dir,
-            **figures,
-            total_seconds=environment.seconds_since_start(),
-            peak_memory_bytes=environment.peak_memory_bytes(prepared.device),
-        )
-
-    summary = record(
+    summary = _record(
+        ready,
+        run_dir,
         status="running",
         error=None,
         parameters=sum(parameter.numel() for parameter in module.model.parameters()),
@@ -355,29 +362,24 @@ def train(ready: Ready, run_dir: Path, sweep: Path | None = None) -> dict[str, A
     )
     environment.record(run_dir, module.card["provenance"])
     OmegaConf.save(config, run_dir / "config.yaml", resolve=True)
-    say(_headline(prepared, ready.leader.place, summary))
-    say(str(run_dir))
+    terminal.say(_headline(setup, ready.leader.place, summary))
+    terminal.say(str(run_dir))
 
     try:
         for logger in trainer.loggers:
             logger.log_hyperparams(shown if isinstance(logger, TensorBoard) else settings)
         with ready.leader.explained():
-            fit_and_test(prepared, trainer, run_dir, say)
+            fit_and_test(setup, trainer, run_dir, terminal)
     except BaseException as error:
-        status = _status_after(error)
-        reason = f"signal {error.signum}" if isinstance(error, Interrupted) else str(error)
-        with contextlib.suppress(OSError):  # a full disk must not hide what happened
-            record(**metrics.figures(trainer), status=status, error=reason)
-        if status == "interrupted":
-            kept = (run_dir / "checkpoints" / "last.ckpt").exists()
-            where = f"saved in {run_dir}" if kept else "nothing was saved"
-            say(f"Interrupted at step {trainer.global_step:,}; {where}")
+        _record_failure(ready, run_dir, error)
         raise
     finally:
         signals.defer(False)
 
     best, last = (run_dir / "checkpoints" / f"{name}.ckpt" for name in ("best", "last"))
-    summary = record(
+    summary = _record(
+        ready,
+        run_dir,
         **metrics.figures(trainer),
         status="completed",
         **{f"test_{name}": module.losses.get(f"test/{name}") for name in ("loss", "bpc", "bpb")},
@@ -390,14 +392,34 @@ def train(ready: Ready, run_dir: Path, sweep: Path | None = None) -> dict[str, A
     return summary
 
 
-def fit_and_test(
-    prepared: Prepared, trainer: L.Trainer, run_dir: Path, say: Callable[[str], None]
-) -> None:
+def _record(ready: Ready, run_dir: Path, **figures: Any) -> dict[str, Any]:
+    """Write figures into the summary, beside what the run has taken so far; return it."""
+    return write_summary(
+        run_dir,
+        **figures,
+        total_seconds=environment.seconds_since_start(),
+        peak_memory_bytes=environment.peak_memory_bytes(ready.setup.device),
+    )
+
+
+def _record_failure(ready: Ready, run_dir: Path, error: BaseException) -> None:
+    """Write into the summary why the run ended, and say what was saved if a signal did that."""
+    reason = f"signal {error.signum}" if isinstance(error, Interrupted) else str(error)
+    with contextlib.suppress(OSError):  # a full disk must not hide what happened
+        figures = ready.metrics.figures(ready.trainer)
+        _record(ready, run_dir, **figures, status=_status_after(error), error=reason)
+    if isinstance(error, Interrupted):
+        kept = (run_dir / "checkpoints" / "last.ckpt").exists()
+        where = f"saved in {run_dir}" if kept else "nothing was saved"
+        ready.terminal.say(f"Interrupted at step {ready.trainer.global_step:,}; {where}")
+
+
+def fit_and_test(setup: Setup, trainer: L.Trainer, run_dir: Path, terminal: Terminal) -> None:
     """Train, and score the best checkpoint on the test split if there is one: what all ranks do."""
-    data, module, resumed = prepared.data, prepared.module, prepared.resumed
+    data, module, resumed = setup.data, setup.module, setup.resumed
     try:
-        if prepared.config.compile:
-            compile_or_say_why_not(module, data, trainer, say)
+        if setup.config.compile:
+            compile_or_say_why_not(module, data, trainer, terminal)
         begin = None if resumed is None else resumed.path
         trainer.fit(module, data, ckpt_path=begin, weights_only=True)
         if "test" in data.splits:
@@ -405,21 +427,21 @@ def fit_and_test(
             tested = trainer.strategy.broadcast(best if best.exists() else None)
             trainer.test(module, data, ckpt_path=tested, weights_only=True, verbose=False)
     except torch.OutOfMemoryError:
-        raise UserError(_smaller_batch(prepared, trainer.global_step)) from None
+        raise UserError(_smaller_batch(setup, trainer.global_step)) from None
 
 
 def _write_report(ready: Ready, run_dir: Path) -> Path | None:
     """Write the run's report, if it shall have one; nothing that fails there fails the run."""
-    prepared = ready.prepared
-    if not prepared.config.report:
+    setup = ready.setup
+    if not setup.config.report:
         return None
     try:
         from litchar.analysis.report import write_report  # at the end, when it is wanted
 
-        return write_report(run_dir, prepared.data, str(prepared.device))
+        return write_report(run_dir, setup.data, str(setup.device))
     except Exception as error:  # whatever it is, the run itself is safe
         again = f"python scripts/report.py {shlex.quote(str(run_dir))}"
-        ready.say(f"No report ({error}); later: {again}")
+        ready.terminal.say(f"No report ({error}); later: {again}")
         return None
 
 
@@ -454,21 +476,21 @@ def _status_after(error: BaseException) -> str:
     return "diverged" if isinstance(error, DivergedError) else "failed"
 
 
-def _headline(prepared: Prepared, place: Place, summary: dict[str, Any]) -> str:
+def _headline(setup: Setup, place: Place, summary: dict[str, Any]) -> str:
     """Return what a person should know as training begins."""
-    store = prepared.data.store
+    store = setup.data.store
     ranks = f"{place.world_size} ranks, each on " if place.world_size > 1 else ""
     lines = [
-        f"{prepared.data.text.corpus}: {len(store.tokens):,} {store.vocabulary.unit}s, "
+        f"{setup.data.text.corpus}: {len(store.tokens):,} {store.vocabulary.unit}s, "
         f"a vocabulary of {len(store.vocabulary)}",
         *store.changes,
-        *_mixture(prepared.data),
-        *([] if store.vocabulary.document is None else [_documents(prepared.data)]),
-        f"{type(prepared.module.model).__name__}: {summary['parameters']:,} parameters; "
-        f"{ranks}{environment.device_name(prepared.device)}, {summary['precision']}",
+        *_mixture(setup.data),
+        *([] if store.vocabulary.document is None else [_documents(setup.data)]),
+        f"{type(setup.module.model).__name__}: {summary['parameters']:,} parameters; "
+        f"{ranks}{environment.device_name(setup.device)}, {summary['precision']}",
     ]
-    if prepared.resumed is not None:
-        resumed = prepared.resumed
+    if setup.resumed is not None:
+        resumed = setup.resumed
         lines.append(f"Going on from {resumed.path.name}, step {resumed.step:,}")
     return "\n".join(lines)
 
@@ -495,12 +517,12 @@ def _documents(data: TextDataModule) -> str:
     return f"{sum(counts.values()):,} documents: {', '.join(shares)}"
 
 
-def _smaller_batch(prepared: Prepared, step: int) -> str:
+def _smaller_batch(setup: Setup, step: int) -> str:
     """Return what to try when the device has no more memory."""
-    batch_size = prepared.config.data.batch_size
-    batches = prepared.config.trainer.accumulate_grad_batches
+    batch_size = setup.config.data.batch_size
+    batches = setup.config.trainer.accumulate_grad_batches
     return (
-        f"{prepared.device} is out of memory at step {step:,}; try "
+        f"{setup.device} is out of memory at step {step:,}; try "
         f"data.batch_size={max(1, batch_size // 2)} (with "
         f"trainer.accumulate_grad_batches={2 * batches} the steps stay as large)"
     )

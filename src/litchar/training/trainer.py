@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,11 @@ from lightning.pytorch.profilers import (
     SimpleProfiler,
 )
 from omegaconf import DictConfig
-from rich.console import Console
 
 from litchar import signals
 from litchar.data import TextDataModule
 from litchar.launched import Place
+from litchar.terminal import Terminal
 from litchar.text import Vocabulary
 from litchar.training.callbacks import Metrics, Samples, StopSignals
 from litchar.training.checkpointing import AtomicCheckpointIO, Checkpoints
@@ -41,8 +41,7 @@ def make_trainer(
     vocabulary: Vocabulary,
     step: int,
     place: Place,
-    console: Console,
-    say: Callable[[str], None],
+    terminal: Terminal,
     callbacks: Sequence[Callback] = (),
 ) -> tuple[L.Trainer, Metrics, Samples]:
     """Return the Trainer that `config.trainer` describes, and what measures and samples in it.
@@ -51,8 +50,7 @@ def make_trainer(
         config: the run's, resolved.
         step: the one that a resumed run goes on from; 0 if it begins.
         place: of this process among those of the run.
-        console: where the progress is shown.
-        say: prints a line there.
+        terminal: where the progress is shown.
         callbacks: beside those of the configuration.
     """
     characters_per_batch = config.data.batch_size * config.data.block_size
@@ -60,7 +58,7 @@ def make_trainer(
     samples = Samples(run_dir / "samples.txt", vocabulary, config.seed)
     files = AtomicCheckpointIO()
     checkpoints = Checkpoints(
-        run_dir / "checkpoints", files, metrics, config.checkpoint.every_seconds, say
+        run_dir / "checkpoints", files, metrics, config.checkpoint.every_seconds, terminal
     )
     trainer = instantiate(
         config.trainer,
@@ -71,9 +69,9 @@ def make_trainer(
         callbacks=[
             metrics,
             samples,
-            *([ProgressBar(console, samples)] if config.trainer.enable_progress_bar else []),
+            *([ProgressBar(terminal, samples)] if config.trainer.enable_progress_bar else []),
             *([StopSignals()] if config.trainer.enable_checkpointing else []),
-            *([Profile(run_dir / "profile", say)] if config.profile else []),
+            *([Profile(run_dir / "profile", terminal)] if config.profile else []),
             *(instantiate(callback) for callback in present(config, "callbacks")),
             *callbacks,
             *([checkpoints] if config.trainer.enable_checkpointing else []),
@@ -126,7 +124,7 @@ def make_loggers(configs: Sequence[DictConfig], step: int) -> list[Logger]:
 
 
 def compile_or_say_why_not(
-    module: LanguageModel, data: TextDataModule, trainer: L.Trainer, say: Callable[[str], None]
+    module: LanguageModel, data: TextDataModule, trainer: L.Trainer, terminal: Terminal
 ) -> None:
     """Compile the training loss and try it forward and backward; if that fails, go on without."""
     device = trainer.strategy.root_device
@@ -139,7 +137,7 @@ def compile_or_say_why_not(
             torch.autograd.backward(module.mean_loss(module.model, idx, targets))
     except Exception as error:  # whatever the compiler raises: training can go on without it
         reason = str(error).strip().split("\n")[0]
-        say(f"Not compiled ({type(error).__name__}: {reason}); going on without.")
+        terminal.say(f"Not compiled ({type(error).__name__}: {reason}); going on without.")
         module.mean_loss = mean_loss
     module.zero_grad(set_to_none=True)
 

@@ -1,6 +1,9 @@
 """Tuning: many runs that search for the settings with the lowest validation loss."""
 
-from litchar.text.formats import extra
+import importlib
 
-for module in ("optuna", "plotly", "matplotlib"):  # now rather than when a report is due
-    extra(module, needed_for="scripts/tune.py", install='-e ".[tune]"')
+from litchar.errors import extra
+
+with extra("tune", needed_for="scripts/tune.py"):
+    for module in ("optuna", "plotly", "matplotlib"):  # now rather than when a report is due
+        importlib.import_module(module)

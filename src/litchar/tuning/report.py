@@ -12,10 +12,10 @@ import optuna
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 from optuna.trial import FrozenTrial, TrialState
-from rich.console import Console
 from rich.table import Table
 
 from litchar.analysis.page import STYLE
+from litchar.terminal import Terminal
 from litchar.tuning.slots import filled, root
 from litchar.tuning.study import Search, training_overrides
 
@@ -40,12 +40,12 @@ def write_report(
     _write(directory / "report.png", _picture(study))
 
 
-def print_report(study: optuna.Study, total: int, directory: Path, console: Console) -> None:
+def print_report(study: optuna.Study, total: int, directory: Path, terminal: Terminal) -> None:
     """Print the best trials, what became of the others, and what to do next."""
     trials = filled(study.get_trials(deepcopy=False), total)
     outcomes = [str(trial.user_attrs["outcome"]) for trial in trials]
     counted = ", ".join(f"{outcomes.count(name)} {name}" for name in dict.fromkeys(outcomes))
-    console.print(f"\n{len(trials)} trials: {counted}")
+    terminal.print(f"\n{len(trials)} trials: {counted}")
     completed = _completed(study)
     if not completed:
         return
@@ -55,13 +55,9 @@ def print_report(study: optuna.Study, total: int, directory: Path, console: Cons
     table.add_column("settings", overflow="fold")
     for trial in completed[:5]:
         table.add_row(str(root(trial)), f"{trial.value:.4f}", _settings(trial))
-    console.print(table, markup=False)
-    console.print(f"\nReport: {directory / 'report.html'}", soft_wrap=True, markup=False)
-    console.print(
-        f"Next:\n  python scripts/train.py experiment=tune/{directory.name}",
-        soft_wrap=True,
-        markup=False,
-    )
+    terminal.print(table)
+    terminal.say(f"\nReport: {directory / 'report.html'}")
+    terminal.say(f"Next:\n  python scripts/train.py experiment=tune/{directory.name}")
 
 
 def best_place(outputs: Path, name: str) -> Path:

@@ -16,9 +16,9 @@ from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
 from optuna.samplers import BaseSampler
-from rich.console import Console
 
 from litchar.errors import BusyError, DivergedError, Interrupted, UserError, is_users
+from litchar.terminal import Terminal
 from litchar.training import run as training
 from litchar.training.callbacks import Metrics, is_validation
 from litchar.training.resume import is_busy
@@ -32,7 +32,7 @@ from litchar.tuning.worker import Worker
 ALL_REFUSED = 5  # trials, and none that could be trained: the fault lies in what all have in common
 
 
-def run(config: DictConfig, output_dir: Path) -> None:
+def run(config: DictConfig) -> None:
     """Take part in the study that `config.tune` describes until all its trials are finished.
 
     Raises:
@@ -43,7 +43,7 @@ def run(config: DictConfig, output_dir: Path) -> None:
     quiet_libraries()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     optuna.logging.disable_default_handler()
-    console = Console(file=sys.stdout, highlight=False)
+    terminal = Terminal()
     tune = config.tune
     for key, kind in (("trials", int), ("beat_seconds", int | float)):
         if not isinstance(tune[key], kind) or isinstance(tune[key], bool) or tune[key] <= 0:
@@ -58,21 +58,19 @@ def run(config: DictConfig, output_dir: Path) -> None:
         sampler: BaseSampler = instantiate(tune.sampler, seed=sampler_seed(config.seed, number))
         return sampler
 
-    console.print(
-        f"Study {directory.name}: {tune.trials} trials; {directory}", soft_wrap=True, markup=False
-    )
+    terminal.say(f"Study {directory.name}: {tune.trials} trials; {directory}")
     with Worker(study, storage, directory, tune.trials, tune.beat_seconds, make_sampler) as worker:
         while (trial := worker.take()) is not None:
             check_same_search(study, search)
-            run_trial(trial, worker, search, directory / "trials", console)
+            run_trial(trial, worker, search, directory / "trials", terminal)
             _stop_if_all_are_refused(study)
     outputs = Path(config.outputs_dir).absolute()
     write_report(study, tune.trials, search, directory, outputs)
-    print_report(study, tune.trials, directory, console)
+    print_report(study, tune.trials, directory, terminal)
 
 
 def run_trial(
-    trial: optuna.Trial, worker: Worker, search: Search, runs: Path, console: Console
+    trial: optuna.Trial, worker: Worker, search: Search, runs: Path, terminal: Terminal
 ) -> None:
     """Train with the values that the sampler chooses, or go on with what a lost trial has done.
 
@@ -82,7 +80,7 @@ def run_trial(
     values = suggest(trial, search.space)
     slot = trial.user_attrs.get("root", trial.number)
     shown = ", ".join(f"{key}={short(value)}" for key, value in values.items())
-    console.print(f"trial {slot}: {shown}", soft_wrap=True, markup=False)
+    terminal.say(f"trial {slot}: {shown}")
     about = {"study": trial.study.study_name, "trial": slot, "values": values}
     watch = Watch(trial, about)
     reason = None
@@ -93,7 +91,7 @@ def run_trial(
         outcome = "pruned" if watch.pruned else "completed"
     except Interrupted:
         worker.finish(trial, "interrupted", **attributes)
-        console.print(f"trial {slot}: interrupted; the same line goes on with it")
+        terminal.say(f"trial {slot}: interrupted; the same line goes on with it")
         raise
     except BusyError:  # since it was looked at; the trial goes to another directory
         worker.finish(trial, "interrupted", **attributes)
@@ -112,7 +110,7 @@ def run_trial(
     if not worker.finish(trial, outcome, loss, **attributes):
         reason = "another worker took it over meanwhile; its result counts"
     result = f"val loss {watch.best:.4f}, " if watch.best is not None else ""
-    console.print(f"trial {slot}: {result}{outcome}{f': {reason}' if reason else ''}", markup=False)
+    terminal.say(f"trial {slot}: {result}{outcome}{f': {reason}' if reason else ''}")
 
 
 class Watch(Callback):
