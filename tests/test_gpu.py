@@ -35,6 +35,12 @@ def test_a_gpu_draws_the_windows_that_the_cpu_draws(train):
     assert there["val_loss"] == pytest.approx(here["val_loss"], abs=1e-3)
 
 
+def test_a_gpu_trains_on_more_characters_than_a_byte_counts(train, tmp_path):
+    text = tmp_path / "many.txt"
+    text.write_text("".join(chr(0x4E00 + (7 * i + i // 50) % 331) for i in range(8000)))
+    assert summary(train("trainer.accelerator=gpu", f"data.path={text}"))["status"] == "completed"
+
+
 @pytest.mark.parametrize("compiled", ["true", "false"])
 @pytest.mark.parametrize("step", [7, 10])
 def test_a_deterministic_gpu_run_goes_on_exactly(train, step, compiled):

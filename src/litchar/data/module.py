@@ -14,6 +14,9 @@ from litchar.data.windows import Batch, RandomWindows, SequentialWindows, Span, 
 from litchar.errors import UserError, check_whole
 from litchar.text import Text, TokenStore
 
+# CUDA indexes tensors of bytes, but of no other unsigned type.
+INDEXED_AS = {torch.uint16: torch.int32, torch.uint32: torch.int64}
+
 
 class TextDataModule(L.LightningDataModule):
     """Batches of windows of a text: inputs and targets, (B, T) int64 each.
@@ -218,21 +221,23 @@ class TextDataModule(L.LightningDataModule):
     def _tokens(self, name: str, start: int, stop: int) -> Tensor | Span:
         """Return a stretch of a split to gather windows from: on the accelerator, where the split
         goes if there is room for it; or else of the memory map, which workers open too."""
-        if name not in self._resident and self._has_room(name):
-            self._resident[name] = self.splits[name].to(self.trainer.strategy.root_device)
+        tokens = self.splits[name]
+        dtype = INDEXED_AS.get(tokens.dtype, tokens.dtype)
+        if name not in self._resident and self._has_room(len(tokens) * dtype.itemsize):
+            self._resident[name] = tokens.to(dtype).to(self.trainer.strategy.root_device)
         if name in self._resident:
             return self._resident[name][start:stop]
         first = self._spans[name].start
         return Span(self.store.tokens, first + start, first + stop)
 
-    def _has_room(self, name: str) -> bool:
+    def _has_room(self, n_bytes: int) -> bool:
         """Return whether the accelerator has room for a split: it takes a quarter at most of what
         is free there. On the CPU the memory map itself serves."""
         device = self.trainer.strategy.root_device
         if device.type != "cuda":
             return device.type == "mps"
         free, _ = torch.cuda.mem_get_info(device)
-        return self.splits[name].nbytes <= free // 4
+        return n_bytes <= free // 4
 
 
 def make_data_module(settings: DictConfig) -> TextDataModule:

@@ -148,6 +148,7 @@ def quiet_libraries() -> None:
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=PossibleUserWarning)
     warnings.filterwarnings("ignore", message="You requested to overfit")
+    warnings.filterwarnings("ignore", message="FLOPs not found")  # of a GPU that it does not know
     warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     warnings.filterwarnings("ignore", category=FutureWarning)
