@@ -11,7 +11,8 @@ import pytest
 from omegaconf import OmegaConf
 from scipy import stats
 
-from litchar.analysis.compare import At, compare, cost, main, report_on
+from litchar.analysis.compare import main, report_on
+from litchar.analysis.comparison import At, compare, cost
 from litchar.analysis.comparison_plot import write_plot
 from litchar.analysis.page import write_page
 from litchar.terminal import Terminal

@@ -19,7 +19,6 @@ from litchar import checkpoints
 from litchar.checkpoints import Checkpoint
 from litchar.checkpoints.checkpoint import make_card
 from litchar.checkpoints.export import run
-from litchar.checkpoints.files import written_whole
 from litchar.checkpoints.huggingface import FILES
 from litchar.errors import UserError
 from litchar.generation.text_model import TextModel
@@ -281,36 +280,6 @@ def test_what_an_export_has_not_written_is_not_replaced(saved, tmp_path):
         export(path, output)
     with pytest.raises(UserError, match=r"is a file; give a directory's name"):
         export(path, path)
-
-
-@pytest.mark.parametrize("fault", ["while it is written", "while it is put there"])
-def test_a_directory_is_whole_or_as_before(tmp_path, monkeypatch, fault):
-    output = tmp_path / "out"
-    output.mkdir()
-    (output / "old").touch()
-    replace = os.replace
-
-    def broken(*_):
-        raise OSError(5, "Input/output error")
-
-    def write():
-        with written_whole(output) as draft:
-            draft.mkdir()
-            (draft / "new").touch()
-            if fault == "while it is written":
-                broken()
-            monkeypatch.setattr(os, "replace", broken)
-
-    with pytest.raises(OSError, match="Input"):
-        write()
-    monkeypatch.setattr(os, "replace", replace)
-    assert os.listdir(tmp_path) == ["out"]
-    assert os.listdir(output) == ["old"]
-    with written_whole(output) as draft:
-        draft.mkdir()
-        (draft / "new").touch()
-    assert os.listdir(tmp_path) == ["out"]
-    assert os.listdir(output) == ["new"]
 
 
 def test_a_missing_package_is_named_with_its_extra(saved, tmp_path, monkeypatch):

@@ -253,7 +253,7 @@ def test_the_report_needs_nothing_beside_it(finished):
     assert "n_embd=16 is not divisible by n_head=3" in page
     assert "<script src" not in page
     assert (study / "report.png").read_bytes()[:4] == b"\x89PNG"
-    assert not list(study.rglob("*.draft")) + list((study / "workers").iterdir())
+    assert not list(study.rglob(".draft*")) + list((study / "workers").iterdir())
 
 
 def test_another_search_under_the_same_name_is_refused(tune, tmp_path):

@@ -1,7 +1,6 @@
 """`sweep.png`: losses against what was swept, a point a run, and the loss curves overlaid."""
 
 import math
-import os
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -10,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from litchar.analysis.compare import Comparison, PowerLaw, Row, Table, cost, short, shown
+from litchar.analysis.comparison import Comparison, PowerLaw, Row, Table, cost, short, shown
+from litchar.whole import written_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,9 +59,8 @@ def write_plot(comparison: Comparison, path: Path) -> str:
             axes[0].set_ylabel(f"validation loss, {measure}nats per {table.unit}")
             if len(tables) > 1:
                 axes[0].set_title(shown(table.text), fontweight="bold")
-        draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
-        figure.savefig(draft, format="png")
-        os.replace(draft, path)
+        with written_whole(path) as draft:
+            figure.savefig(draft, format="png")
     return ""
 
 

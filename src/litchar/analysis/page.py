@@ -2,11 +2,12 @@
 
 import html
 import io
-import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from litchar.whole import written_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -98,13 +99,9 @@ def write_page(path: Path, title: str, body: str, style: str = "") -> None:
         f"{body}</body></html>\n"
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
-    try:
+    with written_whole(path) as draft:
         # A lone surrogate, which a command line may hold, is shown by its number.
         draft.write_text(page, encoding="utf-8", errors="backslashreplace")
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def escape(text: object) -> str:

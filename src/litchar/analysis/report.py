@@ -61,7 +61,7 @@ def write_report(
     path = place / NAME
     try:
         if not is_run(place) and any(place.glob("*/summary.json")):
-            from litchar.analysis.compare import compare  # which takes long to import
+            from litchar.analysis.comparison import compare  # which takes long to import
             from litchar.analysis.sweep_report import write_sweep_report
 
             return write_sweep_report(compare([place]), place)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from litchar.analysis.compare import LEVEL, Row, welch
+from litchar.analysis.comparison import LEVEL, Row, welch
 from litchar.checkpoints import load
 from litchar.errors import UserError
 from litchar.terminal import Terminal

@@ -10,17 +10,9 @@ from urllib.parse import quote
 
 from omegaconf import OmegaConf
 
-from litchar.analysis.compare import (
-    Comparison,
-    Row,
-    Table,
-    cells_of,
-    differs,
-    in_words,
-    shown,
-    status,
-)
+from litchar.analysis.comparison import Comparison, Row, Table, shown, status
 from litchar.analysis.comparison_plot import COLORS, panels_of
+from litchar.analysis.comparison_tables import cells_of, differs, in_words
 from litchar.analysis.page import (
     drawing,
     escape,

@@ -15,11 +15,11 @@ from omegaconf import DictConfig
 from torch import nn
 
 from litchar.checkpoints.checkpoint import Checkpoint, find
-from litchar.checkpoints.files import written_whole
 from litchar.checkpoints.huggingface import check_place, write_huggingface
 from litchar.errors import UserError, extra
 from litchar.models import block_size_of
 from litchar.terminal import Terminal
+from litchar.whole import written_whole
 
 MOST_DIFFERENCE = 1e-4  # of logits, between an exported model and ours
 Logits = Callable[[np.ndarray], np.ndarray]  # (B, T) int64 -> (B, T, V) float32

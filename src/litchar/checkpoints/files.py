@@ -1,23 +1,20 @@
 """Checkpoint files on disk: whole or absent, checked, and loaded as plain data."""
 
-import contextlib
 import hashlib
 import os
-import shutil
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 
 from litchar.errors import UserError
+from litchar.whole import written_whole
 
 # A checkpoint is torch's zip archive, then these bytes and the SHA-256 of the archive. A zip
 # archive is read from its end, whatever follows it, so that `torch.load` opens the file as well.
 SEAL = b"litchar-sha256:"
 _ZIP_END_BYTES = 22  # the record with which a zip archive ends
-DRAFT = ".draft-"  # how a file that is being written begins
 
 
 def save(checkpoint: dict[str, Any], path: Path) -> None:
@@ -32,28 +29,6 @@ def save(checkpoint: dict[str, Any], path: Path) -> None:
         file.flush()
         os.fsync(file.fileno())
     _flush_directory(path.parent)
-
-
-@contextlib.contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """Give a path beside `path` to write a file or a directory to; then rename that.
-
-    If anything goes wrong, nothing of it stays, and what was at `path` is there as before.
-    """
-    draft = path.with_name(f"{DRAFT}{os.getpid()}-{path.name}")
-    old = draft.with_name(f"{draft.name}-old")
-    try:
-        yield draft
-        if path.is_dir():  # a directory is not renamed over another
-            os.rename(path, old)
-        os.replace(draft, path)
-    except BaseException:
-        if old.exists():
-            os.rename(old, path)
-        raise
-    finally:
-        for rest in (draft, old):
-            shutil.rmtree(rest) if rest.is_dir() else rest.unlink(missing_ok=True)
 
 
 def load(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
@@ -86,12 +61,6 @@ def read(path: Path, map_location: Any = "cpu") -> Any:
         raise UserError(
             f"{path}: not a whole checkpoint of plain data, so it was not loaded ({reason})"
         ) from None
-
-
-def remove_drafts(directory: Path) -> None:
-    """Delete what a process that was killed while it saved has left in `directory`."""
-    for draft in directory.glob(f"{DRAFT}*"):
-        draft.unlink(missing_ok=True)
 
 
 def _check(file: BinaryIO) -> None:

@@ -4,12 +4,12 @@ import errno
 import hashlib
 import json
 import os
-import secrets
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from litchar.errors import UserError
+from litchar.whole import written_whole
 
 LARGE = 1 << 30  # bytes of files together; less is read in a second or two, and always is
 SETTLED_SECONDS = 2.0  # a file that was changed later may change again with the same time stamp
@@ -69,9 +69,8 @@ def remembered(paths: Sequence[Path], about: str, compute: Callable[[], str]) ->
         found = compute()
     try:
         make_cache(place.parent)
-        draft = place.with_name(f"{place.name}.{secrets.token_hex(4)}.draft")
-        draft.write_text(found)
-        os.replace(draft, place)
+        with written_whole(place) as draft:
+            draft.write_text(found)
     except (OSError, UserError):  # a full disk: it is read again next time
         pass
     return found

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import math
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from litchar.text.ngrams import BYTES_PER_NGRAM, Packing, add_one, count_tokens,
 from litchar.text.remembered import cache_dir, make_cache
 from litchar.text.split import Text
 from litchar.text.store import TokenStore
+from litchar.whole import written_whole
 
 ORDER = 8
 MEMORY_BYTES = 2_000_000_000
@@ -134,6 +134,5 @@ def _cache(store: TokenStore, text: Text, order: int, found: list[Yardstick]) ->
     place = _place(store, text, order)
     with contextlib.suppress(OSError, UserError):  # a full disk: they are counted again
         make_cache(place.parent)
-        draft = place.with_name(f"{place.name}.{os.getpid()}.draft")
-        draft.write_text(json.dumps([asdict(yardstick) for yardstick in found]))
-        os.replace(draft, place)
+        with written_whole(place) as draft:
+            draft.write_text(json.dumps([asdict(yardstick) for yardstick in found]))

@@ -16,7 +16,6 @@ from lightning.pytorch.plugins import CheckpointIO
 
 from litchar import signals
 from litchar.checkpoints import Checkpoint, load, save
-from litchar.checkpoints.files import DRAFT, remove_drafts
 from litchar.errors import DivergedError, Interrupted, UserError
 from litchar.terminal import Terminal
 from litchar.training.callbacks import (
@@ -27,6 +26,7 @@ from litchar.training.callbacks import (
     total_norm,
 )
 from litchar.training.resume import differences
+from litchar.whole import DRAFT, remove_drafts
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -256,7 +256,8 @@ def find_resumed(resume: str | None, run_dir: Path, terminal: Terminal) -> Check
         return None
     path = run_dir if resume == "auto" else Path(os.path.expanduser(resume))
     if path.is_dir() or resume == "auto":
-        remove_drafts(path / "checkpoints")
+        for directory in (path, path / "checkpoints", path / "tensorboard"):
+            remove_drafts(directory)
         newest = _newest(path / "checkpoints", terminal)
         if newest is None and resume == "auto":
             return None

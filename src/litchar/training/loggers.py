@@ -19,6 +19,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 
 from litchar.training.resume import flat, within
+from litchar.whole import written_whole
 
 
 class TensorBoard(TensorBoardLogger):
@@ -99,12 +100,8 @@ class TensorBoard(TensorBoardLogger):
         with contextlib.suppress(OSError):  # a full disk: the next time tries again
             directory.mkdir(parents=True, exist_ok=True)
             for file, content in files.items():
-                draft = directory / f".draft.{file}"
-                try:
+                with written_whole(directory / file) as draft:
                     draft.write_text(content, encoding="utf-8", errors="backslashreplace")
-                    os.replace(draft, directory / file)
-                finally:
-                    draft.unlink(missing_ok=True)
 
     @rank_zero_only
     def save(self) -> None:
@@ -248,13 +245,8 @@ class MetricsCSV(Logger):
 
     def _rewrite(self, rows: list[dict[str, Any]], columns: list[str]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        draft = self.path.with_name(".metrics.csv.draft")
-        try:
-            with open(draft, "w", newline="") as file:
-                writer = csv.DictWriter(file, columns)
-                writer.writeheader()
-                writer.writerows(rows)
-            os.replace(draft, self.path)
-        finally:
-            draft.unlink(missing_ok=True)
+        with written_whole(self.path) as draft, open(draft, "w", newline="") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(rows)
         self._columns = columns

@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from litchar.whole import written_whole
+
 # What it says, and what each figure is; None until it is known. All losses are nats per token.
 KEYS = {
     "status": "`running`, `completed`, `interrupted`, `diverged` or `failed`",
@@ -52,12 +54,10 @@ def write_summary(run_dir: Path, **changes: Any) -> dict[str, Any]:
             raise KeyError(key)
         summary[key] = value
     run_dir.mkdir(parents=True, exist_ok=True)
-    draft = place.with_name(".summary.json.draft")
-    with open(draft, "w") as file:
+    with written_whole(place) as draft, open(draft, "w") as file:
         file.write(json.dumps(summary, indent=2) + "\n")
         file.flush()
         os.fsync(file.fileno())
-    os.replace(draft, place)
     return summary
 
 

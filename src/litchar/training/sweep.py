@@ -5,7 +5,6 @@ Nothing heavy is imported here; see `litchar.cli`.
 
 import hashlib
 import json
-import os
 import re
 import time
 from collections.abc import Mapping
@@ -27,6 +26,7 @@ from litchar.training.resume import (
     output_subdir,
     within,
 )
+from litchar.whole import written_whole
 
 # What makes a job no other one: where it lies and how it is watched.
 FREE = (
@@ -93,9 +93,8 @@ class Plan:
         swept = sorted(self.swept | swept_keys(self.directory))
         text = json.dumps({"swept": swept, "shared": self.shared}, indent=2) + "\n"
         if not self.place.exists() or self.place.read_text() != text:
-            draft = self.place.with_name(f".sweep.json.{os.getpid()}.draft")
-            draft.write_text(text)
-            os.replace(draft, self.place)
+            with written_whole(self.place) as draft:
+                draft.write_text(text)
 
     def overrides_of(self, job: Path) -> list[str]:
         """Return what Hydra is to make the job's configuration and its directory from."""

@@ -2,7 +2,6 @@
 
 import html
 import io
-import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from litchar.analysis.page import STYLE
 from litchar.terminal import Terminal
 from litchar.tuning.slots import filled, root
 from litchar.tuning.study import Search, training_overrides
+from litchar.whole import written_whole
 
 PLOTS = {  # of `optuna.visualization`, and how many completed trials each needs
     "plot_optimization_history": 1,
@@ -194,9 +194,5 @@ def _named(plot: str) -> dict[str, str]:
 def _write(path: Path, content: bytes) -> None:
     """Write a file whole: several workers may end at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
-    try:
+    with written_whole(path) as draft:
         draft.write_bytes(content)
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import shlex
 import sys
 from collections.abc import Mapping
@@ -28,6 +27,7 @@ from litchar.tuning.space import Value, suggest
 from litchar.tuning.storage import open_storage
 from litchar.tuning.study import Search, check_same_search, open_study, study_directory
 from litchar.tuning.worker import Worker
+from litchar.whole import written_whole
 
 ALL_REFUSED = 5  # trials, and none that could be trained: the fault lies in what all have in common
 
@@ -192,9 +192,8 @@ def _result(run_dir: Path) -> tuple[float, bool] | None:
 
 def _mark(run_dir: Path, **mark: Any) -> None:
     """Write into a run's directory which trial it is, and how that ended."""
-    draft = run_dir / ".trial.json.draft"
-    draft.write_text(json.dumps(mark, indent=2) + "\n")
-    os.replace(draft, run_dir / "trial.json")
+    with written_whole(run_dir / "trial.json") as draft:
+        draft.write_text(json.dumps(mark, indent=2) + "\n")
 
 
 def _free_run_dir(runs: Path, slot: int, number: int) -> Path:

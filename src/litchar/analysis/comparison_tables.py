@@ -1,0 +1,178 @@
+"""The tables of a comparison: printed, in words, and as CSV."""
+
+import csv
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from litchar.analysis.comparison import (
+    FIGURES,
+    LEVEL,
+    Comparison,
+    Row,
+    Table,
+    figure,
+    short,
+    shown,
+    status,
+    value_of,
+)
+from litchar.terminal import Terminal
+from litchar.whole import written_whole
+
+LOSSES = ("n", "loss", "sd", "95% interval", "more", "p", "differs")
+COST = ("chars/s", "seconds", "parameters", "FLOPs")
+
+
+def print_comparison(comparison: Comparison, console: Terminal) -> None:
+    """Print the tables, what they leave out, and how to read them."""
+    for table in comparison.tables:
+        measure = f"at {comparison.at}" if comparison.at else "at its best"
+        console.print(
+            f"\n{table.text}: validation loss in nats per {table.unit}, {measure}",
+            style="bold",
+            soft_wrap=True,
+        )
+        _print_table(table, console)
+        for line in in_words(table):
+            console.say(line)
+    for run in comparison.runs:
+        if reason := comparison.reasons.get(run.path):
+            console.say(f"not counted: {run.path.name}: {reason}")
+    for note in comparison.notes:
+        console.say(f"note: {note}")
+
+
+def in_words(table: Table) -> list[str]:
+    """Return what a table shows beyond its figures, and how its last columns are meant."""
+    lines = []
+    if (law := table.power_law) is not None:
+        lines.append(
+            f"loss = {law.factor:.3g} * FLOPs^{-law.exponent:.4f}, the exponent's 95% interval "
+            f"{-law.high:.4f} to {-law.low:.4f} (from the fit to {len(law.flops)} sizes)"
+        )
+    elif len({row.figure("parameters") for row in table.rows}) == 2:
+        lines.append("a power law of loss against FLOPs takes three sizes; here are two")
+    if any(row.n > 1 for row in table.rows[1:]):
+        lines.append(
+            "differs: more than seeds explain, against the first row (Welch's t-test at "
+            f"{LEVEL:.0%}, Holm's correction)"
+        )
+    return lines
+
+
+def cells_of(table: Table) -> tuple[list[str], list[list[str]]]:
+    """Return a table's headings, those of numbers behind a `#`, and its rows as shown."""
+    headings = [*_names(table), *(f"# {name}" for name in LOSSES + COST)]
+    best = table.rows[0]
+    rows = [[*_settings(row), *_losses(row, best), *_cost(row)] for row in table.rows]
+    return headings, rows
+
+
+def _names(table: Table) -> list[str]:
+    return [short(k) if _unique(table.keys, k) else k for k in table.keys] or ["runs"]
+
+
+def _settings(row: Row) -> list[str]:
+    return [shown(value) for value in row.settings.values()] or ["all"]
+
+
+def _print_table(table: Table, console: Terminal) -> None:
+    """Print losses and cost side by side, or below each other where there is no room for that."""
+    losses = [_losses(row, table.rows[0]) for row in table.rows]
+    cost = [_cost(row) for row in table.rows]
+    beside = _rich(table, LOSSES + COST, [a + b for a, b in zip(losses, cost, strict=True)])
+    if console.measure(beside, options=console.options.update(width=1000)).maximum <= console.width:
+        console.print(beside)
+    else:
+        console.print(_rich(table, LOSSES, losses), _rich(table, COST, cost), sep="\n\n")
+
+
+def _rich(table: Table, columns: Sequence[str], cells: list[list[str]]) -> RichTable:
+    made = RichTable(box=None, pad_edge=False, header_style="bold")
+    for name in _names(table):
+        made.add_column(name)
+    for name in columns:
+        made.add_column(name, justify="right", no_wrap=True)
+    for row, figures in zip(table.rows, cells, strict=True):
+        made.add_row(*map(Text, _settings(row)), *figures)
+    return made
+
+
+def _losses(row: Row, best: Row) -> list[str]:
+    low, high = row.interval
+    return [
+        f"{row.n} (+{len(row.pending)} not)" if row.pending else f"{row.n}",
+        _number(row.mean, ".4f"),
+        _number(row.sd, ".4f"),
+        f"{low:.4f} to {high:.4f}" if row.n > 1 else "",
+        "" if row is best else _number(row.mean - best.mean, "+.4f"),
+        _number(row.p, ".2g"),
+        differs(row),
+    ]
+
+
+def _cost(row: Row) -> list[str]:
+    return [
+        _number(row.figure("characters_per_second"), ",.0f"),
+        _number(row.figure("train_seconds"), ".1f"),
+        _number(row.figure("parameters"), ",.0f"),
+        _number(row.figure("flops"), ".2e"),
+    ]
+
+
+def _unique(keys: list[str], key: str) -> bool:
+    return [short(other) for other in keys].count(short(key)) == 1
+
+
+def _number(value: float, form: str) -> str:
+    return "" if math.isnan(value) else format(value, form)
+
+
+def differs(row: Row) -> str:
+    """Return whether a row differs from the best by more than seeds explain: yes, no or empty."""
+    return "" if math.isnan(row.p) else "yes" if row.p < LEVEL else "no"
+
+
+def write_tables(comparison: Comparison, directory: Path) -> None:
+    """Write `sweep.csv`, a line for each row of the tables, and `runs.csv`, one for each run."""
+    keys = list(dict.fromkeys(key for table in comparison.tables for key in table.keys))
+    rows = []
+    for table in comparison.tables:
+        for row in table.rows:
+            low, high = row.interval
+            rows.append(
+                {"text": table.text, "unit": table.unit}
+                | {key: row.settings.get(key) for key in keys}
+                | {"n": row.n, "pending": len(row.pending), "loss": row.mean, "sd": row.sd}
+                | {"low": low, "high": high, "p": row.p, "differs": differs(row)}
+                | {name: row.figure(name) for name in FIGURES}
+                | {"seeds": " ".join(str(run.summary.get("seed")) for run in row.runs)}
+                | {"runs": " ".join(run.path.name for run in row.runs)}
+            )
+    write_csv(directory / "sweep.csv", rows)
+    runs = []
+    for run in comparison.runs:
+        figures = ("seed", "best_val_loss", "best_val_bpc", "best_step", *FIGURES)
+        runs.append(
+            {"run": run.path.name, "status": status(run)}
+            | {key: value_of(run, key) for key in keys}
+            | {name: figure(run, name) for name in figures}
+            | {"left_out": comparison.reasons.get(run.path, "")}
+        )
+    write_csv(directory / "runs.csv", runs)
+
+
+def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write `rows` in place of the file; a figure that is not known is an empty cell."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    with written_whole(path) as draft, open(draft, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        for row in rows:
+            known = {k: "" if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()}
+            writer.writerow(known)

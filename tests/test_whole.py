@@ -1,0 +1,59 @@
+"""Files that are whole or absent."""
+
+import os
+
+import pytest
+
+from litchar.analysis.comparison_tables import write_csv
+from litchar.whole import DRAFT, written_whole
+
+
+@pytest.mark.parametrize("fault", ["while it is written", "while it is put there"])
+def test_a_directory_is_whole_or_as_before(tmp_path, monkeypatch, fault):
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "old").touch()
+    replace = os.replace
+
+    def broken(*_):
+        raise OSError(5, "Input/output error")
+
+    def write():
+        with written_whole(output) as draft:
+            draft.mkdir()
+            (draft / "new").touch()
+            if fault == "while it is written":
+                broken()
+            monkeypatch.setattr(os, "replace", broken)
+
+    with pytest.raises(OSError, match="Input"):
+        write()
+    monkeypatch.setattr(os, "replace", replace)
+    assert os.listdir(tmp_path) == ["out"]
+    assert os.listdir(output) == ["old"]
+    with written_whole(output) as draft:
+        draft.mkdir()
+        (draft / "new").touch()
+    assert os.listdir(tmp_path) == ["out"]
+    assert os.listdir(output) == ["new"]
+
+
+def test_a_table_that_cannot_be_written_leaves_nothing(tmp_path):
+    write_csv(tmp_path / "runs.csv", [{"run": "before"}])
+
+    class Unfit:
+        def __str__(self) -> str:
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        write_csv(tmp_path / "runs.csv", [{"run": Unfit()}])
+    assert os.listdir(tmp_path) == ["runs.csv"]
+    assert (tmp_path / "runs.csv").read_text() == "run\nbefore\n"
+
+
+def test_what_a_killed_process_left_is_gone_when_its_run_goes_on(train):
+    run_dir = train("trainer.max_steps=5")
+    for place in (".", "checkpoints", "tensorboard"):
+        (run_dir / place / f"{DRAFT}0123abcd-summary.json").touch()
+    train("trainer.max_steps=10", "resume=auto")
+    assert not list(run_dir.rglob(f"{DRAFT}*"))
