@@ -51,6 +51,15 @@ def test_a_table_that_cannot_be_written_leaves_nothing(tmp_path):
     assert (tmp_path / "runs.csv").read_text() == "run\nbefore\n"
 
 
+def test_a_file_takes_no_directorys_place(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "old").touch()
+    with pytest.raises(OSError, match="directory"), written_whole(tmp_path / "out") as draft:
+        draft.touch()
+    assert os.listdir(tmp_path) == ["out"]
+    assert os.listdir(tmp_path / "out") == ["old"]
+
+
 def test_what_a_killed_process_left_is_gone_when_its_run_goes_on(train):
     run_dir = train("trainer.max_steps=5")
     for place in (".", "checkpoints", "tensorboard"):

@@ -21,7 +21,7 @@ def written_whole(path: Path) -> Iterator[Path]:
     old = draft.with_name(f"{draft.name}-old")
     try:
         yield draft
-        if path.is_dir():  # a directory is not renamed over another
+        if path.is_dir() and draft.is_dir():  # one directory is not renamed over another
             os.rename(path, old)
         os.replace(draft, path)
     except BaseException:

@@ -28,7 +28,7 @@ def save(checkpoint: dict[str, Any], path: Path) -> None:
         file.write(SEAL + _sha256(file, file.tell()))
         file.flush()
         os.fsync(file.fileno())
-    _flush_directory(path.parent)
+    flush_directory(path.parent)
 
 
 def load(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
@@ -92,7 +92,8 @@ def _sha256(file: BinaryIO, length: int) -> bytes:
     return digest.digest()
 
 
-def _flush_directory(directory: Path) -> None:
+def flush_directory(directory: Path) -> None:
+    """Let what was renamed in `directory` outlast a power cut."""
     if os.name == "posix":  # elsewhere a directory cannot be opened
         descriptor = os.open(directory, os.O_RDONLY)
         try:

@@ -16,6 +16,7 @@ from lightning.pytorch.plugins import CheckpointIO
 
 from litchar import signals
 from litchar.checkpoints import Checkpoint, load, save
+from litchar.checkpoints.files import flush_directory
 from litchar.errors import DivergedError, Interrupted, UserError
 from litchar.terminal import Terminal
 from litchar.training.callbacks import (
@@ -26,7 +27,7 @@ from litchar.training.callbacks import (
     total_norm,
 )
 from litchar.training.resume import differences
-from litchar.whole import DRAFT, remove_drafts
+from litchar.whole import remove_drafts, written_whole
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -179,27 +180,28 @@ class Checkpoints(CheckpointCallback):
         self.files.failure = None
         for logger in trainer.loggers:
             self.files.try_to(logger.save)
-        if self._best_is_due:
-            trainer.save_checkpoint(self.directory / "best.ckpt")
-        best_failed = self._best_is_due and self.files.failure is not None
         if trainer.is_global_zero:
-            self.files.try_to(self._keep_previous)
-        trainer.save_checkpoint(self.directory / "last.ckpt")
+            self.files.try_to(lambda: self._name("last.ckpt", "previous.ckpt"))
+        # One file has both names where it is the best: it takes time to write.
+        name = "best.ckpt" if self._best_is_due else "last.ckpt"
+        trainer.save_checkpoint(self.directory / name)
+        best_failed = self._best_is_due and self.files.failure is not None
+        if trainer.is_global_zero and self._best_is_due:
+            self.files.try_to(lambda: self._name("best.ckpt", "last.ckpt"))
         told: tuple[OSError | None, bool]
         told = trainer.strategy.broadcast((self.files.failure, best_failed))
         return told
 
-    def _keep_previous(self) -> None:
-        """Let `previous.ckpt` name the file that `last.ckpt` names, at every moment a whole one."""
-        last = self.directory / "last.ckpt"
-        if last.exists():
-            draft = self.directory / f"{DRAFT}previous.ckpt"
-            draft.unlink(missing_ok=True)
-            try:
-                os.link(last, draft)
-            except OSError:  # a file system without hard links
-                shutil.copyfile(last, draft)
-            os.replace(draft, self.directory / "previous.ckpt")
+    def _name(self, name: str, other: str) -> None:
+        """Let `other` name the file that `name` names, if there is one: always a whole one."""
+        file = self.directory / name
+        if file.exists():
+            with written_whole(self.directory / other) as draft:
+                try:
+                    os.link(file, draft)
+                except OSError:  # a file system without hard links
+                    shutil.copyfile(file, draft)
+            flush_directory(self.directory)
 
 
 class Agreement:
