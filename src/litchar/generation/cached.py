@@ -109,24 +109,25 @@ class CachedTransformer:
         """
         changed = (self.position, self.before)
         saved = [tensor.clone() for tensor in changed]
-        graph, stream = torch.cuda.CUDAGraph(), _capturing_stream()
-        stream.wait_stream(torch.cuda.current_stream())
+        device = self.idx.device
+        graph, stream = torch.cuda.CUDAGraph(), _capturing_stream(device)
+        stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(stream):
             for _ in range(3):  # warm-up writes where the capture's own position will write
                 self._read(self.idx)
                 torch._foreach_copy_(changed, saved)
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(device)
             graph.capture_begin(capture_error_mode="thread_local")
             try:
                 self.logits = self._read(self.idx)
             finally:
                 graph.capture_end()
-        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.current_stream(device).wait_stream(stream)
         return graph
 
 
 @cache
-def _capturing_stream() -> torch.cuda.Stream:
+def _capturing_stream(device: torch.device) -> torch.cuda.Stream:
     """Return the stream of all captures: cuBLAS keeps 32 MiB for each that it has ever met."""
-    stream: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     return stream
