@@ -64,5 +64,7 @@ def test_what_a_killed_process_left_is_gone_when_its_run_goes_on(train):
     run_dir = train("trainer.max_steps=5")
     for place in (".", "checkpoints", "tensorboard"):
         (run_dir / place / f"{DRAFT}0123abcd-summary.json").touch()
+    (run_dir / f"{DRAFT}0123abcd-exported").mkdir()  # a directory, in which there is something
+    (run_dir / f"{DRAFT}0123abcd-exported" / "config.json").touch()
     train("trainer.max_steps=10", "resume=auto")
     assert not list(run_dir.rglob(f"{DRAFT}*"))

@@ -30,10 +30,14 @@ def written_whole(path: Path) -> Iterator[Path]:
         raise
     finally:
         for rest in (draft, old):
-            shutil.rmtree(rest) if rest.is_dir() else rest.unlink(missing_ok=True)
+            _remove(rest)
 
 
 def remove_drafts(directory: Path) -> None:
     """Delete what a process that was killed while it wrote has left in `directory`."""
     for draft in directory.glob(f"{DRAFT}*"):
-        draft.unlink(missing_ok=True)
+        _remove(draft)
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
