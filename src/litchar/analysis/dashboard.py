@@ -202,9 +202,7 @@ def data_module(trainer: L.Trainer) -> TextDataModule:
 
 def vocabulary_of(trainer: L.Trainer) -> Vocabulary:
     """Return the vocabulary of the run's text."""
-    store = data_module(trainer).store
-    assert store is not None  # it is set up while a run trains
-    return store.vocabulary
+    return data_module(trainer).store.vocabulary
 
 
 def is_drawn(trainer: L.Trainer) -> bool:

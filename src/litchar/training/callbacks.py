@@ -345,8 +345,8 @@ def model_flops_utilization(trainer: L.Trainer, characters_per_second: float) ->
     device = trainer.strategy.root_device
     if device.type != "cuda":
         return None
-    of = {"bf16": torch.bfloat16, "16": torch.float16, "64": torch.float64}
-    dtype = of.get(str(trainer.precision).partition("-")[0], torch.float32)
+    dtypes = {"bf16": torch.bfloat16, "16": torch.float16, "64": torch.float64}
+    dtype = dtypes.get(str(trainer.precision).partition("-")[0], torch.float32)
     peak = get_available_flops(device, dtype)
     if peak is None:
         return None

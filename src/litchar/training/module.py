@@ -10,11 +10,9 @@ import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
-from litchar.data.windows import IGNORED
+from litchar.data.windows import IGNORED, Batch
 from litchar.text import Vocabulary
 from litchar.training.sharding import ShardedStrategy, shard
-
-Batch = tuple[Tensor, Tensor]  # inputs and targets: (B, T) int64 each
 
 
 class LanguageModel(L.LightningModule):
