@@ -99,6 +99,9 @@ def test_a_document_is_scored_behind_its_boundary_as_the_evaluation_does(train, 
     assert -score.log_probs.sum() - end == pytest.approx(whole.item(), abs=1e-4)
     assert score.n_predicted == len(score.text) == len(list(score.surprises()))
     assert "not predicted" not in repr(score)
+    assert model.score("1").n_predicted == 1
+    with pytest.raises(UserError, match=r"^score: takes a character that the model knows$"):
+        model.score("")
     assert len(score.most_surprising(99)) == len(score.text)
 
 

@@ -123,6 +123,8 @@ class TextModel:
         ids = self.encode(text, unknown).astype(np.int64)
         begun = beginning(self.vocabulary, ids)
         if len(begun) < 2:
+            if self.vocabulary.document:
+                raise UserError("score: takes a character that the model knows")
             raise UserError(
                 "score: takes 2 characters that the model knows; the first begins the text"
             )
