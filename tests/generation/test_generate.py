@@ -96,6 +96,14 @@ def test_several_texts_are_parted_and_a_stop_string_ends_each(generate):
     assert not any("a" in text or "\n" in text.rstrip("\n") for text in texts)
 
 
+def test_a_new_line_can_be_typed_in_a_stop_string(generated, run_dir):
+    setting = (f"checkpoint={run_dir}", "prompt=1", "seed=1", "max_new_tokens=300", "json=true")
+    for stop in (r"stop=\n", r'stop=["\n", "THE END"]'):
+        text = json.loads(generated(*setting, stop).out)
+        assert text["finish"] == "stop"
+        assert "\n" not in text["text"]
+
+
 def test_a_score_is_the_models_own_loss(generate, run_dir):
     text = "1 and 2\n1 and"  # within the context of 16
     figures = json.loads(generate(score=text, json=True))

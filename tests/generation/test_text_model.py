@@ -172,6 +172,7 @@ def test_its_repr_says_what_it_is(model):
         (lambda model: model.generate("é"), r"^the model never saw 'é'"),
         (lambda model: model.generate("1", unknown="??"), None),
         (lambda model: model.generate("é", unknown="??"), r"^unknown=\?\?: give error, skip"),
+        (lambda model: model.generate("é", unknown=None), r"^unknown=None: must be error, skip"),
         (lambda model: model.stream("1", temperature=-1), r"^temperature=-1: must be 0"),
         (lambda model: model.stream("1", seed=True), r"^seed=True: must be a whole number"),
         (lambda model: model.stream("1", stop=["a", ""]), r"^stop=\['a', ''\]: must be a text"),

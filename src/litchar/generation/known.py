@@ -1,9 +1,12 @@
 """Which generated documents are known from the text that the model was trained on."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from litchar.checkpoints import Checkpoint
 from litchar.errors import UserError
+from litchar.generation.writing import Writing
 from litchar.text import Text
 from litchar.text.split import SPLIT_BY
 from litchar.text.store import boundaries, has_document
@@ -12,18 +15,13 @@ from litchar.text.vocabulary import BOUNDARY, printable
 MOST_SHOWN = 40  # characters of a document
 
 
-def known_documents(checkpoint: Checkpoint, samples: list[list[int]]) -> str:
-    """Return one line that says which documents stand in which split of the training text.
-
-    Args:
-        samples: ids, with the boundary behind those that came to an end.
-    """
-    documents = [_last_document(ids) for ids in samples if ids[-1] == BOUNDARY]
+def known_documents(checkpoint: Checkpoint, texts: Sequence[Writing]) -> str:
+    """Return one line that says which documents stand in which split of the training text."""
+    documents = [_last_document(text) for text in texts if text.finish == "end"]
     said = []
-    if len(documents) < len(samples):
+    if too_long := sum(text.finish == "length" for text in texts):
         said.append(
-            f"{len(samples) - len(documents)} of {len(samples)} did not come to an end; "
-            "give them a higher max_new_tokens."
+            f"{too_long} of {len(texts)} did not come to an end; give them a higher max_new_tokens."
         )
     splits = _splits(checkpoint)
     if splits is None:
@@ -37,15 +35,16 @@ def known_documents(checkpoint: Checkpoint, samples: list[list[int]]) -> str:
             edges = boundaries(tokens)
             known = [ids for ids in rest if has_document(tokens, edges, ids)]
             rest = [ids for ids in rest if ids not in known]
-            texts = dict.fromkeys(checkpoint.vocabulary.decode(ids) for ids in known)
-            shown = ", ".join(printable(text[:MOST_SHOWN]).replace("\n", " ") for text in texts)
+            names = dict.fromkeys(checkpoint.vocabulary.decode(ids) for ids in known)
+            shown = ", ".join(printable(name[:MOST_SHOWN]).replace("\n", " ") for name in names)
             found.append(f"{len(known)} in the {name} split" + (f" ({shown})" if shown else ""))
         said.append(f"Of {len(documents)} documents: {', '.join(found)}, {len(rest)} new.")
     return " ".join(said)
 
 
-def _last_document(ids: list[int]) -> list[int]:
-    """Return the document that ends with `ids`; a prompt may have others before it."""
+def _last_document(text: Writing) -> list[int]:
+    """Return the document that `text` has ended; its prompt may have others before it."""
+    ids = [*text.prompt_ids, *text.ids]
     start = max((i + 1 for i, token in enumerate(ids[:-1]) if token == BOUNDARY), default=0)
     return ids[start:-1]
 

@@ -81,7 +81,7 @@ def change(config: DictConfig, setting: str, check: Callable[[DictConfig], None]
     before = config[key]
     try:
         if key in ("stop", "unknown") and value != "null":
-            config[key] = value.replace("\\n", "\n")
+            config[key] = value
         else:
             config[key] = OmegaConf.create(f"value: {value}").value
         check(config)

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -15,7 +16,7 @@ from litchar.generation import prompt_loop
 from litchar.generation.known import known_documents
 from litchar.generation.scoring import Score, legend
 from litchar.generation.text_model import TextModel
-from litchar.generation.writing import Settings
+from litchar.generation.writing import Settings, Writing
 from litchar.terminal import Terminal
 from litchar.text.vocabulary import printable
 
@@ -45,12 +46,12 @@ def run(config: DictConfig) -> None:
         config.prompt = ""  # a line by itself is what is wanted
 
     def show(prompts: Sequence[str]) -> None:
-        samples = show_texts(text_model, prompts, config)
+        texts = show_texts(text_model, prompts, config)
         if document:
-            print(known_documents(checkpoint, samples), file=sys.stderr)
+            print(known_documents(checkpoint, texts), file=sys.stderr)
 
     if config.score is not None:
-        show_score(text_model.score(config.score, config.unknown), config.json)
+        show_score(text_model.score(config.score, settings_of(config).unknown), config.json)
     elif config.prompt is None and config.prompts is None and asks():
         print(f"{checkpoint.path}, step {checkpoint.step:,}")
         prompt_loop.run(config, check, lambda prompt: show([prompt]))
@@ -74,10 +75,15 @@ def check(config: DictConfig) -> None:
 
 
 def settings_of(config: DictConfig) -> Settings:
-    """Return how `config` wants a text to be written."""
-    chosen = {field.name: config[field.name] for field in fields(Settings)}
-    stop = list(config.stop) if OmegaConf.is_list(config.stop) else config.stop
-    return Settings(**chosen | {"stop": stop})
+    """Return how `config` wants a text to be written; `\\n` in a text stands for a new line."""
+
+    def typed(text: Any) -> Any:
+        return text.replace("\\n", "\n") if isinstance(text, str) else text
+
+    chosen = {field.name: typed(config[field.name]) for field in fields(Settings)}
+    if OmegaConf.is_list(config.stop):
+        chosen["stop"] = [typed(text) for text in config.stop]
+    return Settings(**chosen)
 
 
 def asks() -> bool:
@@ -117,20 +123,15 @@ def prompts_of(config: DictConfig) -> list[str]:
     return [line for line in lines if line]
 
 
-def show_texts(
-    text_model: TextModel, prompts: Sequence[str], config: DictConfig
-) -> list[list[int]]:
-    """Print `num_samples` texts for each prompt, or a line of JSON for each.
-
-    Returns:
-        the ids of each, prompt included.
+def show_texts(text_model: TextModel, prompts: Sequence[str], config: DictConfig) -> list[Writing]:
+    """Print `num_samples` texts for each prompt, or a line of JSON for each; return them.
 
     Raises:
         UserError: a prompt has characters that the model never saw.
     """
     # A terminal obeys control characters, and a model may have learned some; a file takes all.
     show = printable if sys.stdout.isatty() else str
-    shown: list[list[int]] = []
+    shown: list[Writing] = []
     for text in text_model.write(prompts, settings_of(config), config.num_samples):
         if config.json:
             line = {
@@ -149,7 +150,7 @@ def show_texts(
                 sys.stdout.write(show(piece))
                 sys.stdout.flush()
             print()
-        shown.append([*text.prompt_ids, *text.ids])
+        shown.append(text)
     return shown
 
 

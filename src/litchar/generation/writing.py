@@ -37,6 +37,8 @@ class Settings(Sampling):
         super().__post_init__()
         check_whole("max_new_tokens", self.max_new_tokens, 1)
         check_whole("seed", self.seed, 0)
+        if not isinstance(self.unknown, str):
+            raise UserError(f"unknown={self.unknown}: must be error, skip, or one character")
         if any(not isinstance(text, str) or not text for text in self.stops):
             raise UserError(
                 f"stop={self.stop}: must be a text of at least one character, or a list"
