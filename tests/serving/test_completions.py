@@ -19,6 +19,7 @@ from litchar.checkpoints import Checkpoint
 from litchar.generation import Sampling, generate
 from litchar.generation.readers import Prepared
 from litchar.serving.completions import Completions, Limits, build
+from litchar.serving.pieces import name_of
 from litchar.text import ByteVocabulary, Vocabulary
 
 LETTERS = Vocabulary("abcdefgh \n")
@@ -351,6 +352,38 @@ def test_bytes_make_up_characters_and_a_clean_prompt_is_read(directory):
         ids = served.vocabulary.encode("é你")[None]
         steps = generate(served.model, ids, 30, seeds=[1])
         assert choice.text == "é你" + served.vocabulary.decode([int(s.ids[0]) for s in steps])
+
+
+@pytest.mark.parametrize(
+    "vocabulary",
+    [
+        Vocabulary("ab\n", "file"),
+        Vocabulary("ab", "line"),
+        ByteVocabulary(),
+        ByteVocabulary("line"),
+        ByteVocabulary("file"),
+    ],
+    ids=repr,
+)
+def test_every_token_has_a_name_of_its_own(vocabulary):
+    names = [name_of(vocabulary, token) for token in range(len(vocabulary))]
+    assert len(set(names)) == len(vocabulary)
+    if vocabulary.unit == "byte":
+        assert [names[token] for token in vocabulary.encode("aé")] == [
+            "a",
+            "bytes:\\xc3",
+            "bytes:\\xa9",
+        ]
+
+
+def test_half_of_a_character_is_refused(directory):
+    with serving(directory, ByteVocabulary(), "halves") as (url, _):
+        body = r'{"model": "halves", "prompt": "\ud800"}'
+        json_of = {"content-type": "application/json"}
+        answer = httpx.post(f"{url}/v1/completions", content=body, headers=json_of)
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["param"] == "prompt", answer.text
+    assert "UTF-8 has no bytes for it" in answer.json()["error"]["message"]
 
 
 def test_a_document_ends_with_a_stop(directory):

@@ -18,7 +18,7 @@ from litchar.errors import UserError
 from litchar.models import Transformer, block_size_of
 from litchar.text import Vocabulary
 from litchar.text.cleaning import SIGMA, Cleaning
-from litchar.text.vocabulary import BOUNDARY, REPLACEMENT
+from litchar.text.vocabulary import BOUNDARY, BOUNDARY_TOKEN, REPLACEMENT
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -33,8 +33,6 @@ FILES = {
     "tokenizer_config.json",
 }
 SIGMA_AT_END = "ς"  # GREEK SMALL LETTER FINAL SIGMA
-# What stands for the boundary: no text becomes it, since texts are cut into single characters.
-BOUNDARY_TOKEN = "<|endoftext|>"
 
 ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_new", "relu": "relu", "relu2": "relu2"}
 # What the options of our transformer may be, for their classes to compute the same.
@@ -244,6 +242,7 @@ def make_tokenizer(vocabulary: Vocabulary, cleaning: Cleaning) -> "Tokenizer":
     spelling = bytes_to_unicode()  # a visible character for each byte
     newline = spelling[ord("\n")] if of_bytes else "\n"
     spelled = [spelling[ord(s)] if of_bytes and s else s for s in vocabulary.symbols]
+    # No text becomes the boundary, since texts are cut into single characters.
     ids = {symbol or BOUNDARY_TOKEN: i for i, symbol in enumerate(spelled)}
     rare = {"unk_token": REPLACEMENT} if vocabulary.replaces else {}
 

@@ -213,7 +213,10 @@ class Completions:
             text = self.cleaning(prompt)
             if unknown := self.vocabulary.unknown(text):
                 raise RefusedError(f"prompt: the model never saw {describe(unknown)}", "prompt")
-            ids = self.vocabulary.encode(text)
+            try:
+                ids = self.vocabulary.encode(text)
+            except UserError as error:  # half of a pair of surrogates
+                raise RefusedError(f"prompt: {error}", "prompt") from None
         else:
             wrong = next((token for token in prompt if not 0 <= token < size), None)
             if wrong is not None:

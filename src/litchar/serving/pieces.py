@@ -8,6 +8,7 @@ import numpy as np
 from litchar.generation.sampling import Step, log_softmax
 from litchar.generation.writing import Writing
 from litchar.text import Vocabulary
+from litchar.text.vocabulary import BOUNDARY_TOKEN
 
 
 class Token(NamedTuple):
@@ -46,9 +47,10 @@ class Piece(NamedTuple):
 
 def name_of(vocabulary: Vocabulary, token: int) -> str:
     """Return a token as a text that stands for it."""
-    if vocabulary.unit == "byte" and token >= 0x80:
-        return f"bytes:\\x{token:02x}"
-    return vocabulary.decode([token])
+    symbol = vocabulary.symbols[token]
+    if vocabulary.unit == "byte" and symbol >= "\x80":
+        return f"bytes:\\x{ord(symbol):02x}"
+    return symbol or BOUNDARY_TOKEN
 
 
 class Tokens:

@@ -13,6 +13,7 @@ from litchar.errors import UserError
 DOCUMENTS = (None, "line", "file")  # none, or each line, or each file, is a document
 REPLACEMENT = "\ufffd"  # REPLACEMENT CHARACTER, which stands for those that are too rare
 BOUNDARY = 0  # the id of the symbol between documents, in a vocabulary that has it
+BOUNDARY_TOKEN = "<|endoftext|>"  # its name where it stands for no character and must have one
 
 
 class Vocabulary:
