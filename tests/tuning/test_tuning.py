@@ -240,10 +240,12 @@ def test_brackets_in_values_and_paths_are_shown(tune, tmp_path, capsys):
     tune("tune.trials=1", "~tune.space", names)
     assert "trial 0: name=[/b]" in capsys.readouterr().out
     study = study_of(tmp_path / "outputs", "t1")
-    print_report(study, 1, Path("/of [old]/t1"), Terminal())
+    print_report(study, 1, Path("/of [old]/tune/t1"), Terminal())
     printed = capsys.readouterr().out
     assert "name=[/b]" in printed
-    assert "Report: /of [old]/t1/report.html" in printed
+    assert "Report: /of [old]/tune/t1/report.html" in printed
+    again = "LITCHAR_OUTPUTS='/of [old]' python scripts/train.py experiment=tune/t1"
+    assert printed.endswith(f"Next:\n  {again}\n")
 
 
 def test_the_report_needs_nothing_beside_it(finished):

@@ -2,6 +2,8 @@
 
 import html
 import io
+import os
+import shlex
 import warnings
 from pathlib import Path
 from typing import Any
@@ -57,12 +59,21 @@ def print_report(study: optuna.Study, total: int, directory: Path, terminal: Ter
         table.add_row(str(root(trial)), f"{trial.value:.4f}", _settings(trial))
     terminal.print(table)
     terminal.say(f"\nReport: {directory / 'report.html'}")
-    terminal.say(f"Next:\n  python scripts/train.py experiment=tune/{directory.name}")
+    terminal.say(f"Next:\n  {_best_command(directory)}")
 
 
 def best_place(outputs: Path, name: str) -> Path:
     """Return where the best settings of a study are written; see `litchar.cli.Written`."""
     return outputs / "conf" / "experiment" / "tune" / f"{name}.yaml"
+
+
+def _best_command(directory: Path) -> str:
+    """Return what trains with the best settings of the study in `directory`, wherever that lies."""
+    outputs = directory.parents[1]
+    command = f"python scripts/train.py experiment=tune/{directory.name}"
+    if outputs != Path(os.environ["LITCHAR_OUTPUTS"]).absolute():  # where Hydra looks for it
+        command = f"LITCHAR_OUTPUTS={shlex.quote(str(outputs))} {command}"
+    return command
 
 
 def best_experiment(study: optuna.Study, search: Search) -> str:
