@@ -142,6 +142,11 @@ def test_weights_that_do_not_fit_are_refused(content, save, settings, words):
         Checkpoint.load(save(content)).build_model()
 
 
+def test_no_checkpoint_is_none(tmp_path):
+    with pytest.raises(UserError, match=r"^checkpoint=null: give a file, a run's directory, or"):
+        find(None, tmp_path)
+
+
 def test_latest_is_the_newest_runs_best(tmp_path):
     for number, names in enumerate((["best", "last"], ["last"])):
         directory = tmp_path / "runs" / f"run{number}" / "checkpoints"

@@ -60,6 +60,7 @@ def test_onnx_gives_our_logits_at_any_batch_size_and_length(
         np.testing.assert_allclose(theirs, ours, atol=1e-5)
     metadata = session.get_modelmeta().custom_metadata_map
     assert json.loads(metadata["litchar.vocabulary"]) == checkpoint.vocabulary.to_json()
+    assert json.loads(metadata["litchar.symbols"]) == checkpoint.vocabulary.symbols
     assert json.loads(metadata["litchar.block_size"]) == 12
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".draft")] == []
 
@@ -83,14 +84,14 @@ LOADER = """
 import json, sys
 import numpy as np, torch
 sys.modules["litchar"] = None  # as on a machine that has none
-extra = {"litchar.vocabulary": "", "litchar.block_size": ""}
+extra = {"litchar.symbols": "", "litchar.block_size": ""}
 path = sys.argv[1]
 program = torch.export.load(path, extra_files=extra).module()
 arrays = np.load(path + ".npz")
 for i in range(len(arrays) // 2):
     logits = program(torch.from_numpy(arrays[f"ids{i}"]))
     np.testing.assert_allclose(logits.detach().numpy(), arrays[f"logits{i}"], atol=1e-6)
-print(json.loads(extra["litchar.vocabulary"])["characters"], extra["litchar.block_size"])
+print(json.loads(extra["litchar.symbols"]), extra["litchar.block_size"])
 """
 
 
@@ -124,7 +125,7 @@ def test_a_torch_program_gives_our_logits_where_there_is_no_litchar(
     np.savez(f"{output}.npz", **arrays)
     command = [sys.executable, "-c", LOADER, str(output)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.stdout == f"{list(checkpoint.vocabulary.characters)} 12\n", done.stderr
+    assert done.stdout == f"{checkpoint.vocabulary.symbols} 12\n", done.stderr
 
 
 def test_a_recurrent_layer_is_refused_where_its_length_would_be_fixed(train, text_file, tmp_path):

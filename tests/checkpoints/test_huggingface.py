@@ -20,6 +20,7 @@ from litchar.checkpoints import Checkpoint
 from litchar.checkpoints.checkpoint import make_card
 from litchar.checkpoints.export import run
 from litchar.checkpoints.huggingface import FILES
+from litchar.checkpoints.model_card import model_card
 from litchar.errors import UserError
 from litchar.generation.text_model import TextModel
 from litchar.models import Bigram, Recurrent, Transformer
@@ -45,7 +46,7 @@ TEXT = (
 def saved(tmp_path):
     """Save a model with weights that are far from their beginning; return the checkpoint's path."""
 
-    def saved(vocabulary=None, data=None, kind=Transformer, **options):
+    def saved(vocabulary=None, data=None, kind=Transformer, provenance=None, **options):
         vocabulary = vocabulary or Vocabulary(TEXT)
         settings = {"vocab_size": len(vocabulary), **options}
         settings |= SIZES if kind is Transformer else {"block_size": 12}
@@ -59,6 +60,7 @@ def saved(tmp_path):
             {"_target_": f"{kind.__module__}.{kind.__name__}", **settings},
             {"data": data or {"path": "/home/me/my|text.txt"}, "optimizer": {"lr": 1e-3}},
             fingerprint="f",
+            **provenance or {},
         )
         weights = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
         losses = {"step": 3, "val/loss": 1.25, "val/bpc": 1.8}
@@ -214,6 +216,19 @@ def test_a_line_ends_where_ours_ends(saved, tmp_path):
     said = pipeline("\nab", do_sample=False, max_new_tokens=50)[0]["generated_text"]
     assert said == "\nab" + text.text + ("\n" if text.finish == "end" else "")
     assert pipeline("", max_new_tokens=3)[0]["generated_text"][0] == "\n"
+
+
+@pytest.mark.parametrize(
+    ("provenance", "maker"),
+    [
+        ({"litchar": "0.0.1"}, "litchar 0.0.1"),
+        ({"litchar": "0.0.1", "imported_from": "nanoGPT"}, "nanoGPT"),
+        ({}, "litchar"),
+    ],
+)
+def test_the_card_says_who_trained_it(saved, provenance, maker):
+    checkpoint = Checkpoint.load(saved(provenance=provenance))
+    assert f"It was trained with {maker}. " in model_card(checkpoint, checkpoint.build_model())
 
 
 def test_the_card_has_the_figures_and_names_no_directory(saved, tmp_path):

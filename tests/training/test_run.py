@@ -234,6 +234,19 @@ def test_init_from_matches_rows_by_character(train, tmp_path):
         assert torch.equal(old.weights[name], new.weights[name])
 
 
+def test_init_from_a_text_of_other_characters_alone_takes_over_the_rest(train, tmp_path, capsys):
+    parent = train(name="parent")
+    other = tmp_path / "other.txt"
+    other.write_text("uvwxyz" * 400)
+    train(f"init_from={parent}", f"data.path={other}", "optimizer.lr=0.0", name="child")
+    assert "0 characters matched, 6 new, 15 dropped" in capsys.readouterr().out
+    old, new = (
+        Checkpoint.load(tmp_path / f"outputs/runs/{name}/checkpoints/best.ckpt").weights
+        for name in ("parent", "child")
+    )
+    assert torch.equal(old["blocks.0.attention.qkv.weight"], new["blocks.0.attention.qkv.weight"])
+
+
 def test_init_from_leaves_out_tables_of_ngrams_that_the_other_text_numbers_otherwise(
     train, tmp_path
 ):

@@ -138,7 +138,7 @@ class Checkpoint:
         return built.to(device).eval()
 
 
-def find(checkpoint: str, outputs: Path) -> Path:
+def find(checkpoint: str | None, outputs: Path) -> Path:
     """Return the checkpoint that `checkpoint` names.
 
     Args:
@@ -149,6 +149,8 @@ def find(checkpoint: str, outputs: Path) -> Path:
     Raises:
         UserError: there is none.
     """
+    if checkpoint is None:
+        raise UserError("checkpoint=null: give a file, a run's directory, or latest")
     if checkpoint == "latest":
         files = trained(outputs)
         if not files:

@@ -70,7 +70,8 @@ def write_onnx(checkpoint: Checkpoint, model: nn.Module, output: Path) -> Logits
     """Write an ONNX file of any batch size and length.
 
     Its input `ids` is (batch, time) int64, its output `logits` (batch, time, vocabulary) float32;
-    its metadata hold `litchar.vocabulary` and `litchar.block_size`, the longest time, as JSON.
+    its metadata hold `litchar.symbols`, what each id stands for, `litchar.vocabulary`, and
+    `litchar.block_size`, the longest time, as JSON.
     """
     import onnx_ir
     import onnxruntime
@@ -107,8 +108,8 @@ def write_onnx(checkpoint: Checkpoint, model: nn.Module, output: Path) -> Logits
 def write_torch(checkpoint: Checkpoint, model: nn.Module, output: Path) -> Logits:
     """Write a program of `torch.export`, of any batch size and length.
 
-    It takes ids (batch, time) int64 and returns logits (batch, time, vocabulary) float32;
-    `litchar.vocabulary` and `litchar.block_size`, the longest time, lie in it as JSON.
+    It takes ids (batch, time) int64 and returns logits (batch, time, vocabulary) float32. What an
+    ONNX file has as metadata lies in it, under the same names.
     """
     idx, dynamic_shapes = any_size(model)
     try:
@@ -140,6 +141,7 @@ def metadata(checkpoint: Checkpoint, model: nn.Module) -> dict[str, str]:
     """Return what an exported file says of itself: it is enough to read and write text with."""
     return {
         "litchar.vocabulary": json.dumps(checkpoint.vocabulary.to_json()),
+        "litchar.symbols": json.dumps(checkpoint.vocabulary.symbols),
         "litchar.block_size": json.dumps(block_size_of(model)),
     }
 

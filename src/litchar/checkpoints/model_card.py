@@ -6,7 +6,6 @@ from typing import Any
 
 from torch import nn
 
-from litchar import __version__
 from litchar.checkpoints.checkpoint import Checkpoint
 from litchar.models import block_size_of
 from litchar.text.vocabulary import printable
@@ -59,8 +58,8 @@ def model_card(checkpoint: Checkpoint, model: nn.Module) -> str:
 
 # A {unit}-level language model of {text}
 
-It predicts a text {unit} by {unit}. It was trained with litchar {__version__} and opens in
-`transformers` without code of its own:
+It predicts a text {unit} by {unit}. {_maker(checkpoint)} It opens in `transformers` without code
+of its own:
 
 ```python
 from transformers import pipeline
@@ -75,6 +74,14 @@ print(generator({_prompt(checkpoint)!r}, max_new_tokens={length})[0]["generated_
 
 {_reading(checkpoint, model)}
 """
+
+
+def _maker(checkpoint: Checkpoint) -> str:
+    """Return what the model was trained with, as far as the checkpoint says."""
+    provenance = checkpoint.provenance
+    version = provenance.get("litchar", "")
+    maker = provenance.get("imported_from", f"litchar {version}".strip())
+    return f"It was trained with {_inline(str(maker))}."
 
 
 def text_of(checkpoint: Checkpoint) -> str:
@@ -118,7 +125,7 @@ def _prompt(checkpoint: Checkpoint) -> str:
 def _reading(checkpoint: Checkpoint, model: nn.Module) -> str:
     """Return what a user must know of texts."""
     vocabulary, context = checkpoint.vocabulary, block_size_of(model)
-    lines = ["Its ids are the bytes of UTF-8."] if vocabulary.unit == "byte" else []
+    lines = ["Its tokens are the bytes of UTF-8."] if vocabulary.unit == "byte" else []
     if vocabulary.unit == "character" and not vocabulary.replaces:
         lines = ["A character that is not in its vocabulary is an error, and never left out."]
     if vocabulary.replaces:

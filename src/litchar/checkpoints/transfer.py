@@ -64,8 +64,8 @@ def transfer_weights(
     """
     old_ids = {symbol: i for i, symbol in enumerate(parent.vocabulary.symbols)}
     new_ids = {symbol: i for i, symbol in enumerate(vocabulary.symbols) if symbol in old_ids}
-    old_rows = torch.tensor([old_ids[symbol] for symbol in new_ids])
-    new_rows = torch.tensor(list(new_ids.values()))
+    old_rows = torch.tensor([old_ids[symbol] for symbol in new_ids], dtype=torch.int64)
+    new_rows = torch.tensor(list(new_ids.values()), dtype=torch.int64)
     with torch.device("meta"):
         small, large = build(2).state_dict(), build(3).state_dict()
 
