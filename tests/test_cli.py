@@ -106,9 +106,7 @@ def hostile_path(tmp_path, text_file):
     return path
 
 
-def test_train_generate_and_evaluate_from_any_directory(
-    script, generated, hostile_path, tmp_path
-):
+def test_train_generate_and_evaluate_from_any_directory(script, generated, hostile_path, tmp_path):
     """The whole way in three commands, with a path that Hydra's grammar would not take."""
     trained = script("train.py", *SMALL, f"data.path={hostile_path}")
     assert trained.returncode == 0, trained.stderr
