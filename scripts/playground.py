@@ -3,4 +3,4 @@
 from litchar.cli import hydra_main
 
 if __name__ == "__main__":
-    hydra_main(__file__, "playground", "litchar.serving.run:playground")
+    hydra_main(__file__, "playground", "litchar.serving.playground:run")

@@ -3,4 +3,4 @@
 from litchar.cli import hydra_main
 
 if __name__ == "__main__":
-    hydra_main(__file__, "serve", "litchar.serving.run:serve")
+    hydra_main(__file__, "serve", "litchar.serving.serve:run")
