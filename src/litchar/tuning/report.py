@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from optuna.trial import FrozenTrial, TrialState
 from rich.table import Table
 
-from litchar.analysis.page import STYLE
+from litchar.analysis.page import STYLE, table
 from litchar.terminal import Terminal
 from litchar.tuning.slots import filled, root
 from litchar.tuning.study import Search, training_overrides
@@ -51,13 +51,13 @@ def print_report(study: optuna.Study, total: int, directory: Path, terminal: Ter
     completed = _completed(study)
     if not completed:
         return
-    table = Table(box=None, pad_edge=False)
-    table.add_column("trial", justify="right")
-    table.add_column("best val loss", justify="right")
-    table.add_column("settings", overflow="fold")
+    best = Table(box=None, pad_edge=False)
+    best.add_column("trial", justify="right")
+    best.add_column("best val loss", justify="right")
+    best.add_column("settings", overflow="fold")
     for trial in completed[:5]:
-        table.add_row(str(root(trial)), f"{trial.value:.4f}", _settings(trial))
-    terminal.print(table)
+        best.add_row(str(root(trial)), f"{trial.value:.4f}", _settings(trial))
+    terminal.print(best)
     terminal.say(f"\nReport: {directory / 'report.html'}")
     terminal.say(f"Next:\n  {_best_command(directory)}")
 
@@ -143,15 +143,12 @@ def _page(study: optuna.Study, total: int) -> str:
         for trial in filled(study.get_trials(deepcopy=False), total)
     ]
     rows.sort(key=lambda row: (row[2] != "completed", float(row[1] or "inf")))
-    headings = ["trial", "val loss", "outcome", *keys, "reason"]
-    table = "<tr>" + "".join(f"<th>{html.escape(heading)}</th>" for heading in headings) + "</tr>"
-    for row in rows:
-        table += "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>"
+    trials = table(["# trial", "# val loss", "outcome", *keys, "reason"], rows)
     return (
         f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{title}</title>'
         f"<style>{STYLE}</style><h1>{title}</h1>"
         f"<p>{html.escape(str(study.user_attrs['command']))}</p>{plots}"
-        f'<h2>Trials</h2><div class="table"><table>{table}</table></div></html>\n'
+        f"<h2>Trials</h2>{trials}</html>\n"
     )
 
 
