@@ -1,5 +1,6 @@
 import os
 import pickle
+import resource
 
 import pytest
 import torch
@@ -58,6 +59,18 @@ def test_a_failed_save_keeps_the_one_before_and_leaves_nothing(content, save, mo
         save(content | {"global_step": 8})
     assert path.read_bytes() == before
     assert os.listdir(path.parent) == ["model.ckpt"]
+
+
+@pytest.mark.parametrize("most_bytes", range(0, 1_700_000, 250_000))
+def test_a_disk_that_is_full_anywhere_in_a_file_is_told_by_an_oserror(content, save, most_bytes):
+    large = {f"model.{i}": torch.zeros(100_000) for i in range(5)}
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            save(content | {"state_dict": content["state_dict"] | large})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 class Gadget:

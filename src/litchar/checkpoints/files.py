@@ -21,10 +21,18 @@ def save(checkpoint: dict[str, Any], path: Path) -> None:
     """Write `checkpoint` beside its place, flush it, then rename it over the one before.
 
     A file at `path` is whole at every moment; if saving fails it is the one before.
+
+    Raises:
+        OSError: it cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(path) as draft, open(draft, "w+b") as file:
-        torch.save(checkpoint, file)
+        try:
+            torch.save(checkpoint, file)
+        except RuntimeError as error:  # torch's own, after a write that failed
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
         file.write(SEAL + _sha256(file, file.tell()))
         file.flush()
         os.fsync(file.fileno())
