@@ -4,7 +4,10 @@ The ranks are processes on the CPU that talk through gloo. Each takes seconds to
 tests share runs where they can.
 """
 
+import contextlib
 import csv
+import itertools
+import json
 import os
 import re
 import signal
@@ -15,11 +18,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
+from torch.distributed import HashStore
 
 from conftest import ROOT, SMALL, TEXT, scalars, summary, wait_until
 from litchar.checkpoints import Checkpoint, load
 from litchar.errors import DivergedError, Interrupted, RankError, UserError
 from litchar.launched import Place, launched
+from litchar.training import ranks
 from litchar.training.ranks import settle_devices
 
 SETTING = ("scheduler=constant", "trainer.max_steps=20", "trainer.val_check_interval=10")
@@ -370,6 +376,21 @@ def test_no_rank_outlives_the_first(command, tmp_path, signum):
     figures = summary(tmp_path / "run")
     assert figures["status"] == "interrupted"
     assert Checkpoint.load(tmp_path / "run/checkpoints/last.ckpt").step == figures["steps"]
+
+
+def test_a_launchers_ranks_wait_for_no_run_that_was_refused(monkeypatch):
+    store, place = HashStore(), Place(world_size=2)
+    monkeypatch.setattr(ranks, "launched", lambda: place)
+    monkeypatch.setattr(ranks, "launchers_store", lambda: store)
+    monkeypatch.setattr(ranks, "_process_group", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr(ranks, "_numbers", itertools.count())
+    monkeypatch.setattr(ranks, "START_SECONDS", 1)
+    with pytest.raises(UserError), ranks.Leader(place, print):
+        raise UserError("its settings")
+    store.add("ready 0", 1)  # the other rank waits for the first run
+    with ranks.Leader(place, print) as leader:
+        leader.begin(OmegaConf.create({"seed": 3}), Path("run"), torch.device("cpu"))
+    assert json.loads(store.get("run 0")) == {"config": {"seed": 3}, "run_dir": "run"}
 
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")

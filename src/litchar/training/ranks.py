@@ -165,7 +165,7 @@ class Leader:
         if self.place.world_size == 1:
             return self
         if launched() is not None:
-            self._store, self._number = launchers_store(), next(_numbers)
+            self._store = launchers_store()
             return self
         store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         self._store = store
@@ -207,6 +207,8 @@ class Leader:
             if config.trainer.strategy != "auto":  # one device, and a strategy that wants a group
                 self._leave.enter_context(_process_group(self.place, HashStore(), device))
             return
+        if not self._processes:  # the launcher's, which wait for one run after the other
+            self._number = next(_numbers)
         job = {"config": OmegaConf.to_container(config), "run_dir": str(run_dir)}
         self._store.set(_key("run", self._number), json.dumps(job))
         if self._processes:  # they have no other
