@@ -620,6 +620,10 @@ def test_each_of_the_four_dropouts_is_there():
             {"activation": "tanh"},
             r"activation=tanh is not one of swiglu, gelu, gelu_tanh, relu, relu2",
         ),
+        ({"ngrams": None}, r"ngrams=None: must be a list of \[n, rows of its table"),
+        ({"ngrams": [2, 169, 4]}, r"ngrams=\[2, 169, 4\]: must be a list of \[n, rows"),
+        ({"logit_cap": "abc"}, r"logit_cap=abc is not above 0"),
+        ({"n_hidden": 0}, r"n_hidden=0 is not a whole number of at least 1"),
         ({"init": "xavier"}, r"init=xavier is not one of zero, gpt2, torch"),
         ({"tie_head": True, "init": "zero"}, r"tie_head=true needs init=gpt2"),
         *(

@@ -74,7 +74,12 @@ class Transformer(nn.Module):
     ) -> None:
         super().__init__()
         _check_sizes(vocab_size=vocab_size, block_size=block_size)
-        _check_sizes(n_layer=n_layer, n_head=n_head, n_embd=n_embd, n_hidden=n_hidden or 1)
+        _check_sizes(
+            n_layer=n_layer,
+            n_head=n_head,
+            n_embd=n_embd,
+            n_hidden=1 if n_hidden is None else n_hidden,
+        )
         _check_choice("position", position, ("rotary", "learned"))
         _check_choice("norm", norm, ("rms", "layer"))
         _check_choice("activation", activation, ("swiglu", *_POINTWISE))
@@ -87,7 +92,8 @@ class Transformer(nn.Module):
             )
         if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
             raise ValueError(f"dropout={dropout} does not lie in [0, 1)")
-        if logit_cap is not None and not logit_cap > 0:
+        _check_ngrams(ngrams)
+        if logit_cap is not None and (not isinstance(logit_cap, int | float) or logit_cap <= 0):
             raise ValueError(f"logit_cap={logit_cap} is not above 0")
         if tie_head and init == "zero":
             raise ValueError("tie_head=true needs init=gpt2: init=zero would zero the embedding")
@@ -417,6 +423,13 @@ def _check_sizes(**sizes: int) -> None:
     for name, size in sizes.items():
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise ValueError(f"{name}={size} is not a whole number of at least 1")
+
+
+def _check_ngrams(ngrams: object) -> None:
+    if not isinstance(ngrams, Sequence) or not all(
+        isinstance(sizes, Sequence) and len(sizes) == 3 for sizes in ngrams
+    ):
+        raise ValueError(f"ngrams={ngrams}: must be a list of [n, rows of its table, their size]")
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
