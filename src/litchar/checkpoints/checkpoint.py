@@ -138,24 +138,25 @@ class Checkpoint:
         return built.to(device).eval()
 
 
-def find(checkpoint: str | None, outputs: Path) -> Path:
+def find(checkpoint: str | None, outputs: Path, key: str = "checkpoint") -> Path:
     """Return the checkpoint that `checkpoint` names.
 
     Args:
         checkpoint: a file, a run's directory (its best checkpoint, or its last if it has no best),
             or `latest`: the newest run's.
         outputs: the directory that holds `runs/`.
+        key: whose value it is, for messages.
 
     Raises:
         UserError: there is none.
     """
     if checkpoint is None:
-        raise UserError("checkpoint=null: give a file, a run's directory, or latest")
+        raise UserError(f"{key}=null: give a file, a run's directory, or latest")
     if checkpoint == "latest":
         files = trained(outputs)
         if not files:
             raise UserError(
-                f"checkpoint=latest: no run under {outputs} has a checkpoint; "
+                f"{key}=latest: no run under {outputs} has a checkpoint; "
                 "train one: python scripts/train.py"
             )
         return files[0]
@@ -163,7 +164,7 @@ def find(checkpoint: str | None, outputs: Path) -> Path:
     if path.is_dir():
         files = _best_of(path / "checkpoints")
         if not files:
-            raise UserError(f"checkpoint={checkpoint}: this directory has no checkpoints/best.ckpt")
+            raise UserError(f"{key}={checkpoint}: this directory has no checkpoints/best.ckpt")
         return files[0]
     return path
 

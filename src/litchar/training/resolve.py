@@ -127,7 +127,9 @@ def resolve_parent(config: DictConfig) -> Checkpoint | None:
     """
     if config.init_from is None:
         return None
-    parent = Checkpoint.load(find(config.init_from, Path(config.outputs_dir)).absolute())
+    parent = Checkpoint.load(
+        find(config.init_from, Path(config.outputs_dir), "init_from").absolute()
+    )
     config.init_from = str(parent.path).replace("${", r"\${")  # `latest` will be another one soon
     settings = parent.model_settings
     if config.model["_target_"] != settings["_target_"]:
