@@ -55,6 +55,12 @@ def test_a_deterministic_gpu_run_goes_on_exactly(train, step, compiled):
     assert summary(whole)["val_loss"] == summary(stopped)["val_loss"]
 
 
+@pytest.mark.parametrize("trainer", ["ddp", "fsdp"])
+def test_a_strategy_of_several_gpus_trains_on_one_too(train, trainer):
+    setting = (*GPU, f"trainer={trainer}", "trainer.devices=1", "compile=false")
+    assert summary(train(*setting))["status"] == "completed"
+
+
 @pytest.mark.parametrize("batch_size", [1, 64])
 @pytest.mark.parametrize("position", ["rotary", "learned"])
 def test_a_captured_graph_says_what_the_uncaptured_model_says(position, batch_size):

@@ -154,7 +154,8 @@ class LanguageModel(L.LightningModule):
                 continue
             # Each batch's sum is float32; batches are added up in double precision.
             totals = torch.stack([torch.stack(sums).cpu().double().sum(0) for sums in loaders])
-            totals = self.trainer.strategy.reduce(totals, reduce_op="sum")
+            if self.trainer.world_size > 1:  # by the GPUs' own process group, if they are some
+                totals = self.trainer.strategy.reduce(totals.to(self.device), reduce_op="sum")
             if self.weights and len(loaders) == size:
                 figures = mixed_figures(name, totals.tolist(), self.weights)
             else:
@@ -167,7 +168,6 @@ class LanguageModel(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add vocabulary, configuration and provenance."""
         checkpoint["litchar"] = self.card
-        checkpoint["hyper_parameters"] = self.card["model"]
 
 
 def dropout_seed(seed: int, stream: int) -> int:
