@@ -183,6 +183,15 @@ def test_when_every_checkpoint_is_damaged_nothing_is_overwritten(train):
     assert {path.read_bytes() for path in (run_dir / "checkpoints").iterdir()} == {b"damaged"}
 
 
+def test_a_refused_resume_changes_nothing(train):
+    run_dir = train(*SETTING)
+    rows = (run_dir / "metrics.csv").read_text()
+    before = f"resume={run_dir}/checkpoints/previous.ckpt"
+    with pytest.raises(Exception, match="dpd"):
+        train(*SETTING, before, "trainer.strategy=dpd")
+    assert (run_dir / "metrics.csv").read_text() == rows
+
+
 def test_a_full_disk_costs_no_step_and_no_checkpoint(train, capsys):
     whole = train(*SETTING, name="whole")
     full = (

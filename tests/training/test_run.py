@@ -219,6 +219,32 @@ def test_debug_fast_takes_every_path_in_seconds(train):
     assert figures["train_seconds"] < 30
 
 
+def test_a_run_whose_checkpoints_cannot_be_saved_is_completed(train, tmp_path, capsys):
+    (tmp_path / "outputs/runs/run").mkdir(parents=True)
+    (tmp_path / "outputs/runs/run/checkpoints").touch()
+    figures = summary(train())
+    assert "the checkpoint was not saved" in capsys.readouterr().out
+    assert figures["status"] == "completed"
+    assert figures["val_loss"] is not None
+    assert figures["checkpoint"] is None
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("model.n_hidden=100000000000000", "^model: there is no memory for it"),
+        (
+            "data.batch_size=100000000000000",
+            "^cpu is out of memory at step 0; try data.batch_size=5",
+        ),
+        ("init_from=.", "^init_from=.: this directory has no checkpoints/best.ckpt"),
+    ],
+)
+def test_what_there_is_no_memory_or_no_checkpoint_for_is_told_by_its_key(train, setting, message):
+    with pytest.raises(UserError, match=message):
+        train(setting, "data.train_sample=0")
+
+
 def test_init_from_matches_rows_by_character(train, tmp_path):
     parent = train(name="parent")
     other = tmp_path / "other.txt"

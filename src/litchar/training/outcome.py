@@ -98,6 +98,7 @@ def _figures(
         rows.append(("train loss", f"{summary['train_loss']:.4f} nats per {unit}"))
     if summary["val_loss"] is not None:
         rows.append(("val loss", f"{summary['val_loss']:.4f} nats per {unit}"))
+    if summary["best_val_loss"] is not None:  # it is where no checkpoint could be saved
         best = f"{summary['best_val_loss']:.4f} at step {summary['best_step']:,}"
         rows.append(("best val loss", f"{best}, {in_bits('best_val')}"))
     if summary["test_loss"] is not None:

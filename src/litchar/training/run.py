@@ -15,6 +15,7 @@ import lightning as L
 import torch
 from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
@@ -43,7 +44,7 @@ from litchar.text.yardsticks import quick_yardsticks
 from litchar.training import environment
 from litchar.training.callbacks import Metrics, Samples, flops_per_token
 from litchar.training.checkpointing import check_same_run, find_resumed
-from litchar.training.loggers import TensorBoard, hyperparameters
+from litchar.training.loggers import MetricsCSV, TensorBoard, hyperparameters
 from litchar.training.module import LanguageModel
 from litchar.training.outcome import print_outcome
 from litchar.training.ranks import Leader, follow_runs, settle_devices
@@ -264,13 +265,7 @@ def prepare(config: DictConfig, run_dir: Path, place: Place, terminal: Terminal)
         check_same_run(resumed, settings, data.store.fingerprint)
 
     vocabulary, block_size = data.store.vocabulary, config.data.block_size
-
-    def build(vocab_size: int) -> torch.nn.Module:
-        built: torch.nn.Module = instantiate(
-            config.model, vocab_size=vocab_size, block_size=block_size
-        )
-        return built
-
+    build = functools.partial(_build_model, config.model, block_size=block_size)
     model = build(len(vocabulary))
     if parent is not None:
         _begin_from(parent, model, vocabulary, build, settings["model"], terminal)
@@ -288,6 +283,24 @@ def prepare(config: DictConfig, run_dir: Path, place: Place, terminal: Terminal)
         model, vocabulary, optimizer, schedule, card, config.seed, data.text.weights
     )
     return Setup(config, device, data, module, resumed, parent)
+
+
+def _build_model(settings: DictConfig, vocab_size: int, block_size: int) -> torch.nn.Module:
+    """Return the model that `settings` describe.
+
+    Raises:
+        UserError: there is no memory for it.
+        InstantiationException: it refuses its settings.
+    """
+    try:
+        model: torch.nn.Module = instantiate(settings, vocab_size=vocab_size, block_size=block_size)
+    except InstantiationException as error:
+        if _is_out_of_memory(error.__cause__):
+            raise UserError(
+                "model: there is no memory for it; make it smaller, by model.n_embd say"
+            ) from None
+        raise
+    return model
 
 
 def _begin_from(
@@ -367,6 +380,8 @@ def train(ready: Ready, run_dir: Path, sweep: Path | None = None) -> dict[str, A
 
     try:
         for logger in trainer.loggers:
+            if isinstance(logger, MetricsCSV):
+                logger.cut(setup.step)
             logger.log_hyperparams(shown if isinstance(logger, TensorBoard) else settings)
         with ready.leader.explained():
             fit_and_test(setup, trainer, run_dir, terminal)
@@ -426,7 +441,9 @@ def fit_and_test(setup: Setup, trainer: L.Trainer, run_dir: Path, terminal: Term
             best = run_dir / "checkpoints" / "best.ckpt"
             tested = trainer.strategy.broadcast(best if best.exists() else None)
             trainer.test(module, data, ckpt_path=tested, weights_only=True, verbose=False)
-    except torch.OutOfMemoryError:
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
         raise UserError(_smaller_batch(setup, trainer.global_step)) from None
 
 
@@ -515,6 +532,14 @@ def _documents(data: TextDataModule) -> str:
         for name, ids in data.splits.items()
     )
     return f"{sum(counts.values()):,} documents: {', '.join(shares)}"
+
+
+def _is_out_of_memory(error: BaseException | None) -> bool:
+    """Return whether memory was asked for that there is not: torch has no kind of its own for a
+    CPU's."""
+    return isinstance(
+        error, MemoryError | torch.OutOfMemoryError
+    ) or "can't allocate memory" in str(error)
 
 
 def _smaller_batch(setup: Setup, step: int) -> str:

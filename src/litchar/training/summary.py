@@ -64,5 +64,6 @@ def write_summary(run_dir: Path, **changes: Any) -> dict[str, Any]:
 def final_metrics(summary: dict[str, Any]) -> dict[str, float]:
     """Return what TensorBoard's HParams page says of a run that is over."""
     names = ("best_val_bpc", "best_step", "test_loss", "parameters", "train_seconds")
-    final = {f"final/{name}": summary[name] for name in names if summary[name] is not None}
-    return {"best_val_loss": summary["best_val_loss"], **final}
+    final = {"best_val_loss": summary["best_val_loss"]}
+    final |= {f"final/{name}": summary[name] for name in names}
+    return {name: figure for name, figure in final.items() if figure is not None}

@@ -28,7 +28,6 @@ from litchar.terminal import Terminal
 from litchar.text import Vocabulary
 from litchar.training.callbacks import Metrics, Samples, StopSignals
 from litchar.training.checkpointing import AtomicCheckpointIO, Checkpoints
-from litchar.training.loggers import MetricsCSV
 from litchar.training.module import LanguageModel, mean_loss
 from litchar.training.profile import Profile
 from litchar.training.progress import ProgressBar
@@ -112,14 +111,11 @@ _NOTHING = contextlib.nullcontext()
 
 
 def make_loggers(configs: Sequence[DictConfig], step: int) -> list[Logger]:
-    """Return the loggers; those that a resumed run writes on forget what came after `step`."""
+    """Return the loggers; TensorBoard shall hide what a resumed run wrote after `step`."""
     loggers = []
     for config in configs:
         purge = {"purge_step": step + 1} if config["_target_"].endswith(".TensorBoard") else {}
-        logger = instantiate(config, **purge)
-        if isinstance(logger, MetricsCSV):
-            logger.cut(step)
-        loggers.append(logger)
+        loggers.append(instantiate(config, **purge))
     return loggers
 
 
