@@ -253,6 +253,25 @@ def test_a_repeated_seed_is_counted_once(made, tmp_path):
     assert "repeat a seed" in comparison.notes[0]
 
 
+def test_seeds_of_the_windows_alone_are_seeds(made, tmp_path):
+    for seed in (1, 2, 3):
+        made(f"{seed}", 2.0 + seed / 100, {"data.seed": seed}, seed=7)
+    made("again", 2.0, {"data.seed": 3}, seed=7)
+    comparison = compare([tmp_path / "sweep"])
+    (row,) = comparison.tables[0].rows
+    assert (row.n, row.label) == (3, "all runs")
+    assert "1 runs repeat a seed" in comparison.notes[0]
+
+
+def test_a_seed_that_no_configuration_tells_is_that_of_the_summary(made, tmp_path):
+    for seed in (1, 2):
+        run = made(f"{seed}", seed=seed)
+        (run / "config.yaml").unlink()
+        (run / ".hydra/config.yaml").unlink()
+        (run / ".hydra/overrides.yaml").unlink()
+    assert compare([tmp_path / "sweep"]).tables[0].rows[0].n == 2
+
+
 def test_a_group_stands_for_the_keys_that_only_its_choices_have(made, tmp_path):
     one = {"model._target_": "litchar.models.Transformer", "model.n_layer": 2, "model.norm": "rms"}
     other = {"model._target_": "litchar.models.GRU", "model.n_layer": 3}

@@ -352,6 +352,12 @@ def name_of_text(run: Run) -> str:
     return ", ".join(path) if isinstance(path, list) else str(path)
 
 
+def seeds_of(run: Run) -> tuple[Any, ...]:
+    """Return what a run drew its random numbers from: two with the same are one run twice."""
+    seeds = [value_of(run, key) for key in SEEDS]
+    return tuple(run.summary.get("seed") if seed is None else seed for seed in seeds)
+
+
 def value_of(run: Run, key: str) -> Any:
     """Return a run's value of a key, or its choice of a group."""
     settings = dict(flat(run.config or run.composed))
@@ -381,8 +387,8 @@ def make_table(
         groups.setdefault(repr(values[run.path]), []).append(run)
     rows = []
     for group, same in groups.items():
-        by_seed = {run.summary.get("seed"): run for run in reversed(same)}
-        counted = [run for run in same if by_seed[run.summary.get("seed")] is run]
+        by_seeds = {seeds_of(run): run for run in reversed(same)}
+        counted = [run for run in same if by_seeds[seeds_of(run)] is run]
         if len(counted) < len(same):
             notes.append(
                 f"{len(same) - len(counted)} runs repeat a seed of the same settings and are not "
