@@ -360,6 +360,41 @@ def test_a_wrong_command_is_refused_in_one_line(
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize("taken", ["out", "sweep.csv", "sweep.png", "report.html"])
+def test_a_place_that_cannot_be_written_is_refused_in_one_line(
+    made, tmp_path, monkeypatch, capsys, taken
+):
+    made("a")
+    monkeypatch.chdir(tmp_path)
+    if taken == "out":
+        (tmp_path / "out").touch()
+    else:
+        (tmp_path / "out" / taken).mkdir(parents=True)
+    with pytest.raises(SystemExit) as refusal:
+        main(["sweep", "--out", "out"])
+    assert refusal.value.code == 2
+    error = capsys.readouterr().err
+    place = "out" if taken == "out" else f"out/{taken}"
+    reason = r"cannot be written \(.* (exists|directory)\); name another place: --out DIRECTORY\n"
+    assert re.fullmatch(rf"error: .*{place}: {reason}", error)
+
+
+def test_a_sweep_that_cannot_be_written_is_compared_and_named(made, tmp_path, monkeypatch, capsys):
+    def read_only(*_, **__):
+        raise OSError(30, "Read-only file system", ".draft-0-sweep.csv")
+
+    made("a")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("litchar.analysis.comparison_tables.open", read_only, raising=False)
+    with pytest.raises(SystemExit) as refusal:
+        main(["sweep"])
+    assert refusal.value.code == 2
+    said = capsys.readouterr()
+    assert "validation loss in nats per character" in said.out
+    assert said.err.startswith("error: sweep: cannot be written (Read-only file system); ")
+    assert said.err.endswith("--out DIRECTORY\n")
+
+
 def test_a_sweeps_report_shows_its_runs_in_a_browser(made, tmp_path, page):
     for layers in (2, 4, 6):
         for seed in (1, 2):
