@@ -102,6 +102,14 @@ def test_a_page_that_cannot_be_written_is_refused(inspected, tmp_path):
         inspected(numbered(0, 300), f"page={tmp_path}/file/page.html")
 
 
+def test_without_a_page_the_terminal_is_all(text_file, tmp_path, capsys):
+    arguments = ["data=text", f"data.path={text_file}", "page=null"]
+    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        sections = run(hydra.compose("inspect", arguments))
+    assert sections[-1].note.split("\n")[0] in " ".join(capsys.readouterr().out.split())
+    assert not (tmp_path / "outputs").exists()
+
+
 @pytest.mark.parametrize("name", ["inspect", "baselines"])
 def test_counting_needs_no_torch(text_file, tmp_path, name):
     check = (

@@ -86,7 +86,7 @@ class Inspected:
 
 
 def run(config: DictConfig) -> list[Section]:
-    """Print what is in a text, and write it as a page with plots.
+    """Print what is in a text, and write it as a page with plots, unless `page` is null.
 
     Raises:
         UserError: the text or a setting is unfit, or the page cannot be written.
@@ -100,9 +100,10 @@ def run(config: DictConfig) -> list[Section]:
         sections = list(describe(text, found))
     for section in sections:
         _print(terminal, section)
-    with terminal.status("Drawing"):
-        write_page(Path(os.path.expanduser(config.page)), str(text.corpus), sections, found)
-    terminal.say(f"\n{config.page}")
+    if config.page is not None:
+        with terminal.status("Drawing"):
+            write_page(Path(os.path.expanduser(config.page)), str(text.corpus), sections, found)
+        terminal.say(f"\n{config.page}")
     return sections
 
 
