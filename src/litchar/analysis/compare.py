@@ -5,11 +5,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from litchar import signals
+from litchar.analysis.command import exit_codes
 from litchar.analysis.comparison import COSTS, At, Comparison, compare
 from litchar.analysis.comparison_tables import print_comparison, write_tables
 from litchar.analysis.runs import is_run
-from litchar.cli import exit_with
 from litchar.errors import UserError
 from litchar.terminal import Terminal
 
@@ -46,21 +45,16 @@ def report_on(
     return comparison
 
 
+@exit_codes()
 def main(arguments: list[str] | None = None) -> None:
     """Compare what the command line names; exits with 0, with 2 if that is wrong, and with 1 if
     revisions that should be equal are not."""
-    signals.install()
     given = sys.argv[1:] if arguments is None else arguments
     end = given.index("--") if "--" in given else len(given)
     options = _parser().parse_args(given[:end])
     console = Terminal()
-    try:
-        if options.revisions:
-            equal = _compare_revisions(options, given[end + 1 :], console)
-        else:
-            equal = _compare_paths(options, given[end + 1 :], console)
-    except UserError as error:
-        exit_with(str(error))
+    compared = _compare_revisions if options.revisions else _compare_paths
+    equal = compared(options, given[end + 1 :], console)
     sys.exit(0 if equal else 1)
 
 
