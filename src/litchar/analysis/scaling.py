@@ -249,6 +249,7 @@ def _timed(
     }
     joined = DistributedDataParallel(net) if world_size > 1 else net
     timings["step"] = median(lambda: torch.autograd.backward(mean_loss(joined, idx, idx)))
+    joined = net  # DDP goes before its group: its end may wait for gloo's thread for ever
     dist.destroy_process_group()
     return timings
 
