@@ -147,6 +147,58 @@ def test_runs_are_compared_at_equal_cost_by_interpolation(made, tmp_path):
     assert cost(run, "flops").tolist() == [100 * 64 * 6000, 200 * 64 * 6000]
 
 
+def test_at_a_cost_the_other_costs_are_those_up_to_there(made, tmp_path, capsys):
+    """Of runs of three sizes that went on for longer, each for another time."""
+    for n, parameters in enumerate((1000, 4000, 16_000), 1):
+        curve = [(100 * k, 4 / n / k) for k in range(1, 3 + n)]
+        figures = {"best_val_bpc": 9.876, "total_seconds": 5.0}
+        made(f"{n}", 0, {"x": n}, curve=curve, parameters=parameters, **figures)
+
+    def table(at):
+        return compare([tmp_path / "sweep"], At.parse(at)).tables[0]
+
+    by_steps = table("steps=150")
+    assert [row.figure("steps") for row in by_steps.rows] == [150] * 3
+    assert [row.figure("train_seconds") for row in by_steps.rows] == [3.0] * 3
+    flops = [6 * n * 150 * 64 for n in (16_000, 4000, 1000)]
+    assert [row.figure("flops") for row in by_steps.rows] == pytest.approx(flops)
+    assert by_steps.power_law.flops.tolist() == pytest.approx(sorted(flops))
+    losses = [row.mean for row in by_steps.rows]
+    slope = np.polyfit(np.log(flops), np.log(losses), 1)[0]
+    assert by_steps.power_law.exponent == pytest.approx(-slope)
+    assert math.isnan(by_steps.rows[0].figure("total_seconds"))  # known of whole runs alone
+
+    capsys.readouterr()
+    at_flops = At("flops", 6 * 16_000 * 64 * 100)
+    short = [made(f"{n}00", 3, {"x": n}, curve=[(100 * n, 3.0), (20_000, 1.0)]) for n in (1, 2)]
+    report_on(short, tmp_path / "sweep", at_flops, Terminal())
+    said = capsys.readouterr().out
+    assert [line.split()[-1] for line in said.splitlines() if " 1,000 " in line] == ["6.14e+08"] * 2
+    assert "power law" not in said
+    rows = read(tmp_path / "sweep/sweep.csv")
+    assert [float(row["flops"]) for row in rows] == [at_flops.value] * 2
+
+
+def test_nothing_is_fitted_to_sizes_at_equal_flops(made, tmp_path):
+    for n in (1, 2, 4):
+        steps = 8000 // n
+        curve = [(steps // 2, 3.0), (steps, 2.0 + n / 10)]
+        made(f"{n}", settings={"x": n}, curve=curve, parameters=1000 * n)
+    for at in (None, At("flops", 6000 * 64 * 6000)):
+        (table,) = compare([tmp_path / "sweep"], at).tables
+        assert (len(table.rows), table.power_law) == (3, None)
+
+
+def test_a_report_at_a_cost_says_so_and_shows_no_bits_of_whole_runs(made, tmp_path):
+    made("a", settings={"x": 1}, curve=[(100, 3.0), (200, 2.0)], best_val_bpc=9.876)
+    page = tmp_path / "sweep" / "report.html"
+    for at, sentence in ((None, "a validation loss of 2.0000"), (At("steps", 150), "of 2.5000")):
+        report_on([tmp_path / "sweep"], page.parent, at, Terminal(quiet=True))
+        assert sentence in page.read_text()
+        assert ("9.876" in page.read_text()) == (at is None)
+        assert ("at steps=150" in page.read_text()) == (at is not None)
+
+
 def test_unfinished_and_failed_runs_are_named_and_not_counted(made, tmp_path, capsys):
     made("done", 2.0, {"x": 1})
     made("half", 2.0, {"x": 1}, seed=2, status="running")
@@ -199,6 +251,25 @@ def test_a_repeated_seed_is_counted_once(made, tmp_path):
     comparison = compare([tmp_path / "sweep"])
     assert comparison.tables[0].rows[0].n == 1
     assert "repeat a seed" in comparison.notes[0]
+
+
+def test_seeds_of_the_windows_alone_are_seeds(made, tmp_path):
+    for seed in (1, 2, 3):
+        made(f"{seed}", 2.0 + seed / 100, {"data.seed": seed}, seed=7)
+    made("again", 2.0, {"data.seed": 3}, seed=7)
+    comparison = compare([tmp_path / "sweep"])
+    (row,) = comparison.tables[0].rows
+    assert (row.n, row.label) == (3, "all runs")
+    assert "1 runs repeat a seed" in comparison.notes[0]
+
+
+def test_a_seed_that_no_configuration_tells_is_that_of_the_summary(made, tmp_path):
+    for seed in (1, 2):
+        run = made(f"{seed}", seed=seed)
+        (run / "config.yaml").unlink()
+        (run / ".hydra/config.yaml").unlink()
+        (run / ".hydra/overrides.yaml").unlink()
+    assert compare([tmp_path / "sweep"]).tables[0].rows[0].n == 2
 
 
 def test_a_group_stands_for_the_keys_that_only_its_choices_have(made, tmp_path):
@@ -287,6 +358,41 @@ def test_a_wrong_command_is_refused_in_one_line(
     error = capsys.readouterr().err
     assert words in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("taken", ["out", "sweep.csv", "sweep.png", "report.html"])
+def test_a_place_that_cannot_be_written_is_refused_in_one_line(
+    made, tmp_path, monkeypatch, capsys, taken
+):
+    made("a")
+    monkeypatch.chdir(tmp_path)
+    if taken == "out":
+        (tmp_path / "out").touch()
+    else:
+        (tmp_path / "out" / taken).mkdir(parents=True)
+    with pytest.raises(SystemExit) as refusal:
+        main(["sweep", "--out", "out"])
+    assert refusal.value.code == 2
+    error = capsys.readouterr().err
+    place = "out" if taken == "out" else f"out/{taken}"
+    reason = r"cannot be written \(.* (exists|directory)\); name another place: --out DIRECTORY\n"
+    assert re.fullmatch(rf"error: .*{place}: {reason}", error)
+
+
+def test_a_sweep_that_cannot_be_written_is_compared_and_named(made, tmp_path, monkeypatch, capsys):
+    def read_only(*_, **__):
+        raise OSError(30, "Read-only file system", ".draft-0-sweep.csv")
+
+    made("a")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("litchar.analysis.comparison_tables.open", read_only, raising=False)
+    with pytest.raises(SystemExit) as refusal:
+        main(["sweep"])
+    assert refusal.value.code == 2
+    said = capsys.readouterr()
+    assert "validation loss in nats per character" in said.out
+    assert said.err.startswith("error: sweep: cannot be written (Read-only file system); ")
+    assert said.err.endswith("--out DIRECTORY\n")
 
 
 def test_a_sweeps_report_shows_its_runs_in_a_browser(made, tmp_path, page):

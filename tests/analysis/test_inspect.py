@@ -102,6 +102,14 @@ def test_a_page_that_cannot_be_written_is_refused(inspected, tmp_path):
         inspected(numbered(0, 300), f"page={tmp_path}/file/page.html")
 
 
+def test_without_a_page_the_terminal_is_all(text_file, tmp_path, capsys):
+    arguments = ["data=text", f"data.path={text_file}", "page=null"]
+    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        sections = run(hydra.compose("inspect", arguments))
+    assert sections[-1].note.split("\n")[0] in " ".join(capsys.readouterr().out.split())
+    assert not (tmp_path / "outputs").exists()
+
+
 @pytest.mark.parametrize("name", ["inspect", "baselines"])
 def test_counting_needs_no_torch(text_file, tmp_path, name):
     check = (
@@ -150,8 +158,22 @@ def test_a_text_of_documents_is_inspected_with_its_own_splits(tmp_path, unit, do
         (tmp_path / f"{i:02}.txt").write_text(f"a line of file {i}\nand another é\n" * 5)
     text = Text(path=str(tmp_path), document=document, unit=unit)
     found = inspect(text, text.open())
-    assert len(found.lines) == 200 + (document == "file")  # behind the last is a boundary
+    assert len(found.lines) == 200
     assert list(describe(text, found))
+
+
+@pytest.mark.parametrize("unit", ["character", "byte"])
+@pytest.mark.parametrize("end", ["", "\n"])
+def test_a_files_end_ends_a_line(tmp_path, unit, end):
+    """Files of four lines: three that stand in every file, the first and the last among them."""
+    shared = [f"the same {n} line in each file" for n in ("first", "second", "last")]
+    for i in range(20):
+        lines = [shared[0], "", f"a line of file {i:02} alone", *shared[1:]]
+        (tmp_path / f"{i:02}.txt").write_text("\n".join(lines) + end)
+    text = Text(path=str(tmp_path), document="file", unit=unit)
+    found = inspect(text, text.open())
+    assert found.lines.tolist() == [len(line) for line in lines] * 20
+    assert found.copied["lines"] == {"val": 0.75}
 
 
 @pytest.mark.parametrize("document", ["line", "file"])

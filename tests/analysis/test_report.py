@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from conftest import ROOT, summary
 from litchar import signals
-from litchar.analysis import report
+from litchar.analysis import probe, report
 from litchar.analysis.copying import LENGTHS, find_copied, longest_copied
 from litchar.analysis.evaluate import data_of, exact_loss
 from litchar.analysis.run_report import PASSAGE, changed_settings
@@ -217,6 +217,41 @@ def test_a_model_of_bytes_and_documents_without_attention_has_a_report(train, te
     assert "This model has no attention" in page
     assert "nats per byte" in page
     assert page.count('data-t="') > PASSAGE * 0.5
+
+
+@pytest.fixture
+def mixed_run(train, tmp_path):
+    """A run on twice as much of small letters as of large ones, which has 8-grams of both."""
+    for i, letters in enumerate(("abcdefgh", "ABCDEFGH")):
+        drawn = np.random.default_rng(i).choice(list(letters), 20_000)
+        (tmp_path / f"{i}.txt").write_text("".join(drawn))
+    mixture = f"data.mixture=[{{path:{tmp_path}/0.txt,weight:2}},{{path:{tmp_path}/1.txt}}]"
+    return train("data.path=null", mixture, "report=true")
+
+
+def test_a_mixtures_loss_by_weight_is_not_compared_with_counts_of_all(capsys, mixed_run):
+    page = (mixed_run / report.NAME).read_text()
+    history = Run.load(mixed_run).history
+    best = min(history, key=lambda row: row["val/loss"])["val/loss_all"] / math.log(2)
+    verdict = page[page.index('class="verdict"') : page.index("<h2>")]
+    assert "counting" not in verdict
+    assert f"{best:.3f} bits per character" in page
+    assert "in all training texts together; modified Kneser-Ney" in page
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"bits per character, of all texts together; this model there {best:.3f}" in said
+
+
+def test_each_text_of_a_mixture_is_read_by_its_weight(mixed_run, monkeypatch):
+    monkeypatch.setattr(probe, "SCORED", 300)
+    path = mixed_run / "checkpoints" / "best.ckpt"
+    found = probe.probe(path, None, torch.device("cpu"))
+    text = found.vocabulary.decode(found.surprise.ids)
+    halves = [(mixed_run.parents[2] / f"{i}.txt").read_text()[18_000:] for i in range(2)]
+    assert text == halves[0][:200] + halves[1][:100]
+    windows = [text[i : i + 8] for i in (*range(193), *range(200, 293))]  # and none of both
+    trained = [(mixed_run.parents[2] / f"{i}.txt").read_text()[:18_000] for i in range(2)]
+    shares = np.mean([any(window in half for half in trained) for window in windows])
+    assert found.held_out.copied.shares[8] == shares
 
 
 def test_a_report_says_what_it_cannot_show(hostile_run, tmp_path):

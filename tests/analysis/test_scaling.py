@@ -61,6 +61,21 @@ def test_sharding_sends_half_as_much_again():
     assert sharded.link == pytest.approx(1.5 * whole.link)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--measure", "--width", "100"], "--width 100: must be a multiple of 8"),
+        (["--devices", "8", "0"], "numbers must be at least 1"),
+        (["--steps", "0"], "numbers must be at least 1"),
+    ],
+)
+def test_a_number_that_cannot_be_is_refused(capsys, arguments, words):
+    with pytest.raises(SystemExit) as refusal:
+        main(arguments)
+    assert refusal.value.code == 2
+    assert words in capsys.readouterr().err
+
+
 def test_the_table_has_a_row_for_each_model_and_number_of_devices(capsys):
     main(["--devices", "8", "64"])
     assert capsys.readouterr().out.count("12 x 768") == 2

@@ -5,11 +5,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from litchar import signals
+from litchar.analysis.command import exit_codes
 from litchar.analysis.comparison import COSTS, At, Comparison, compare
 from litchar.analysis.comparison_tables import print_comparison, write_tables
 from litchar.analysis.runs import is_run
-from litchar.cli import exit_with
 from litchar.errors import UserError
 from litchar.terminal import Terminal
 
@@ -17,7 +16,11 @@ from litchar.terminal import Terminal
 def report_on(
     paths: Sequence[Path], directory: Path | None, at: At | None, console: Terminal
 ) -> Comparison:
-    """Compare, print, and write the tables and the plot into `directory`, if there is one."""
+    """Compare, print, and write the tables and the plot into `directory`, if there is one.
+
+    Raises:
+        UserError: there is no run, or `directory` cannot be written.
+    """
     from litchar.analysis.comparison_plot import write_plot
     from litchar.analysis.sweep_report import write_sweep_report
 
@@ -25,30 +28,33 @@ def report_on(
     if not console.is_terminal:
         console.width = max(console.width, 140)  # a file has room
     print_comparison(comparison, console)
-    if directory is not None:
+    if directory is None:
+        return comparison
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
         write_tables(comparison, directory)
         lack = write_plot(comparison, directory / "sweep.png")
         write_sweep_report(comparison, directory)
-        written = "sweep.csv, runs.csv, report.html" + ("" if lack else " and sweep.png")
-        console.say(f"{directory}: {written}{lack}")
+    except OSError as error:
+        place = error.filename2 or directory  # what was to be replaced; a draft is no place to name
+        raise UserError(
+            f"{place}: cannot be written ({error.strerror}); name another place: --out DIRECTORY"
+        ) from None
+    written = "sweep.csv, runs.csv, report.html" + ("" if lack else " and sweep.png")
+    console.say(f"{directory}: {written}{lack}")
     return comparison
 
 
+@exit_codes()
 def main(arguments: list[str] | None = None) -> None:
     """Compare what the command line names; exits with 0, with 2 if that is wrong, and with 1 if
     revisions that should be equal are not."""
-    signals.install()
     given = sys.argv[1:] if arguments is None else arguments
     end = given.index("--") if "--" in given else len(given)
     options = _parser().parse_args(given[:end])
     console = Terminal()
-    try:
-        if options.revisions:
-            equal = _compare_revisions(options, given[end + 1 :], console)
-        else:
-            equal = _compare_paths(options, given[end + 1 :], console)
-    except UserError as error:
-        exit_with(str(error))
+    compared = _compare_revisions if options.revisions else _compare_paths
+    equal = compared(options, given[end + 1 :], console)
     sys.exit(0 if equal else 1)
 
 
@@ -80,8 +86,6 @@ def _compare_paths(options: argparse.Namespace, overrides: list[str], console: T
     at = None if options.at is None else At.parse(options.at)
     sweep = options.paths[0] if len(options.paths) == 1 and not is_run(options.paths[0]) else None
     out = options.out or (sweep if at is None else None)
-    if options.out is not None:
-        options.out.mkdir(parents=True, exist_ok=True)
     report_on(options.paths, out, at, console)
     return True
 

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,14 @@ from litchar.training.sweep import identity, swept_keys
 SEEDS = ("seed", "data.seed")
 COSTS = ("steps", "characters", "seconds", "flops")
 LEVEL = 0.05  # at which a difference counts as larger than seed noise
+
+# Figures that grow with a run, and the cost that each is of.
+GROWING = {
+    "steps": "steps",
+    "characters_seen": "characters",
+    "train_seconds": "seconds",
+    "flops": "flops",
+}
 
 # What of a summary is averaged over a row's runs, by its name in the files.
 FIGURES = (
@@ -72,6 +80,7 @@ class Row:
         runs: those that are counted.
         losses: of each, in nats per token: (n,) float64.
         pending: those of the same settings that are not, because they have not come so far.
+        at: the cost at which the losses are; None: the best of each run.
         p: Welch's two-sided t-test against the table's best row, with Holm's correction for the
             number of rows; nan where a side has fewer than two runs, and for the best row.
     """
@@ -80,6 +89,7 @@ class Row:
     runs: list[Run]
     losses: np.ndarray
     pending: list[Run] = field(default_factory=list)
+    at: At | None = None
     p: float = math.nan
 
     @property
@@ -111,8 +121,9 @@ class Row:
         return self.mean - half, self.mean + half
 
     def figure(self, name: str) -> float:
-        """Return the mean of a summary's figure over the runs; nan where none has it."""
-        found = [value for run in self.runs if (value := figure(run, name)) is not None]
+        """Return the mean of a summary's figure over the runs, at the row's cost if it has one; nan
+        where none has it."""
+        found = [value for run in self.runs if (value := figure(run, name, self.at)) is not None]
         return float(np.mean(found)) if found else math.nan
 
 
@@ -142,7 +153,8 @@ class Table:
         unit: what a token is.
         keys: in which the rows differ.
         rows: the best first.
-        power_law: of the best row of each size, if there are at least three sizes.
+        power_law: of the best row of each size, if there are at least three sizes, and not all at
+            the same FLOPs.
     """
 
     text: str
@@ -198,7 +210,7 @@ def compare(paths: Sequence[Path], at: At | None = None) -> Comparison:
         if run.path in losses:
             by_text.setdefault(text_of(run), []).append(run)
     pending = [run for run in runs if run.path in reasons]
-    tables = [make_table(group, keys, losses, pending, notes) for group in by_text.values()]
+    tables = [make_table(group, keys, losses, pending, notes, at) for group in by_text.values()]
     if len(tables) > 1:
         notes.append(
             "the runs are on different texts, units, splits or weights of a mixture, whose losses "
@@ -291,8 +303,19 @@ def cost(run: Run, kind: str) -> np.ndarray:
     return characters * float(per_token) if per_token else np.array([])
 
 
-def figure(run: Run, name: str) -> float | None:
-    """Return a figure of a run's summary; `flops` are those of all that it trained on."""
+def figure(run: Run, name: str, at: At | None = None) -> float | None:
+    """Return a figure of a run's summary; `flops` are those of all that it trained on.
+
+    Args:
+        at: where on the way the run was: what grows is what it was there, if that is known.
+    """
+    if at is not None and name in GROWING:
+        if GROWING[name] == at.kind:
+            return at.value
+        costs = cost(run, GROWING[name])
+        return float(np.interp(at.value, cost(run, at.kind), costs)) if len(costs) else None
+    if at is not None and name == "total_seconds":  # no validation says how many it came after
+        return None
     if name != "flops":
         return run.summary.get(name)
     per_token, characters = run.summary.get("flops_per_token"), run.summary.get("characters_seen")
@@ -329,6 +352,12 @@ def name_of_text(run: Run) -> str:
     return ", ".join(path) if isinstance(path, list) else str(path)
 
 
+def seeds_of(run: Run) -> tuple[Any, ...]:
+    """Return what a run drew its random numbers from: two with the same are one run twice."""
+    seeds = [value_of(run, key) for key in SEEDS]
+    return tuple(run.summary.get("seed") if seed is None else seed for seed in seeds)
+
+
 def value_of(run: Run, key: str) -> Any:
     """Return a run's value of a key, or its choice of a group."""
     settings = dict(flat(run.config or run.composed))
@@ -349,6 +378,7 @@ def make_table(
     losses: dict[Path, float],
     pending: list[Run],
     notes: list[str],
+    at: At | None,
 ) -> Table:
     """Group comparable runs over seeds, the best row first, each tested against that."""
     values = {run.path: {key: value_of(run, key) for key in keys} for run in [*runs, *pending]}
@@ -357,8 +387,8 @@ def make_table(
         groups.setdefault(repr(values[run.path]), []).append(run)
     rows = []
     for group, same in groups.items():
-        by_seed = {run.summary.get("seed"): run for run in reversed(same)}
-        counted = [run for run in same if by_seed[run.summary.get("seed")] is run]
+        by_seeds = {seeds_of(run): run for run in reversed(same)}
+        counted = [run for run in same if by_seeds[seeds_of(run)] is run]
         if len(counted) < len(same):
             notes.append(
                 f"{len(same) - len(counted)} runs repeat a seed of the same settings and are not "
@@ -370,13 +400,14 @@ def make_table(
                 counted,
                 np.array([losses[run.path] for run in counted]),
                 [run for run in pending if repr(values[run.path]) == group],
+                at,
             )
         )
     rows.sort(key=lambda row: row.mean)
     constant = [key for key in keys if len({repr(row.settings[key]) for row in rows}) == 1]
     kept = [key for key in keys if key not in constant] if len(rows) > 1 else keys
     rows = [
-        Row({key: row.settings[key] for key in kept}, row.runs, row.losses, row.pending, p)
+        replace(row, settings={key: row.settings[key] for key in kept}, p=p)
         for row, p in zip(rows, against_best([row.losses for row in rows]), strict=True)
     ]
     first = rows[0].runs[0]
@@ -406,12 +437,13 @@ def welch(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def power_law(rows: list[Row]) -> PowerLaw | None:
-    """Fit loss against FLOPs to the best row of each size; None below three sizes."""
+    """Fit loss against FLOPs to the best row of each size; None below three sizes, and at the same
+    FLOPs."""
     best: dict[float, Row] = {}
     for row in rows:
         if row.n and row.figure("flops") > 0:
             best.setdefault(row.figure("parameters"), row)
-    if len(best) < 3:
+    if len(best) < 3 or same_flops(best.values()):
         return None
     points = sorted((row.figure("flops"), row.mean) for row in best.values())
     flops, losses = np.array(points).T
@@ -420,6 +452,12 @@ def power_law(rows: list[Row]) -> PowerLaw | None:
     exponent = -float(fit.slope)
     factor = math.exp(fit.intercept)
     return PowerLaw(factor, exponent, exponent - half, exponent + half, flops, losses)
+
+
+def same_flops(rows: Iterable[Row]) -> bool:
+    """Return whether rows had the same FLOPs, to a hundredth: whole steps do not come closer."""
+    flops = [row.figure("flops") for row in rows]
+    return max(flops) < 1.01 * min(flops)
 
 
 def revisions_of(runs: list[Run]) -> list[str]:

@@ -16,6 +16,7 @@ from litchar.analysis.comparison import (
     Row,
     Table,
     figure,
+    same_flops,
     short,
     shown,
     status,
@@ -55,7 +56,7 @@ def in_words(table: Table) -> list[str]:
             f"loss = {law.factor:.3g} * FLOPs^{-law.exponent:.4f}, the exponent's 95% interval "
             f"{-law.high:.4f} to {-law.low:.4f} (from the fit to {len(law.flops)} sizes)"
         )
-    elif len({row.figure("parameters") for row in table.rows}) == 2:
+    elif len({row.figure("parameters") for row in table.rows}) == 2 and not same_flops(table.rows):
         lines.append("a power law of loss against FLOPs takes three sizes; here are two")
     if any(row.n > 1 for row in table.rows[1:]):
         lines.append(

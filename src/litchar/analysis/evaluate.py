@@ -25,6 +25,8 @@ from litchar.text.store import count_codes, encode_corpus
 from litchar.text.vocabulary import describe
 from litchar.training.module import bits, size_table, summed_loss
 
+SPLITS = ("train", "val", "test")
+
 
 def run(config: DictConfig) -> float:
     """Print the loss of a checkpoint on a split of its own text, or on another text.
@@ -35,7 +37,7 @@ def run(config: DictConfig) -> float:
     Raises:
         UserError: the checkpoint or the text is unfit.
     """
-    check_whole("batch_size", config.batch_size, 1)
+    _check(config)
     device = choose_device(config.device)
     checkpoint = Checkpoint.load(find(config.checkpoint, Path(config.outputs_dir)))
     unit = checkpoint.vocabulary.unit
@@ -75,6 +77,25 @@ def run(config: DictConfig) -> float:
         losses = document_losses(model, tokens, config.batch_size, device)
         report(losses, tokens, checkpoint.vocabulary, terminal, place)
     return loss
+
+
+def _check(config: DictConfig) -> None:
+    """Refuse what names nothing, and what nothing would read.
+
+    Raises:
+        UserError: a setting is such.
+    """
+    check_whole("batch_size", config.batch_size, 1)
+    if config.checkpoint is None:
+        raise UserError("checkpoint=null: name a file, a run's directory, or latest")
+    if config.split not in SPLITS:
+        raise UserError(f"split={config.split}: there are {', '.join(SPLITS)}")
+    for key in ("field", "column"):
+        if config.data.path is None and config.data[key] is not None:
+            raise UserError(
+                f"data.{key}={config.data[key]}: there is no data.path that it could be of; "
+                "name one: data.path=FILE"
+            )
 
 
 def split_of(checkpoint: Checkpoint, name: str) -> Tensor:

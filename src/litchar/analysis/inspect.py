@@ -33,7 +33,7 @@ from litchar.terminal import Terminal
 from litchar.text import Text, TokenStore
 from litchar.text.ngrams import CHUNK, count_tokens
 from litchar.text.store import boundaries
-from litchar.text.vocabulary import Vocabulary, printable
+from litchar.text.vocabulary import BOUNDARY, Vocabulary, printable
 
 LENGTHS = (25, 50, 100, 200)  # of the windows that are looked for in the training split
 REPEATED = 50  # characters of the shortest passage that counts as repeated
@@ -86,7 +86,7 @@ class Inspected:
 
 
 def run(config: DictConfig) -> list[Section]:
-    """Print what is in a text, and write it as a page with plots.
+    """Print what is in a text, and write it as a page with plots, unless `page` is null.
 
     Raises:
         UserError: the text or a setting is unfit, or the page cannot be written.
@@ -100,9 +100,10 @@ def run(config: DictConfig) -> list[Section]:
         sections = list(describe(text, found))
     for section in sections:
         _print(terminal, section)
-    with terminal.status("Drawing"):
-        write_page(Path(os.path.expanduser(config.page)), str(text.corpus), sections, found)
-    terminal.say(f"\n{config.page}")
+    if config.page is not None:
+        with terminal.status("Drawing"):
+            write_page(Path(os.path.expanduser(config.page)), str(text.corpus), sections, found)
+        terminal.say(f"\n{config.page}")
     return sections
 
 
@@ -155,18 +156,18 @@ def _copied(
 
 
 def _lines(store: TokenStore) -> tuple[np.ndarray, np.ndarray]:
-    """Return where the lines begin and end, without their line feeds: two (L,) arrays."""
-    symbols = store.vocabulary.symbols
-    newline = symbols.index("\n") if "\n" in symbols else -1
-    feeds = [
-        start + np.flatnonzero(store.tokens[start : start + CHUNK] == newline)
-        for start in range(0, len(store.tokens), CHUNK)
-    ]
-    stops = np.concatenate((*feeds, [len(store.tokens)]))
+    """Return where the lines begin and end, without what ends them: a line feed, the boundary
+    behind a document, or the end of the text. Two (L,) arrays."""
+    tokens, vocabulary = store.tokens, store.vocabulary
+    feed = vocabulary.symbols.index("\n") if "\n" in vocabulary.characters else -1
+    boundary = BOUNDARY if vocabulary.document else -1
+    pieces = ((start, tokens[start : start + CHUNK]) for start in range(0, len(tokens), CHUNK))
+    ends = [start + np.flatnonzero((ids == feed) | (ids == boundary)) for start, ids in pieces]
+    stops = np.concatenate((*ends, [len(tokens)]))
     starts = np.concatenate(([0], stops[:-1] + 1))
-    if store.vocabulary.document == "line":  # a boundary stands before the first, too
-        starts, stops = starts[1:], stops[1:]
-    return (starts[:-1], stops[:-1]) if starts[-1] == len(store.tokens) else (starts, stops)
+    # Only a feed ends an empty line; before a boundary or the end there is none.
+    lines = (starts < stops) | np.append(tokens[stops[:-1]] == feed, False)
+    return starts[lines], stops[lines]
 
 
 def _of_whole(

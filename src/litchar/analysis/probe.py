@@ -49,6 +49,7 @@ class Probed:
         held_out: the same of validation text, as the yardstick.
         train: the training split: (N,)
         yardsticks: what validation text costs those who only count.
+        mixed: the text is a mixture: its losses are means by weight, and yardsticks are not.
     """
 
     vocabulary: Vocabulary
@@ -61,6 +62,7 @@ class Probed:
     held_out: Overlap | None = None
     train: np.ndarray | None = None
     yardsticks: Sequence[Yardstick] = ()
+    mixed: bool = False
 
 
 def probe(path: Path, data: TextDataModule | None, device: torch.device) -> Probed:
@@ -82,7 +84,8 @@ def probe(path: Path, data: TextDataModule | None, device: torch.device) -> Prob
     except UserError as error:
         line = texts[0][: min(LINE, block_size)]
         return Probed(vocabulary, texts, line, _attention(model, line, device), str(error))
-    val, train = data.splits["val"][:SCORED], data.splits["train"].numpy()
+    parts, train = sample(data), data.splits["train"].numpy()
+    val, held_out = torch.cat(parts), [part.numpy() for part in parts]
     line = fixed_line(vocabulary, val.numpy(), min(LINE, block_size))
     stride = block_size - block_size // 4  # the rest is context for each token
     searched = not hurries or len(train) <= QUICK
@@ -93,10 +96,21 @@ def probe(path: Path, data: TextDataModule | None, device: torch.device) -> Prob
         _attention(model, line, device),
         surprise=surprise(model, val, data.val_batch_size, device, stride),
         written=overlap(texts, train, len(vocabulary)) if searched else None,
-        held_out=overlap([val.numpy()], train, len(vocabulary)) if searched else None,
+        held_out=overlap(held_out, train, len(vocabulary)) if searched else None,
         train=train,
         yardsticks=quick_yardsticks(data.text, data.store),
+        mixed=bool(data.text.weights),
     )
+
+
+def sample(data: TextDataModule) -> list[Tensor]:
+    """Return `SCORED` tokens of validation text, or all if it has less: the first, and of a mixture
+    the first of each text by its weight. Ids, each (N,)."""
+    weights = list(data.text.weights.values()) or [1.0]
+    return [
+        data.splits["val"][start : min(stop, start + round(SCORED * weight))]
+        for weight, (start, stop) in zip(weights, data.parts("val"), strict=True)
+    ]
 
 
 def write(model: nn.Module) -> list[np.ndarray]:

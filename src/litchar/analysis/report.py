@@ -6,16 +6,17 @@ from pathlib import Path
 
 from rich.text import Text
 
+from litchar.analysis.command import exit_codes
 from litchar.analysis.page import write_page
 from litchar.analysis.run_report import STYLE, run_report
 from litchar.analysis.runs import NAME, Run, is_run
-from litchar.cli import exit_with
 from litchar.data import TextDataModule
 from litchar.errors import UserError
 from litchar.terminal import Terminal
 from litchar.training.environment import ROOT
 
 
+@exit_codes()
 def main(arguments: list[str] | None = None) -> None:
     """Write the reports that the command line asks for."""
     parser = argparse.ArgumentParser(
@@ -36,13 +37,10 @@ def main(arguments: list[str] | None = None) -> None:
     )
     options = parser.parse_args(arguments)
     terminal = Terminal()
-    try:
-        for name in options.runs:
-            with terminal.status(Text(f"Writing the report of {name}")):
-                path = write_report(find(name), device=options.device)
-            terminal.say(str(path))
-    except UserError as error:
-        exit_with(str(error))
+    for name in options.runs:
+        with terminal.status(Text(f"Writing the report of {name}")):
+            path = write_report(find(name), device=options.device)
+        terminal.say(str(path))
 
 
 def write_report(

@@ -40,7 +40,7 @@ from litchar.text import Vocabulary
 from litchar.text.vocabulary import printable
 from litchar.text.yardsticks import Yardstick
 from litchar.training.environment import ROOT
-from litchar.training.outcome import verdict
+from litchar.training.outcome import together, verdict
 from litchar.training.resume import flat
 
 PASSAGE = 1500  # tokens that are shown in colours
@@ -107,7 +107,8 @@ def run_report(run: Run, data: TextDataModule | None = None, device: str | None 
 
 
 def _sections(run: Run, probed: Probed | None, lack: str) -> Iterator[str]:
-    yardsticks = probed.yardsticks if probed else ()
+    # A mixture's loss is a mean by weight, and those who count know no weights.
+    yardsticks = probed.yardsticks if probed and not probed.mixed else ()
     yield _top(run, probed, yardsticks)
     yield _writing(run, probed)
     yield _curves(run)
@@ -292,10 +293,15 @@ def _figures(run: Run, probed: Probed | None) -> Iterator[tuple[str, str, str]]:
         "on a fixed sample of the training text; if far below validation, more text would help",
     )
     yield from losses("test loss", "test_loss", "of the best checkpoint, on text kept for the end")
+    if (loss := together(run.history)) is not None:
+        bits = f"{loss / math.log(2):.3f} bits per {unit}"
+        words = f"every {unit} counts alike, as in the counts below; losses above: by weight"
+        yield "all texts together", bits, words
+    where = "all training texts together" if probed and probed.mixed else "the training text"
     for row in probed.yardsticks if probed else ():
         guess = row.name == "uniform"
         name = "an even guess" if guess else f"counting {row.name}s"
-        words = f"every {unit} equally likely" if guess else f"in the training text; {row.note}"
+        words = f"every {unit} equally likely" if guess else f"in {where}; {row.note}"
         yield name, f"{row.bits_per_character:.3f} bits per character", words
     if summary.get("seconds_to_target") is not None:
         yield "target", f"reached after {summary['seconds_to_target']:.1f} s of steps", ""

@@ -18,6 +18,7 @@ from litchar.terminal import Terminal
 BYTES_OF_STATE = 16  # of each weight: itself, its gradient and AdamW's two means, in float32
 TERABYTE = 1e12
 DAY = 86_400
+HEADS = 4  # of the measured model
 
 
 @dataclass(frozen=True)
@@ -225,7 +226,7 @@ def _timed(
         vocab_size=65,
         block_size=model.block_size,
         n_layer=model.n_layer,
-        n_head=4,
+        n_head=HEADS,
         n_embd=model.n_embd,
         dropout=0.0,
     )
@@ -248,6 +249,7 @@ def _timed(
     }
     joined = DistributedDataParallel(net) if world_size > 1 else net
     timings["step"] = median(lambda: torch.autograd.backward(mean_loss(joined, idx, idx)))
+    joined = net  # DDP goes before its group: its end may wait for gloo's thread for ever
     dist.destroy_process_group()
     return timings
 
@@ -267,6 +269,11 @@ def main(arguments: list[str] | None = None) -> None:
     least = min(options.characters, *options.devices, options.width, options.batch_size)
     if min(least, options.steps) < 1:
         parser.error("numbers must be at least 1")
+    if options.measure and options.width % (2 * HEADS):
+        parser.error(
+            f"--width {options.width}: must be a multiple of {2 * HEADS}: the model has {HEADS} "
+            "heads, whose positions turn pairs"
+        )
     if options.measure:
         rows = measure(Model(4, options.width, 128), options.batch_size, options.steps)
         rows = [{**row, "ms": f"{row['ms']:.1f}"} for row in rows]

@@ -86,8 +86,10 @@ def _drawing(panel: "Panel") -> str:
 def _sentences(found: Table, comparison: Comparison) -> Iterator[str]:
     """Yield the verdict: what is best, by how much, and whether seeds could explain it."""
     best, others = found.rows[0], found.rows[1:]
+    at = f" at {comparison.at}" if comparison.at else ""
     seeds = f" over {best.n} seeds" if best.n > 1 else ""
-    yield f"{best.label} is best of {len(found.rows)}: a validation loss of {best.mean:.4f}{seeds}."
+    loss = f"a validation loss of {best.mean:.4f}{at}{seeds}"
+    yield f"{best.label} is best of {len(found.rows)}: {loss}."
     if others:
         second = others[0]
         words = {
@@ -106,7 +108,11 @@ def _sentences(found: Table, comparison: Comparison) -> Iterator[str]:
 
 def _tiles(found: Table) -> str:
     best, runs = found.rows[0], [run for row in found.rows for run in row.runs]
-    bits = [run.summary["best_val_bpc"] for run in best.runs if run.summary.get("best_val_bpc")]
+    bits = [
+        bpc
+        for run in best.runs
+        if best.at is None and (bpc := run.summary.get("best_val_bpc"))  # of its best validation
+    ]
     low, high = best.interval
     interval = "" if math.isnan(low) else f", 95% interval {low:.4f} to {high:.4f}"
     figures = [(f"{best.mean:.4f}", f"nats per {found.unit}, the best settings{interval}")]

@@ -12,11 +12,12 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 
-from litchar.cli import exit_with
+from litchar.analysis.command import exit_codes
 from litchar.errors import UserError
 from litchar.terminal import Terminal
 
 
+@exit_codes()
 def main(arguments: list[str] | None = None) -> None:
     """Run the benchmark that the command line names."""
     from litchar.benchmarks import dashboard, encode, generate, overhead, startup, train
@@ -31,11 +32,8 @@ def main(arguments: list[str] | None = None) -> None:
         module.add_arguments(command)
         command.set_defaults(measure=module.measure)
     options = parser.parse_args(arguments)
-    try:
-        check(options.repeats, options.json)
-        rows = options.measure(options)
-    except UserError as error:
-        exit_with(str(error))
+    check(options.repeats, options.json)
+    rows = options.measure(options)
     _print(rows)
     if options.json:
         options.json.write_text(json.dumps(rows, indent=2) + "\n")

@@ -44,6 +44,17 @@ def verdict(history: list[dict[str, float]]) -> str:
     return "flat: more steps alone will not help much; a larger model or more text may"
 
 
+def together(history: list[dict[str, float]]) -> float | None:
+    """Return the loss of a mixture's texts together at the best validation: each token counts alike
+    there, as it does for yardsticks, where `val/loss` is a mean by weight. None: no mixture.
+
+    Args:
+        history: as of `verdict`.
+    """
+    best = min(history, key=lambda point: point["val/loss"], default={})
+    return best.get("val/loss_all")
+
+
 def print_outcome(
     terminal: Terminal,
     summary: dict[str, Any],
@@ -106,7 +117,10 @@ def _figures(
     if yardsticks:
         name = "bits_per_byte" if unit == "byte" else "bits_per_character"
         figures = ", ".join(f"{row.name} {getattr(row, name):.3f}" for row in yardsticks)
-        rows.append(("yardsticks", f"{figures} {name.replace('_', ' ')}"))
+        beside = ""
+        if (loss := together(history)) is not None:
+            beside = f", of all texts together; this model there {loss / math.log(2):.3f}"
+        rows.append(("yardsticks", f"{figures} {name.replace('_', ' ')}{beside}"))
     if summary["seconds_to_target"] is not None:
         rows.append(("target", f"reached after {summary['seconds_to_target']:.1f} s of steps"))
     return [

@@ -1,0 +1,32 @@
+"""How commands end that argparse reads."""
+
+import argparse
+import os
+import signal
+
+import pytest
+
+from litchar import benchmarks
+from litchar.analysis import compare, report
+
+
+@pytest.mark.parametrize("main", [compare.main, report.main, benchmarks.main])
+def test_a_signal_ends_a_command_with_its_code_and_no_traceback(monkeypatch, main):
+    monkeypatch.setattr(
+        argparse.ArgumentParser, "parse_args", lambda *_: os.kill(os.getpid(), signal.SIGINT)
+    )
+    with pytest.raises(SystemExit) as ended:
+        main([])
+    assert ended.value.code == 128 + signal.SIGINT
+
+
+def test_what_may_not_be_read_is_named_in_one_line(monkeypatch, tmp_path, capsys):
+    def forbidden(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(compare, "is_run", forbidden)
+    with pytest.raises(SystemExit) as ended:
+        compare.main([str(tmp_path)])
+    assert ended.value.code == 2
+    line = f"error: {tmp_path}: Permission denied; change its rights, or name another place\n"
+    assert capsys.readouterr().err == line

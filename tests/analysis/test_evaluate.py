@@ -1,0 +1,28 @@
+"""What `scripts/evaluate.py` refuses."""
+
+import pytest
+
+from litchar.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        (["checkpoint=null"], "checkpoint=null: name a file, a run's directory, or latest"),
+        (["split=tset"], "split=tset: there are train, val, test"),
+        (["split=tset", "data.path=TEXT"], "split=tset: there are train, val, test"),
+        (["split=null"], "split=None: there are train, val, test"),
+        (["data.field=text"], "data.field=text: there is no data.path"),
+        (["data.column=text"], "data.column=text: there is no data.path"),
+    ],
+)
+def test_what_would_be_ignored_or_cannot_be_is_refused(loss_of, text_file, overrides, reason):
+    with pytest.raises(UserError) as refusal:
+        loss_of(*(text.replace("TEXT", str(text_file)) for text in overrides))
+    assert str(refusal.value).startswith(reason)
+
+
+def test_a_split_that_a_run_does_not_have_is_refused_with_those_it_has(train, loss_of):
+    run_dir = train("trainer.max_steps=2")
+    with pytest.raises(UserError, match="split=test: this run has train, val"):
+        loss_of(f"checkpoint={run_dir}", "split=test")
