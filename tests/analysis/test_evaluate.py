@@ -8,7 +8,7 @@ from litchar.errors import UserError
 @pytest.mark.parametrize(
     ("overrides", "reason"),
     [
-        (["checkpoint=null"], "checkpoint=null: name a file, a run's directory, or latest"),
+        (["checkpoint=null"], "checkpoint=null: give a file, a run's directory, or latest"),
         (["split=tset"], "split=tset: there are train, val, test"),
         (["split=tset", "data.path=TEXT"], "split=tset: there are train, val, test"),
         (["split=null"], "split=None: there are train, val, test"),

@@ -80,14 +80,12 @@ def run(config: DictConfig) -> float:
 
 
 def _check(config: DictConfig) -> None:
-    """Refuse what names nothing, and what nothing would read.
+    """Refuse what has no meaning, and what nothing would read.
 
     Raises:
         UserError: a setting is such.
     """
     check_whole("batch_size", config.batch_size, 1)
-    if config.checkpoint is None:
-        raise UserError("checkpoint=null: name a file, a run's directory, or latest")
     if config.split not in SPLITS:
         raise UserError(f"split={config.split}: there are {', '.join(SPLITS)}")
     for key in ("field", "column"):
