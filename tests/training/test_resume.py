@@ -16,6 +16,7 @@ from filelock import FileLock
 from conftest import ROOT, scalars, summary
 from litchar.checkpoints import Checkpoint, load
 from litchar.errors import DivergedError, Interrupted, UserError
+from litchar.training.resolve import resolve_as_before
 from litchar.training.resume import redirect
 
 CONF = ROOT / "conf"
@@ -110,6 +111,37 @@ def test_more_steps_keep_the_interval_that_was_left_open(train):
     with open(run_dir / "metrics.csv", newline="") as file:
         validated = [int(row["step"]) for row in csv.DictReader(file) if row["val/loss"]]
     assert validated == list(range(10, 201, 10))
+
+
+def test_a_run_that_goes_on_is_as_long_as_it_was_to_be(train):
+    with pytest.raises(Interrupted):
+        train(*stopped_at(3), name="run")
+    run_dir = train("trainer.max_steps=null", "resume=auto", name="run")
+    assert summary(run_dir)["steps"] == 20
+
+
+@pytest.mark.parametrize(
+    ("now", "length"),
+    [
+        ([], (-1, "00:01:00:00")),
+        (["trainer.max_steps=30"], (30, None)),
+        (["trainer.max_time=00:00:30:00"], (None, "00:00:30:00")),
+        (["trainer.max_epochs=2"], (None, None)),
+    ],
+)
+def test_time_alone_ends_a_run_that_goes_on_unless_another_length_is_given(compose, now, length):
+    config = compose(*now)
+    resolve_as_before(config, {"trainer": {"max_steps": -1, "max_time": "00:01:00:00"}})
+    assert (config.trainer.max_steps, config.trainer.max_time) == length
+
+
+def test_batches_of_another_size_may_validate_a_run_that_goes_on(train, compose):
+    first = train("data.val_batch_size=5", "trainer.max_steps=10", name="run")
+    config = compose()
+    resolve_as_before(config, Checkpoint.load(first / "checkpoints/last.ckpt").config)
+    assert config.data.val_batch_size == 5
+    run_dir = train("data.val_batch_size=7", "resume=auto", name="run")
+    assert summary(run_dir)["steps"] == 20
 
 
 def test_a_run_killed_before_its_first_checkpoint_leaves_no_points_behind(train):

@@ -96,10 +96,16 @@ def device_of(accelerator: str) -> torch.device:
 def resolve_as_before(config: DictConfig, then: dict[str, Any]) -> None:
     """Give what `config` leaves open the values of the run that it goes on with.
 
-    Or else more steps, or another device, would bring other intervals and sizes along.
+    Or else more steps, or another device, would bring other intervals and sizes along. How long it
+    trains is open if neither steps, passes nor time are given.
     """
+    trainer = config.trainer
+    if trainer.max_steps is None and trainer.max_epochs is None and trainer.max_time is None:
+        before = then.get("trainer", {})
+        trainer.update({key: before.get(key) for key in ("max_steps", "max_time")})
     for key, value in flat(then):
-        if value is not None and not within(key, MAY_CHANGE) and _is_open(config, key):
+        kept = key == "data.val_batch_size" or not within(key, MAY_CHANGE)
+        if value is not None and kept and _is_open(config, key):
             OmegaConf.update(config, key, value)
 
 

@@ -16,24 +16,33 @@ from omegaconf import DictConfig, OmegaConf
 
 from litchar.errors import UserError
 
-# What may change when a run is resumed: how long, where and how it is watched. Of the rest each
-# key would make it another run.
-MAY_CHANGE = (
+# What makes a run, or a job of a sweep, no other one: where it lies and how it is watched.
+FREE = (
     "sweep",
     "resume",
     "name",
     "run_dir",
     "outputs_dir",
-    "init_from",
-    "profile",
-    "target_val_loss",
     "report",
-    "checkpoint",
+    "profile",
     "logger",
+    "checkpoint",
+    "data.num_workers",
+    "trainer.log_every_n_steps",
+    "trainer.enable_progress_bar",
+    "trainer.enable_model_summary",
+    "trainer.profiler",
+)
+# What may change when a run is resumed: that, how long and on which device. Of the rest each key
+# would make it another run.
+MAY_CHANGE = (
+    *FREE,
+    "init_from",
+    "target_val_loss",
     "callbacks",
     "data.path",  # the text itself is compared
     "data.pattern",
-    "data.num_workers",
+    "data.val_batch_size",
     "trainer.accelerator",
     "trainer.devices",
     "trainer.num_nodes",
@@ -43,10 +52,6 @@ MAY_CHANGE = (
     "trainer.max_time",
     "trainer.min_steps",
     "trainer.min_epochs",
-    "trainer.log_every_n_steps",
-    "trainer.enable_progress_bar",
-    "trainer.enable_model_summary",
-    "trainer.profiler",
     "trainer.detect_anomaly",
     "trainer.deterministic",
     "trainer.inference_mode",

@@ -19,6 +19,7 @@ from litchar.errors import JobsFailedError, UserError
 from litchar.terminal import Terminal
 from litchar.training.resume import (
     BEFORE,
+    FREE,
     absolute_paths,
     changes,
     flat,
@@ -28,23 +29,6 @@ from litchar.training.resume import (
 )
 from litchar.whole import written_whole
 
-# What makes a job no other one: where it lies and how it is watched.
-FREE = (
-    "sweep",
-    "resume",
-    "name",
-    "run_dir",
-    "outputs_dir",
-    "report",
-    "profile",
-    "logger",
-    "checkpoint",
-    "data.num_workers",
-    "trainer.log_every_n_steps",
-    "trainer.enable_progress_bar",
-    "trainer.enable_model_summary",
-    "trainer.profiler",
-)
 NAME_BYTES = 100  # of a job's directory, before its digest
 
 
