@@ -366,6 +366,12 @@ def test_a_path_means_the_run_of_that_checkpoint(finished_like):
         redirect(["resume=/nowhere.ckpt"], CONF, "train")
 
 
+def test_a_directory_that_holds_no_checkpoint_is_left_as_it_is(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(UserError, match="there is no checkpoint in this directory"):
+        redirect([f"resume='{tmp_path}'"], CONF, "train")  # before Hydra writes there
+
+
 def test_a_directory_that_holds_a_run_is_not_overwritten(finished_like):
     run_dir = finished_like("2026-01-01_a", [], "completed")
     with pytest.raises(UserError, match="holds a run already"):

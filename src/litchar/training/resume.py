@@ -120,11 +120,13 @@ def run_of(checkpoint: Path) -> Path | None:
     A file that lies in no directory `checkpoints` was taken from its run: that goes on elsewhere.
 
     Raises:
-        UserError: it is not there.
+        UserError: it is not there, or the directory is no run's: Hydra would write into it.
     """
     if not checkpoint.exists():
         raise UserError(f"resume={checkpoint}: no such checkpoint or run directory")
     if checkpoint.is_dir():
+        if not any(checkpoint.glob("checkpoints/*.ckpt")):
+            raise UserError(f"resume={checkpoint}: there is no checkpoint in this directory")
         return checkpoint.absolute()
     directory = checkpoint.absolute().parent
     return directory.parent if directory.name == "checkpoints" else None
