@@ -39,7 +39,7 @@ from litchar.errors import (
 from litchar.launched import launched
 
 # Keys whose values are a person's own text, which Hydra's grammar must not read.
-TEXTS = frozenset({"prompt", "unknown", "name", "score", "sweep.name"})
+TEXTS = frozenset({"prompt", "unknown", "name", "score"})
 PATHS = frozenset(  # and names, which may be null as well
     {
         "data.path",
@@ -61,6 +61,7 @@ PATHS = frozenset(  # and names, which may be null as well
         "documents",
         "meta",
         "host",
+        "sweep.name",
         "tune.storage",
     }
 )
