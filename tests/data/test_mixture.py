@@ -7,7 +7,7 @@ import pytest
 
 from conftest import summary
 from litchar.data import TextDataModule
-from litchar.data.windows import RandomWindows, Span, mixture_offsets
+from litchar.data.windows import RandomWindows, Span, document_starts, mixture_offsets
 from litchar.errors import UserError
 from litchar.text import Text
 from litchar.text.store import boundaries
@@ -40,7 +40,9 @@ def module(paths, *weights, **changes) -> TextDataModule:
     return data
 
 
-def windows(data: TextDataModule, batch_size: int = 4) -> RandomWindows:
+def windows(
+    data: TextDataModule, batch_size: int = 4, starts: np.ndarray | None = None
+) -> RandomWindows:
     parts = zip(data.text.weights.values(), data.parts("train"), strict=True)
     return RandomWindows(
         Span(data.store.tokens, 0, len(data.splits["train"])),
@@ -48,6 +50,7 @@ def windows(data: TextDataModule, batch_size: int = 4) -> RandomWindows:
         data.block_size,
         batch_size,
         3,
+        starts=starts,
         mixture=[(weight, *part) for weight, part in parts],
     )
 
@@ -122,6 +125,17 @@ def test_documents_of_a_mixture_stay_whole_with_one_boundary_between(tmp_path):
         assert store.vocabulary.decode(ids).split() == ["xxxxx"] * each + ["yyyyy"] * each
     again = Text(mixture=text.mixture, document="line", shuffle=True).cached(store.fingerprint)
     assert again.ranges == store.ranges
+
+
+def test_windows_that_start_at_documents_start_at_those_of_their_own_corpus(tmp_path):
+    for name, letter in (("a", "x"), ("b", "y")):
+        (tmp_path / name).write_text("\n".join(letter * 12 for _ in range(20)))
+    paths = [tmp_path / "a", tmp_path / "b"]
+    data = module(paths, 1, 1, document="line", start_at_document=True)
+    starts = document_starts(data.splits["train"].numpy(), data.block_size)
+    drawn = windows(data, starts=starts)
+    assert drawn.firsts.tolist() == [0, 36]  # 18 documents to train on, with two places each
+    assert drawn.ends.tolist() == [36, 72]
 
 
 @pytest.mark.parametrize(
