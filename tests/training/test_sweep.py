@@ -321,6 +321,7 @@ def test_a_job_is_its_configuration_however_it_is_written(compose):
     [
         {"path": "a.txt"},
         {"path": ["a.txt", "/b.txt"]},
+        {"path": [1984]},
         {"mixture": [{"path": "a.txt", "weight": 2}, {"path": ["/b.txt"]}]},
         {"name": "dataset"},
     ],

@@ -232,9 +232,9 @@ def absolute_paths(data: dict[str, Any]) -> dict[str, Any]:
 def _absolute(path: Any) -> Any:
     if isinstance(path, list):
         return [_absolute(one) for one in path]
-    if not isinstance(path, str) or "://" in path:
+    if path is None or "://" in str(path):
         return path
-    return str(Path(os.path.expanduser(path)).absolute())
+    return str(Path(os.path.expanduser(str(path))).absolute())
 
 
 def _quoted(path: Path) -> str:
