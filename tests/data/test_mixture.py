@@ -146,6 +146,10 @@ def test_windows_that_start_at_documents_start_at_those_of_their_own_corpus(tmp_
         ([{"path": "a.txt", "weight": 0}], r"data.mixture\[0\]: weight=0"),
         ([{"path": "a.txt", "weihgt": 1}], r"data.mixture\[0\]: there is no weihgt"),
         ([{"path": "x/a.txt"}, {"path": "y/a.txt"}], r"data.mixture\[1\]: a.txt is there already"),
+        (
+            [{"path": "a.txt"}, {"path": "all"}],
+            r"data.mixture\[1\]: all is what all texts together",
+        ),
     ],
 )
 def test_a_malformed_mixture_is_refused_by_its_place(mixture, reason):
@@ -162,3 +166,26 @@ def test_another_text_beside_a_mixture_is_refused(key):
 def test_a_corpus_too_short_for_the_windows_is_named(texts):
     with pytest.raises(UserError, match=r"upper\.txt has 200 characters in its val split"):
         module(texts, 1, 1, block_size=250)
+
+
+@pytest.mark.parametrize(
+    ("document", "content", "reason"),
+    [
+        (None, "", "the text is empty"),
+        ("line", "\n", "the text is empty"),
+        ("line", "one", "the text is 1 document, and is to be split in 2"),
+    ],
+)
+def test_a_corpus_that_cannot_be_split_is_named(texts, document, content, reason):
+    texts[1].write_text(content)
+    if document:
+        texts[0].write_text("abc\n" * 20)
+    with pytest.raises(UserError, match=rf"^\S*upper\.txt: {reason}"):
+        module(texts, 1, 1, document=document)
+
+
+def test_a_path_that_is_a_number_is_a_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "1984").write_text("war is peace")
+    paths = [{"path": 1984}, {"path": [1984, "1984"], "name": "again"}]
+    assert len(Text(mixture=paths).corpus.paths) == 3
