@@ -52,8 +52,16 @@ def check_settings(config: DictConfig) -> None:
             check_whole(key, value, least)
     if config.seed is None or config.seed >= 2**32:
         raise UserError(f"seed={config.seed}: must be a whole number from 0 to {2**32 - 1}")
-    if config.trainer.val_check_interval == 0:
-        raise UserError("trainer.val_check_interval=0: counts batches, and must be at least 1")
+    interval = config.trainer.val_check_interval
+    if _is_number(interval, int | float) and interval <= 0:
+        raise UserError(
+            f"trainer.val_check_interval={interval}: counts batches, and must be at least 1"
+        )
+    if isinstance(interval, float) and interval > 1 and interval.is_integer():
+        config.trainer.val_check_interval = int(interval)  # 1.0 is a pass to Lightning
+    epochs = config.trainer.max_epochs
+    if epochs is not None and not (_is_number(epochs, int | float) and 0 < epochs < math.inf):
+        raise UserError(f"trainer.max_epochs={epochs}: must be a number above 0, or null")
     every = config.checkpoint.every_seconds
     if not _is_number(every, int | float) or not every > 0:
         raise UserError(f"checkpoint.every_seconds={every}: must be a number above 0")
