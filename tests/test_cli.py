@@ -19,6 +19,7 @@ from conftest import ROOT, summary
 from litchar.checkpoints import Checkpoint
 from litchar.cli import _explain, check, hydra_main, quote
 from litchar.errors import UserError, is_users
+from litchar.training.resume import redirect
 
 SMALL = (
     "data.block_size=16",
@@ -80,6 +81,26 @@ def test_values_that_hydra_should_read_stay_as_they_are():
         "-m",
     ):
         assert quote(argument) == argument
+
+
+@pytest.mark.parametrize("argument", ["data.path=", 'resume=""', "run_dir=''", "data.path=a.txt,"])
+def test_an_empty_path_is_not_the_working_directory(argument):
+    with pytest.raises(UserError, match="is empty"):
+        quote(argument, sweeps=True)
+    assert quote("prompt=") == 'prompt=""'
+
+
+def test_an_empty_path_ends_with_2_and_one_line(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train.py", "resume="])
+    with pytest.raises(SystemExit) as ended:
+        hydra_main(str(ROOT / "scripts/train.py"), "train", "nowhere:nothing", before=redirect)
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert (
+        said == "error: resume= is empty (a variable that is not set?); give it or leave it out\n"
+    )
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_part_of_a_data_set_is_a_text_of_the_librarys():

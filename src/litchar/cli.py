@@ -39,7 +39,7 @@ from litchar.errors import (
 from litchar.launched import launched
 
 # Keys whose values are a person's own text, which Hydra's grammar must not read.
-TEXTS = frozenset({"prompt", "unknown", "name", "score", "sweep.name"})
+TEXTS = frozenset({"prompt", "unknown", "name", "score"})
 PATHS = frozenset(  # and names, which may be null as well
     {
         "data.path",
@@ -61,6 +61,7 @@ PATHS = frozenset(  # and names, which may be null as well
         "documents",
         "meta",
         "host",
+        "sweep.name",
         "tune.storage",
     }
 )
@@ -134,10 +135,9 @@ def hydra_main(
             sys.exit(_function(follow)())
         _function("litchar.training.ranks:dismiss_at_exit")()
     conf = root / "conf"
-    _set_up(conf, config_name)
-
     task = Task(target)
     try:
+        _set_up(conf, config_name)
         check(sys.argv[1:], conf, config_name)
         sys.argv[1:] = before(sys.argv[1:], conf, config_name)
         hydra.main(version_base="1.3", config_path=str(conf), config_name=config_name)(task)()
@@ -241,9 +241,14 @@ def quote(argument: str, sweeps: bool = False) -> str:
 
     Args:
         sweeps: several paths with commas between them, which name no file together, are a sweep's.
+
+    Raises:
+        UserError: a path is empty, which would mean the working directory.
     """
     key, equals, value = argument.partition("=")
     name = key.lstrip("+")
+    if equals and name in PATHS and value in ("", "''", '""'):
+        raise UserError(f"{key}= is empty (a variable that is not set?); give it or leave it out")
     if not equals or name not in TEXTS | PATHS or _QUOTED.fullmatch(value):
         return argument
     if name in PATHS and (value == "null" or (value[:1] == "[" and value[-1:] == "]")):

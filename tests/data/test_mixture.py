@@ -7,7 +7,7 @@ import pytest
 
 from conftest import summary
 from litchar.data import TextDataModule
-from litchar.data.windows import RandomWindows, Span, mixture_offsets
+from litchar.data.windows import RandomWindows, Span, document_starts, mixture_offsets
 from litchar.errors import UserError
 from litchar.text import Text
 from litchar.text.store import boundaries
@@ -40,7 +40,9 @@ def module(paths, *weights, **changes) -> TextDataModule:
     return data
 
 
-def windows(data: TextDataModule, batch_size: int = 4) -> RandomWindows:
+def windows(
+    data: TextDataModule, batch_size: int = 4, starts: np.ndarray | None = None
+) -> RandomWindows:
     parts = zip(data.text.weights.values(), data.parts("train"), strict=True)
     return RandomWindows(
         Span(data.store.tokens, 0, len(data.splits["train"])),
@@ -48,6 +50,7 @@ def windows(data: TextDataModule, batch_size: int = 4) -> RandomWindows:
         data.block_size,
         batch_size,
         3,
+        starts=starts,
         mixture=[(weight, *part) for weight, part in parts],
     )
 
@@ -124,6 +127,17 @@ def test_documents_of_a_mixture_stay_whole_with_one_boundary_between(tmp_path):
     assert again.ranges == store.ranges
 
 
+def test_windows_that_start_at_documents_start_at_those_of_their_own_corpus(tmp_path):
+    for name, letter in (("a", "x"), ("b", "y")):
+        (tmp_path / name).write_text("\n".join(letter * 12 for _ in range(20)))
+    paths = [tmp_path / "a", tmp_path / "b"]
+    data = module(paths, 1, 1, document="line", start_at_document=True)
+    starts = document_starts(data.splits["train"].numpy(), data.block_size)
+    drawn = windows(data, starts=starts)
+    assert drawn.firsts.tolist() == [0, 36]  # 18 documents to train on, with two places each
+    assert drawn.ends.tolist() == [36, 72]
+
+
 @pytest.mark.parametrize(
     ("mixture", "reason"),
     [
@@ -132,6 +146,10 @@ def test_documents_of_a_mixture_stay_whole_with_one_boundary_between(tmp_path):
         ([{"path": "a.txt", "weight": 0}], r"data.mixture\[0\]: weight=0"),
         ([{"path": "a.txt", "weihgt": 1}], r"data.mixture\[0\]: there is no weihgt"),
         ([{"path": "x/a.txt"}, {"path": "y/a.txt"}], r"data.mixture\[1\]: a.txt is there already"),
+        (
+            [{"path": "a.txt"}, {"path": "all"}],
+            r"data.mixture\[1\]: all is what all texts together",
+        ),
     ],
 )
 def test_a_malformed_mixture_is_refused_by_its_place(mixture, reason):
@@ -148,3 +166,26 @@ def test_another_text_beside_a_mixture_is_refused(key):
 def test_a_corpus_too_short_for_the_windows_is_named(texts):
     with pytest.raises(UserError, match=r"upper\.txt has 200 characters in its val split"):
         module(texts, 1, 1, block_size=250)
+
+
+@pytest.mark.parametrize(
+    ("document", "content", "reason"),
+    [
+        (None, "", "the text is empty"),
+        ("line", "\n", "the text is empty"),
+        ("line", "one", "the text is 1 document, and is to be split in 2"),
+    ],
+)
+def test_a_corpus_that_cannot_be_split_is_named(texts, document, content, reason):
+    texts[1].write_text(content)
+    if document:
+        texts[0].write_text("abc\n" * 20)
+    with pytest.raises(UserError, match=rf"^\S*upper\.txt: {reason}"):
+        module(texts, 1, 1, document=document)
+
+
+def test_a_path_that_is_a_number_is_a_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "1984").write_text("war is peace")
+    paths = [{"path": 1984}, {"path": [1984, "1984"], "name": "again"}]
+    assert len(Text(mixture=paths).corpus.paths) == 3

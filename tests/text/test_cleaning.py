@@ -212,3 +212,8 @@ def test_a_text_of_bytes_is_not_cleaned():
     with pytest.raises(UserError, match=r"data\.unit=byte takes a text as it is"):
         Text(path="a.txt", unit="byte", lowercase=True)
     Text(path="a.txt", unit="byte", lowercase=False, min_count=0)
+
+
+def test_a_text_whose_rare_characters_alone_are_replaced_is_not_read_to_count_other_changes():
+    unread = Corpus([Path("/nowhere.txt")])
+    assert Cleaning(min_count=2).of(unread).changes(None) == []

@@ -264,3 +264,11 @@ def test_the_fingerprint_does_not_depend_on_the_size_of_the_reads(tmp_path):
     whole = fingerprint_of(tmp_path / "a", b"some bytes \xff", b"and more")
     with chunks_of(3):
         assert fingerprint_of(tmp_path / "b", b"some bytes \xff", b"and more") == whole
+
+
+def test_a_list_of_files_takes_a_number_for_a_name_and_no_null(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "1984").touch()
+    assert Corpus.find([1984, "1984"]).paths == Corpus.find(1984).paths * 2 == [Path("1984")] * 2
+    with pytest.raises(UserError, match="null is no path"):
+        Corpus.find(["1984", None])

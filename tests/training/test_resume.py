@@ -3,6 +3,7 @@
 import csv
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -15,7 +16,9 @@ from filelock import FileLock
 
 from conftest import ROOT, scalars, summary
 from litchar.checkpoints import Checkpoint, load
+from litchar.cli import quote
 from litchar.errors import DivergedError, Interrupted, UserError
+from litchar.training.resolve import resolve_as_before
 from litchar.training.resume import redirect
 
 CONF = ROOT / "conf"
@@ -110,6 +113,37 @@ def test_more_steps_keep_the_interval_that_was_left_open(train):
     with open(run_dir / "metrics.csv", newline="") as file:
         validated = [int(row["step"]) for row in csv.DictReader(file) if row["val/loss"]]
     assert validated == list(range(10, 201, 10))
+
+
+def test_a_run_that_goes_on_is_as_long_as_it_was_to_be(train):
+    with pytest.raises(Interrupted):
+        train(*stopped_at(3), name="run")
+    run_dir = train("trainer.max_steps=null", "resume=auto", name="run")
+    assert summary(run_dir)["steps"] == 20
+
+
+@pytest.mark.parametrize(
+    ("now", "length"),
+    [
+        ([], (-1, "00:01:00:00")),
+        (["trainer.max_steps=30"], (30, None)),
+        (["trainer.max_time=00:00:30:00"], (None, "00:00:30:00")),
+        (["trainer.max_epochs=2"], (None, None)),
+    ],
+)
+def test_time_alone_ends_a_run_that_goes_on_unless_another_length_is_given(compose, now, length):
+    config = compose(*now)
+    resolve_as_before(config, {"trainer": {"max_steps": -1, "max_time": "00:01:00:00"}})
+    assert (config.trainer.max_steps, config.trainer.max_time) == length
+
+
+def test_batches_of_another_size_may_validate_a_run_that_goes_on(train, compose):
+    first = train("data.val_batch_size=5", "trainer.max_steps=10", name="run")
+    config = compose()
+    resolve_as_before(config, Checkpoint.load(first / "checkpoints/last.ckpt").config)
+    assert config.data.val_batch_size == 5
+    run_dir = train("data.val_batch_size=7", "resume=auto", name="run")
+    assert summary(run_dir)["steps"] == 20
 
 
 def test_a_run_killed_before_its_first_checkpoint_leaves_no_points_behind(train):
@@ -341,6 +375,20 @@ def test_a_path_means_the_run_of_that_checkpoint(finished_like):
         assert f'run_dir="{run_dir}"' in found
     with pytest.raises(UserError, match="no such checkpoint"):
         redirect(["resume=/nowhere.ckpt"], CONF, "train")
+
+
+def test_a_directory_that_holds_no_checkpoint_is_left_as_it_is(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(UserError, match="there is no checkpoint in this directory"):
+        redirect([f"resume='{tmp_path}'"], CONF, "train")  # before Hydra writes there
+
+
+@pytest.mark.parametrize("name", ["a/b", "../b", "x" * 101, "", "[1]"])
+def test_a_name_that_would_hide_a_run_in_another_directory_is_refused(name):
+    with pytest.raises(UserError, match=rf"^name={re.escape(name)}: give it letters"):
+        redirect([quote(f"name={name}")], CONF, "train")
+    line = [quote("name=my run 文字")]
+    assert redirect(line, CONF, "train") == line
 
 
 def test_a_directory_that_holds_a_run_is_not_overwritten(finished_like):

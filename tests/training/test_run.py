@@ -1,17 +1,20 @@
 """Whole runs, in this process."""
 
+import copy
 import csv
 import json
 import math
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from conftest import summary
+from conftest import ROOT, summary
 from litchar.checkpoints import Checkpoint
 from litchar.errors import Interrupted, UserError, is_users
-from litchar.training.resolve import resolve_dropout, resolve_steps
+from litchar.training.resolve import check_settings, resolve_dropout, resolve_steps
+from litchar.training.resume import flat, within
 from litchar.training.summary import KEYS
 
 
@@ -335,11 +338,21 @@ def test_init_from_a_bigram_moves_rows_and_columns(train, tmp_path):
         (["trainer.max_steps=1.5"], "trainer.max_steps=1.5: must be a whole number"),
         (["trainer.accumulate_grad_batches=0"], "at least 1"),
         (["trainer.val_check_interval=0"], "trainer.val_check_interval=0"),
+        (["trainer.val_check_interval=-5"], "trainer.val_check_interval=-5"),
+        (["trainer.max_epochs=abc"], "trainer.max_epochs=abc: must be a number above 0"),
+        (["trainer.max_epochs=-1"], "trainer.max_epochs=-1: must be a number above 0"),
+        (
+            ["scheduler=cosine", "scheduler.final_factor=1/10", "scheduler.warmup_steps=4"],
+            "scheduler, with warmup_steps=4, final_factor=1/10: ",
+        ),
         (["checkpoint.every_seconds=null"], "checkpoint.every_seconds=None"),
         (["target_val_loss=abc"], "target_val_loss=abc"),
         (["compile=maybe"], "compile=maybe: must be true or false, or null"),
         (["report=maybe"], "report=maybe: must be true or false"),
         (["profile=1"], "profile=1: must be true or false"),
+        (["model.qk_norm=no"], "model.qk_norm=no: must be true or false"),
+        (["model.qkv_bias=off"], "model.qkv_bias=off: must be true or false, or null"),
+        (["trainer.deterministic=yes"], "trainer.deterministic=yes: .* or false, or null, or warn"),
     ],
 )
 def test_bad_settings_are_refused_by_name(train, overrides, words):
@@ -347,6 +360,31 @@ def test_bad_settings_are_refused_by_name(train, overrides, words):
         pytest.skip("this machine has an accelerator")
     with pytest.raises(UserError, match=words):
         train(*overrides)
+
+
+GROUPS = ("model", "trainer", "logger")  # those that have such keys
+FILES = [f"{group}={file.stem}" for group in GROUPS for file in (ROOT / "conf" / group).iterdir()]
+
+
+@pytest.mark.parametrize("choice", FILES)
+def test_a_text_is_refused_where_true_or_false_is_meant(compose, choice):
+    """To Hydra `no` and `off` are texts, and a text is true to Python."""
+    config = compose(choice)
+    settings = dict(flat(OmegaConf.to_container(config)))
+    elsewhere = ("data", "sweep", "optimizer", "scheduler", "by_device")
+    for key, value in settings.items():
+        if isinstance(value, bool) and not within(key, elsewhere):
+            wrong = copy.deepcopy(config)
+            OmegaConf.update(wrong, key, "off")
+            with pytest.raises(UserError, match=f"^{key}=off: must be true or false"):
+                check_settings(wrong)
+
+
+@pytest.mark.parametrize(
+    "fit", ["deterministic=warn", "enable_progress_bar=null", "benchmark=true"]
+)
+def test_what_lightning_takes_beside_true_and_false_is_taken(compose, fit):
+    check_settings(compose(f"trainer.{fit}", "trainer.fast_dev_run=2"))
 
 
 def test_what_is_begun_from_is_recorded_by_its_path_and_not_needed_to_go_on(train, tmp_path):
@@ -455,6 +493,7 @@ def test_a_wrong_setting_is_the_users_error(train, tmp_path, setting):
         ("trainer.fast_dev_run=true", 1),
         ("trainer.num_sanity_val_steps=2", 20),
         ("trainer.max_steps=2e1", 20),
+        ("trainer.val_check_interval=1e1", 20),
         ("callbacks.attention=null", 20),
         ("logger.tensorboard=null", 20),
         ("data.train_sample=0", 20),

@@ -160,6 +160,12 @@ def test_what_is_no_sweep_is_refused_in_one_line(sweep, tmp_path, arguments, wor
     assert not (tmp_path / "outputs").exists()
 
 
+def test_a_sweep_without_a_name_is_called_by_the_date(sweep, tmp_path):
+    assert sweep("seed=1,2", "sweep.name=null", "trainer.max_steps=1", name=None).code == 0
+    (directory,) = (tmp_path / "outputs/sweeps").iterdir()
+    assert directory.name.startswith("20")
+
+
 def test_a_single_run_has_no_sweep(tmp_path):
     with pytest.raises(Exception, match="add -m"):
         redirect(["sweep.name=x", "seed=1"], ROOT / "conf", "train")
@@ -315,6 +321,7 @@ def test_a_job_is_its_configuration_however_it_is_written(compose):
     [
         {"path": "a.txt"},
         {"path": ["a.txt", "/b.txt"]},
+        {"path": [1984]},
         {"mixture": [{"path": "a.txt", "weight": 2}, {"path": ["/b.txt"]}]},
         {"name": "dataset"},
     ],

@@ -190,7 +190,9 @@ class RandomWindows(_Windows):
         self.weights = [weight for weight, _, _ in mixture]
         firsts, ends = ([part[i] for part in mixture] for i in (1, 2))
         if starts is not None:  # places are counted in `starts`
-            firsts, ends = (np.searchsorted(starts, edges).tolist() for edges in (firsts, ends))
+            # A corpus ends with the boundary at which the next one's first document starts.
+            edges = (firsts, [end - 1 for end in ends])
+            firsts, ends = (np.searchsorted(starts, edge).tolist() for edge in edges)
         else:
             ends = [end - block_size for end in ends]
         self.firsts, self.ends = (np.asarray(edges, dtype=np.int64) for edges in (firsts, ends))

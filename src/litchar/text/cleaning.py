@@ -119,6 +119,8 @@ class Cleaned(Corpus):
 
     def changes(self, document: str | None) -> list[str]:
         """Read the text, and return a line for each setting that says what it changes."""
+        if not self.cleaning.steps():
+            return []  # what is too rare, the store counts
         changes = Changes()
         for part in self.corpus.parts(document):
             for _ in self.cleaning.read(part.read(), changes):

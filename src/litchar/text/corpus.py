@@ -49,7 +49,7 @@ class Corpus:
     @classmethod
     def find(
         cls,
-        path: str | Sequence[str],
+        path: str | int | Sequence[str | int],
         pattern: str = "**/*.txt",
         field: str | None = None,
         column: str | None = None,
@@ -67,11 +67,13 @@ class Corpus:
             UserError: there is no such file, or nothing in the directory matches.
         """
         found: list[Path] = []
-        for entry in [path] if isinstance(path, str | Path) else path:
+        for entry in [path] if isinstance(path, str | int | Path) else path:
+            if entry is None:
+                raise UserError("data.path: null is no path; take it out of the list")
             if is_remote(entry):
                 found += fetch(str(entry), pattern)
                 continue
-            place = Path(os.path.expanduser(entry))
+            place = Path(os.path.expanduser(str(entry)))  # to Hydra 1984 is a number
             if place.is_dir():
                 matches = _matches(place, pattern)
                 if not matches:

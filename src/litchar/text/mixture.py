@@ -72,7 +72,7 @@ class Splitting:
 
 
 def arrange(
-    corpora: Sequence[np.ndarray], splitting: Splitting, documents: bool
+    mixture: Mixture, corpora: Sequence[np.ndarray], splitting: Splitting, documents: bool
 ) -> tuple[Iterator[np.ndarray], dict[str, list[tuple[int, int]]]]:
     """Return the tokens of a mixture in the order of a text that is split: the training splits of
     all corpora, then their validation splits, then their test splits.
@@ -86,8 +86,16 @@ def arrange(
 
     Returns:
         the tokens in pieces, and where the part of each corpus lies in each split.
+
+    Raises:
+        UserError: one of them cannot be split, and the message says which.
     """
-    bounds = [splitting.bounds(tokens) for tokens in corpora]
+    bounds = []
+    for corpus, tokens in zip(mixture.corpora, corpora, strict=True):
+        try:
+            bounds.append(splitting.bounds(tokens))
+        except UserError as error:
+            raise UserError(f"{corpus}: {error}") from None
     shared = int(documents)
     pieces: list[np.ndarray] = []
     ranges: dict[str, list[tuple[int, int]]] = {}
@@ -123,6 +131,11 @@ def read_mixture(entries: Sequence[Mapping[str, Any]]) -> dict[str, float]:
             raise UserError(f"{place}: weight={weight} must be a number above 0")
         name = str(entry.get("name") or str(entry["path"]).rstrip("/").rpartition("/")[2])
         name = "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in name)
+        if name == "all":
+            raise UserError(
+                f"{place}: all is what all texts together are called; give it a name: "
+                "{name: other}"
+            )
         if name in weights:
             raise UserError(f"{place}: {name} is there already; give it a name: {{name: other}}")
         weights[name] = float(weight)

@@ -198,8 +198,10 @@ class Text:
             name -> (start, stop), for train, val and, if asked for, test.
 
         Raises:
-            UserError: there are too few documents, or one is too long.
+            UserError: there is nothing to split, there are too few documents, or one is too long.
         """
+        if len(tokens) <= (self.document is not None):  # one boundary, and no document
+            raise UserError("the text is empty")
         slack = 1e-6  # 1 - 0.05 - 0.05 is a little less than 0.9
         train, _, test = self._shares(len(tokens))
         cuts = [int(len(tokens) * train + slack)]

@@ -140,7 +140,8 @@ def _build(corpus: Corpus, place: Path, fingerprint: str, encoding: Encoding) ->
             for part, own in zip(places, corpus.corpora, strict=True):
                 _encode_to(part, own, vocabulary, encoding.shuffle)
             parts = [np.load(part, mmap_mode="r") for part in places]
-            pieces, ranges = arrange(parts, encoding.splitting, encoding.document is not None)
+            documents = encoding.document is not None
+            pieces, ranges = arrange(corpus, parts, encoding.splitting, documents)
             _save(draft / "tokens.npy", vocabulary.dtype, pieces)
             for part in places:
                 part.unlink()

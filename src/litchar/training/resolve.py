@@ -52,17 +52,32 @@ def check_settings(config: DictConfig) -> None:
             check_whole(key, value, least)
     if config.seed is None or config.seed >= 2**32:
         raise UserError(f"seed={config.seed}: must be a whole number from 0 to {2**32 - 1}")
-    if config.trainer.val_check_interval == 0:
-        raise UserError("trainer.val_check_interval=0: counts batches, and must be at least 1")
+    interval = config.trainer.val_check_interval
+    if _is_number(interval, int | float) and interval <= 0:
+        raise UserError(
+            f"trainer.val_check_interval={interval}: counts batches, and must be at least 1"
+        )
+    if isinstance(interval, float) and interval > 1 and interval.is_integer():
+        config.trainer.val_check_interval = int(interval)  # 1.0 is a pass to Lightning
+    epochs = config.trainer.max_epochs
+    if epochs is not None and not (_is_number(epochs, int | float) and 0 < epochs < math.inf):
+        raise UserError(f"trainer.max_epochs={epochs}: must be a number above 0, or null")
     every = config.checkpoint.every_seconds
     if not _is_number(every, int | float) or not every > 0:
         raise UserError(f"checkpoint.every_seconds={every}: must be a number above 0")
     target = config.target_val_loss
     if target is not None and not _is_number(target, int | float):
         raise UserError(f"target_val_loss={target}: must be a number, or null")
-    for key, others in {"compile": ", or null", "profile": "", "report": ""}.items():
-        if not isinstance(config[key], bool) and not (others and config[key] is None):
-            raise UserError(f"{key}={config[key]}: must be true or false{others}")
+    for key, others in TRUE_OR_FALSE.items():
+        value = OmegaConf.select(config, key, default=False)  # a bigram has no norms
+        if not isinstance(value, bool) and value not in others:
+            allowed = "".join(f", or {'null' if other is None else other}" for other in others)
+            raise UserError(f"{key}={value}: must be true or false{allowed}")
+    batches = config.trainer.fast_dev_run
+    if not isinstance(batches, int):
+        raise UserError(
+            f"trainer.fast_dev_run={batches}: must be true or false, or a number of batches"
+        )
 
 
 # Keys that are whole numbers where they are not null, and the least of each.
@@ -71,6 +86,32 @@ WHOLE_NUMBERS = {
     "trainer.max_steps": -1,
     "trainer.accumulate_grad_batches": 1,
     "trainer.log_every_n_steps": 0,
+}
+
+# Keys that are true or false, and what else each may be: to Hydra `no` and `off` are texts, which
+# Python takes as true. Those of a text are checked there.
+TRUE_OR_FALSE: dict[str, tuple[Any, ...]] = {
+    "compile": (None,),
+    "profile": (),
+    "report": (),
+    "model.qk_norm": (),
+    "model.bias": (),
+    "model.qkv_bias": (None,),
+    "model.head_bias": (),
+    "model.tie_head": (),
+    "trainer.deterministic": (None, "warn"),
+    "trainer.benchmark": (None,),
+    "trainer.detect_anomaly": (),
+    "trainer.barebones": (),
+    "trainer.inference_mode": (),
+    "trainer.sync_batchnorm": (),
+    "trainer.enable_checkpointing": (None,),
+    "trainer.enable_progress_bar": (None,),
+    "trainer.enable_model_summary": (None,),
+    "trainer.enable_autolog_hparams": (),
+    "trainer.use_distributed_sampler": (),
+    "logger.tensorboard.default_hp_metric": (),
+    "logger.wandb.offline": (),
 }
 
 
@@ -96,10 +137,16 @@ def device_of(accelerator: str) -> torch.device:
 def resolve_as_before(config: DictConfig, then: dict[str, Any]) -> None:
     """Give what `config` leaves open the values of the run that it goes on with.
 
-    Or else more steps, or another device, would bring other intervals and sizes along.
+    Or else more steps, or another device, would bring other intervals and sizes along. How long it
+    trains is open if neither steps, passes nor time are given.
     """
+    trainer = config.trainer
+    if trainer.max_steps is None and trainer.max_epochs is None and trainer.max_time is None:
+        before = then.get("trainer", {})
+        trainer.update({key: before.get(key) for key in ("max_steps", "max_time")})
     for key, value in flat(then):
-        if value is not None and not within(key, MAY_CHANGE) and _is_open(config, key):
+        kept = key == "data.val_batch_size" or not within(key, MAY_CHANGE)
+        if value is not None and kept and _is_open(config, key):
             OmegaConf.update(config, key, value)
 
 

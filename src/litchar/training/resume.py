@@ -5,6 +5,7 @@ Nothing heavy is imported here; see `litchar.cli`.
 
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -16,24 +17,33 @@ from omegaconf import DictConfig, OmegaConf
 
 from litchar.errors import UserError
 
-# What may change when a run is resumed: how long, where and how it is watched. Of the rest each
-# key would make it another run.
-MAY_CHANGE = (
+# What makes a run, or a job of a sweep, no other one: where it lies and how it is watched.
+FREE = (
     "sweep",
     "resume",
     "name",
     "run_dir",
     "outputs_dir",
-    "init_from",
-    "profile",
-    "target_val_loss",
     "report",
-    "checkpoint",
+    "profile",
     "logger",
+    "checkpoint",
+    "data.num_workers",
+    "trainer.log_every_n_steps",
+    "trainer.enable_progress_bar",
+    "trainer.enable_model_summary",
+    "trainer.profiler",
+)
+# What may change when a run is resumed: that, how long and on which device. Of the rest each key
+# would make it another run.
+MAY_CHANGE = (
+    *FREE,
+    "init_from",
+    "target_val_loss",
     "callbacks",
     "data.path",  # the text itself is compared
     "data.pattern",
-    "data.num_workers",
+    "data.val_batch_size",
     "trainer.accelerator",
     "trainer.devices",
     "trainer.num_nodes",
@@ -43,10 +53,6 @@ MAY_CHANGE = (
     "trainer.max_time",
     "trainer.min_steps",
     "trainer.min_epochs",
-    "trainer.log_every_n_steps",
-    "trainer.enable_progress_bar",
-    "trainer.enable_model_summary",
-    "trainer.profiler",
     "trainer.detect_anomaly",
     "trainer.deterministic",
     "trainer.inference_mode",
@@ -65,19 +71,21 @@ def redirect(arguments: list[str], conf: Path, config_name: str) -> list[str]:
 
     Raises:
         UserError: the checkpoint is not there; or `run_dir` holds a run that would be overwritten;
-            or a sweep is named and none is asked for.
+            or a sweep is named and none is asked for; or the run's name is no part of one.
     """
     if any(argument.startswith("-") for argument in arguments):
         return arguments  # --help, --cfg, or a sweep, whose jobs have their own directories
     named = next((a for a in arguments if a.startswith("sweep.")), None)
     if named and not any(a.startswith("hydra.mode=") for a in arguments):
         raise UserError(f"{named}: this is no sweep; add -m, and lists of values")
-    if not any(argument.startswith(("resume=", "run_dir=")) for argument in arguments):
+    parsed = OverridesParser.create().parse_overrides(arguments)
+    given = {override.key_or_group: override for override in parsed}
+    if "name" in given:
+        check_name("name", given["name"].value())
+    if not {"resume", "run_dir"} & given.keys():
         return arguments
     with hydra.initialize_config_dir(str(conf), version_base="1.3"):
         config = hydra.compose(config_name, arguments)
-    parsed = OverridesParser.create().parse_overrides(arguments)
-    given = {override.key_or_group for override in parsed}
     if config.resume is None:
         if "run_dir" in given and (Path(config.run_dir) / "summary.json").exists():
             raise UserError(
@@ -100,6 +108,20 @@ def redirect(arguments: list[str], conf: Path, config_name: str) -> list[str]:
     return [*arguments, *output_subdir(run_dir)]
 
 
+def check_name(key: str, name: object) -> None:
+    """Refuse what is no part of a directory's name: with a slash in it nobody would find what lies
+    there.
+
+    Raises:
+        UserError: it is such a name.
+    """
+    if not isinstance(name, str) or not re.fullmatch(r"(?!\.)[\w .+-]{1,100}", name):
+        raise UserError(
+            f"{key}={name}: give it letters, digits, '-', '_', '+' and '.', at most 100: it "
+            "names a directory"
+        )
+
+
 def output_subdir(run_dir: Path) -> list[str]:
     """Return the override with which Hydra leaves what the run began with as it is; none if the
     run begins now."""
@@ -115,11 +137,13 @@ def run_of(checkpoint: Path) -> Path | None:
     A file that lies in no directory `checkpoints` was taken from its run: that goes on elsewhere.
 
     Raises:
-        UserError: it is not there.
+        UserError: it is not there, or the directory is no run's: Hydra would write into it.
     """
     if not checkpoint.exists():
         raise UserError(f"resume={checkpoint}: no such checkpoint or run directory")
     if checkpoint.is_dir():
+        if not any(checkpoint.glob("checkpoints/*.ckpt")):
+            raise UserError(f"resume={checkpoint}: there is no checkpoint in this directory")
         return checkpoint.absolute()
     directory = checkpoint.absolute().parent
     return directory.parent if directory.name == "checkpoints" else None
@@ -208,9 +232,9 @@ def absolute_paths(data: dict[str, Any]) -> dict[str, Any]:
 def _absolute(path: Any) -> Any:
     if isinstance(path, list):
         return [_absolute(one) for one in path]
-    if not isinstance(path, str) or "://" in path:
+    if path is None or "://" in str(path):
         return path
-    return str(Path(os.path.expanduser(path)).absolute())
+    return str(Path(os.path.expanduser(str(path))).absolute())
 
 
 def _quoted(path: Path) -> str:

@@ -324,7 +324,7 @@ def _begin_from(
 def _optimizer_and_schedule(
     config: DictConfig, model: torch.nn.Module
 ) -> tuple[Callable[[torch.nn.Module], torch.optim.Optimizer], Callable[[int, float], float]]:
-    """Return what makes the optimizer, and the schedule, both tried once.
+    """Return what makes the optimizer, and the schedule, both tried.
 
     Raises:
         UserError: they refuse their settings, or the schedule needs a number of steps.
@@ -332,16 +332,22 @@ def _optimizer_and_schedule(
     optimizer, schedule = instantiate(config.optimizer), instantiate(config.scheduler)
     # Hydra's own partial checks at every call, and so at every step, what it may call.
     schedule = functools.partial(schedule.func, *schedule.args, **schedule.keywords)
-    try:  # now rather than when training begins
+    steps = max(1, config.trainer.max_steps)
+    try:  # now rather than when training begins, or after the warm-up
         optimizer(model)
-        schedule(0, max(1, config.trainer.max_steps))
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        raise UserError(f"optimizer: {error}") from None
+    try:
+        schedule(0, steps)
+        schedule(steps, steps)
         if config.trainer.max_steps < 0 and schedule(10**6, 10**6) != schedule(10**6, 10**9):
             raise UserError(
                 "scheduler: it has to know how many steps there will be; set trainer.max_steps "
                 "beside trainer.max_time (what comes first ends the run), or scheduler=constant"
             )
     except (TypeError, ValueError, ZeroDivisionError) as error:
-        raise UserError(f"optimizer or scheduler: {error}") from None
+        given = ", ".join(f"{key}={value}" for key, value in schedule.keywords.items())
+        raise UserError(f"scheduler, with {given}: {error}") from None
     return optimizer, schedule
 
 

@@ -19,8 +19,10 @@ from litchar.errors import JobsFailedError, UserError
 from litchar.terminal import Terminal
 from litchar.training.resume import (
     BEFORE,
+    FREE,
     absolute_paths,
     changes,
+    check_name,
     flat,
     is_busy,
     output_subdir,
@@ -28,23 +30,6 @@ from litchar.training.resume import (
 )
 from litchar.whole import written_whole
 
-# What makes a job no other one: where it lies and how it is watched.
-FREE = (
-    "sweep",
-    "resume",
-    "name",
-    "run_dir",
-    "outputs_dir",
-    "report",
-    "profile",
-    "logger",
-    "checkpoint",
-    "data.num_workers",
-    "trainer.log_every_n_steps",
-    "trainer.enable_progress_bar",
-    "trainer.enable_model_summary",
-    "trainer.profiler",
-)
 NAME_BYTES = 100  # of a job's directory, before its digest
 
 
@@ -112,11 +97,7 @@ def check_command_line(overrides: dict[str, Override], config: DictConfig) -> No
         UserError: the name is no directory's, or a key is one run's alone.
     """
     name = Path(config.hydra.sweep.dir).name if config.sweep.name is None else config.sweep.name
-    if not isinstance(name, str) or not re.fullmatch(r"(?!\.)[\w .+-]{1,100}", name):
-        raise UserError(
-            f"sweep.name={name}: give it letters, digits, '-', '_', '+' and '.', at most 100: it "
-            "names a directory"
-        )
+    check_name("sweep.name", name)
     if not isinstance(config.sweep.retry_failed, bool):
         raise UserError(f"sweep.retry_failed={config.sweep.retry_failed}: must be true or false")
     for key, override in overrides.items():
@@ -263,9 +244,9 @@ def wait_for(jobs: list[Path]) -> None:
 def say_interrupted(plan: Plan) -> None:
     """Say how far the sweep has come and how to go on with it."""
     done = sum(recorded(job) is not None for job in plan.jobs)
-    name = "" if "sweep.name" in plan.named else f" with sweep.name={plan.directory.name}"
     Terminal().say(
-        f"{done} of {len(plan.jobs)} jobs are finished; the same line{name} goes on from here"
+        f"{done} of {len(plan.jobs)} jobs are finished; the same line with "
+        f"sweep.name={plan.directory.name} goes on from here"
     )
 
 
