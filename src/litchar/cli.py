@@ -3,6 +3,7 @@
 Nothing heavy is imported here, so that `--help` and `--cfg job` answer at once.
 """
 
+import contextlib
 import difflib
 import functools
 import importlib
@@ -12,7 +13,7 @@ import re
 import secrets
 import select
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -180,12 +181,28 @@ def _exit_on(error: Exception, started: bool, conf: Path, config_name: str) -> N
         exit_with(f"{error.filename}: cannot be written ({error.strerror}); try run_dir=DIRECTORY")
     forbidden = next((e for e in causes(error) if isinstance(e, PermissionError)), None)
     if forbidden and forbidden.filename:
-        hint = "change its rights, or name another place"
-        exit_with(f"{forbidden.filename}: {forbidden.strerror}; {hint}")
+        exit_with(_forbidden(forbidden))
     # Before our own code starts, nothing but the command line can be at fault.
     if is_users(error) or not started:
         exit_with(_explain(error, conf, config_name))
     raise error
+
+
+def _forbidden(error: PermissionError) -> str:
+    return f"{error.filename}: {error.strerror}; change its rights, or name another place"
+
+
+@contextlib.contextmanager
+def exit_codes() -> Iterator[None]:
+    """Let a `main` that argparse reads for, decorated with `@exit_codes()`, end as others do: with
+    2 and one line if the input was wrong, and with 128 + the signal if one came."""
+    signals.install()
+    try:
+        yield
+    except UserError as error:
+        exit_with(str(error))
+    except PermissionError as error:
+        exit_with(_forbidden(error))
 
 
 _STDOUT = 1

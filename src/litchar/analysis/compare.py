@@ -5,10 +5,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from litchar.analysis.command import exit_codes
 from litchar.analysis.comparison import COSTS, At, Comparison, compare
 from litchar.analysis.comparison_tables import print_comparison, write_tables
 from litchar.analysis.runs import is_run
+from litchar.cli import exit_codes
 from litchar.errors import UserError
 from litchar.terminal import Terminal
 

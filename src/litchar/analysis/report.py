@@ -6,10 +6,10 @@ from pathlib import Path
 
 from rich.text import Text
 
-from litchar.analysis.command import exit_codes
 from litchar.analysis.page import write_page
 from litchar.analysis.run_report import STYLE, run_report
 from litchar.analysis.runs import NAME, Run, is_run
+from litchar.cli import exit_codes
 from litchar.data import TextDataModule
 from litchar.errors import UserError
 from litchar.terminal import Terminal

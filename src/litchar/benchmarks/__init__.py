@@ -12,7 +12,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 
-from litchar.analysis.command import exit_codes
+from litchar.cli import exit_codes
 from litchar.errors import UserError
 from litchar.terminal import Terminal
 

@@ -1,4 +1,4 @@
-"""How commands end that argparse reads."""
+"""How commands end that argparse reads, from a signal or without the rights to a file."""
 
 import argparse
 import os
