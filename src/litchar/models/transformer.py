@@ -96,7 +96,9 @@ class Transformer(nn.Module):
         if logit_cap is not None and (not isinstance(logit_cap, int | float) or logit_cap <= 0):
             raise ValueError(f"logit_cap={logit_cap} is not above 0")
         if tie_head and init == "zero":
-            raise ValueError("tie_head=true needs init=gpt2: init=zero would zero the embedding")
+            raise ValueError(
+                "tie_head=true needs init=gpt2 or torch: init=zero would zero the embedding"
+            )
 
         def make_norm(width: int) -> Norm:
             if norm == "rms":
