@@ -76,6 +76,9 @@ CLOSED = frozenset({"trainer", "tune"})
 OmegaConf.register_new_resolver(  # run directories differ by it
     "unique", lambda: secrets.token_hex(2), use_cache=True, replace=True
 )
+OmegaConf.register_new_resolver(  # a slash would hide a run in a directory of directories
+    "in_a_path", lambda name: str(name).replace("/", "_"), replace=True
+)
 OmegaConf.register_new_resolver(
     "or", lambda value, default: default if value is None else value, replace=True
 )
@@ -202,6 +205,8 @@ def exit_codes() -> Iterator[None]:
     except UserError as error:
         exit_with(str(error))
     except PermissionError as error:
+        if not error.filename:
+            raise
         exit_with(_forbidden(error))
 
 

@@ -68,16 +68,12 @@ def check_settings(config: DictConfig) -> None:
     target = config.target_val_loss
     if target is not None and not _is_number(target, int | float):
         raise UserError(f"target_val_loss={target}: must be a number, or null")
-    for key, others in TRUE_OR_FALSE.items():
-        value = OmegaConf.select(config, key, default=False)  # a bigram has no norms
-        if not isinstance(value, bool) and value not in others:
-            allowed = "".join(f", or {'null' if other is None else other}" for other in others)
-            raise UserError(f"{key}={value}: must be true or false{allowed}")
-    batches = config.trainer.fast_dev_run
-    if not isinstance(batches, int):
-        raise UserError(
-            f"trainer.fast_dev_run={batches}: must be true or false, or a number of batches"
-        )
+    for key, others in {"compile": ", or null", "profile": "", "report": ""}.items():
+        if not isinstance(config[key], bool) and not (others and config[key] is None):
+            raise UserError(f"{key}={config[key]}: must be true or false{others}")
+    for key, value in flat(cast(dict[str, Any], OmegaConf.to_container(config))):
+        if isinstance(value, str) and value.lower() in YES_AND_NO and within(key, BUILT):
+            raise UserError(f"{key}={value}: a text, which Python takes as true; true or false?")
 
 
 # Keys that are whole numbers where they are not null, and the least of each.
@@ -88,31 +84,8 @@ WHOLE_NUMBERS = {
     "trainer.log_every_n_steps": 0,
 }
 
-# Keys that are true or false, and what else each may be: to Hydra `no` and `off` are texts, which
-# Python takes as true. Those of a text are checked there.
-TRUE_OR_FALSE: dict[str, tuple[Any, ...]] = {
-    "compile": (None,),
-    "profile": (),
-    "report": (),
-    "model.qk_norm": (),
-    "model.bias": (),
-    "model.qkv_bias": (None,),
-    "model.head_bias": (),
-    "model.tie_head": (),
-    "trainer.deterministic": (None, "warn"),
-    "trainer.benchmark": (None,),
-    "trainer.detect_anomaly": (),
-    "trainer.barebones": (),
-    "trainer.inference_mode": (),
-    "trainer.sync_batchnorm": (),
-    "trainer.enable_checkpointing": (None,),
-    "trainer.enable_progress_bar": (None,),
-    "trainer.enable_model_summary": (None,),
-    "trainer.enable_autolog_hparams": (),
-    "trainer.use_distributed_sampler": (),
-    "logger.tensorboard.default_hp_metric": (),
-    "logger.wandb.offline": (),
-}
+YES_AND_NO = ("yes", "no", "on", "off")  # true and false to YAML 1.1, and texts to Hydra
+BUILT = ("model", "optimizer", "scheduler", "trainer", "callbacks", "logger")  # what they may be in
 
 
 def _is_number(value: Any, kind: Any) -> bool:

@@ -5,7 +5,6 @@ Nothing heavy is imported here; see `litchar.cli`.
 
 import json
 import os
-import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -71,21 +70,19 @@ def redirect(arguments: list[str], conf: Path, config_name: str) -> list[str]:
 
     Raises:
         UserError: the checkpoint is not there; or `run_dir` holds a run that would be overwritten;
-            or a sweep is named and none is asked for; or the run's name is no part of one.
+            or a sweep is named and none is asked for.
     """
     if any(argument.startswith("-") for argument in arguments):
         return arguments  # --help, --cfg, or a sweep, whose jobs have their own directories
     named = next((a for a in arguments if a.startswith("sweep.")), None)
     if named and not any(a.startswith("hydra.mode=") for a in arguments):
         raise UserError(f"{named}: this is no sweep; add -m, and lists of values")
-    parsed = OverridesParser.create().parse_overrides(arguments)
-    given = {override.key_or_group: override for override in parsed}
-    if "name" in given:
-        check_name("name", given["name"].value())
-    if not {"resume", "run_dir"} & given.keys():
+    if not any(argument.startswith(("resume=", "run_dir=")) for argument in arguments):
         return arguments
     with hydra.initialize_config_dir(str(conf), version_base="1.3"):
         config = hydra.compose(config_name, arguments)
+    parsed = OverridesParser.create().parse_overrides(arguments)
+    given = {override.key_or_group for override in parsed}
     if config.resume is None:
         if "run_dir" in given and (Path(config.run_dir) / "summary.json").exists():
             raise UserError(
@@ -106,20 +103,6 @@ def redirect(arguments: list[str], conf: Path, config_name: str) -> list[str]:
     else:
         run_dir = Path(config.run_dir)
     return [*arguments, *output_subdir(run_dir)]
-
-
-def check_name(key: str, name: object) -> None:
-    """Refuse what is no part of a directory's name: with a slash in it nobody would find what lies
-    there.
-
-    Raises:
-        UserError: it is such a name.
-    """
-    if not isinstance(name, str) or not re.fullmatch(r"(?!\.)[\w .+-]{1,100}", name):
-        raise UserError(
-            f"{key}={name}: give it letters, digits, '-', '_', '+' and '.', at most 100: it "
-            "names a directory"
-        )
 
 
 def output_subdir(run_dir: Path) -> list[str]:

@@ -22,7 +22,6 @@ from litchar.training.resume import (
     FREE,
     absolute_paths,
     changes,
-    check_name,
     flat,
     is_busy,
     output_subdir,
@@ -97,7 +96,11 @@ def check_command_line(overrides: dict[str, Override], config: DictConfig) -> No
         UserError: the name is no directory's, or a key is one run's alone.
     """
     name = Path(config.hydra.sweep.dir).name if config.sweep.name is None else config.sweep.name
-    check_name("sweep.name", name)
+    if not isinstance(name, str) or not re.fullmatch(r"(?!\.)[\w .+-]{1,100}", name):
+        raise UserError(
+            f"sweep.name={name}: give it letters, digits, '-', '_', '+' and '.', at most 100: it "
+            "names a directory"
+        )
     if not isinstance(config.sweep.retry_failed, bool):
         raise UserError(f"sweep.retry_failed={config.sweep.retry_failed}: must be true or false")
     for key, override in overrides.items():
