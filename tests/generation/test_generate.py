@@ -22,7 +22,7 @@ from litchar.checkpoints import Checkpoint
 from litchar.errors import UserError
 from litchar.generation.run import run
 from litchar.generation.scoring import log_probs_of
-from litchar.generation.writing import Writing
+from litchar.generation.writing import Writing, typed
 from litchar.text import Vocabulary
 
 LETTERS = Vocabulary("abcdef")
@@ -102,6 +102,11 @@ def test_a_new_line_can_be_typed_in_a_stop_string(generated, run_dir):
         text = json.loads(generated(*setting, stop).out)
         assert text["finish"] == "stop"
         assert "\n" not in text["text"]
+
+
+def test_what_is_typed_in_a_line_has_new_lines_and_backslashes():
+    assert typed(r"a\nb\\n\\\n\x") == "a\nb\\n\\\n\\x"
+    assert typed("\\") == "\\"
 
 
 def test_a_score_is_the_models_own_loss(generate, run_dir):

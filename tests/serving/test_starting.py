@@ -72,7 +72,7 @@ def test_a_port_in_use_is_named(start, script):
 def test_a_missing_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "fastapi", None)
     with pytest.raises(
-        UserError, match=r'serve.py, .* the package fastapi: pip install -e "\.\[web\]"'
+        UserError, match=r'litchar.serving needs the package fastapi: pip install -e "\.\[web\]"'
     ):
         importlib.reload(serving)
 

@@ -9,10 +9,11 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from litchar.errors import Interrupted, UserError
+from litchar.generation.writing import typed
 from litchar.text.remembered import cache_dir
 
 HELP = """\
-Type what the text is to begin with, then Enter; \\n stands for a new line.
+Type what the text is to begin with, then Enter; \\n stands for a new line, \\\\ for a backslash.
   :KEY=VALUE   change a setting: :temperature=0.7 :top_k=null :max_new_tokens=200 :seed=1
   :settings    show them
   :quit        end, as Ctrl-D does; Ctrl-C ends a text
@@ -56,7 +57,7 @@ def run(
                 elif line.startswith(":"):
                     change(config, line[1:], check)
                 else:
-                    show(line.replace("\\n", "\n"))
+                    show(typed(line))
                     config.seed += config.num_samples
             except EOFError:
                 print()

@@ -7,7 +7,6 @@ import threading
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -16,7 +15,7 @@ from litchar.generation import prompt_loop
 from litchar.generation.known import known_documents
 from litchar.generation.scoring import Score, legend
 from litchar.generation.text_model import TextModel
-from litchar.generation.writing import Settings, Writing
+from litchar.generation.writing import Settings, Writing, typed
 from litchar.terminal import Terminal
 from litchar.text.vocabulary import printable
 
@@ -47,8 +46,8 @@ def run(config: DictConfig) -> None:
 
     def show(prompts: Sequence[str]) -> None:
         texts = show_texts(text_model, prompts, config)
-        if document:
-            print(known_documents(checkpoint, texts), file=sys.stderr)
+        if document and (said := known_documents(checkpoint, texts)):
+            print(said, file=sys.stderr)
 
     if config.score is not None:
         show_score(text_model.score(config.score, settings_of(config).unknown), config.json)
@@ -75,14 +74,13 @@ def check(config: DictConfig) -> None:
 
 
 def settings_of(config: DictConfig) -> Settings:
-    """Return how `config` wants a text to be written; `\\n` in a text stands for a new line."""
-
-    def typed(text: Any) -> Any:
-        return text.replace("\\n", "\n") if isinstance(text, str) else text
-
-    chosen = {field.name: typed(config[field.name]) for field in fields(Settings)}
+    """Return how `config` wants a text to be written; its texts are as they were typed."""
+    chosen = {field.name: config[field.name] for field in fields(Settings)}
     if OmegaConf.is_list(config.stop):
-        chosen["stop"] = [typed(text) for text in config.stop]
+        chosen["stop"] = [typed(one) if isinstance(one, str) else one for one in config.stop]
+    for name in ("stop", "unknown"):
+        if isinstance(chosen[name], str):
+            chosen[name] = typed(chosen[name])
     return Settings(**chosen)
 
 

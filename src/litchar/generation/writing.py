@@ -1,5 +1,6 @@
 """From ids to text: texts as they are written, and what stops them."""
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,11 @@ from litchar.generation.readers import Prepared
 from litchar.generation.sampling import Sampling, generate
 from litchar.text import Vocabulary
 from litchar.text.vocabulary import BOUNDARY
+
+
+def typed(text: str) -> str:
+    r"""Return what is meant by `text`, typed in one line: `\n` is a new line, `\\` a backslash."""
+    return re.sub(r"\\([n\\])", lambda match: "\n" if match[1] == "n" else "\\", text)
 
 
 @dataclass(frozen=True, kw_only=True)

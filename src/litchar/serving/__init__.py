@@ -1,9 +1,8 @@
 """A model behind a port: the OpenAI completions protocol, and a playground for the browser."""
 
-import importlib
-
 from litchar.errors import extra
 
-with extra("web", needed_for="scripts/serve.py, as scripts/playground.py,"):
-    for module in ("fastapi", "uvicorn", "jinja2"):
-        importlib.import_module(module)
+with extra("web", needed_for="litchar.serving"):
+    import fastapi  # noqa: F401
+    import jinja2  # noqa: F401
+    import uvicorn  # noqa: F401

@@ -38,7 +38,7 @@ from litchar.errors import UserError, check_whole
 from litchar.generation.readers import Prepared
 from litchar.generation.sampling import Chooser
 from litchar.generation.scoring import COLOURS
-from litchar.generation.writing import Settings, beginning
+from litchar.generation.writing import Settings, beginning, typed
 from litchar.serving import host
 from litchar.serving.batching import Batcher, ClosedError, FullError, Order, StoppedError, Stream
 from litchar.serving.pieces import Piece, Token, Tokens, name_of, written
@@ -172,7 +172,7 @@ class Playground:
             raise UserError(f"Prompt: at most {self.config.max_prompt} characters")
         if unknown := vocabulary.unknown(prompt):
             raise UserError(f"The model never saw {describe(unknown)}.")
-        stop = cleaning(form.get("stop", "").replace("\\n", "\n"))
+        stop = cleaning(typed(form.get("stop", "")))
         ids = beginning(vocabulary, vocabulary.encode(prompt))
         follow = partial(
             written,
