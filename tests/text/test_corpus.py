@@ -272,3 +272,7 @@ def test_a_list_of_files_takes_a_number_for_a_name_and_no_null(tmp_path, monkeyp
     assert Corpus.find([1984, "1984"]).paths == Corpus.find(1984).paths * 2 == [Path("1984")] * 2
     with pytest.raises(UserError, match="null is no path"):
         Corpus.find(["1984", None])
+    with pytest.raises(UserError, match="an empty text is no path"):
+        Corpus.find([""])
+    with pytest.raises(UserError, match=r"1\.5"):
+        Corpus.find(1.5)

@@ -358,6 +358,12 @@ def seeds_of(run: Run) -> tuple[Any, ...]:
     return tuple(run.summary.get("seed") if seed is None else seed for seed in seeds)
 
 
+def seed_of(run: Run) -> str:
+    """Return what names a run among those of its settings: its seed, and that of its windows if it
+    is another."""
+    return "/".join(map(str, dict.fromkeys(seeds_of(run))))
+
+
 def value_of(run: Run, key: str) -> Any:
     """Return a run's value of a key, or its choice of a group."""
     settings = dict(flat(run.config or run.composed))

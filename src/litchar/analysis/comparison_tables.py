@@ -17,6 +17,7 @@ from litchar.analysis.comparison import (
     Table,
     figure,
     same_flops,
+    seed_of,
     short,
     shown,
     status,
@@ -152,15 +153,15 @@ def write_tables(comparison: Comparison, directory: Path) -> None:
                 | {"n": row.n, "pending": len(row.pending), "loss": row.mean, "sd": row.sd}
                 | {"low": low, "high": high, "p": row.p, "differs": differs(row)}
                 | {name: row.figure(name) for name in FIGURES}
-                | {"seeds": " ".join(str(run.summary.get("seed")) for run in row.runs)}
+                | {"seeds": " ".join(map(seed_of, row.runs))}
                 | {"runs": " ".join(run.path.name for run in row.runs)}
             )
     write_csv(directory / "sweep.csv", rows)
     runs = []
     for run in comparison.runs:
-        figures = ("seed", "best_val_loss", "best_val_bpc", "best_step", *FIGURES)
+        figures = ("best_val_loss", "best_val_bpc", "best_step", *FIGURES)
         runs.append(
-            {"run": run.path.name, "status": status(run)}
+            {"run": run.path.name, "status": status(run), "seed": seed_of(run)}
             | {key: value_of(run, key) for key in keys}
             | {name: figure(run, name) for name in figures}
             | {"left_out": comparison.reasons.get(run.path, "")}

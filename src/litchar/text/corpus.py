@@ -49,7 +49,7 @@ class Corpus:
     @classmethod
     def find(
         cls,
-        path: str | int | Sequence[str | int],
+        path: str | float | Sequence[str | float],
         pattern: str = "**/*.txt",
         field: str | None = None,
         column: str | None = None,
@@ -67,9 +67,10 @@ class Corpus:
             UserError: there is no such file, or nothing in the directory matches.
         """
         found: list[Path] = []
-        for entry in [path] if isinstance(path, str | int | Path) else path:
-            if entry is None:
-                raise UserError("data.path: null is no path; take it out of the list")
+        for entry in [path] if isinstance(path, str | float | int | Path) else path:
+            if entry in (None, ""):
+                said = "null" if entry is None else "an empty text"
+                raise UserError(f"data.path: {said} is no path; take it out of the list")
             if is_remote(entry):
                 found += fetch(str(entry), pattern)
                 continue
