@@ -21,8 +21,8 @@ arguments = st.lists(st.tuples(st.sampled_from(["", "+", "++", "~"]), keys, word
 @settings(deadline=None, max_examples=120, suppress_health_check=list(HealthCheck))
 @given(arguments)
 def test_any_overrides_compose_or_are_explained_in_one_line(parts):
-    line = [quote(f"{prefix}{key}={value}") for prefix, key, value in parts]
     try:
+        line = [quote(f"{prefix}{key}={value}") for prefix, key, value in parts]
         check(line, CONF, "train")
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
             hydra.compose("train", line)
