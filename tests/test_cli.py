@@ -522,12 +522,11 @@ def test_a_relative_path_is_found_again_from_another_directory(
     assert loss_of() == pytest.approx(summary(run_dir)["best_val_loss"], abs=1e-5)
 
 
-def test_an_unwritable_cache_is_refused_in_one_line(script, text_file, tmp_path, monkeypatch):
+def test_an_unwritable_cache_is_refused_by_its_variable(train, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("LITCHAR_CACHE", str(tmp_path / "file" / "cache"))
-    result = script("train.py", *SMALL, f"data.path={text_file}")
-    assert result.returncode == 2
-    assert "LITCHAR_CACHE" in result.stderr
+    with pytest.raises(UserError, match="LITCHAR_CACHE"):
+        train()
 
 
 def test_a_diverged_run_ends_with_1_and_one_line(script, text_file, tmp_path):

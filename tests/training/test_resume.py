@@ -390,11 +390,9 @@ def test_a_directory_that_holds_a_run_is_not_overwritten(finished_like):
 # Killed at random moments, in processes of their own
 
 
-def storm(kills, tmp_path, text_file, steps, seconds):
+def storm(kills, train, text_file, steps, seconds):
     """Kill a run `kills` times, resume it each time, and compare with an undisturbed one."""
-    command = [
-        sys.executable,
-        str(ROOT / "scripts/train.py"),
+    settings = (
         f"data.path={text_file}",
         "data.block_size=16",
         "data.batch_size=8",
@@ -408,16 +406,15 @@ def storm(kills, tmp_path, text_file, steps, seconds):
         f"trainer.val_check_interval={steps // 10}",
         "trainer.log_every_n_steps=7",
         "checkpoint.every_seconds=0.05",
-    ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    whole, run_dir = tmp_path / "whole", tmp_path / "storm"
-    subprocess.run([*command, f"run_dir={whole}"], env=environment, check=True, capture_output=True)
+    )
+    whole = train(*settings, name="whole", only=True)
+    run_dir = whole.parent / "storm"
+    command = [sys.executable, str(ROOT / "scripts/train.py"), *settings]
     draw = random.Random(0)
     killed = 0
     while killed < kills:
         process = subprocess.Popen(
             [*command, f"run_dir={run_dir}", "resume=auto"],
-            env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -432,15 +429,14 @@ def storm(kills, tmp_path, text_file, steps, seconds):
         assert process.returncode == -signal.SIGKILL, f"after {killed} kills: {output}"
         assert "not a whole checkpoint" not in output
         killed += 1
-    end = [*command, f"run_dir={run_dir}", "resume=auto"]
-    subprocess.run(end, env=environment, check=True, capture_output=True)
+    assert train(*settings, "resume=auto", name="storm", only=True) == run_dir
     assert_same_run(whole, run_dir)
 
 
-def test_a_run_killed_at_random_moments_goes_on_exactly(tmp_path, text_file):
-    storm(2, tmp_path, text_file, steps=600, seconds=0.15)
+def test_a_run_killed_at_random_moments_goes_on_exactly(train, text_file):
+    storm(2, train, text_file, steps=600, seconds=0.15)
 
 
 @pytest.mark.slow
-def test_a_run_killed_fifty_times_goes_on_exactly(tmp_path, text_file):
-    storm(50, tmp_path, text_file, steps=40_000, seconds=1.0)
+def test_a_run_killed_fifty_times_goes_on_exactly(train, text_file):
+    storm(50, train, text_file, steps=40_000, seconds=1.0)
