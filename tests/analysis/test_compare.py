@@ -379,6 +379,14 @@ def test_a_place_that_cannot_be_written_is_refused_in_one_line(
     assert re.fullmatch(rf"error: .*{place}: {reason}", error)
 
 
+def test_no_place_is_not_the_working_directory(made, capsys):
+    made("a")
+    with pytest.raises(SystemExit) as refusal:
+        main(["sweep", "--out", ""])
+    assert refusal.value.code == 2
+    assert "argument --out: is empty; name a directory" in capsys.readouterr().err
+
+
 def test_a_sweep_that_cannot_be_written_is_compared_and_named(made, tmp_path, monkeypatch, capsys):
     def read_only(*_, **__):
         raise OSError(30, "Read-only file system", ".draft-0-sweep.csv")

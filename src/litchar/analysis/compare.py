@@ -58,6 +58,12 @@ def main(arguments: list[str] | None = None) -> None:
     sys.exit(0 if equal else 1)
 
 
+def _directory(text: str) -> Path:
+    if not text:  # a variable that is not set; to pathlib the working directory
+        raise argparse.ArgumentTypeError("is empty; name a directory")
+    return Path(text)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="compare.py",
@@ -68,7 +74,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("paths", nargs="*", type=Path, help="directories of sweeps or of runs")
     parser.add_argument("--at", help=f"compare at equal cost: {', '.join(COSTS)}, as in steps=1000")
     parser.add_argument(
-        "--out", type=Path, help="where to write sweep.csv, runs.csv, sweep.png and report.html"
+        "--out",
+        type=_directory,
+        help="where to write sweep.csv, runs.csv, sweep.png and report.html",
     )
     parser.add_argument(
         "--revisions", nargs=2, metavar=("A", "B"), help="git's; . is the code here"
