@@ -143,8 +143,11 @@ class Muon(torch.optim.Optimizer):
     def _step_muon(self, matrices: list[Tensor], group: dict[str, Any]) -> None:
         buffers = [self._state(p, "momentum_buffer") for p in matrices]
         gradients = [p.grad for p in matrices if p.grad is not None]  # none is, says the caller
-        torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
-        updates = torch._foreach_lerp(gradients, buffers, group["momentum"])  # Nesterov's
+        momentum = group["momentum"]
+        torch._foreach_lerp_(buffers, gradients, 1 - momentum)
+        # Nesterov's. FSDP's tensors have no lerp out of place before torch 2.13.
+        updates = torch._foreach_mul(gradients, 1 - momentum)
+        torch._foreach_add_(updates, buffers, alpha=momentum)
         torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
 
         by_shape = sorted(zip(matrices, updates, strict=True), key=lambda pair: pair[0].shape)
