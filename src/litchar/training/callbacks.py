@@ -10,7 +10,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from lightning.fabric.utilities.throughput import get_available_flops
+from lightning.fabric.utilities.throughput import _CUDA_FLOPS, get_available_flops
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
@@ -23,6 +23,9 @@ from litchar.training.loggers import TensorBoard
 from litchar.training.module import LanguageModel
 from litchar.training.sharding import full, is_sharded, whole
 from litchar.training.summary import write_summary
+
+# The driver's name of an H200 says nothing of its form, which Lightning looks for.
+_CUDA_FLOPS.setdefault("nvidia h200", _CUDA_FLOPS["h100 sxm"])
 
 
 class Metrics(Callback):
