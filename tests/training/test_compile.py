@@ -17,6 +17,7 @@ def test_a_run_goes_on_uncompiled_where_compilation_fails(train, tmp_path, monke
     broken = summary(train("compile=true", name="broken"))
     lines = [line for line in capsys.readouterr().out.splitlines() if "Not compiled" in line]
     assert len(lines) == 1
+    assert "/nowhere/c++" in lines[0]
     assert broken["status"] == "completed"
     assert broken["val_loss"] == plain["val_loss"]
 

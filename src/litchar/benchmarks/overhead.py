@@ -114,7 +114,7 @@ def time_bare_loop(script: str, experiment: str, form: str, steps: int) -> float
     from litchar.device import set_matmul_precision
     from litchar.text import open_store
     from litchar.text.sources import bundled
-    from litchar.training.module import mean_loss
+    from litchar.training.module import compiled_loss, mean_loss
     from litchar.training.resolve import resolve_device, resolve_dropout
 
     config = compose(script, f"experiment={experiment}", "data=ml")
@@ -134,7 +134,7 @@ def time_bare_loop(script: str, experiment: str, form: str, steps: int) -> float
         model = instantiate(config.model, **sizes).to(device)
         optimizer = instantiate(config.optimizer)(model)
         set_matmul_precision(config.float32_matmul_precision, device)
-    loss_of = torch.compile(mean_loss) if config.compile else mean_loss
+    loss_of = compiled_loss(device.type == "cuda") if config.compile else mean_loss
     autocast: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
     if config.trainer.precision == "bf16-mixed":
         autocast = torch.autocast(device.type, torch.bfloat16)

@@ -11,7 +11,7 @@ import lightning as L
 import torch
 from hydra.utils import instantiate
 from lightning.fabric.utilities.warnings import PossibleUserWarning
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import (
     AdvancedProfiler,
@@ -19,6 +19,7 @@ from lightning.pytorch.profilers import (
     PyTorchProfiler,
     SimpleProfiler,
 )
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from omegaconf import DictConfig
 
 from litchar import signals
@@ -28,7 +29,7 @@ from litchar.terminal import Terminal
 from litchar.text import Vocabulary
 from litchar.training.callbacks import Metrics, Samples, StopSignals
 from litchar.training.checkpointing import AtomicCheckpointIO, Checkpoints
-from litchar.training.module import LanguageModel, mean_loss
+from litchar.training.module import LanguageModel, compiled_loss, mean_loss
 from litchar.training.profile import Profile
 from litchar.training.progress import ProgressBar
 from litchar.training.ranks import Environment
@@ -127,15 +128,27 @@ def compile_or_say_why_not(
     module.to(device)
     shape = (data.batch_size // trainer.world_size, data.block_size)
     idx, targets = (torch.zeros(shape, dtype=torch.long, device=device) for _ in range(2))
-    module.compile_loss()
+    graphs = device.type == "cuda" and _can_replay(trainer)
+    module.mean_loss = compiled_loss(graphs)
     try:
-        with trainer.precision_plugin.forward_context():
-            torch.autograd.backward(module.mean_loss(module.model, idx, targets))
+        for _ in range(3 if graphs else 1):  # graphs are recorded in the second turn
+            with trainer.precision_plugin.forward_context():
+                torch.autograd.backward(module.mean_loss(module.model, idx, targets))
+            module.zero_grad(set_to_none=True)
     except Exception as error:  # whatever the compiler raises: training can go on without it
-        reason = str(error).strip().split("\n")[0]
-        terminal.say(f"Not compiled ({type(error).__name__}: {reason}); going on without.")
+        cause = getattr(error, "inner_exception", error)  # of what the backend raised
+        reason = str(cause).strip().split("\n")[0]
+        terminal.say(f"Not compiled ({type(cause).__name__}: {reason}); going on without.")
         module.mean_loss = mean_loss
     module.zero_grad(set_to_none=True)
+
+
+def _can_replay(trainer: L.Trainer) -> bool:
+    """Return whether gradients may lie in a CUDA graph's memory, where the next turn overwrites
+    them: they must neither add up over batches nor belong to several ranks."""
+    schedules = (isinstance(c, GradientAccumulationScheduler) for c in trainer.callbacks)  # type: ignore[attr-defined]  # set unseen
+    one_device = isinstance(trainer.strategy, SingleDeviceStrategy)
+    return one_device and trainer.accumulate_grad_batches == 1 and not any(schedules)
 
 
 def quiet_libraries() -> None:
