@@ -1,14 +1,14 @@
 """A transformer that keeps keys and values, on any device."""
 
-from functools import cache
-from typing import cast
+from functools import cache, partial
+from typing import Any, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from litchar.models.transformer import Block, NGramEmbedding, Transformer, rotate
+from litchar.models.transformer import Block, NGramEmbedding, Norm, Transformer
 
 
 class CachedTransformer:
@@ -21,7 +21,10 @@ class CachedTransformer:
     alone, so that keys are stored rotated and need no further touch. Learned positions cannot
     roll: `Crop` takes over when the context is full.
 
-    On an NVIDIA GPU the step of one id is captured once as a CUDA graph and then replayed.
+    On an NVIDIA GPU the step of one id is captured once as a CUDA graph and then replayed; and once
+    more when the cache is full, as attention then needs no mask. What such a step takes is the
+    number of its operations, which are some microseconds each, and hardly what they compute:
+    queries and keys go through theirs together.
 
     Args:
         model: in evaluation mode.
@@ -44,9 +47,10 @@ class CachedTransformer:
         self.before = self.position.new_zeros(batch_size, n_before)  # the last ids, for n-grams
         if model.rotary is not None:
             tables = model.rotary.tables(max(max_ids, model.block_size))
-            self.cos, self.sin = (table.to(weight) for table in tables)
-        self.graph: torch.cuda.CUDAGraph | None = None
-        self.begun = False
+            self.cos, self.sin = (table.to(weight)[:, None] for table in tables)  # (N, 1, 1, D / 2)
+        self.norms = [HeadNorms.of(block) for block in self.blocks]
+        self.n_read = 0
+        self.graphs: dict[bool, torch.cuda.CUDAGraph] = {}  # with the cache full, and before
 
     @torch.inference_mode()
     def read(self, idx: np.ndarray) -> np.ndarray:
@@ -55,36 +59,54 @@ class CachedTransformer:
         Of a prompt longer than the context its last `block_size` ids are read; after it comes one
         id at a time.
         """
-        ids = torch.from_numpy(idx[:, -self.model.block_size :]).to(self.position.device)
-        logits = self._replay(ids) if self.begun and ids.is_cuda else self._read(ids)
-        self.begun = True
-        return logits.float().cpu().numpy()
+        ids = torch.from_numpy(idx[:, -self.model.block_size :])
+        full = self.n_read >= self.model.block_size  # all slots are seen
+        if self.n_read and self.position.is_cuda:
+            logits = self._replay(ids, full)
+        else:
+            logits = self._read(ids.to(self.position.device), full).float().cpu().numpy()
+        self.n_read += ids.shape[1]
+        return logits
 
-    def _read(self, idx: Tensor) -> Tensor:
+    def _read(self, idx: Tensor, full: bool) -> Tensor:
         """Return the logits behind `idx`, and keep its keys and values: (B, T) -> (B, V).
 
-        Of what it does nothing depends on where it stands but the content of tensors, as the
+        But for `full`, nothing depends on where it stands but the content of tensors, as the
         capture of a graph asks for.
         """
         model = self.model
         B, T = idx.shape  # noqa: N806
         positions = self.position + self.slots[:T]
         slots = positions % model.block_size
-        seen = self.slots <= positions[:, None]  # (T, block size); all, once the cache is full
+        mask = None
+        if not full:
+            seen = self.slots <= positions[:, None]  # (T, block size)
+            mask = torch.where(seen, 0.0, -torch.inf).to(model.head.weight)
+        cos_sin = None
+        if model.rotary is not None:
+            cos, sin = self.cos[positions], self.sin[positions]  # (T, 1, 1, D / 2)
+            cos_sin = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
         x = model.token_embedding(idx)  # (B, T, C)
         if model.position_embedding is not None:
             x = x + model.position_embedding.weight[slots]
         for ngram in self.ngrams:
             x = x + ngram(idx, self.before)
-        for block, keys, values in zip(self.blocks, self.keys, self.values, strict=True):
-            q, k, v = block.attention.project(block.attention_norm(x))  # (B, T, H, D)
-            if model.rotary is not None:
-                cos, sin = self.cos[positions], self.sin[positions]
-                q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        for block, norms, keys, values in zip(
+            self.blocks, self.norms, self.keys, self.values, strict=True
+        ):
+            qkv = block.attention.qkv(block.attention_norm(x))
+            qkv = qkv.view(B, T, 3, block.attention.n_head, -1)
+            qk, v = qkv[:, :, :2], qkv[:, :, 2]  # (B, T, 2, H, D), (B, T, H, D)
+            if norms is not None:
+                qk = norms(qk)
+            if cos_sin is not None:  # as `rotate` does
+                cos, sin = cos_sin
+                qk = torch.addcmul(qk * cos, qk.roll(qk.shape[-1] // 2, dims=-1), sin)
+            q, k = qk[:, :, 0], qk[:, :, 1]
             keys.index_copy_(2, slots, k.transpose(1, 2))
             values.index_copy_(2, slots, v.transpose(1, 2))
-            y = F.scaled_dot_product_attention(q.transpose(1, 2), keys, values, attn_mask=seen)
+            y = attend(q.transpose(1, 2), keys, values, mask)
             x = x + block.attention.output(y.transpose(1, 2).reshape(B, T, -1))
             x = x + block.feed_forward(block.feed_forward_norm(x))
 
@@ -92,38 +114,91 @@ class CachedTransformer:
         self.before.copy_(torch.cat((self.before, idx), dim=1)[:, T:])
         return model.logits(x[:, -1])
 
-    def _replay(self, idx: Tensor) -> Tensor:
+    def _replay(self, idx: Tensor, full: bool) -> np.ndarray:
         """Do as `_read` does for one id, captured the first time and replayed from then on."""
-        if self.graph is None:
-            self.idx = idx.clone()
-            self.graph = self._capture()
+        if not self.graphs:
+            V = self.model.head.out_features  # noqa: N806
+            self.idx = torch.empty_like(idx, pin_memory=True)
+            self.logits = torch.empty(len(idx), V, dtype=torch.float32, pin_memory=True)
         self.idx.copy_(idx)
-        self.graph.replay()
-        return self.logits
+        if full not in self.graphs:
+            self.graphs[full] = self._capture(full)
+        self.graphs[full].replay()
+        torch.cuda.current_stream(self.position.device).synchronize()
+        return self.logits.numpy().copy()
 
-    def _capture(self) -> torch.cuda.CUDAGraph:
-        """Capture `_read` of `self.idx` into `self.logits`.
+    def _capture(self, full: bool) -> torch.cuda.CUDAGraph:
+        """Capture `_read` of `self.idx` into `self.logits`, both in the CPU's memory.
 
         `torch.cuda.graph` would first give back all memory that is free: a training step behind a
         sample would have to ask the driver for it anew. And other threads may go on with theirs.
         """
         changed = (self.position, self.before)
         saved = [tensor.clone() for tensor in changed]
-        device = self.idx.device
+        device = self.position.device
+
+        def step() -> None:
+            logits = self._read(self.idx.to(device, non_blocking=True), full)
+            self.logits.copy_(logits, non_blocking=True)
+
         graph, stream = torch.cuda.CUDAGraph(), _capturing_stream(device)
         stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(stream):
             for _ in range(3):  # warm-up writes where the capture's own position will write
-                self._read(self.idx)
+                step()
                 torch._foreach_copy_(changed, saved)
             torch.cuda.synchronize(device)
             graph.capture_begin(capture_error_mode="thread_local")
             try:
-                self.logits = self._read(self.idx)
+                step()
             finally:
                 graph.capture_end()
         torch.cuda.current_stream(device).wait_stream(stream)
         return graph
+
+
+def attend(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    """Return what each position gathers: (B, H, T, D).
+
+    torch's kernels share out the work among blocks of positions, of which a single one leaves most
+    of a GPU idle; the products by themselves read the cache as fast as memory gives it.
+
+    Args:
+        mask: added to the scores: (T, block size)
+    """
+    B, H, T, D = q.shape  # noqa: N806
+    if T > 1:
+        return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
+    q, k, v = (x.flatten(0, 1) for x in (q, keys, values))  # (B H, T, D)
+    if mask is None:
+        scores = torch.bmm(q * D**-0.5, k.mT)
+    else:
+        scores = torch.baddbmm(mask, q, k.mT, alpha=D**-0.5)  # (B H, 1, block size)
+    return torch.bmm(F.softmax(scores, dim=-1), v).view(B, H, T, D)
+
+
+class HeadNorms:
+    """The norms of a block's queries and keys, both at once."""
+
+    def __init__(self, q_norm: Norm, k_norm: Norm) -> None:
+        norm: Any = F.layer_norm if isinstance(q_norm, nn.LayerNorm) else F.rms_norm
+        self.norm = partial(norm, normalized_shape=q_norm.normalized_shape, eps=q_norm.eps)
+        self.gain = torch.stack((q_norm.weight, k_norm.weight))[:, None]  # (2, 1, D)
+        shifts = [
+            shift for n in (q_norm, k_norm) if (shift := getattr(n, "bias", None)) is not None
+        ]
+        self.shift = torch.stack(shifts)[:, None] if shifts else None
+
+    @classmethod
+    def of(cls, block: Block) -> "HeadNorms | None":
+        """Return those of a block, if it has any."""
+        q_norm, k_norm = block.attention.q_norm, block.attention.k_norm
+        return None if q_norm is None or k_norm is None else cls(q_norm, k_norm)
+
+    def __call__(self, qk: Tensor) -> Tensor:
+        """Norm each head by itself: (B, T, 2, H, D)."""
+        normed: Tensor = self.norm(qk) * self.gain
+        return normed if self.shift is None else normed + self.shift
 
 
 @cache
