@@ -580,6 +580,26 @@ def test_dropout_acts_in_training_alone():
     assert torch.equal(plain(idx), plain(idx))
 
 
+def test_noise_enters_in_training_alone():
+    plain, noisy = make(), make(noise=0.5)
+    idx = some_ids()
+    assert torch.equal(noisy(idx), plain(idx))
+    noisy.train()
+    assert not torch.equal(noisy(idx), noisy(idx))
+
+
+def test_the_residual_stream_is_bfloat16_where_products_are():
+    """But for float16, which cannot hold what may come."""
+    seen = []
+    model = make()
+    model.blocks[0].register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].dtype))
+    model(some_ids())
+    for dtype in (torch.bfloat16, torch.float16):
+        with torch.autocast("cpu", dtype):
+            model(some_ids())
+    assert seen == [torch.float32, torch.bfloat16, torch.float32]
+
+
 def test_each_of_the_four_dropouts_is_there():
     """Embeddings, attention weights, and what attention and feed-forward add."""
     model = make(dropout=0.5, n_layer=1).train()
@@ -614,6 +634,7 @@ def test_each_of_the_four_dropouts_is_there():
         ({"dropout": -0.1}, r"dropout=-0\.1 does not lie in \[0, 1\)"),
         ({"dropout": 1.0}, r"dropout=1\.0 does not lie in \[0, 1\)"),
         ({"dropout": float("nan")}, r"dropout=nan does not lie"),
+        ({"noise": 1}, r"noise=1 does not lie in \[0, 1\)"),
         ({"position": "alibi"}, r"position=alibi is not one of rotary, learned"),
         ({"norm": "batch"}, r"norm=batch is not one of rms, layer"),
         (

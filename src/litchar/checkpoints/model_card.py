@@ -111,6 +111,7 @@ def _facts(checkpoint: Checkpoint, model: nn.Module) -> dict[str, str]:
         "learning rate": optimizer.get("lr"),
         "weight decay": optimizer.get("weight_decay"),
         "dropout": settings.get("dropout"),
+        "noise": settings.get("noise"),
         "seed": config.get("seed"),
         "torch": checkpoint.provenance.get("torch"),
     }

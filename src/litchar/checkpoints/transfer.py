@@ -28,7 +28,7 @@ class Transfer:
     dropped: int
 
 
-FREE = ("vocab_size", "block_size", "dropout", "init")  # of a model, which no weight depends on
+FREE = ("vocab_size", "block_size", "dropout", "noise", "init")  # which no weight depends on
 
 
 def differing(parent: Checkpoint, settings: dict[str, Any]) -> str:
