@@ -1,10 +1,14 @@
 """How a device multiplies."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from litchar.device import set_matmul_precision
 from litchar.errors import UserError
+from litchar.models import Transformer
+from litchar.training import callbacks
 
 
 @pytest.fixture(autouse=True)
@@ -45,3 +49,18 @@ def test_each_run_multiplies_as_it_is_told(train):
         assert torch.get_float32_matmul_precision() == setting
     with pytest.raises(UserError, match="float32_matmul_precision=tf32: must be highest, high"):
         train("float32_matmul_precision=tf32", name="refused")
+
+
+@pytest.mark.parametrize("name", ["NVIDIA H100 80GB HBM3", "NVIDIA H200"])
+def test_the_peak_of_a_gpu_is_found_by_the_name_its_driver_gives_it(name, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: name)
+    strategy = SimpleNamespace(root_device=torch.device("cuda"))
+    model = Transformer(65, 256, 6, 6, 384, activation="relu2")
+    trainer = SimpleNamespace(
+        strategy=strategy, precision="bf16-mixed", world_size=1, lightning_module=None
+    )
+    monkeypatch.setattr(callbacks, "language_model", lambda _: SimpleNamespace(model=model))
+    weights = 6 * 12 * 384**2 + 65 * 384  # of the blocks, and the head
+    flops = 6 * weights + 12 * 6 * 384 * 256  # a character
+    share = callbacks.model_flops_utilization(trainer, 989.4e12 / flops / 4)
+    assert share == pytest.approx(0.25)

@@ -2,10 +2,13 @@
 
 from functools import partial
 
+import lightning as L
 import pytest
 import torch._inductor.config
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
 from conftest import summary
+from litchar.training.trainer import can_replay
 
 
 def test_a_run_goes_on_uncompiled_where_compilation_fails(train, tmp_path, monkeypatch, capsys):
@@ -33,6 +36,20 @@ def test_what_the_trial_compiles_serves_all_steps_and_validations(train, monkeyp
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=count))
     train("compile=true", "model.dropout=0.0")
     assert len(graphs) == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "replayed"),
+    [
+        ({}, True),
+        ({"accumulate_grad_batches": 2}, False),
+        ({"callbacks": [GradientAccumulationScheduler({0: 2})]}, False),
+        ({"strategy": "ddp", "devices": 1}, False),
+    ],
+)
+def test_a_graph_is_replayed_where_its_gradients_may_be_overwritten(settings, replayed):
+    quiet = {"logger": False, "enable_checkpointing": False}
+    assert can_replay(L.Trainer(accelerator="cpu", **quiet, **settings)) is replayed
 
 
 @pytest.mark.slow

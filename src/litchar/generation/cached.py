@@ -160,8 +160,7 @@ class CachedTransformer:
 def attend(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
     """Return what each position gathers: (B, H, T, D).
 
-    torch's kernels share out the work among blocks of positions, of which a single one leaves most
-    of a GPU idle; the products by themselves read the cache as fast as memory gives it.
+    torch's kernels share out the work among blocks of positions. Where there is one, products do.
 
     Args:
         mask: added to the scores: (T, block size)

@@ -128,7 +128,7 @@ def compile_or_say_why_not(
     module.to(device)
     shape = (data.batch_size // trainer.world_size, data.block_size)
     idx, targets = (torch.zeros(shape, dtype=torch.long, device=device) for _ in range(2))
-    graphs = device.type == "cuda" and _can_replay(trainer)
+    graphs = device.type == "cuda" and can_replay(trainer)
     module.mean_loss = compiled_loss(graphs)
     try:
         for _ in range(3 if graphs else 1):  # graphs are recorded in the second turn
@@ -143,7 +143,7 @@ def compile_or_say_why_not(
     module.zero_grad(set_to_none=True)
 
 
-def _can_replay(trainer: L.Trainer) -> bool:
+def can_replay(trainer: L.Trainer) -> bool:
     """Return whether gradients may lie in a CUDA graph's memory, where the next turn overwrites
     them: they must neither add up over batches nor belong to several ranks."""
     schedules = (isinstance(c, GradientAccumulationScheduler) for c in trainer.callbacks)  # type: ignore[attr-defined]  # set unseen
