@@ -1,6 +1,7 @@
 """What tests share: caches and outputs of their own, and a way to train in this process."""
 
 import contextlib
+import csv
 import json
 import os
 import resource
@@ -19,11 +20,13 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as a run does; re
 
 import hydra
 import pytest
+import torch
 from lightning.pytorch.callbacks import Callback
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from litchar import signals
+from litchar.checkpoints import load
 from litchar.cli import quote
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -190,6 +193,35 @@ def scalars(directory: Path) -> dict[str, list[tuple[int, float]]]:
 def summary(run_dir: Path) -> dict:
     """Return the figures of a run."""
     return json.loads((run_dir / "summary.json").read_text())
+
+
+def figures(run_dir: Path) -> tuple:
+    """Return everything that a run wrote down, but for times and speeds."""
+    with open(run_dir / "metrics.csv", newline="") as file:
+        rows = [
+            {key: value for key, value in row.items() if "speed" not in key}
+            for row in csv.DictReader(file)
+        ]
+    curves = scalars(run_dir / "tensorboard")
+    curves = {t: points for t, points in curves.items() if "speed" not in t and "seconds" not in t}
+    kept = {
+        key: value
+        for key, value in summary(run_dir).items()
+        if key not in ("checkpoint", "peak_memory_bytes", "characters_per_second")
+        and "seconds" not in key
+    }
+    return rows, curves, kept, (run_dir / "samples.txt").read_text()
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """See that two runs are one, to the last bit of what they wrote down and learned."""
+    assert figures(one) == figures(other)
+    a, b = (load(run / "checkpoints/last.ckpt") for run in (one, other))
+    torch.testing.assert_close(a["state_dict"], b["state_dict"], rtol=0, atol=0)
+    (a, b) = (checkpoint["optimizer_states"][0] for checkpoint in (a, b))
+    torch.testing.assert_close(a["state"], b["state"], rtol=0, atol=0)
+    assert a["param_groups"] == b["param_groups"]
+    assert not list(other.rglob(".draft*"))
 
 
 class SignalAt(Callback):

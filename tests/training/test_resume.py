@@ -13,41 +13,13 @@ import pytest
 import torch
 from filelock import FileLock
 
-from conftest import ROOT, scalars, summary
+from conftest import ROOT, assert_same_run, figures, summary
 from litchar.checkpoints import Checkpoint, load
 from litchar.errors import DivergedError, Interrupted, UserError
 from litchar.training.resolve import resolve_as_before
 from litchar.training.resume import redirect
 
 CONF = ROOT / "conf"
-
-
-def figures(run_dir):
-    """Everything that a run wrote down, but for times and speeds."""
-    with open(run_dir / "metrics.csv", newline="") as file:
-        rows = [
-            {key: value for key, value in row.items() if "speed" not in key}
-            for row in csv.DictReader(file)
-        ]
-    curves = scalars(run_dir / "tensorboard")
-    curves = {t: points for t, points in curves.items() if "speed" not in t and "seconds" not in t}
-    kept = {
-        key: value
-        for key, value in summary(run_dir).items()
-        if key not in ("checkpoint", "peak_memory_bytes", "characters_per_second")
-        and "seconds" not in key
-    }
-    return rows, curves, kept, (run_dir / "samples.txt").read_text()
-
-
-def assert_same_run(one, other):
-    assert figures(one) == figures(other)
-    a, b = (load(run / "checkpoints/last.ckpt") for run in (one, other))
-    torch.testing.assert_close(a["state_dict"], b["state_dict"], rtol=0, atol=0)
-    (a, b) = (checkpoint["optimizer_states"][0] for checkpoint in (a, b))
-    torch.testing.assert_close(a["state"], b["state"], rtol=0, atol=0)
-    assert a["param_groups"] == b["param_groups"]
-    assert not list(other.rglob(".draft*"))
 
 
 def stopped_at(step, signum=signal.SIGTERM):

@@ -16,10 +16,9 @@ import pytest
 from lightning.pytorch.callbacks import Callback
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_resume import assert_same_run
 
 import litchar.training.run
-from conftest import ROOT, SignalAt, summary
+from conftest import ROOT, SignalAt, assert_same_run, summary
 from litchar.cli import Task, hydra_main, quote
 from litchar.errors import UserError
 from litchar.training.resume import redirect
