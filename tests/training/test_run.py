@@ -14,7 +14,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from conftest import ROOT, summary
 from litchar.checkpoints import Checkpoint
 from litchar.errors import Interrupted, UserError, is_users
-from litchar.training.resolve import check_settings, resolve_dropout, resolve_steps
+from litchar.training.resolve import (
+    check_settings,
+    is_length_open,
+    resolve_device,
+    resolve_dropout,
+    resolve_steps,
+)
 from litchar.training.resume import flat, within
 from litchar.training.summary import KEYS
 
@@ -115,6 +121,26 @@ def test_validations_take_no_longer_than_steps(compose, steps, val_characters, i
 
 
 @pytest.mark.parametrize(
+    ("given", "characters", "steps"),
+    [
+        ((), 1000, 40),  # 40 passes of 8 windows of 125
+        ((), 10**6, 1000),  # what a CPU takes by default
+        (("trainer.max_steps=90",), 1000, 90),
+        (("trainer.max_epochs=90",), 1000, 90),
+        (("trainer.max_time=00:00:01",), 1000, -1),
+    ],
+)
+def test_a_short_text_is_not_gone_through_without_end_unless_told(
+    compose, given, characters, steps
+):
+    config = compose("data.batch_size=8", "data.block_size=125", "trainer.accelerator=cpu", *given)
+    by_default = is_length_open(config)
+    resolve_device(config)
+    resolve_steps(config, characters, characters // 9, by_default)
+    assert config.trainer.max_steps == steps
+
+
+@pytest.mark.parametrize(
     ("steps", "width", "dropout"),
     [(499, 64, 0.0), (500, 64, 0.1), (1999, 64, 0.1), (2000, 64, 0.2), (-1, 64, 0.0), (2000, 8, 0)],
 )
@@ -124,9 +150,13 @@ def test_what_could_be_learnt_by_heart_is_trained_with_dropout(compose, steps, w
     config = compose(*sizes, *shape)
     resolve_dropout(config, 100 * 100, vocab_size=20)
     assert config.model.dropout == dropout
+    assert config.model.noise == (0.05 if dropout == 0.2 else 0.0)
     config = compose(*sizes, *shape, "model.dropout=0.3")
     resolve_dropout(config, 100 * 100, vocab_size=20)
-    assert config.model.dropout == 0.3
+    assert (config.model.dropout, config.model.noise) == (0.3, 0.0)
+    config = compose(*sizes, *shape, "model.noise=0.3")
+    resolve_dropout(config, 100 * 100, vocab_size=20)
+    assert (config.model.dropout, config.model.noise) == (dropout, 0.3)
 
 
 def test_max_epochs_counts_passes_over_the_training_characters(train):

@@ -114,7 +114,7 @@ def resolve_as_before(config: DictConfig, then: dict[str, Any]) -> None:
     trains is open if neither steps, passes nor time are given.
     """
     trainer = config.trainer
-    if trainer.max_steps is None and trainer.max_epochs is None and trainer.max_time is None:
+    if is_length_open(config):
         before = then.get("trainer", {})
         trainer.update({key: before.get(key) for key in ("max_steps", "max_time")})
     for key, value in flat(then):
@@ -167,19 +167,37 @@ def resolve_parent(config: DictConfig) -> Checkpoint | None:
     return parent
 
 
-def resolve_steps(config: DictConfig, train_characters: int, val_characters: int) -> None:
+MOST_PASSES = 40  # through the training split; on more, models only learn it by heart
+
+
+def is_length_open(config: DictConfig) -> bool:
+    """Return whether nothing says how long to train; to be asked before `resolve_device`."""
+    trainer = config.trainer
+    return trainer.max_steps is None and trainer.max_epochs is None and trainer.max_time is None
+
+
+def resolve_steps(
+    config: DictConfig, train_characters: int, val_characters: int, by_default: bool = False
+) -> None:
     """Fill in how long to train, and how often to validate, if nothing else is said.
 
     One of `trainer.max_epochs` passes is as many batches as hold the training split's characters
     once; batches are drawn at random all the same. A run validates ten times, or where that would
     take longer than its steps, less often, but twice at least. A step is forward and backward, and
     costs three times as much a character.
+
+    Args:
+        by_default: whether `trainer.max_steps` is what the device takes by default; on a short text
+            it then takes fewer.
     """
     trainer = config.trainer
     characters = characters_of_a_step(config)
     if trainer.max_epochs is not None:
         trainer.max_steps = math.ceil(trainer.max_epochs * train_characters / characters)
         trainer.max_epochs = None
+    elif by_default:
+        most = math.ceil(MOST_PASSES * train_characters / characters)
+        trainer.max_steps = min(trainer.max_steps, most)
     if trainer.val_check_interval is None:
         steps = 500
         if trainer.max_steps > 0:
@@ -196,11 +214,16 @@ def resolve_steps(config: DictConfig, train_characters: int, val_characters: int
 
 
 def resolve_dropout(config: DictConfig, train_characters: int, vocab_size: int) -> None:
-    """Fill in how much the model drops, if it can and that is left open.
+    """Fill in how much the model drops, and how noisy what it reads is, if it can do that and both
+    are left open.
 
     A model that has more weights than the text has characters learns the text by heart, in time:
-    it drops 0.1 if it sees the text 5 times or more, and 0.2 from 20 times on.
+    it drops 0.1 if it sees the text 5 times or more, and from 20 times on it drops 0.2, and 0.05 of
+    what it reads is noise.
     """
+    noisy = config.model.get("noise", 0.0) is None
+    if noisy:
+        config.model.noise = 0.0
     if config.model.get("dropout", 0.0) is not None:
         return
     config.model.dropout = 0.0
@@ -210,6 +233,8 @@ def resolve_dropout(config: DictConfig, train_characters: int, vocab_size: int) 
     if sum(parameter.numel() for parameter in model.parameters()) > train_characters:
         passes = config.trainer.max_steps * characters_of_a_step(config) / train_characters
         config.model.dropout = 0.2 if passes >= 20 else 0.1 if passes >= 5 else 0.0
+        if noisy and passes >= 20:
+            config.model.noise = 0.05
 
 
 def characters_of_a_step(config: DictConfig) -> int:

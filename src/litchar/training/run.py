@@ -50,6 +50,7 @@ from litchar.training.outcome import print_outcome
 from litchar.training.ranks import Leader, follow_runs, settle_devices
 from litchar.training.resolve import (
     device_of,
+    is_length_open,
     resolve_as_before,
     resolve_device,
     resolve_dropout,
@@ -252,13 +253,14 @@ def prepare(config: DictConfig, run_dir: Path, place: Place, terminal: Terminal)
         resolve_as_before(config, resumed.config)
     resolve_paths(config)
     parent = resolve_parent(config) if resumed is None else None
+    by_default = is_length_open(config)
     device = resolve_device(config)
     set_matmul_precision(config.float32_matmul_precision, device)
     L.seed_everything(config.seed, workers=True, verbose=False)
     data = make_data_module(config.data)
     data.setup()
     data.check_shared_by(place.world_size)
-    resolve_steps(config, len(data.splits["train"]), len(data.splits["val"]))
+    resolve_steps(config, len(data.splits["train"]), len(data.splits["val"]), by_default)
     resolve_dropout(config, len(data.splits["train"]), len(data.store.vocabulary))
     settings = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
     if resumed is not None:
