@@ -141,16 +141,28 @@ def test_a_short_text_is_not_gone_through_without_end_unless_told(
 
 
 @pytest.mark.parametrize(
-    ("steps", "width", "dropout"),
-    [(499, 64, 0.0), (500, 64, 0.1), (1999, 64, 0.1), (2000, 64, 0.2), (-1, 64, 0.0), (2000, 8, 0)],
+    ("steps", "width", "dropout", "noise"),
+    [
+        (499, 64, 0.0, 0.0),
+        (500, 64, 0.1, 0.0),
+        (1999, 64, 0.1, 0.0),
+        (2000, 64, 0.2, 0.0),
+        (-1, 64, 0.0, 0.0),
+        (2000, 8, 0.0, 0.0),
+        (2000, 128, 0.2, 0.0),  # 0.197 million weights, of 0.2
+        (2000, 144, 0.2, 0.05),
+        (1999, 144, 0.1, 0.0),
+    ],
 )
-def test_what_could_be_learnt_by_heart_is_trained_with_dropout(compose, steps, width, dropout):
+def test_what_could_be_learnt_by_heart_is_trained_with_dropout_and_noise(
+    compose, steps, width, dropout, noise
+):
     sizes = ("data.batch_size=10", "data.block_size=10", f"trainer.max_steps={steps}")
     shape = ("model.n_layer=1", "model.n_head=1", f"model.n_embd={width}")
     config = compose(*sizes, *shape)
     resolve_dropout(config, 100 * 100, vocab_size=20)
     assert config.model.dropout == dropout
-    assert config.model.noise == (0.05 if dropout == 0.2 else 0.0)
+    assert config.model.noise == noise
     config = compose(*sizes, *shape, "model.dropout=0.3")
     resolve_dropout(config, 100 * 100, vocab_size=20)
     assert (config.model.dropout, config.model.noise) == (0.3, 0.0)

@@ -218,8 +218,8 @@ def resolve_dropout(config: DictConfig, train_characters: int, vocab_size: int) 
     are left open.
 
     A model that has more weights than the text has characters learns the text by heart, in time:
-    it drops 0.1 if it sees the text 5 times or more, and from 20 times on it drops 0.2, and 0.05 of
-    what it reads is noise.
+    it drops 0.1 if it sees the text 5 times or more, and 0.2 from 20 times on. If it also has 20
+    times as many weights, 0.05 of what it reads is noise.
     """
     noisy = config.model.get("noise", 0.0) is None
     if noisy:
@@ -230,10 +230,11 @@ def resolve_dropout(config: DictConfig, train_characters: int, vocab_size: int) 
     with torch.device("meta"):  # no memory, no random number
         sizes = {"vocab_size": vocab_size, "block_size": config.data.block_size}
         model: torch.nn.Module = instantiate(config.model, **sizes)
-    if sum(parameter.numel() for parameter in model.parameters()) > train_characters:
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    if weights > train_characters:
         passes = config.trainer.max_steps * characters_of_a_step(config) / train_characters
         config.model.dropout = 0.2 if passes >= 20 else 0.1 if passes >= 5 else 0.0
-        if noisy and passes >= 20:
+        if noisy and passes >= 20 and weights >= 20 * train_characters:
             config.model.noise = 0.05
 
 
