@@ -149,9 +149,9 @@ def test_a_short_text_is_not_gone_through_without_end_unless_told(
         (2000, 64, 0.2, 0.0),
         (-1, 64, 0.0, 0.0),
         (2000, 8, 0.0, 0.0),
-        (2000, 128, 0.2, 0.0),  # 0.197 million weights, of 0.2
-        (2000, 144, 0.2, 0.05),
-        (1999, 144, 0.1, 0.0),
+        (2000, 112, 0.2, 0.0),  # 163 thousand weights, of 200
+        (2000, 128, 0.2, 0.05),
+        (1999, 128, 0.1, 0.0),
     ],
 )
 def test_what_could_be_learnt_by_heart_is_trained_with_dropout_and_noise(
