@@ -1,5 +1,6 @@
 """The command line, run as a person runs it."""
 
+import gc
 import os
 import random
 import re
@@ -17,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from conftest import ROOT, summary
 from litchar.checkpoints import Checkpoint
-from litchar.cli import _explain, check, hydra_main, quote
+from litchar.cli import _explain, check, hydra_main, lasting_imports, quote
 from litchar.errors import UserError, is_users
 from litchar.training.resume import redirect
 
@@ -325,19 +326,48 @@ def test_an_unfit_text_ends_with_2_and_one_line(script, tmp_path):
     assert not list(tmp_path.glob("outputs/runs/*"))
 
 
-@pytest.mark.parametrize("option", [["--help"], ["--cfg", "job"]])
-def test_help_and_config_need_nothing_heavy(option):
+def loaded(script: str, *arguments: str) -> tuple[str, str]:
+    """Return what a script prints, and which heavy packages it has loaded at its end."""
     check = (
-        "import runpy, sys; sys.argv = ['train.py', *sys.argv[1:]]\n"
-        f"try: runpy.run_path({str(ROOT / 'scripts/train.py')!r}, run_name='__main__')\n"
+        f"import runpy, sys; sys.argv = [{script!r}, *sys.argv[1:]]\n"
+        f"try: runpy.run_path({str(ROOT / 'scripts' / script)!r}, run_name='__main__')\n"
         "except SystemExit: pass\n"
         "print([m for m in ('torch', 'lightning', 'tensorboard', 'numpy') if m in sys.modules])"
     )
     result = subprocess.run(
-        [sys.executable, "-c", check, *option], capture_output=True, text=True, check=True
+        [sys.executable, "-c", check, *arguments], capture_output=True, text=True, check=True
     )
-    assert result.stdout.splitlines()[-1] == "[]"
-    assert "n_layer" in result.stdout
+    printed, _, packages = result.stdout.rstrip().rpartition("\n")
+    return printed, packages
+
+
+@pytest.mark.parametrize("option", [["--help"], ["--cfg", "job"]])
+def test_help_and_config_need_nothing_heavy(option):
+    printed, packages = loaded("train.py", *option)
+    assert packages == "[]"
+    assert "n_layer" in printed
+
+
+def test_the_help_of_a_report_needs_nothing_heavy():
+    printed, packages = loaded("report.py", "--help")
+    assert packages == "[]"
+    assert "--device" in printed
+
+
+def test_runs_are_compared_without_torch(train, tmp_path):
+    printed, packages = loaded("compare.py", str(train()), "--out", str(tmp_path / "out"))
+    assert packages == "['numpy']"
+    assert "report.html" in printed
+
+
+def test_imports_are_not_looked_through_for_garbage():
+    frozen = gc.get_freeze_count()
+    with lasting_imports():
+        assert not gc.isenabled()
+        module = ["what an import makes"]
+    assert gc.isenabled()
+    assert gc.get_freeze_count() > frozen
+    assert not any(module is thing for thing in gc.get_objects())
 
 
 SCRIPTS = sorted(path.stem for path in (ROOT / "conf").glob("*.yaml"))

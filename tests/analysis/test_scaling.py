@@ -1,9 +1,12 @@
 """The simulation of a step on many devices."""
 
+import os
+import signal
 from dataclasses import replace
 
 import pytest
 
+from litchar.analysis import scaling
 from litchar.analysis.scaling import (
     H100,
     MODELS,
@@ -79,3 +82,10 @@ def test_a_number_that_cannot_be_is_refused(capsys, arguments, words):
 def test_the_table_has_a_row_for_each_model_and_number_of_devices(capsys):
     main(["--devices", "8", "64"])
     assert capsys.readouterr().out.count("12 x 768") == 2
+
+
+def test_a_measurement_ends_on_ctrl_c_as_all_programs_do(monkeypatch):
+    monkeypatch.setattr(scaling, "measure", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(SystemExit) as ended:
+        main(["--measure"])
+    assert ended.value.code == 128 + signal.SIGINT

@@ -210,3 +210,11 @@ def drawing(draw: Callable[["Figure"], Any], width: float, height: float) -> str
     for colour, themed in _THEMED.items():
         svg = svg.replace(colour, themed)
     return f"<figure>{svg}</figure>"
+
+
+def duration(seconds: float) -> str:
+    """Return a time as a person says it."""
+    if seconds < 600:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, hours = seconds / 60, seconds / 3600
+    return f"{minutes:.0f} min" if minutes < 120 else f"{hours:.1f} h"

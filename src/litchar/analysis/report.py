@@ -1,19 +1,11 @@
 """`scripts/report.py`: what a run came to, on one page that needs nothing beside it."""
 
 import argparse
-import os
-from pathlib import Path
 
 from rich.text import Text
 
-from litchar.analysis.page import write_page
-from litchar.analysis.run_report import STYLE, run_report
-from litchar.analysis.runs import NAME, Run, is_run
-from litchar.cli import exit_codes
-from litchar.data import TextDataModule
-from litchar.errors import UserError
+from litchar.cli import exit_codes, lasting_imports
 from litchar.terminal import Terminal
-from litchar.training.environment import ROOT
 
 
 @exit_codes()
@@ -36,52 +28,10 @@ def main(arguments: list[str] | None = None) -> None:
         "--device", help="cpu, cuda or mps, to run the model on (the best there is)"
     )
     options = parser.parse_args(arguments)
+    with lasting_imports():
+        from litchar.analysis.reports import find, write_report
     terminal = Terminal()
     for name in options.runs:
         with terminal.status(Text(f"Writing the report of {name}")):
             path = write_report(find(name), device=options.device)
         terminal.say(str(path))
-
-
-def write_report(
-    place: Path, data: TextDataModule | None = None, device: str | None = None
-) -> Path:
-    """Write the report of the run or the sweep at `place` into its directory; return its path.
-
-    Args:
-        data: the run's text, if it is open already: then nothing is done that takes more than
-            seconds.
-        device: to run the model on; by default the best there is.
-
-    Raises:
-        UserError: there is no run or no such device, or the report cannot be written.
-    """
-    path = place / NAME
-    try:
-        if not is_run(place) and any(place.glob("*/summary.json")):
-            from litchar.analysis.comparison import compare  # which takes long to import
-            from litchar.analysis.sweep_report import write_sweep_report
-
-            return write_sweep_report(compare([place]), place)
-        run = Run.load(place)
-        write_page(path, run.name, run_report(run, data, device), STYLE)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
-    return path
-
-
-def find(name: str) -> Path:
-    """Return the directory of the run called `name`, or of the newest run or job of a sweep if that
-    is `latest`.
-
-    Raises:
-        UserError: there is none.
-    """
-    if name != "latest":
-        return Path(os.path.expanduser(name))
-    outputs = Path(os.environ.get("LITCHAR_OUTPUTS", ROOT / "outputs"))
-    places = ("runs/*/summary.json", "sweeps/*/*/summary.json")
-    runs = [summary.parent for place in places for summary in outputs.glob(place)]
-    if not runs:
-        raise UserError(f"latest: there is no run under {outputs}; python scripts/train.py")
-    return max(runs, key=lambda run: (run / "summary.json").stat().st_mtime_ns)

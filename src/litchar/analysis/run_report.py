@@ -20,6 +20,7 @@ from litchar.analysis.confusions import most_confused
 from litchar.analysis.curves import loss_figure, small_figure
 from litchar.analysis.page import (
     drawing,
+    duration,
     escape,
     folded,
     paragraph,
@@ -599,14 +600,6 @@ def _again(run: Run) -> str:
         "<h3>And with what came of it</h3>",
         text_block("\n".join(use)),
     )
-
-
-def duration(seconds: float) -> str:
-    """Return a time as a person says it."""
-    if seconds < 600:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    minutes, hours = seconds / 60, seconds / 3600
-    return f"{minutes:.0f} min" if minutes < 120 else f"{hours:.1f} h"
 
 
 def _engineering(value: float) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 from rich.table import Table
 
+from litchar.cli import exit_codes
 from litchar.terminal import Terminal
 
 BYTES_OF_STATE = 16  # of each weight: itself, its gradient and AdamW's two means, in float32
@@ -254,6 +255,7 @@ def _timed(
     return timings
 
 
+@exit_codes()
 def main(arguments: list[str] | None = None) -> None:
     """Print what the command line asks for."""
     parser = argparse.ArgumentParser(prog="scaling.py", description=__doc__)

@@ -15,6 +15,7 @@ from litchar.analysis.comparison_plot import COLORS, panels_of
 from litchar.analysis.comparison_tables import cells_of, differs, in_words
 from litchar.analysis.page import (
     drawing,
+    duration,
     escape,
     paragraph,
     section,
@@ -24,7 +25,6 @@ from litchar.analysis.page import (
     tiles,
     write_page,
 )
-from litchar.analysis.run_report import duration
 from litchar.analysis.runs import NAME, Run
 from litchar.text.vocabulary import printable
 

@@ -461,7 +461,7 @@ def _write_report(ready: Ready, run_dir: Path) -> Path | None:
     if not setup.config.report:
         return None
     try:
-        from litchar.analysis.report import write_report  # at the end, when it is wanted
+        from litchar.analysis.reports import write_report  # at the end, when it is wanted
 
         return write_report(run_dir, setup.data, str(setup.device))
     except Exception as error:  # whatever it is, the run itself is safe
