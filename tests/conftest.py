@@ -277,6 +277,8 @@ class FullDisk(Callback):
         _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, hard))
 
+    on_exception = teardown
+
 
 class FillDisk(Callback):
     """Fills the disk of the run's directory to the last byte from one step to another."""

@@ -211,6 +211,24 @@ def test_a_full_disk_costs_no_step_and_no_checkpoint(train, capsys):
     assert load(run_dir / "checkpoints/previous.ckpt")["global_step"] == 10
 
 
+@pytest.mark.parametrize("first", [1, 22])
+def test_a_run_whose_end_is_not_saved_fails_and_is_gone_on_with(train, first):
+    whole = train(*SETTING, name="whole")
+    full = (
+        "+callbacks.full._target_=conftest.FullDisk",
+        f"+callbacks.full.first={first}",
+        "+callbacks.full.last=99",
+        "+callbacks.full.most_bytes=50000",
+    )
+    saved = 0 if first == 1 else 20
+    with pytest.raises(UserError, match=rf"File too large.*step {saved}.*run_dir=.*resume=auto"):
+        train(*SETTING, *full, name="full")
+    run_dir = whole.with_name("full")
+    assert summary(run_dir)["status"] == "failed"
+    train(*SETTING, "resume=auto", name="full")
+    assert_same_run(whole, run_dir)
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     """A run directory on a file system of 1 MB."""

@@ -2,6 +2,7 @@
 
 import math
 import os
+import shlex
 import shutil
 import time
 from collections.abc import Callable
@@ -98,6 +99,7 @@ class Checkpoints(CheckpointCallback):
         self.terminal = terminal
         self._saved_at = 0.0
         self._saved_step = 0
+        self._failure: OSError | None = None  # of the last that was to be saved
         self._best_is_due = False
         self._best_saved = (math.inf, 0)
 
@@ -136,9 +138,19 @@ class Checkpoints(CheckpointCallback):
         self._save(trainer, pl_module, self._signal(trainer))
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save the last state, if no validation has."""
+        """Save the last state, if no validation has.
+
+        Raises:
+            UserError: it cannot be saved, on any rank.
+        """
         if trainer.global_step > self._saved_step:
             self._save(trainer, pl_module, self._signal(trainer))
+        if self._failure is not None:
+            raise UserError(
+                f"{self.directory}: the end of the run was not saved ({self._failure.strerror}); "
+                f"make room there and go on from step {self._saved_step:,} with the same command "
+                f"and run_dir={shlex.quote(str(self.directory.parent))} resume=auto"
+            )
 
     def _signal(self, trainer: L.Trainer) -> int:
         """Return the signal that any rank has received by now, or 0."""
@@ -155,17 +167,17 @@ class Checkpoints(CheckpointCallback):
                 f"a weight is not a finite number at step {trainer.global_step:,} (the norm of "
                 f"the gradient is {gradient_norm(trainer):.3g}); try a lower optimizer.lr"
             )
-        failure, best_failed = self._write(trainer)
+        self._failure, best_failed = self._write(trainer)
         if best_failed:  # not on disk: the next validation that is better than that is
             self.metrics.best_val_loss, self.metrics.best_step = self._best_saved
         self._best_is_due = False
         self._best_saved = (self.metrics.best_val_loss, self.metrics.best_step)
-        if failure is None:
+        if self._failure is None:
             self._saved_step = trainer.global_step
         else:
             self.terminal.say(
-                f"step {trainer.global_step:,}: the checkpoint was not saved ({failure.strerror}); "
-                "training goes on and tries again"
+                f"step {trainer.global_step:,}: the checkpoint was not saved "
+                f"({self._failure.strerror}); training goes on and tries again"
             )
         self._saved_at = time.monotonic()
         if signum:
