@@ -237,6 +237,18 @@ class SignalAt(Callback):
             os.kill(os.getpid(), self.signum)
 
 
+class SignalIn(Callback):
+    """Sends this process a signal in a batch, counted from 1."""
+
+    def __init__(self, batch: int):
+        self.batch = batch
+
+    def on_train_batch_start(self, trainer, *_):
+        self.batch -= 1
+        if self.batch == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
 class FailAt(Callback):
     """Fails one rank in the middle of a step."""
 

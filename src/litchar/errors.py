@@ -72,7 +72,9 @@ def is_users(error: BaseException) -> bool:
             "ValueError",
             "TypeError",
             "MisconfigurationException",
+            "ImportError",  # of a `_target_`
             "ModuleNotFoundError",  # of an extra, by name
+            "NoneType",  # it is no configuration of an object
         )
     # Lightning's own exception, which would take seconds to import here.
     misconfigured = type(error).__name__ == "MisconfigurationException"

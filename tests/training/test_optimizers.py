@@ -105,7 +105,9 @@ def test_muon_leaves_embeddings_head_and_vectors_to_adamw(model):
         ({"momentum": 1}, "momentum=1 does not"),
         ({"lr": -1.0}, "lr=-1.0 is not a number of at least 0"),
         ({"weight_decay": float("nan")}, "weight_decay=nan is not a number of at least 0"),
-        ({"betas": [0.9, 1.0]}, r"betas=\[0.9, 1.0\] do not"),
+        ({"betas": [0.9, 1.0]}, r"betas=\[0.9, 1.0\] are not two numbers in"),
+        ({"betas": [0.9]}, r"betas=\[0.9\] are not two numbers"),
+        ({"eps": -1}, "eps=-1 is not a number of at least 0"),
     ],
 )
 def test_muon_refuses_settings_without_meaning(model, settings, message):

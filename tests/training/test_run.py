@@ -127,6 +127,8 @@ def test_validations_take_no_longer_than_steps(compose, steps, val_characters, i
         ((), 10**6, 1000),  # what a CPU takes by default
         (("trainer.max_steps=90",), 1000, 90),
         (("trainer.max_epochs=90",), 1000, 90),
+        (("trainer.max_epochs=90", "trainer.max_steps=80"), 1000, 80),  # what comes first
+        (("trainer.max_epochs=90", "trainer.max_steps=100"), 1000, 90),
         (("trainer.max_time=00:00:01",), 1000, -1),
     ],
 )
@@ -174,6 +176,30 @@ def test_what_could_be_learnt_by_heart_is_trained_with_dropout_and_noise(
 def test_max_epochs_counts_passes_over_the_training_characters(train):
     figures = summary(train("trainer.max_steps=null", "trainer.max_epochs=1"))
     assert figures["steps"] == math.ceil(7200 / (8 * 16))
+
+
+@pytest.mark.parametrize(
+    ("least", "ended"),
+    [
+        ("trainer.min_steps=6", 6),
+        ("trainer.min_steps=8", 8),
+        ("trainer.min_epochs=0.1", 6),  # 720 characters of 128 a step
+    ],
+)
+def test_a_run_that_takes_some_steps_at_least_stops_early_after_them(train, least, ended):
+    figures = summary(train(least, "target_val_loss=100", "trainer.val_check_interval=3"))
+    assert figures["steps"] == ended
+    assert figures["seconds_to_target"] > 0
+
+
+def test_a_run_that_takes_some_steps_at_least_validates_its_last(train):
+    figures = summary(train("trainer.min_steps=6", "trainer.val_check_interval=3"))
+    assert figures["steps"] == figures["best_step"] == 20
+
+
+def test_max_time_may_be_a_dictionary_as_for_lightning(train):
+    limit = ("trainer.max_steps=null", "+trainer.max_time={seconds:1}", "scheduler=constant")
+    assert summary(train(*limit, "trainer.val_check_interval=1000"))["steps"] > 1
 
 
 def test_target_val_loss_ends_the_run_and_is_timed(train):
@@ -384,6 +410,25 @@ def test_init_from_a_bigram_moves_rows_and_columns(train, tmp_path):
         (["trainer.val_check_interval=-5"], "trainer.val_check_interval=-5"),
         (["trainer.max_epochs=abc"], "trainer.max_epochs=abc: must be a number above 0"),
         (["trainer.max_epochs=-1"], "trainer.max_epochs=-1: must be a number above 0"),
+        (["trainer.min_epochs=-1"], "trainer.min_epochs=-1: must be a number of at least 0"),
+        (["trainer.min_steps=x"], "trainer.min_steps=x: must be a whole number"),
+        (["trainer.overfit_batches=0.1"], "trainer.overfit_batches=0.1: must be a whole number"),
+        (["data.seed=-1"], "data.seed=-1: must be a whole number"),
+        (["data.seed=abc"], "data.seed=abc: must be a whole number"),
+        (["profile=true", "trainer.profiler=pytorch"], "leave one out"),
+        (
+            ["trainer.check_val_every_n_epoch=1", "trainer.limit_train_batches=5"],
+            "trainer.val_check_interval=10 is more",
+        ),
+        (
+            ["callbacks=early_stopping", "callbacks.early_stopping.monitor=val_loss"],
+            "callbacks: .*val_loss.*val/loss",
+        ),
+        (["scheduler.warmup_steps=-1"], "warmup_steps=-1"),
+        (["scheduler.final_factor=-3"], "final_factor=-3"),
+        (["scheduler=cosine", "scheduler.final_factor=-3"], "final_factor=-3"),
+        (["scheduler.decay_fraction=-1"], "decay_fraction=-1"),
+        (["scheduler.decay_fraction=3"], "decay_fraction=3"),
         (
             ["scheduler=cosine", "scheduler.final_factor=1/10", "scheduler.warmup_steps=4"],
             "scheduler, with warmup_steps=4, final_factor=1/10: ",
@@ -510,6 +555,10 @@ def test_every_bit_of_seed_and_batch_chooses_what_dropout_drops():
         "scheduler.warmup_steps=-1",
         "trainer.val_check_interval=0.5",
         "trainer.precision=nonsense",
+        "model._target_=litchar.models.Transfomer",
+        "optimizer._target_=litchar.training.optimizers.moun",
+        "scheduler._target_=litchar.training.schedule.wsd",
+        "+callbacks.x=5",
     ],
 )
 def test_a_wrong_setting_is_the_users_error(train, tmp_path, setting):

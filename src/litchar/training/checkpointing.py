@@ -126,7 +126,8 @@ class Checkpoints(CheckpointCallback):
         only whole steps are saved, no accumulated gradients.
         """
         signum, is_time = self._agreement.answer(self._wishes(trainer))
-        if (signum or is_time) and not is_validated(trainer) and not _accumulates(trainer):
+        accumulates = trainer.fit_loop.epoch_loop._should_accumulate()
+        if (signum or is_time) and not is_validated(trainer) and not accumulates:
             self._save(trainer, pl_module, signum)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -309,8 +310,3 @@ def is_validated(trainer: L.Trainer) -> bool:
     stops = trainer.should_stop and trainer.fit_loop._can_stop_early
     every = trainer.val_check_batch
     return stops or (every is not None and every > 0 and batches_seen(trainer) % every == 0)
-
-
-def _accumulates(trainer: L.Trainer) -> bool:
-    """Return whether the batch that has just ended was not the last of its step."""
-    return batches_seen(trainer) % trainer.accumulate_grad_batches != 0

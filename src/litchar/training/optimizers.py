@@ -82,9 +82,10 @@ def muon(
         raise ValueError(f"polar_steps={polar_steps} is not a whole number of at least 1")
     if not isinstance(momentum, int | float) or not 0 <= momentum < 1:
         raise ValueError(f"momentum={momentum} does not lie in [0, 1)")
-    if not all(isinstance(beta, int | float) and 0 <= beta < 1 for beta in betas):
-        raise ValueError(f"betas={list(betas)} do not lie in [0, 1)")
+    if len(betas) != 2 or not all(isinstance(b, int | float) and 0 <= b < 1 for b in betas):
+        raise ValueError(f"betas={list(betas)} are not two numbers in [0, 1)")
     least = {"lr": lr, "weight_decay": weight_decay, "embedding_lr_factor": embedding_lr_factor}
+    least["eps"] = eps
     for name, value in least.items():
         if not isinstance(value, int | float) or not value >= 0:
             raise ValueError(f"{name}={value} is not a number of at least 0")

@@ -25,8 +25,8 @@ def resolve_device(config: DictConfig) -> torch.device:
     """
     check_settings(config)
     trainer = config.trainer
-    if trainer.max_time is not None and trainer.max_epochs is None and trainer.max_steps is None:
-        trainer.max_steps = -1  # time alone ends the run
+    if trainer.max_steps is None and not is_length_open(config):
+        trainer.max_steps = -1  # passes or time alone end the run
     device = device_of(config.trainer.accelerator)
     _fill(config, config.by_device[device.type])
     wants_bf16 = device.type == "cuda" and config.trainer.precision == "bf16-mixed"
@@ -62,12 +62,20 @@ def check_settings(config: DictConfig) -> None:
     epochs = config.trainer.max_epochs
     if epochs is not None and not (_is_number(epochs, int | float) and 0 < epochs < math.inf):
         raise UserError(f"trainer.max_epochs={epochs}: must be a number above 0, or null")
+    epochs = config.trainer.min_epochs
+    if epochs is not None and not (_is_number(epochs, int | float) and 0 <= epochs < math.inf):
+        raise UserError(f"trainer.min_epochs={epochs}: must be a number of at least 0, or null")
     every = config.checkpoint.every_seconds
     if not _is_number(every, int | float) or not every > 0:
         raise UserError(f"checkpoint.every_seconds={every}: must be a number above 0")
     target = config.target_val_loss
     if target is not None and not _is_number(target, int | float):
         raise UserError(f"target_val_loss={target}: must be a number, or null")
+    if config.profile and config.trainer.profiler == "pytorch":
+        raise UserError(
+            "profile=true and trainer.profiler=pytorch: both are torch's profiler, which records "
+            "one thing at a time; leave one out"
+        )
     for key, others in {"compile": ", or null", "profile": "", "report": ""}.items():
         if not isinstance(config[key], bool) and not (others and config[key] is None):
             raise UserError(f"{key}={config[key]}: must be true or false{others}")
@@ -79,7 +87,10 @@ def check_settings(config: DictConfig) -> None:
 # Keys that are whole numbers where they are not null, and the least of each.
 WHOLE_NUMBERS = {
     "seed": 0,
+    "data.seed": 0,
     "trainer.max_steps": -1,
+    "trainer.min_steps": 0,
+    "trainer.overfit_batches": 0,
     "trainer.accumulate_grad_batches": 1,
     "trainer.log_every_n_steps": 0,
 }
@@ -181,10 +192,10 @@ def resolve_steps(
 ) -> None:
     """Fill in how long to train, and how often to validate, if nothing else is said.
 
-    One of `trainer.max_epochs` passes is as many batches as hold the training split's characters
-    once; batches are drawn at random all the same. A run validates ten times, or where that would
-    take longer than its steps, less often, but twice at least. A step is forward and backward, and
-    costs three times as much a character.
+    A pass, as `trainer.max_epochs` and `min_epochs` count, is as many batches as hold the training
+    split's characters once; batches are drawn at random all the same. A run validates ten times, or
+    where that would take longer than its steps, less often, but twice at least. A step is forward
+    and backward, and costs three times as much a character.
 
     Args:
         by_default: whether `trainer.max_steps` is what the device takes by default; on a short text
@@ -192,8 +203,13 @@ def resolve_steps(
     """
     trainer = config.trainer
     characters = characters_of_a_step(config)
+    if trainer.min_epochs:
+        least = math.ceil(trainer.min_epochs * train_characters / characters)
+        trainer.min_steps = max(trainer.min_steps or 0, least)
+    trainer.min_epochs = 0  # Lightning's has no end here, and null means 1 with min_steps
     if trainer.max_epochs is not None:
-        trainer.max_steps = math.ceil(trainer.max_epochs * train_characters / characters)
+        most = math.ceil(trainer.max_epochs * train_characters / characters)
+        trainer.max_steps = most if trainer.max_steps < 0 else min(most, trainer.max_steps)
         trainer.max_epochs = None
     elif by_default:
         most = math.ceil(MOST_PASSES * train_characters / characters)
@@ -211,6 +227,14 @@ def resolve_steps(
             f"trainer.accumulate_grad_batches={trainer.accumulate_grad_batches}: whole steps are "
             "validated"
         )
+    if trainer.check_val_every_n_epoch is not None and _is_number(interval, int):
+        batches = trainer.limit_train_batches
+        if _is_number(batches, int) and interval > batches:
+            raise UserError(
+                f"trainer.check_val_every_n_epoch={trainer.check_val_every_n_epoch}: counts within "
+                f"an epoch of trainer.limit_train_batches={batches} batches, of which "
+                f"trainer.val_check_interval={interval} is more; leave it out"
+            )
 
 
 def resolve_dropout(config: DictConfig, train_characters: int, vocab_size: int) -> None:

@@ -450,6 +450,8 @@ def fit_and_test(setup: Setup, trainer: L.Trainer, run_dir: Path, terminal: Term
             tested = trainer.strategy.broadcast(best if best.exists() else None)
             trainer.test(module, data, ckpt_path=tested, weights_only=True, verbose=False)
     except (MemoryError, RuntimeError) as error:
+        if "conditioned on metric" in str(error):  # says Lightning's EarlyStopping
+            raise UserError(f"callbacks: {error}") from None
         if not _is_out_of_memory(error):
             raise
         raise UserError(_smaller_batch(setup, trainer.global_step)) from None

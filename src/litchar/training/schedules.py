@@ -23,6 +23,7 @@ def cosine(
         warmup_steps: over which the learning rate rises.
         final_factor: at the last step.
     """
+    _check(final_factor=final_factor)
     warmup = _warmup(step, warmup_steps)
     if step < warmup_steps:
         return warmup
@@ -44,9 +45,16 @@ def wsd(
         decay_fraction: of all steps, the last ones, over which it falls.
         final_factor: at the last step.
     """
+    _check(decay_fraction=decay_fraction, final_factor=final_factor)
     decay_steps = max(1, round(decay_fraction * total_steps))
     left = min(1.0, (total_steps - step) / decay_steps)
     return _warmup(step, warmup_steps) * (final_factor + (1 - final_factor) * max(0.0, left))
+
+
+def _check(**shares: float) -> None:
+    for name, share in shares.items():
+        if not 0 <= share <= 1:
+            raise ValueError(f"{name}={share} does not lie in [0, 1]")
 
 
 def _warmup(step: int, warmup_steps: int) -> float:

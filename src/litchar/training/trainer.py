@@ -62,6 +62,7 @@ def make_trainer(
     )
     trainer = instantiate(
         config.trainer,
+        _convert_="all",  # max_time may be a dictionary
         default_root_dir=str(run_dir),
         plugins=[files, Environment(place)],
         profiler=make_profiler(config.trainer.profiler, run_dir / "profile"),
