@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 from numbers import Integral
+from pathlib import Path
 
 from hydra.errors import HydraException, InstantiationException
 from omegaconf.errors import OmegaConfBaseException
@@ -29,6 +30,11 @@ def extra(name: str, needed_for: str) -> Iterator[None]:
 
 class BusyError(UserError):
     """Another process trains in the run directory."""
+
+    def __init__(self, run_dir: Path) -> None:
+        super().__init__(
+            f"{run_dir}: another process is training here; wait for it or name another run_dir"
+        )
 
 
 class DivergedError(Exception):

@@ -391,6 +391,37 @@ def test_a_directory_that_holds_a_run_is_not_overwritten(finished_like):
         redirect([f"run_dir='{run_dir}'"], CONF, "train")
 
 
+@pytest.mark.parametrize("way", ["++run_dir", "--config-dir", "experiment"])
+def test_however_it_is_named_a_run_is_not_overwritten_and_gone_on_with(
+    finished_like, tmp_path, way
+):
+    run_dir = finished_like("2026-01-01_a", [], "interrupted")
+    mine = tmp_path / "mine/experiment/mine.yaml"
+    mine.parent.mkdir(parents=True)
+    mine.write_text(f"# @package _global_\nrun_dir: {run_dir}\n")
+    line = {
+        "++run_dir": [f"++run_dir='{run_dir}'"],
+        "--config-dir": ["--config-dir", str(tmp_path), f"run_dir='{run_dir}'"],
+        "experiment": [f"--config-dir={tmp_path}/mine", "experiment=mine"],
+    }[way]
+    with pytest.raises(UserError, match="holds a run already"):
+        redirect(line, CONF, "train")
+    assert redirect([*line, "++resume=auto"], CONF, "train") == [
+        *line,
+        "++resume=auto",
+        "hydra.output_subdir=.hydra/resumed-1",
+    ]
+
+
+def test_a_directory_where_another_process_trains_is_left_as_it_is(finished_like):
+    run_dir = finished_like("2026-01-01_a", [], "running")
+    (run_dir / "summary.json").unlink()  # which is written when torch is there
+    with pytest.raises(UserError, match="holds a run already"):
+        redirect([f"run_dir='{run_dir}'"], CONF, "train")
+    with FileLock(run_dir / ".lock"), pytest.raises(UserError, match="another process is training"):
+        redirect([f"run_dir='{run_dir}'", "resume=auto"], CONF, "train")
+
+
 # Killed at random moments, in processes of their own
 
 

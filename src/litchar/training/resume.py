@@ -3,6 +3,7 @@
 Nothing heavy is imported here; see `litchar.cli`.
 """
 
+import argparse
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -14,7 +15,7 @@ from filelock import FileLock, Timeout
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from litchar.errors import UserError
+from litchar.errors import BusyError, UserError
 
 # What makes a run, or a job of a sweep, no other one: where it lies and how it is watched.
 FREE = (
@@ -71,20 +72,32 @@ def redirect(arguments: list[str], conf: Path, config_name: str) -> list[str]:
     Raises:
         UserError: the checkpoint is not there; or `run_dir` holds a run that would be overwritten;
             or a sweep is named and none is asked for.
+        BusyError: another process trains there.
     """
-    if any(argument.startswith("-") for argument in arguments):
+    options = argparse.ArgumentParser(add_help=False)
+    options.add_argument("--config-dir", "-cd")
+    named, rest = options.parse_known_args(arguments)
+    if any(argument.startswith("-") for argument in rest):
         return arguments  # --help, --cfg, or a sweep, whose jobs have their own directories
-    named = next((a for a in arguments if a.startswith("sweep.")), None)
-    if named and not any(a.startswith("hydra.mode=") for a in arguments):
-        raise UserError(f"{named}: this is no sweep; add -m, and lists of values")
-    if not any(argument.startswith(("resume=", "run_dir=")) for argument in arguments):
+    parsed = OverridesParser.create().parse_overrides(rest)
+    given = {override.key_or_group: str(override.input_line) for override in parsed}
+    of_a_sweep = next((key for key in given if key.startswith("sweep.")), None)
+    if of_a_sweep and "hydra.mode" not in given:
+        raise UserError(f"{given[of_a_sweep]}: this is no sweep; add -m, and lists of values")
+    if not {"resume", "run_dir", "experiment"} & given.keys():
         return arguments
+    if named.config_dir:
+        place = _quoted(f"file://{Path(named.config_dir).absolute()}")
+        rest = [*rest, f"hydra.searchpath=[{place}]"]
     with hydra.initialize_config_dir(str(conf), version_base="1.3"):
-        config = hydra.compose(config_name, arguments)
-    parsed = OverridesParser.create().parse_overrides(arguments)
-    given = {override.key_or_group for override in parsed}
+        config = hydra.compose(config_name, rest)
+    ours, theirs = (
+        cast(dict[str, Any], OmegaConf.to_container(each))["run_dir"]
+        for each in (OmegaConf.load(conf / f"{config_name}.yaml"), config)
+    )
+    is_named = theirs != ours
     if config.resume is None:
-        if "run_dir" in given and (Path(config.run_dir) / "summary.json").exists():
+        if is_named and (Path(config.run_dir) / ".hydra").exists():
             raise UserError(
                 f"run_dir={config.run_dir} holds a run already; go on with it (resume=auto), name "
                 "another directory, or delete it"
@@ -92,16 +105,18 @@ def redirect(arguments: list[str], conf: Path, config_name: str) -> list[str]:
         return arguments
     if config.resume != "auto":
         run_dir = run_of(Path(os.path.expanduser(config.resume)))
-    elif "run_dir" in given:
+    elif is_named:
         run_dir = Path(config.run_dir)
     else:
         run_dir = next(unfinished_runs(config), None)
     if run_dir is None:
         return arguments
-    if "run_dir" not in given:
-        arguments = [*arguments, f"run_dir={_quoted(run_dir)}"]
-    else:
+    if is_named:
         run_dir = Path(config.run_dir)
+    else:
+        arguments = [*arguments, f"run_dir={_quoted(run_dir)}"]
+    if is_busy(run_dir):
+        raise BusyError(run_dir)
     return [*arguments, *output_subdir(run_dir)]
 
 
@@ -220,7 +235,7 @@ def _absolute(path: Any) -> Any:
     return str(Path(os.path.expanduser(str(path))).absolute())
 
 
-def _quoted(path: Path) -> str:
+def _quoted(place: str | Path) -> str:
     from litchar.cli import quote
 
-    return quote(f"run_dir={path}").partition("=")[2]
+    return quote(f"run_dir={place}").partition("=")[2]

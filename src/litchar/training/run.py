@@ -482,9 +482,7 @@ def _sole_owner(run_dir: Path) -> AbstractContextManager[object]:
     try:
         return lock.acquire(timeout=0)
     except Timeout:
-        raise BusyError(
-            f"{run_dir}: another process is training here; wait for it or name another run_dir"
-        ) from None
+        raise BusyError(run_dir) from None
 
 
 def _remove_traces(run_dir: Path) -> None:
