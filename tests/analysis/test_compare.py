@@ -338,7 +338,7 @@ def test_two_processes_that_end_one_sweep_at_once_do_not_collide(made, tmp_path,
     [
         ([], "name directories"),
         (["nowhere"], "nowhere: no such directory"),
-        ([".."], "there is no run in this directory"),
+        (["empty"], "there is no run in this directory"),
         (["sweep", "--at", "step=3"], "steps, characters, seconds, flops"),
         (["sweep", "--at", "steps=-1"], "steps, characters, seconds, flops"),
         (["sweep", "--assert-equal"], "are for --revisions"),
@@ -351,6 +351,7 @@ def test_a_wrong_command_is_refused_in_one_line(
     made, tmp_path, monkeypatch, capsys, arguments, words
 ):
     made("a")
+    (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as refusal:
         main(arguments)

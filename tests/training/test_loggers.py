@@ -1,6 +1,8 @@
 import csv
 import errno
 
+import pytest
+
 from conftest import scalars
 from litchar.training.loggers import MetricsCSV, TensorBoard
 
@@ -36,6 +38,17 @@ def test_a_file_that_is_there_is_continued(tmp_path):
     second.log_metrics({"a": 2, "b": 3}, step=2)
     second.save()
     assert read(path) == [{"step": "1", "b": "1", "a": ""}, {"step": "2", "b": "3", "a": "2"}]
+
+
+@pytest.mark.parametrize("rest", ["\0" * 60, "1", "3,1.0,9.0,8", "3,1"])
+def test_what_a_power_cut_left_is_no_row(tmp_path, rest):
+    path = tmp_path / "metrics.csv"
+    path.write_text(f"step,a\n1,5.0\n2,4.0\n{rest}")
+    logger = MetricsCSV(path)
+    logger.cut(step=2)
+    logger.log_metrics({"a": 3.0}, step=3)
+    logger.save()
+    assert path.read_text().split() == ["step,a", "1,5.0", "2,4.0", "3,3.0"]
 
 
 def test_a_curve_outlives_a_file_that_could_not_be_written(tmp_path):

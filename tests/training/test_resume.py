@@ -89,6 +89,30 @@ def test_more_steps_go_on_from_a_completed_run(train):
     torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
+def test_the_first_of_more_steps_has_the_learning_rate_of_the_longer_run(train):
+    """At the end of the shorter one that was 0."""
+    states = [
+        load(train(*more, name="longer") / "checkpoints/last.ckpt")["state_dict"]
+        for more in (["trainer.max_steps=10"], ["trainer.max_steps=11", "resume=auto"])
+    ]
+    moved = [
+        (a != b).float().mean().item() for a, b in zip(*(s.values() for s in states), strict=True)
+    ]
+    assert min(moved) > 0.9
+
+
+def test_the_time_of_a_resumed_run_is_that_of_all_its_processes(train, monkeypatch):
+    for seconds, total in ((100.0, 100.0), (7.0, 107.0)):
+        monkeypatch.setattr("litchar.training.environment.seconds_since_start", lambda s=seconds: s)
+        more = ("resume=auto", f"trainer.max_steps={10 * total / 100:.0f}")
+        assert summary(train(*more, name="longer"))["total_seconds"] == total
+
+
+def test_a_run_lies_where_tensorboard_can_write(train, tmp_path):
+    with pytest.raises(UserError, match="this name is not UTF-8"):
+        train(name=os.fsdecode(b"r\xe9"))
+
+
 def test_more_steps_keep_the_interval_that_was_left_open(train):
     open_interval = ("trainer.val_check_interval=null", "trainer.max_steps=100")
     train(*open_interval, name="run")

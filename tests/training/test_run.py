@@ -291,12 +291,17 @@ def test_debug_fast_takes_every_path_in_seconds(train):
     assert figures["train_seconds"] < 30
 
 
-def test_a_run_whose_checkpoints_cannot_be_saved_is_completed(train, tmp_path, capsys):
-    (tmp_path / "outputs/runs/run").mkdir(parents=True)
-    (tmp_path / "outputs/runs/run/checkpoints").touch()
-    figures = summary(train())
+def test_a_run_whose_checkpoints_cannot_be_saved_fails_and_keeps_its_figures(
+    train, tmp_path, capsys
+):
+    run_dir = tmp_path / "outputs/runs/run"
+    run_dir.mkdir(parents=True)
+    (run_dir / "checkpoints").touch()
+    with pytest.raises(UserError, match="checkpoints: the end of the run was not saved"):
+        train()
     assert "the checkpoint was not saved" in capsys.readouterr().out
-    assert figures["status"] == "completed"
+    figures = summary(run_dir)
+    assert figures["status"] == "failed"
     assert figures["val_loss"] is not None
     assert figures["checkpoint"] is None
 
@@ -414,6 +419,8 @@ def test_init_from_a_bigram_moves_rows_and_columns(train, tmp_path):
         (["trainer.min_steps=x"], "trainer.min_steps=x: must be a whole number"),
         (["trainer.overfit_batches=0.1"], "trainer.overfit_batches=0.1: must be a whole number"),
         (["data.seed=-1"], "data.seed=-1: must be a whole number"),
+        (["data.seed=null"], "data.seed=None: must be a whole number"),
+        (["data.seed=1.5"], "data.seed=1.5: must be a whole number"),
         (["data.seed=abc"], "data.seed=abc: must be a whole number"),
         (["profile=true", "trainer.profiler=pytorch"], "leave one out"),
         (

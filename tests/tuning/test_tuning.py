@@ -20,7 +20,7 @@ from conftest import ROOT, SignalAt, summary
 from litchar import signals
 from litchar.checkpoints import Checkpoint
 from litchar.cli import quote
-from litchar.errors import Interrupted, UserError
+from litchar.errors import Interrupted, UserError, is_users
 from litchar.terminal import Terminal
 from litchar.training import run as training
 from litchar.tuning import run as tuning
@@ -233,6 +233,27 @@ def test_the_best_settings_name_a_text_that_is_found_from_anywhere(
         written = best_experiment(study, Search({}, line, {}))
     expected = json.loads(json.dumps(text).replace("{cwd}", str(tmp_path)))
     assert OmegaConf.to_container(OmegaConf.create(written).data) == expected
+
+
+def test_the_best_settings_name_the_parent_so_that_it_is_found_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    study = optuna.create_study(study_name="t1")
+    study.set_user_attr("command", "python scripts/tune.py")
+    study.add_trial(optuna.create_trial(value=1.5))
+    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        written = best_experiment(study, Search({}, ["init_from=runs/one"], {}))
+    assert OmegaConf.create(written).init_from == f"{tmp_path}/runs/one"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    ["tune.pruner.min_resource=0", "tune.sampler._target_=optuna.TPE", "+tune.sampler.typo=1"],
+)
+def test_a_refused_sampler_or_pruner_leaves_no_study_behind(tune, tmp_path, wrong):
+    with pytest.raises(Exception) as refusal:  # noqa: PT011
+        tune("tune.trials=1", wrong)
+    assert is_users(refusal.value)
+    assert len(tune("tune.trials=1")) == 1
 
 
 def test_brackets_in_values_and_paths_are_shown(tune, tmp_path, capsys):

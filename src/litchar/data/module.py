@@ -76,6 +76,7 @@ class TextDataModule(L.LightningDataModule):
         least = {"block_size": 1, "batch_size": 1, "val_batch_size": 1}
         for name, smallest in (least | {"num_workers": 0, "train_sample": 0}).items():
             check_whole(f"data.{name}", getattr(self, name), smallest)
+        check_whole("data.seed", self.seed, 0, 2**64 - 1)
         if not isinstance(self.start_at_document, bool):
             raise UserError(
                 f"data.start_at_document={self.start_at_document}: must be true or false"

@@ -19,6 +19,7 @@ from litchar.errors import DivergedError
 from litchar.generation import generate
 from litchar.models import Transformer, evaluating
 from litchar.text import Vocabulary
+from litchar.training import environment
 from litchar.training.loggers import TensorBoard
 from litchar.training.module import LanguageModel
 from litchar.training.sharding import full, is_sharded, whole
@@ -52,6 +53,7 @@ class Metrics(Callback):
         self.best_step = 0
         self.best_val_loss = math.inf
         self.seconds_to_target: float | None = None
+        self._seconds_before = 0.0  # of the processes that this run had before
         self._fits = True
         self._losses: list[Tensor] = []  # since the last report
         # What the next report measures:
@@ -192,8 +194,12 @@ class Metrics(Callback):
             "seconds_to_target": self.seconds_to_target,
             "characters_seen": characters,
             "train_seconds": self.clock.seconds,
+            "total_seconds": self._total_seconds(),
             "characters_per_second": characters / self.clock.seconds if self.clock.seconds else 0.0,
         }
+
+    def _total_seconds(self) -> float:
+        return self._seconds_before + environment.seconds_since_start()
 
     # Resuming
 
@@ -206,6 +212,7 @@ class Metrics(Callback):
             "seconds_to_target": self.seconds_to_target,
             "target_val_loss": self.target_val_loss,
             "seconds": self.clock.seconds,
+            "total_seconds": self._total_seconds(),
             "losses": torch.stack(self._losses).tolist() if self._losses else [],
         }
 
@@ -222,6 +229,7 @@ class Metrics(Callback):
         if state_dict.get("target_val_loss", self.target_val_loss) == self.target_val_loss:
             self.seconds_to_target = state_dict["seconds_to_target"]
         self.clock = Clock(state_dict["seconds"])
+        self._seconds_before = state_dict.get("total_seconds", 0.0)
         self._losses = list(torch.tensor(state_dict["losses"]))
 
 

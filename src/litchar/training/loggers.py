@@ -143,9 +143,10 @@ HYPERPARAMETERS = (
 
 
 def hyperparameters(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return what of a run's settings the HParams page shows, by dotted key."""
+    """Return what of a run's settings the HParams page shows, by dotted key; a path need not be
+    UTF-8, which TensorBoard takes alone."""
     return {
-        key: value
+        key: value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value
         for key, value in flat(settings)
         if value is not None and within(key, HYPERPARAMETERS)
     }
@@ -217,10 +218,16 @@ class MetricsCSV(Logger):
 
     @rank_zero_only
     def cut(self, step: int) -> None:
-        """Keep the rows up to `step` of a file that is there; the rest will be written again."""
+        """Keep the rows up to `step` of a file that is there; the rest will be written again, and
+        what a power cut has left is none."""
         rows = self._read()
+        kept: list[dict[str, Any]] = []
+        for row in rows:
+            number = int(row["step"]) if str(row["step"]).isdecimal() else 0
+            if (int(kept[-1]["step"]) if kept else 0) < number <= step and None not in row:
+                kept.append(row)
         if rows:
-            self._rewrite([row for row in rows if int(row["step"]) <= step], list(rows[0]))
+            self._rewrite(kept, [column for column in rows[0] if column is not None])
 
     @rank_zero_only
     def finalize(self, status: str) -> None:

@@ -86,7 +86,14 @@ class LanguageModel(L.LightningModule):
         }
 
     def on_train_start(self) -> None:
-        """Find the generator that dropout draws from on this device."""
+        """Find the generator that dropout draws from on this device, and let the first step of a
+        run that is to be longer than it was have the learning rate of the longer one."""
+        for scheduler in self.trainer.lr_scheduler_configs:
+            groups = scheduler.scheduler.optimizer.param_groups
+            for group in groups:
+                group["lr"] = group["initial_lr"] * self.schedule(
+                    self.trainer.global_step, self.trainer.estimated_stepping_batches
+                )
         index = self.device.index or 0
         if self.device.type == "cuda":
             self._generator = torch.cuda.default_generators[index]

@@ -87,7 +87,6 @@ def check_settings(config: DictConfig) -> None:
 # Keys that are whole numbers where they are not null, and the least of each.
 WHOLE_NUMBERS = {
     "seed": 0,
-    "data.seed": 0,
     "trainer.max_steps": -1,
     "trainer.min_steps": 0,
     "trainer.overfit_batches": 0,

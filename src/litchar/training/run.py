@@ -248,6 +248,13 @@ def prepare(config: DictConfig, run_dir: Path, place: Place, terminal: Terminal)
         UserError: the configuration or the text is unfit.
     """
     config.run_dir = str(run_dir)  # a sweep's job has its own
+    try:
+        config.run_dir.encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            f"run_dir={run_dir}: this name is not UTF-8, and TensorBoard writes to no such place; "
+            "name another"
+        ) from None
     resumed = find_resumed(config.resume, run_dir, terminal)
     if resumed is not None:
         resolve_as_before(config, resumed.config)
@@ -416,11 +423,10 @@ def train(ready: Ready, run_dir: Path, sweep: Path | None = None) -> dict[str, A
 
 
 def _record(ready: Ready, run_dir: Path, **figures: Any) -> dict[str, Any]:
-    """Write figures into the summary, beside what the run has taken so far; return it."""
+    """Write figures into the summary, beside the memory taken so far; return it."""
     return write_summary(
         run_dir,
         **figures,
-        total_seconds=environment.seconds_since_start(),
         peak_memory_bytes=environment.peak_memory_bytes(ready.setup.device),
     )
 

@@ -29,7 +29,8 @@ KEYS = {
     "vocab_size": "distinct characters, or 256 byte values; with documents one more",
     "characters_seen": "tokens trained on, over all devices",
     "train_seconds": "steps alone: no validation, samples or checkpoints",
-    "total_seconds": "from the start of the process to the end of the run",
+    "total_seconds": "from the start of the process to the end of the run; of a resumed run, of "
+    "all its processes, up to their last checkpoints",
     "characters_per_second": "tokens, by `train_seconds`",
     "peak_memory_bytes": "of the GPU, or of the process",
     "device": "as torch names it",

@@ -91,6 +91,9 @@ def best_experiment(study: optuna.Study, search: Search) -> str:
             defaults.append({f"override /{key}": given.value()})
         elif key in ("data.path", "data.mixture", "data.name"):  # of a text, found from anywhere
             OmegaConf.update(values, key, fixed.data._get_node(key.removeprefix("data.")))
+        elif key == "init_from" and given.value() is not None:
+            parent = Path(os.path.expanduser(str(given.value()))).absolute()
+            OmegaConf.update(values, key, str(parent).replace("${", r"\${"))
         else:
             OmegaConf.update(values, key, given.value())
     for key, value in best.params.items():

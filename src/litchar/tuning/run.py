@@ -50,14 +50,15 @@ def run(config: DictConfig) -> None:
             raise UserError(f"tune.{key}={tune[key]}: must be a number above 0")
     directory = study_directory(config)
     search = Search.of(config)
-    storage = open_storage(tune.storage, directory)
-    study = open_study(directory.name, storage, search, command_line())
-    study.pruner = instantiate(tune.pruner)
 
     def make_sampler(number: int) -> BaseSampler:
         sampler: BaseSampler = instantiate(tune.sampler, seed=sampler_seed(config.seed, number))
         return sampler
 
+    pruner, _ = instantiate(tune.pruner), make_sampler(0)  # which refuse what they cannot take
+    storage = open_storage(tune.storage, directory)
+    study = open_study(directory.name, storage, search, command_line())
+    study.pruner = pruner
     terminal.say(f"Study {directory.name}: {tune.trials} trials; {directory}")
     with Worker(study, storage, directory, tune.trials, tune.beat_seconds, make_sampler) as worker:
         while (trial := worker.take()) is not None:
