@@ -1,6 +1,6 @@
 """Write a trained model for other tools: `python scripts/export.py format=onnx`."""
 
-from litchar.cli import hydra_main
+from litchar.cli import hydra_main, no_multirun
 
 if __name__ == "__main__":
-    hydra_main(__file__, "export", "litchar.checkpoints.export:run")
+    hydra_main(__file__, "export", "litchar.checkpoints.export:run", before=no_multirun)

@@ -1,6 +1,6 @@
 """Serve a trained model: `python scripts/serve.py checkpoint=latest`."""
 
-from litchar.cli import hydra_main
+from litchar.cli import hydra_main, no_multirun
 
 if __name__ == "__main__":
-    hydra_main(__file__, "serve", "litchar.serving.serve:run")
+    hydra_main(__file__, "serve", "litchar.serving.serve:run", before=no_multirun)

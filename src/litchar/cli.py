@@ -264,7 +264,7 @@ class Written(SearchPathPlugin):
 
 
 def no_multirun(arguments: list[str], conf: Path, config_name: str) -> list[str]:
-    """Refuse `-m`, for a script whose one run has many trainings in it.
+    """Refuse `-m`, for a script that does not train, or whose one run has many trainings in it.
 
     Raises:
         UserError: it was asked for.

@@ -15,7 +15,7 @@ def choose_device(name: str | None) -> torch.device:
         return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.empty(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError):
         raise UserError(f"device={name}: not to be had on this machine; try device=cpu") from None
     return device

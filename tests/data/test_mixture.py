@@ -144,6 +144,7 @@ def test_windows_that_start_at_documents_start_at_those_of_their_own_corpus(tmp_
         ([{"path": "a.txt"}], "takes two corpora or more"),
         ([{"path": "a.txt"}, {"weight": 2}], r"data.mixture\[1\]: names no path"),
         ([{"path": "a.txt", "weight": 0}], r"data.mixture\[0\]: weight=0"),
+        ([{"path": "a.txt", "field": 1}], r"data.mixture\[0\]: field=1 must be a text"),
         ([{"path": "a.txt", "weihgt": 1}], r"data.mixture\[0\]: there is no weihgt"),
         ([{"path": "x/a.txt"}, {"path": "y/a.txt"}], r"data.mixture\[1\]: a.txt is there already"),
         (

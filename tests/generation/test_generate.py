@@ -67,7 +67,7 @@ def generate(run_dir, tmp_path, capsys):
 
 
 def test_a_line_of_json_for_each_prompt_and_seed(generate, run_dir, tmp_path):
-    (tmp_path / "prompts.txt").write_text("1 and 2\n\n33\n")
+    (tmp_path / "prompts.txt").write_bytes(b"\xef\xbb\xbf1 and 2\r\n\n33\n")  # as Notepad does
     out = generate(prompts=str(tmp_path / "prompts.txt"), num_samples=2, json=True, seed=5)
     lines = [json.loads(line) for line in out.splitlines()]
     assert [(line["prompt"], line["seed"]) for line in lines] == [
@@ -124,8 +124,9 @@ def test_a_score_is_the_models_own_loss(generate, run_dir):
 
 
 def test_a_pipe_is_read_as_the_prompt(generate, monkeypatch):
-    monkeypatch.setattr(sys, "stdin", io.StringIO("1 and 2\n"))
-    assert generate() == generate(prompt="1 and 2")
+    for mark in ("", "\ufeff"):  # of a file that an editor marked as UTF-8
+        monkeypatch.setattr(sys, "stdin", io.StringIO(f"{mark}1 and 2\n"))
+        assert generate() == generate(prompt="1 and 2")
     monkeypatch.setattr(sys, "stdin", None)
     assert generate() == generate(prompt="")
 

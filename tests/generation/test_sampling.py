@@ -12,7 +12,9 @@ from litchar.errors import UserError
 from litchar.generation import Sampling, generate
 from litchar.generation import logits_to_probs as distribution
 from litchar.generation.sampling import choose
+from litchar.generation.writing import Settings, write
 from litchar.models import Bigram, Transformer
+from litchar.text import Vocabulary
 
 LOGITS = torch.tensor(
     [
@@ -320,7 +322,7 @@ def test_a_repetition_penalty_makes_what_was_seen_less_likely_whatever_the_sign(
     np.testing.assert_allclose(probs[0], softmax([1.0, -4.0, 2.0, -2.0]))
 
 
-@pytest.mark.parametrize("penalty", [1.0, 1e6])
+@pytest.mark.parametrize("penalty", [1.0, 100.0])
 def test_prompt_and_text_count_as_seen(penalty):
     torch.manual_seed(0)
     model = Bigram(9, block_size=1).eval()
@@ -330,6 +332,28 @@ def test_prompt_and_text_count_as_seen(penalty):
     drawn = texts(model, prompt, 5, temperature=0, repetition_penalty=penalty)[0].tolist()
     everything = sorted([0, 1, 2, 3, *drawn])
     assert (everything == list(range(9))) == (penalty > 1)
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "prompt"),
+    [(Vocabulary("xyz", "line"), ""), (Vocabulary("xyz", "line"), "xy"), (Vocabulary("wxyz"), "")],
+)
+def test_what_a_text_begins_behind_is_not_repeated_when_it_comes(vocabulary, prompt):
+    """The end of a document, or the first character, is as likely with a penalty as without."""
+    model = Bigram(4, block_size=1).eval()
+    with torch.no_grad():
+        model.next_logits.weight.fill_(3.0)
+    ids = vocabulary.encode(prompt)
+    ends = [
+        [
+            next(write(model, vocabulary, ids, Settings(seed=s, **settings))).whole()[:1]
+            for s in range(200)
+        ]
+        for settings in ({"max_new_tokens": 1}, {"max_new_tokens": 1, "repetition_penalty": 100.0})
+    ]
+    first = "" if vocabulary.document else "w"
+    plain, penalised = (sum(text == first for text in texts) for texts in ends)
+    assert penalised >= plain > 0
 
 
 def test_a_choice_never_falls_on_an_id_without_probability():
@@ -370,7 +394,8 @@ def test_log_probabilities_are_those_of_the_model_before_any_setting(model):
         ({"top_k": True}, r"top_k=True"),
         ({"min_p": -0.1}, r"min_p=-0\.1: must lie in \[0, 1\]"),
         ({"min_p": 1.5}, r"min_p=1\.5"),
-        ({"repetition_penalty": 0}, r"repetition_penalty=0: must be above 0"),
+        ({"repetition_penalty": 0}, r"repetition_penalty=0: must lie in"),
+        ({"repetition_penalty": 1e-320}, r"repetition_penalty=1e-320: must lie in"),
         ({"repetition_penalty": None}, r"repetition_penalty=None"),
         ({"temperature": "hot"}, r"temperature=hot: must be a number"),
     ],

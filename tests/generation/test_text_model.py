@@ -168,6 +168,10 @@ def test_its_repr_says_what_it_is(model):
             lambda model: litchar.load(model.checkpoint.path, device="nsu"),
             r"^device=nsu: not to be",
         ),
+        (
+            lambda model: litchar.load(model.checkpoint.path, device="meta"),
+            r"^device=meta: not to be",
+        ),
         (lambda model: model.encode("é"), r"^the model never saw 'é' \(LATIN SMALL"),
         (lambda model: model.generate("é"), r"^the model never saw 'é'"),
         (lambda model: model.generate("1", unknown="??"), None),

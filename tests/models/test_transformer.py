@@ -644,6 +644,14 @@ def test_each_of_the_four_dropouts_is_there():
         ({"ngrams": None}, r"ngrams=None: must be a list of \[n, rows of its table"),
         ({"ngrams": [2, 169, 4]}, r"ngrams=\[2, 169, 4\]: must be a list of \[n, rows"),
         ({"logit_cap": "abc"}, r"logit_cap=abc is not above 0"),
+        ({"logit_cap": float("nan")}, r"logit_cap=nan is not above 0"),
+        ({"rope_theta": -1}, r"rope_theta=-1 is not above 0"),
+        ({"norm_eps": -1}, r"norm_eps=-1 is not above 0"),
+        ({"norm_eps": None}, r"norm_eps=None is not above 0"),
+        *(
+            ({name: "flase"}, rf"{name}=flase is neither true nor false")
+            for name in ("bias", "qkv_bias", "head_bias", "qk_norm", "tie_head")
+        ),
         ({"n_hidden": 0}, r"n_hidden=0 is not a whole number of at least 1"),
         ({"init": "xavier"}, r"init=xavier is not one of zero, gpt2, torch"),
         ({"tie_head": True, "init": "zero"}, r"tie_head=true needs init=gpt2 or torch"),

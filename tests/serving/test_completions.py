@@ -1,6 +1,7 @@
 """The server of the OpenAI protocol, asked by OpenAI's own client."""
 
 import contextlib
+import gc
 import http.client
 import json
 import math
@@ -101,7 +102,7 @@ def test_several_prompts_and_texts_come_in_order(complete, server):
     assert [choice.index for choice in answer.choices] == list(range(6))
     expected = [alone(server, p, 20, seed) for p in ("ab", "cd ", "\n") for seed in (5, 6)]
     assert [choice.text for choice in answer.choices] == expected  # "" begins with id 0, "\n"
-    assert answer.usage.total_tokens == 2 * (2 + 3 + 0) + 6 * 20
+    assert answer.usage.total_tokens == (2 + 3 + 0) + 6 * 20  # a prompt counts once
     ids = [LETTERS.encode(prompt).tolist() for prompt in ("ab", "cd ")]
     answer = complete(prompt=ids, n=2, seed=5, max_tokens=20)
     assert [choice.text for choice in answer.choices] == expected[:4]
@@ -228,6 +229,8 @@ def test_models_and_health(client, server):
         ({"seed": -1}, "seed", "greater than or equal to 0"),
         ({"logprobs": 21}, "logprobs", "less than or equal to 20"),
         ({"stop": ""}, "stop", "at least one character"),
+        ({"stop": ["a"] * 17}, "stop", "at most 16 strings of at most 256 characters"),
+        ({"stop": "a" * 257}, "stop", "at most 16 strings of at most 256 characters"),
         ({"best_of": 3}, "best_of", "ask for n"),
         ({"presence_penalty": 1.0}, "presence_penalty", "there is repetition_penalty"),
         ({"logit_bias": {"1": 5}}, "logit_bias", "not served"),
@@ -291,7 +294,7 @@ def wait_until(url: str, **counts: int) -> None:
         assert time.monotonic() < deadline
 
 
-def test_a_client_that_hangs_up_frees_its_place(complete, server):
+def test_a_client_that_hangs_up_frees_its_place(complete, server, caplog):
     stream = complete(max_tokens=10**6, n=3, stream=True)
     next(iter(stream))
     wait_until(server[0], writing=3)
@@ -300,6 +303,12 @@ def test_a_client_that_hangs_up_frees_its_place(complete, server):
     with asked(server[0], model="letters", max_tokens=10**6):
         wait_until(server[0], writing=1)
     wait_until(server[0], writing=0)
+    gc.collect()
+    assert not [record for record in caplog.records if "never retrieved" in record.message]
+
+
+def test_what_asks_for_no_more_is_served(complete):
+    assert complete(max_tokens=5, extra_body={"best_of": 1, "n": None}).choices[0].text
 
 
 @contextlib.contextmanager

@@ -1,5 +1,7 @@
 """A text's splits."""
 
+import os
+
 import numpy as np
 import pytest
 
@@ -100,11 +102,20 @@ def test_a_document_longer_than_the_largest_split_is_refused():
         ({"shuffle": True}, "data.shuffle=true puts documents in another order"),
         ({"shuffle": "yes", "document": "line"}, "data.shuffle=yes: must be true or false"),
         ({"unit": "word"}, "data.unit=word: there are character and byte"),
+        ({"path": "a.txt", "name": "b"}, "data.path=a.txt and data.name=b: each names a text"),
+        ({"path": "a.jsonl", "field": ["text"]}, "data.field=.*: must be a text"),
+        ({"path": "a", "pattern": 5}, "data.pattern=5: must be a text"),
     ],
 )
 def test_settings_without_meaning_are_refused(settings, reason):
     with pytest.raises(UserError, match=reason):
         Text(**settings)
+
+
+def test_what_can_be_read_once_is_no_text(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match=r"pipe: neither a file nor a directory"):
+        Text(path=str(tmp_path / "pipe")).open()
 
 
 def test_a_corpus_is_looked_for_once():

@@ -104,14 +104,15 @@ def prompts_of(config: DictConfig) -> list[str]:
         waiting.daemon = True
         waiting.start()
         try:
-            return [sys.stdin.read().removesuffix("\n")]  # which echo adds
+            piped = sys.stdin.read().removeprefix("\ufeff")  # the byte-order mark of some editors
+            return [piped.removesuffix("\n")]  # which echo adds
         except UnicodeDecodeError as error:
             raise UserError(f"standard input: not UTF-8 at byte {error.start}") from None
         finally:
             waiting.cancel()
     path = Path(os.path.expanduser(config.prompts))
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except OSError as error:
         raise UserError(f"prompts={path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:

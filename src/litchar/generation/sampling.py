@@ -56,8 +56,10 @@ class Sampling:
         if self.min_p is not None and not 0 <= self.min_p <= 1:
             raise UserError(f"min_p={self.min_p}: must lie in [0, 1], or be null")
         penalty = self.repetition_penalty
-        if penalty is None or not 0 < penalty < float("inf"):
-            raise UserError(f"repetition_penalty={penalty}: must be above 0; 1 changes nothing")
+        if penalty is None or not 0.01 <= penalty <= 100:
+            raise UserError(
+                f"repetition_penalty={penalty}: must lie in [0.01, 100]; 1 changes nothing"
+            )
 
 
 def logits_to_probs(
@@ -136,10 +138,13 @@ class Chooser:
 
     Args:
         seeds: of each text; its uniform numbers, one for each id, are drawn from its own generator.
+        n_before: how many ids at the beginning no text has, see `writing.beginning`: they are not
+            repeated when they come.
     """
 
-    def __init__(self, sampling: Sampling, seeds: Iterable[int]) -> None:
+    def __init__(self, sampling: Sampling, seeds: Iterable[int], n_before: int = 0) -> None:
         self.sampling = sampling
+        self.n_before = n_before
         self.generators = [np.random.default_rng(seed) for seed in seeds]
         self.seen: np.ndarray | None = None
 
@@ -151,7 +156,9 @@ class Chooser:
             logits: behind them: (B, V)
         """
         if self.sampling.repetition_penalty != 1:
-            self.seen = np.zeros(logits.shape, dtype=bool) if self.seen is None else self.seen
+            if self.seen is None:
+                self.seen = np.zeros(logits.shape, dtype=bool)
+                idx = idx[:, self.n_before :]
             np.put_along_axis(self.seen, idx, True, axis=-1)
         probs = logits_to_probs(logits, self.sampling, self.seen)
         return choose(probs, np.array([generator.random() for generator in self.generators]))
@@ -163,6 +170,7 @@ def generate(
     max_new_tokens: int,
     sampling: Sampling = Sampling(),
     seeds: Sequence[int] | None = None,
+    n_before: int = 0,
 ) -> Iterator[Step]:
     """Yield `max_new_tokens` times the next id of each text, as it is sampled.
 
@@ -173,10 +181,11 @@ def generate(
         model: in evaluation mode; one that many texts are asked of is prepared once.
         idx: the prompts, at least one id each: (B, T), integers
         seeds: of each text, see `Chooser`; by default 0, 1, 2, ...
+        n_before: see `Chooser`.
     """
     B = len(idx)  # noqa: N806
     idx = idx.astype(np.int64)
-    chooser = Chooser(sampling, range(B) if seeds is None else seeds)
+    chooser = Chooser(sampling, range(B) if seeds is None else seeds, n_before)
     with torch.inference_mode():
         reader = Prepared.of(model).open(B, idx.shape[1] + max_new_tokens)
     for _ in range(max_new_tokens):

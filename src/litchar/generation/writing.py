@@ -166,7 +166,8 @@ def write(
     alone = prepared.on_cpu or num_samples == 1
     for batch in [[seed] for seed in seeds] if alone else [seeds]:
         idx = np.repeat(begin[None], len(batch), axis=0)
-        steps = generate(prepared, idx, settings.max_new_tokens, settings, batch)
+        n_before = len(begin) - len(prompt)
+        steps = generate(prepared, idx, settings.max_new_tokens, settings, batch, n_before)
         if len(batch) == 1:
             lazily = ((int(step.ids[0]), float(step.log_probs()[0])) for step in steps)
             yield writing(lazily, batch[0])

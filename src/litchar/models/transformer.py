@@ -96,8 +96,18 @@ class Transformer(nn.Module):
             if not isinstance(share, int | float) or not 0 <= share < 1:
                 raise ValueError(f"{name}={share} does not lie in [0, 1)")
         _check_ngrams(ngrams)
-        if logit_cap is not None and (not isinstance(logit_cap, int | float) or logit_cap <= 0):
-            raise ValueError(f"logit_cap={logit_cap} is not above 0")
+        flags = {"qk_norm": qk_norm, "bias": bias, "head_bias": head_bias, "tie_head": tie_head}
+        if qkv_bias is not None:
+            flags["qkv_bias"] = qkv_bias
+        for name, flag in flags.items():
+            if flag not in (True, False):
+                raise ValueError(f"{name}={flag} is neither true nor false")
+        above = {"rope_theta": rope_theta, "norm_eps": norm_eps}
+        if logit_cap is not None:
+            above["logit_cap"] = logit_cap
+        for name, number in above.items():
+            if not isinstance(number, int | float) or not number > 0:
+                raise ValueError(f"{name}={number} is not above 0")
         if tie_head and init == "zero":
             raise ValueError(
                 "tie_head=true needs init=gpt2 or torch: init=zero would zero the embedding"

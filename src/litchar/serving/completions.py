@@ -29,6 +29,7 @@ from litchar.text.vocabulary import describe
 
 MOST_LIKELIEST = 20  # that may be asked for in `logprobs`
 MOST_SEED = 2**63 - 1
+MOST_STOPS, LONGEST_STOP = 16, 256  # each is looked for after each token
 CLIENT_CLOSED_REQUEST = 499  # as nginx's log has it
 T = TypeVar("T")
 
@@ -173,7 +174,12 @@ class Completions:
             raise RefusedError("max_tokens=0: nothing to write; it goes with echo", "max_tokens")
         if any(not stop for stop in request.stops()):
             raise RefusedError("stop: a stop string has at least one character", "stop")
-        if request.best_of not in (None, request.n):
+        stops = request.stops()
+        if len(stops) > MOST_STOPS or any(len(stop) > LONGEST_STOP for stop in stops):
+            raise RefusedError(
+                f"stop: at most {MOST_STOPS} strings of at most {LONGEST_STOP} characters", "stop"
+            )
+        if request.best_of not in (None, request.n or 1):
             raise RefusedError("best_of is not served; ask for n", "best_of")
         for name in ("frequency_penalty", "presence_penalty"):
             if getattr(request, name):
@@ -245,7 +251,7 @@ class Completions:
         seed = secrets.randbelow(2**32) if request.seed is None else request.seed
         prompts = [self.encode(prompt) for prompt in request.prompts()]
         choices = [
-            Choice(self, request, prompt, sampling, seed + i)
+            Choice(self, request, prompt, sampling, seed + i, again=i > 0)
             for prompt in prompts
             for i in range(request.n or 1)
         ]
@@ -270,7 +276,7 @@ class Choice:
         orders: what is to be asked of the batcher: to read the prompt, if its log-probabilities
             are wanted, and to write what follows.
         streams: of the orders.
-        n_read: how many tokens the prompt has.
+        n_read: how many tokens were read for it: those of the prompt, of its first choice.
         n_written: how many were sampled.
     """
 
@@ -281,6 +287,7 @@ class Choice:
         prompt: np.ndarray,
         sampling: Sampling,
         seed: int,
+        again: bool,
     ) -> None:
         vocabulary, model, n_likeliest = served.vocabulary, served.model, request.logprobs
         self.vocabulary = vocabulary
@@ -288,7 +295,7 @@ class Choice:
         self.echo = vocabulary.decode(prompt) if request.echo else None
         self.orders: list[Order] = []
         self.streams: list[Stream] = []
-        self.n_read = len(prompt)
+        self.n_read = 0 if again else len(prompt)
         self.n_written = 0
         self.prompt_tokens: list[Token] = []  # that nothing stands before
 
@@ -310,9 +317,8 @@ class Choice:
                 else None
             )
             follow = partial(written, vocabulary=vocabulary, stop=stop, tokens=tokens)
-            self.orders.append(
-                Order(model, begun, length, Chooser(sampling, [seed]).choose, follow)
-            )
+            chooser = Chooser(sampling, [seed], len(begun) - len(prompt))
+            self.orders.append(Order(model, begun, length, chooser.choose, follow))
         self.length = length
 
     async def parts(self) -> AsyncIterator[dict[str, Any]]:
@@ -486,6 +492,7 @@ async def unless_gone(request: Request, work: asyncio.Future[T]) -> T | None:
     finally:
         work.cancel()
         leaving.cancel()
+        await asyncio.gather(work, leaving, return_exceptions=True)  # or their ends are logged
 
 
 async def events(

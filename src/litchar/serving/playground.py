@@ -173,14 +173,15 @@ class Playground:
         if unknown := vocabulary.unknown(prompt):
             raise UserError(f"The model never saw {describe(unknown)}.")
         stop = cleaning(typed(form.get("stop", "")))
-        ids = beginning(vocabulary, vocabulary.encode(prompt))
+        encoded = vocabulary.encode(prompt)
+        ids = beginning(vocabulary, encoded)
         follow = partial(
             written,
             vocabulary=vocabulary,
             stop=[stop] if stop else [],
             tokens=Tokens(vocabulary, N_LIKELIEST),
         )
-        choose = Chooser(settings, [settings.seed]).choose
+        choose = Chooser(settings, [settings.seed], len(ids) - len(encoded)).choose
         order = Order(loaded.model, ids, settings.max_new_tokens, choose, follow)
         return prompt, settings.seed, order
 

@@ -83,8 +83,13 @@ class Corpus:
                         f"data.pattern={pattern}; name another pattern, such as '**/*.md'"
                     )
                 found += matches
-            elif place.exists():
+            elif place.is_file():
                 found.append(place)
+            elif place.exists():
+                raise UserError(
+                    f"data.path={entry}: neither a file nor a directory; a text is read several "
+                    "times: write what comes from there to a file"
+                )
             else:
                 raise UserError(
                     f"data.path={entry}: no such file or directory (looked in {Path.cwd()})"

@@ -126,6 +126,9 @@ def read_mixture(entries: Sequence[Mapping[str, Any]]) -> dict[str, float]:
             raise UserError(f"{place}: names no path; write {{path: FILE, weight: 1}}")
         if unknown := [key for key in entry if key not in ENTRY]:
             raise UserError(f"{place}: there is no {unknown[0]}; there are {', '.join(ENTRY)}")
+        for key in ("pattern", "field", "column"):
+            if entry.get(key) is not None and not isinstance(entry[key], str):
+                raise UserError(f"{place}: {key}={entry[key]} must be a text, in quotes")
         weight = entry.get("weight", 1)
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < 1e9:
             raise UserError(f"{place}: weight={weight} must be a number above 0")

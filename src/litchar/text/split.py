@@ -82,6 +82,14 @@ class Text:
             )
         if not isinstance(self.shuffle, bool):
             raise UserError(f"data.shuffle={self.shuffle}: must be true or false")
+        if self.path is not None and self.name is not None:
+            raise UserError(
+                f"data.path={self.path} and data.name={self.name}: each names a text; leave one out"
+            )
+        for name in ("pattern", "field", "column"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, str):
+                raise UserError(f"data.{name}={value}: must be a text")
         if self.mixture is not None:
             read_mixture(self.mixture)
             for key, value in (("path", self.path), ("name", self.name)):
