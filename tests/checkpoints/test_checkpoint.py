@@ -169,5 +169,7 @@ def test_latest_is_the_newest_runs_best(tmp_path):
             os.utime(directory / f"{name}.ckpt", (number, number))
     assert find("latest", tmp_path) == tmp_path / "runs/run1/checkpoints/last.ckpt"
     assert find(str(tmp_path / "runs/run0"), tmp_path).name == "best.ckpt"
+    os.utime(tmp_path / "runs/run0/checkpoints/last.ckpt", (2, 2))  # gone on with, no better
+    assert find("latest", tmp_path) == tmp_path / "runs/run0/checkpoints/best.ckpt"
     with pytest.raises(UserError, match=r"python scripts/train\.py"):
         find("latest", tmp_path / "empty")

@@ -162,23 +162,28 @@ def find(checkpoint: str | None, outputs: Path, key: str = "checkpoint") -> Path
         return files[0]
     path = Path(os.path.expanduser(checkpoint))
     if path.is_dir():
-        files = _best_of(path / "checkpoints")
-        if not files:
+        best = best_of(path)
+        if best is None:
             raise UserError(f"{key}={checkpoint}: this directory has no checkpoints/best.ckpt")
-        return files[0]
+        return best
     return path
 
 
 def trained(outputs: Path) -> list[Path]:
-    """Return the best checkpoint of each run and of each job of a sweep, the newest first."""
-    runs = [*outputs.glob("runs/*/checkpoints"), *outputs.glob("sweeps/*/*/checkpoints")]
-    files = [file for run in runs for file in _best_of(run)]
-    return sorted(files, key=lambda file: file.stat().st_mtime, reverse=True)
+    """Return the best checkpoint of each run and of each job of a sweep, that of the run which has
+    saved last first."""
+    found: list[tuple[float, Path]] = []
+    for run_dir in (*outputs.glob("runs/*"), *outputs.glob("sweeps/*/*")):
+        if (best := best_of(run_dir)) is not None:
+            last = best.with_name("last.ckpt")
+            found.append(((last if last.is_file() else best).stat().st_mtime, best))
+    return [best for _, best in sorted(found, reverse=True)]
 
 
-def _best_of(directory: Path) -> list[Path]:
-    files = [directory / "best.ckpt", directory / "last.ckpt"]
-    return [file for file in files if file.is_file()][:1]
+def best_of(run_dir: Path) -> Path | None:
+    """Return a run's best checkpoint, its last if there is no best, or None."""
+    files = (run_dir / "checkpoints" / f"{name}.ckpt" for name in ("best", "last"))
+    return next((file for file in files if file.is_file()), None)
 
 
 def _losses_at(step: int, callbacks: dict[str, Any]) -> dict[str, float]:

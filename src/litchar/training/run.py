@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from litchar import signals
 from litchar.checkpoints import Checkpoint
-from litchar.checkpoints.checkpoint import make_card
+from litchar.checkpoints.checkpoint import best_of, make_card
 from litchar.checkpoints.transfer import differing, transfer_weights
 from litchar.data import TextDataModule, make_data_module
 from litchar.device import set_matmul_precision
@@ -406,14 +406,14 @@ def train(ready: Ready, run_dir: Path, sweep: Path | None = None) -> dict[str, A
     finally:
         signals.defer(False)
 
-    best, last = (run_dir / "checkpoints" / f"{name}.ckpt" for name in ("best", "last"))
+    best = best_of(run_dir)
     summary = _record(
         ready,
         run_dir,
         **metrics.figures(trainer),
         status="completed",
         **{f"test_{name}": module.losses.get(f"test/{name}") for name in ("loss", "bpc", "bpb")},
-        checkpoint=next((str(path) for path in (best, last) if path.exists()), None),
+        checkpoint=best and str(best),
     )
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoard) and metrics.history:  # a row of its HParams page
