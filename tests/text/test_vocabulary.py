@@ -1,6 +1,8 @@
 """Characters <-> ids."""
 
 import json
+import random
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 
 from litchar.errors import UserError
 from litchar.text import ByteVocabulary, Vocabulary
-from litchar.text.vocabulary import BOUNDARY
+from litchar.text.vocabulary import BOUNDARY, codepoints, count_into, no_counts
 
 # All of Unicode: NUL, the astral planes, and lone surrogates as a command line may hold them.
 any_text = st.text(alphabet=st.characters(codec=None, categories=None), min_size=1, max_size=60)
@@ -283,3 +285,13 @@ def test_what_a_document_is_comes_back_from_json(kind):
 def test_a_replacement_in_a_vocabulary_of_documents_is_that_character():
     vocabulary = Vocabulary("ab", document="line")
     assert vocabulary.encode("axb", unknown="b").tolist() == [1, 2, 2]
+
+
+@pytest.mark.parametrize("length", [0, 5, 4095, 4096, 20_000])
+def test_characters_of_short_and_of_long_texts_are_counted_alike(length):
+    text = "".join(random.Random(length).choices("ab\0é😀\U0010ffff", k=length))
+    counts = no_counts()
+    count_into(counts, codepoints(text))
+    assert {chr(code): counts[code] for code in np.flatnonzero(counts)} == Counter(text)
+    count_into(counts, codepoints(text), -1)
+    assert not counts.any()

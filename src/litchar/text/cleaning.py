@@ -2,6 +2,7 @@
 
 import hashlib
 import unicodedata
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, cast
@@ -10,10 +11,9 @@ import numpy as np
 
 from litchar.errors import UserError
 from litchar.text.corpus import Corpus
-from litchar.text.vocabulary import REPLACEMENT, codepoints, describe
+from litchar.text.vocabulary import REPLACEMENT, codepoints, count_into, describe, no_counts
 
 FORMS = ("NFC", "NFKC")
-CODE_POINTS = 0x110000
 SIGMA = "Σ"  # GREEK CAPITAL LETTER SIGMA
 Step = Callable[[str], str]
 
@@ -132,15 +132,14 @@ class Changes:
     """Counts what cleaning changes in a text."""
 
     def __init__(self) -> None:
-        self.counts: dict[str, np.ndarray] = {}
+        self.counts: dict[str, np.ndarray] = defaultdict(no_counts)
 
     def add(self, setting: str, before: str, after: str) -> None:
         """Count the characters that `setting` took away and put there."""
-        counts = self.counts.setdefault(setting, np.zeros(CODE_POINTS, dtype=np.int64))
+        counts = self.counts[setting]
         if before != after:
-            for text, sign in ((before, -1), (after, 1)):
-                found = np.bincount(codepoints(text))
-                counts[: len(found)] += sign * found
+            count_into(counts, codepoints(before), -1)
+            count_into(counts, codepoints(after))
 
     def lines(self) -> list[str]:
         """Return a line for each setting: how many characters it changed, and which most often."""

@@ -239,6 +239,20 @@ def codepoints(text: str) -> np.ndarray:
     return np.frombuffer(text.encode(*Vocabulary._encoding), Vocabulary._code)
 
 
+def no_counts() -> np.ndarray:
+    """Return a count of zero for each of Unicode's code points: (0x110000,) int64."""
+    return np.zeros(0x110000, dtype=np.int64)
+
+
+def count_into(counts: np.ndarray, codes: np.ndarray, sign: int = 1) -> None:
+    """Add to `counts` how often each code point occurs in `codes`, or take it off (-1)."""
+    if len(codes) < 4096:  # a short document: bincount goes through all codes up to the largest
+        np.add.at(counts, codes, sign)
+        return
+    found = np.bincount(codes)
+    counts[: len(found)] += sign * found
+
+
 def describe(characters: str, most: int = 8) -> str:
     """Name characters for a message: `'é' (LATIN SMALL LETTER E WITH ACUTE), '\\t' (U+0009)`."""
     named = [
