@@ -300,6 +300,11 @@ def test_a_text_too_short_to_be_split_is_refused(make_data, path):
         make_data(block_size=1).setup()
 
 
+def test_a_limit_that_leaves_nothing_to_validate_is_refused_by_name(make_data):
+    with pytest.raises(UserError, match=r"take a larger data.max_val_characters"):
+        make_data(block_size=1, max_val_characters=1).setup()
+
+
 @pytest.mark.parametrize("fraction", [0, 0.0, 1, -0.1, 1.5, float("nan")])
 def test_a_validation_fraction_that_leaves_nothing_is_refused(make_data, fraction):
     with pytest.raises(UserError, match=r"data\.val_fraction=.* between 0 and 1"):

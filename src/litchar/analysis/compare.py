@@ -81,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--revisions", nargs=2, metavar=("A", "B"), help="git's; . is the code here"
     )
-    parser.add_argument("--seeds", default="1,2,3", help="of each revision (1,2,3)")
+    parser.add_argument("--seeds", help="of each revision (1,2,3)")
     parser.add_argument("--assert-equal", action="store_true", help="or exit with 1")
     return parser
 
@@ -89,8 +89,8 @@ def _parser() -> argparse.ArgumentParser:
 def _compare_paths(options: argparse.Namespace, overrides: list[str], console: Terminal) -> bool:
     if not options.paths:
         raise UserError("name directories of runs or of a sweep: compare.py outputs/sweeps/NAME")
-    if overrides or options.assert_equal:
-        raise UserError("overrides and --assert-equal are for --revisions A B")
+    if overrides or options.assert_equal or options.seeds:
+        raise UserError("overrides, --seeds and --assert-equal are for --revisions A B")
     at = None if options.at is None else At.parse(options.at)
     sweep = options.paths[0] if len(options.paths) == 1 and not is_run(options.paths[0]) else None
     out = options.out or (sweep if at is None else None)
@@ -108,7 +108,8 @@ def _compare_revisions(
             "--revisions A B takes no other paths: compare.py --revisions A B -- seed=1"
         )
     try:
-        seeds = list(dict.fromkeys(int(seed) for seed in options.seeds.split(",")))
+        given = options.seeds or "1,2,3"
+        seeds = list(dict.fromkeys(int(seed) for seed in given.split(",")))
     except ValueError:
         raise UserError(f"--seeds {options.seeds}: write whole numbers: 1,2,3") from None
     taken = [text for text in overrides if text.startswith(("seed=", "run_dir=", "-"))]

@@ -95,7 +95,9 @@ class TextDataModule(L.LightningDataModule):
         if len(self.splits[shortest]) <= self.block_size:
             largest = len(self.splits[shortest]) - 1
             remedy = f"the largest that fits is data.block_size={largest}"
-            if largest < 1:
+            if largest < 1 and (self.text.max_val_characters or 2) < 2:
+                remedy = "so few do not validate; take a larger data.max_val_characters"
+            elif largest < 1:
                 remedy = "the text is too short to be split; give a longer one"
             raise UserError(
                 f"data.block_size={self.block_size} needs at least {self.block_size + 1} "

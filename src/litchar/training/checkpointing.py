@@ -242,7 +242,7 @@ class Agreement:
         return tuple(self._asked.tolist())
 
 
-def _newest(directory: Path, terminal: Terminal) -> Path | None:
+def _newest(directory: Path, terminal: Terminal) -> Checkpoint | None:
     """Return the newest whole checkpoint in `directory`, if there is one; name damaged ones.
 
     Raises:
@@ -254,11 +254,12 @@ def _newest(directory: Path, terminal: Terminal) -> Path | None:
         if not path.exists():
             continue
         try:
-            load(path)
-            return path
+            data = load(path)
         except UserError as error:
             damaged = error
             terminal.say(str(error))
+        else:
+            return Checkpoint.of(data, path)
     if damaged:
         raise UserError(f"{directory}: no checkpoint here is whole; begin anew in another run_dir")
     return None
@@ -274,11 +275,9 @@ def find_resumed(resume: str | None, run_dir: Path, terminal: Terminal) -> Check
         for directory in (path, path / "checkpoints", path / "tensorboard"):
             remove_drafts(directory)
         newest = _newest(path / "checkpoints", terminal)
-        if newest is None and resume == "auto":
-            return None
-        if newest is None:
+        if newest is None and resume != "auto":
             raise UserError(f"resume={resume}: there is no checkpoint in this directory")
-        path = newest
+        return newest
     return Checkpoint.load(path)
 
 
