@@ -86,7 +86,7 @@ def redirect(arguments: list[str], conf: Path, config_name: str) -> list[str]:
         raise UserError(f"{given[of_a_sweep]}: this is no sweep; add -m, and lists of values")
     if not {"resume", "run_dir", "experiment"} & given.keys():
         return arguments
-    if named.config_dir:
+    if named.config_dir and Path(named.config_dir).is_dir():
         place = _quoted(f"file://{Path(named.config_dir).absolute()}")
         rest = [*rest, f"hydra.searchpath=[{place}]"]
     with hydra.initialize_config_dir(str(conf), version_base="1.3"):
