@@ -57,7 +57,7 @@ def test_a_run_stopped_by_a_signal_goes_on_exactly(train, step, setting):
     assert_same_run(whole, stopped)
 
 
-@pytest.mark.parametrize("batch", range(1, 8))
+@pytest.mark.parametrize("batch", [3, 4, 6])
 def test_a_run_stopped_where_an_epoch_ends_within_a_step_goes_on_exactly(train, batch):
     """An epoch's last step has what batches there are: of three, two and one."""
     epochs = ("trainer.limit_train_batches=3", "trainer.accumulate_grad_batches=2")
