@@ -437,6 +437,17 @@ def test_however_it_is_named_a_run_is_not_overwritten_and_gone_on_with(
     ]
 
 
+@pytest.mark.parametrize(
+    "option", ["--help", "-h", "--cfg=job", "-cjob", "--multirun", "-m", "--info=all"]
+)
+def test_what_shows_a_run_or_sweeps_may_name_a_directory_that_holds_one(finished_like, option):
+    run_dir = finished_like("2026-01-01_a", [], "completed")
+    line = [option, f"run_dir='{run_dir}'"]
+    assert redirect(line, CONF, "train") == line
+    line = ["-c", "job", f"run_dir='{run_dir}'"]  # and not --config-dir, which is -cd
+    assert redirect(line, CONF, "train") == line
+
+
 def test_a_directory_where_another_process_trains_is_left_as_it_is(finished_like):
     run_dir = finished_like("2026-01-01_a", [], "running")
     (run_dir / "summary.json").unlink()  # which is written when torch is there

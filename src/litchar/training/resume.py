@@ -3,7 +3,6 @@
 Nothing heavy is imported here; see `litchar.cli`.
 """
 
-import argparse
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -12,6 +11,7 @@ from typing import Any, cast
 
 import hydra
 from filelock import FileLock, Timeout
+from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
@@ -74,23 +74,23 @@ def redirect(arguments: list[str], conf: Path, config_name: str) -> list[str]:
             or a sweep is named and none is asked for.
         BusyError: another process trains there.
     """
-    options = argparse.ArgumentParser(add_help=False)
-    options.add_argument("--config-dir", "-cd")
-    named, rest = options.parse_known_args(arguments)
-    if any(argument.startswith("-") for argument in rest):
+    options = vars(get_args_parser().parse_args(arguments))
+    overrides, config_dir = options.pop("overrides"), options.pop("config_dir")
+    options.pop("run")  # which is what is done anyway
+    if any(options.values()):
         return arguments  # --help, --cfg, or a sweep, whose jobs have their own directories
-    parsed = OverridesParser.create().parse_overrides(rest)
+    parsed = OverridesParser.create().parse_overrides(overrides)
     given = {override.key_or_group: str(override.input_line) for override in parsed}
     of_a_sweep = next((key for key in given if key.startswith("sweep.")), None)
     if of_a_sweep and "hydra.mode" not in given:
         raise UserError(f"{given[of_a_sweep]}: this is no sweep; add -m, and lists of values")
     if not {"resume", "run_dir", "experiment"} & given.keys():
         return arguments
-    if named.config_dir and Path(named.config_dir).is_dir():
-        place = _quoted(f"file://{Path(named.config_dir).absolute()}")
-        rest = [*rest, f"hydra.searchpath=[{place}]"]
+    if config_dir and Path(config_dir).is_dir():
+        place = _quoted(f"file://{Path(config_dir).absolute()}")
+        overrides = [*overrides, f"hydra.searchpath=[{place}]"]
     with hydra.initialize_config_dir(str(conf), version_base="1.3"):
-        config = hydra.compose(config_name, rest)
+        config = hydra.compose(config_name, overrides)
     ours, theirs = (
         cast(dict[str, Any], OmegaConf.to_container(each))["run_dir"]
         for each in (OmegaConf.load(conf / f"{config_name}.yaml"), config)
