@@ -646,8 +646,8 @@ def test_each_of_the_four_dropouts_is_there():
         ({"logit_cap": "abc"}, r"logit_cap=abc is not above 0"),
         ({"logit_cap": float("nan")}, r"logit_cap=nan is not above 0"),
         ({"rope_theta": -1}, r"rope_theta=-1 is not above 0"),
-        ({"norm_eps": -1}, r"norm_eps=-1 is not above 0"),
-        ({"norm_eps": None}, r"norm_eps=None is not above 0"),
+        ({"norm_eps": -1}, r"norm_eps=-1 is not a number of at least 0"),
+        ({"norm_eps": None}, r"norm_eps=None is not a number of at least 0"),
         *(
             ({name: "flase"}, rf"{name}=flase is neither true nor false")
             for name in ("bias", "qkv_bias", "head_bias", "qk_norm", "tie_head")
@@ -665,6 +665,10 @@ def test_each_of_the_four_dropouts_is_there():
 def test_an_unfit_setting_is_refused_by_name(changes, message):
     with pytest.raises(ValueError, match=message):
         make(**changes)
+
+
+def test_nothing_need_be_added_under_a_norms_root():
+    assert make(norm_eps=0)(some_ids()).isfinite().all()
 
 
 def test_an_odd_head_size_is_fit_where_positions_are_learned():

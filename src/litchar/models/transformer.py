@@ -102,7 +102,9 @@ class Transformer(nn.Module):
         for name, flag in flags.items():
             if flag not in (True, False):
                 raise ValueError(f"{name}={flag} is neither true nor false")
-        above = {"rope_theta": rope_theta, "norm_eps": norm_eps}
+        if not isinstance(norm_eps, int | float) or not norm_eps >= 0:
+            raise ValueError(f"norm_eps={norm_eps} is not a number of at least 0")
+        above = {"rope_theta": rope_theta}
         if logit_cap is not None:
             above["logit_cap"] = logit_cap
         for name, number in above.items():
