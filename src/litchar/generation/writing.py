@@ -158,6 +158,7 @@ def write(
     """
     seeds = range(settings.seed, settings.seed + num_samples)
     begin = beginning(vocabulary, prompt)
+    n_before = len(begin) - len(prompt)
 
     def writing(steps: Iterator[tuple[int, float]], seed: int) -> Writing:
         return Writing(steps, vocabulary, settings.stops, prompt.tolist(), seed)
@@ -166,7 +167,6 @@ def write(
     alone = prepared.on_cpu or num_samples == 1
     for batch in [[seed] for seed in seeds] if alone else [seeds]:
         idx = np.repeat(begin[None], len(batch), axis=0)
-        n_before = len(begin) - len(prompt)
         steps = generate(prepared, idx, settings.max_new_tokens, settings, batch, n_before)
         if len(batch) == 1:
             lazily = ((int(step.ids[0]), float(step.log_probs()[0])) for step in steps)
