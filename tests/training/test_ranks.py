@@ -306,6 +306,10 @@ def test_a_launcher_that_started_another_number_is_refused(compose, monkeypatch)
     trainer = compose("trainer=ddp", "trainer.num_nodes=2").trainer
     assert settle_devices(trainer, torch.device("cpu")) == Place(5, 1, 1, 8)
     assert trainer.devices == 4
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)  # more GPUs than processes
+    trainer = compose("trainer=ddp", "trainer.num_nodes=2").trainer
+    settle_devices(trainer, torch.device("cuda"))
+    assert trainer.devices == 4
     with pytest.raises(UserError, match="ask for 2 processes, and 8 were started"):
         settle_devices(compose(*TWO).trainer, torch.device("cpu"))
 

@@ -167,7 +167,7 @@ def test_what_could_be_learnt_by_heart_is_trained_with_dropout_and_noise(
     assert config.model.noise == noise
     config = compose(*sizes, *shape, "model.dropout=0.3")
     resolve_dropout(config, 100 * 100, vocab_size=20)
-    assert (config.model.dropout, config.model.noise) == (0.3, 0.0)
+    assert (config.model.dropout, config.model.noise) == (0.3, noise)
     config = compose(*sizes, *shape, "model.noise=0.3")
     resolve_dropout(config, 100 * 100, vocab_size=20)
     assert (config.model.dropout, config.model.noise) == (dropout, 0.3)
@@ -335,6 +335,13 @@ def test_init_from_matches_rows_by_character(train, tmp_path):
             assert torch.equal(old.weights[name][i], new.weights[name][j])
     for name in old.weights.keys() - {"token_embedding.weight", "head.weight"}:
         assert torch.equal(old.weights[name], new.weights[name])
+
+
+def test_what_init_from_leaves_to_the_text_is_not_the_parents(train):
+    parent = train("model.dropout=0.3", "model.noise=0.1", name="parent")
+    child = train(f"init_from={parent}", "model.noise=0.02", name="child")
+    settings = Checkpoint.load(child / "checkpoints/best.ckpt").model_settings
+    assert (settings["dropout"], settings["noise"]) == (0.0, 0.02)
 
 
 def test_init_from_a_text_of_other_characters_alone_takes_over_the_rest(train, tmp_path, capsys):

@@ -83,7 +83,7 @@ Prepare = Callable[[Place, DictConfig, Path], tuple[torch.device, Callable[[], N
 def settle_devices(trainer: DictConfig, device: torch.device) -> Place:
     """Return the place of this process in the run that `trainer` describes, of rank 0's sort.
 
-    `trainer.devices=auto` becomes a number: all GPUs, or as many as the launcher has processes.
+    `trainer.devices=auto` becomes a number: as many as a launcher has started processes, or all GPUs.
 
     Raises:
         UserError: this machine cannot run that.
@@ -98,8 +98,8 @@ def settle_devices(trainer: DictConfig, device: torch.device) -> Place:
     if any(word in strategy for word in ("spawn", "fork", "notebook")):
         raise UserError(f"trainer.strategy={strategy}: starts no ranks here; use trainer=ddp")
     place = launched()
-    if trainer.devices == "auto" and device.type == "cpu":
-        trainer.devices = place.world_size // trainer.num_nodes if place else 1
+    if trainer.devices == "auto" and place is not None:
+        trainer.devices = place.world_size // trainer.num_nodes
     elif trainer.devices == "auto":
         trainer.devices = CUDAAccelerator.auto_device_count() if device.type == "cuda" else 1
     count = _count(trainer.devices, device)

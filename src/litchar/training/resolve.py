@@ -167,7 +167,7 @@ def resolve_parent(config: DictConfig) -> Checkpoint | None:
             f"init_from={config.init_from} holds a {settings['_target_'].rpartition('.')[2]}, "
             f"and model is a {config.model['_target_'].rpartition('.')[2]}"
         )
-    _fill(config.model, settings)
+    _fill(config.model, {key: value for key, value in settings.items() if key not in BY_TEXT})
     if config.data.unit != parent.vocabulary.unit:
         raise UserError(
             f"init_from={config.init_from} is a model of {parent.vocabulary.unit}s, and "
@@ -176,6 +176,8 @@ def resolve_parent(config: DictConfig) -> Checkpoint | None:
     _fill(config.data, asdict(parent.cleaning) | {"block_size": settings["block_size"]})
     return parent
 
+
+BY_TEXT = ("dropout", "noise")  # of a model's settings: another text, another answer
 
 MOST_PASSES = 40  # through the training split; on more, models only learn it by heart
 
@@ -237,28 +239,27 @@ def resolve_steps(
 
 
 def resolve_dropout(config: DictConfig, train_characters: int, vocab_size: int) -> None:
-    """Fill in how much the model drops, and how noisy what it reads is, if it can do that and both
-    are left open.
+    """Fill in how much the model drops, and how noisy what it reads is, where that is left open.
 
     A model that has more weights than the text has characters learns the text by heart, in time:
     it drops 0.1 if it sees the text 5 times or more, and 0.2 from 20 times on. If it also has 20
     times as many weights, 0.05 of what it reads is noise.
     """
-    noisy = config.model.get("noise", 0.0) is None
-    if noisy:
-        config.model.noise = 0.0
-    if config.model.get("dropout", 0.0) is not None:
+    left_open = [key for key in BY_TEXT if config.model.get(key, 0.0) is None]
+    if not left_open:
         return
-    config.model.dropout = 0.0
+    config.model.update(dict.fromkeys(left_open, 0.0))
     with torch.device("meta"):  # no memory, no random number
         sizes = {"vocab_size": vocab_size, "block_size": config.data.block_size}
         model: torch.nn.Module = instantiate(config.model, **sizes)
     weights = sum(parameter.numel() for parameter in model.parameters())
+    passes = config.trainer.max_steps * characters_of_a_step(config) / train_characters
+    chosen = {"dropout": 0.0, "noise": 0.0}
     if weights > train_characters:
-        passes = config.trainer.max_steps * characters_of_a_step(config) / train_characters
-        config.model.dropout = 0.2 if passes >= 20 else 0.1 if passes >= 5 else 0.0
-        if noisy and passes >= 20 and weights >= 20 * train_characters:
-            config.model.noise = 0.05
+        chosen["dropout"] = 0.2 if passes >= 20 else 0.1 if passes >= 5 else 0.0
+    if weights >= 20 * train_characters and passes >= 20:
+        chosen["noise"] = 0.05
+    config.model.update({key: chosen[key] for key in left_open})
 
 
 def characters_of_a_step(config: DictConfig) -> int:
