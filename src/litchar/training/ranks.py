@@ -83,7 +83,7 @@ Prepare = Callable[[Place, DictConfig, Path], tuple[torch.device, Callable[[], N
 def settle_devices(trainer: DictConfig, device: torch.device) -> Place:
     """Return the place of this process in the run that `trainer` describes, of rank 0's sort.
 
-    `trainer.devices=auto` becomes a number: as many as a launcher has started processes, or all GPUs.
+    `trainer.devices=auto` becomes a number: of the processes that a launcher started, or of GPUs.
 
     Raises:
         UserError: this machine cannot run that.

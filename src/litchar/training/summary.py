@@ -26,7 +26,7 @@ KEYS = {
     "test_bpb": "the same in bits per byte of UTF-8",
     "parameters": "of the model",
     "flops_per_token": "training: 6 a multiplied weight, and 12 L C T of attention",
-    "vocab_size": "distinct characters, or 256 byte values; with documents one more",
+    "vocab_size": "distinct characters or 256 byte values, and the boundary of files",
     "characters_seen": "tokens trained on, over all devices",
     "train_seconds": "steps alone: no validation, samples or checkpoints",
     "total_seconds": "from the start of the process to the end of the run; of a resumed run, of "
