@@ -1,6 +1,6 @@
 """Score a text with a trained model: `python scripts/evaluate.py split=val`."""
 
-from litchar.cli import hydra_main, no_multirun
+from litchar.cli import hydra_main
 
 if __name__ == "__main__":
-    hydra_main(__file__, "evaluate", "litchar.analysis.evaluate:run", before=no_multirun)
+    hydra_main(__file__, "evaluate", "litchar.analysis.evaluate:run")

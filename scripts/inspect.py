@@ -13,6 +13,6 @@ if __name__ == "inspect":
     spec.loader.exec_module(sys.modules["inspect"])
 
 if __name__ == "__main__":
-    from litchar.cli import hydra_main, no_multirun
+    from litchar.cli import hydra_main
 
-    hydra_main(__file__, "inspect", "litchar.analysis.inspect:run", before=no_multirun)
+    hydra_main(__file__, "inspect", "litchar.analysis.inspect:run")

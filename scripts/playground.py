@@ -1,6 +1,6 @@
 """Write with trained models in a browser: `python scripts/playground.py checkpoint=latest`."""
 
-from litchar.cli import hydra_main, no_multirun
+from litchar.cli import hydra_main
 
 if __name__ == "__main__":
-    hydra_main(__file__, "playground", "litchar.serving.playground:run", before=no_multirun)
+    hydra_main(__file__, "playground", "litchar.serving.playground:run")

@@ -4,6 +4,7 @@ import gc
 import os
 import random
 import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -385,6 +386,17 @@ def test_help_says_what_a_script_does_and_what_each_key_is(name, monkeypatch, ca
     if name not in ("train", "tune"):  # whose keys stand in many files
         for line in (ROOT / "conf" / f"{name}.yaml").read_text().split("\n\n")[1].splitlines():
             assert line in shown  # each key with its comment
+
+
+@pytest.mark.parametrize("name", [name for name in SCRIPTS if name != "train"])
+def test_only_training_is_swept(name, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "-m"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "scripts" / f"{name}.py"), run_name="__main__")
+    assert ended.value.code == 2
+    assert "leave -m out" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_multirun_trains_each_job_in_its_own_directory(script, text_file, tmp_path):

@@ -111,11 +111,22 @@ class Task:
             return error
 
 
+def no_multirun(arguments: list[str], conf: Path, config_name: str) -> list[str]:
+    """Refuse `-m`, for a script that does not train, or whose one run has many trainings in it.
+
+    Raises:
+        UserError: it was asked for.
+    """
+    if {"-m", "--multirun"} & set(arguments):
+        raise UserError(f"-m: {config_name} takes one value for each key; leave -m out")
+    return arguments
+
+
 def hydra_main(
     script: str,
     config_name: str,
     target: str,
-    before: Callable[[list[str], Path, str], list[str]] = lambda arguments, *_: arguments,
+    before: Callable[[list[str], Path, str], list[str]] = no_multirun,
     follow: str | None = None,
 ) -> None:
     """Compose `conf/<config_name>.yaml` with the command line and call `target` with it.
@@ -261,17 +272,6 @@ class Written(SearchPathPlugin):
         conf = Path(os.environ["LITCHAR_OUTPUTS"]).absolute() / "conf"
         if conf.is_dir():
             search_path.append("litchar", f"file://{conf}")
-
-
-def no_multirun(arguments: list[str], conf: Path, config_name: str) -> list[str]:
-    """Refuse `-m`, for a script that does not train, or whose one run has many trainings in it.
-
-    Raises:
-        UserError: it was asked for.
-    """
-    if {"-m", "--multirun"} & set(arguments):
-        raise UserError(f"-m: {config_name} takes one value for each key; leave -m out")
-    return arguments
 
 
 def quote(argument: str, sweeps: bool = False) -> str:

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -16,8 +17,9 @@ from filelock import FileLock
 from conftest import ROOT, assert_same_run, figures, summary
 from litchar.checkpoints import Checkpoint, load
 from litchar.errors import DivergedError, Interrupted, UserError
+from litchar.training import run
 from litchar.training.resolve import resolve_as_before
-from litchar.training.resume import redirect
+from litchar.training.resume import is_busy, redirect
 
 CONF = ROOT / "conf"
 
@@ -330,6 +332,26 @@ def test_two_processes_cannot_train_in_one_directory(train, tmp_path):
     (tmp_path / "outputs/runs/run").mkdir(parents=True)
     with FileLock(tmp_path / "outputs/runs/run/.lock"), pytest.raises(UserError, match="another"):
         train(name="run")
+
+
+def test_who_asks_whether_a_directory_is_trained_in_keeps_nobody_out(train):
+    run_dir, asking = train(), True
+    busy = []
+
+    def ask():
+        while asking:
+            busy.append(is_busy(run_dir))
+
+    asker = threading.Thread(target=ask)
+    asker.start()
+    try:
+        for _ in range(200):
+            with run.sole_owner(run_dir):
+                pass
+    finally:
+        asking = False
+        asker.join()
+    assert not all(busy)
 
 
 # Which run a command line means

@@ -227,9 +227,10 @@ def test_time_alone_ends_a_run_of_a_constant_schedule(train, steps):
     assert figures["status"] == "completed"
     assert figures["steps"] > 0
     assert figures["val_loss"] is not None
-    for schedule in ("cosine", "wsd"):
+    level = ("scheduler=wsd", "scheduler.final_factor=1")  # does not fall, but asks when
+    for schedule in (["scheduler=cosine"], ["scheduler=wsd"], level):
         with pytest.raises(UserError, match="know how many steps"):
-            train(*timed, f"scheduler={schedule}", name=schedule)
+            train(*timed, *schedule, name="refused")
 
 
 def test_no_steps_are_none_whatever_the_time(train):

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import logging
+import math
 import shlex
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -87,7 +88,7 @@ def run(config: DictConfig, run_dir: Path, callbacks: Sequence[Callback] = ()) -
         Interrupted: a signal ended the run.
     """
     terminal = Terminal()
-    with _sole_owner(run_dir), contextlib.ExitStack() as leaving:
+    with sole_owner(run_dir), contextlib.ExitStack() as leaving:
         try:
             ready = leaving.enter_context(made_ready(config, run_dir, terminal, callbacks))
         except Exception as error:
@@ -112,7 +113,7 @@ def run_job(config: DictConfig, run_dir: Path) -> Outcome:
     """
     terminal = Terminal()
     try:
-        with _sole_owner(run_dir):
+        with sole_owner(run_dir):
             outcome = recorded(run_dir)
             if outcome is None or (outcome.status != "completed" and config.sweep.retry_failed):
                 if outcome is not None and outcome.status == "diverged":
@@ -349,11 +350,13 @@ def _optimizer_and_schedule(
     try:
         schedule(0, steps)
         schedule(steps, steps)
-        if config.trainer.max_steps < 0 and schedule(10**6, 10**6) != schedule(10**6, 10**9):
-            raise UserError(
-                "scheduler: it has to know how many steps there will be; set trainer.max_steps "
-                "beside trainer.max_time (what comes first ends the run), or scheduler=constant"
-            )
+        if config.trainer.max_steps < 0 and schedule(10**6, 10**6) != schedule(10**6, math.inf):
+            raise OverflowError
+    except OverflowError:
+        raise UserError(
+            "scheduler: it has to know how many steps there will be; set trainer.max_steps "
+            "beside trainer.max_time (what comes first ends the run), or scheduler=constant"
+        ) from None
     except (TypeError, ValueError, ZeroDivisionError) as error:
         given = ", ".join(f"{key}={value}" for key, value in schedule.keywords.items())
         raise UserError(f"scheduler, with {given}: {error}") from None
@@ -478,7 +481,7 @@ def _write_report(ready: Ready, run_dir: Path) -> Path | None:
         return None
 
 
-def _sole_owner(run_dir: Path) -> AbstractContextManager[object]:
+def sole_owner(run_dir: Path) -> AbstractContextManager[object]:
     """Return a lock on `run_dir`: two processes that train in one would spoil both.
 
     Raises:
@@ -486,7 +489,7 @@ def _sole_owner(run_dir: Path) -> AbstractContextManager[object]:
     """
     lock = FileLock(run_dir / ".lock")
     try:
-        return lock.acquire(timeout=0)
+        return lock.acquire(timeout=1)  # whoever only asks, see `is_busy`, has it for a moment
     except Timeout:
         raise BusyError(run_dir) from None
 
