@@ -217,7 +217,7 @@ def compare(paths: Sequence[Path], at: At | None = None) -> Comparison:
             "cannot be compared: one table for each"
         )
     notes += revisions_of(runs)
-    unfinished = [run for run in runs if run.path in losses and status(run) != "completed"]
+    unfinished = [run for run in runs if run.path in losses and run.status != "completed"]
     if unfinished:
         notes.append(
             f"counted although unfinished: {', '.join(run.path.name for run in unfinished)}"
@@ -269,10 +269,10 @@ def differing(runs: list[Run]) -> list[str]:
 def loss_of(run: Run, at: At | None) -> tuple[float, str]:
     """Return the loss that a run is compared by, or why there is none."""
     if at is None:
-        if status(run) == "completed":
+        if run.status == "completed":
             loss = run.summary.get("best_val_loss")
             return (loss, "") if loss is not None else (math.nan, "it was never validated")
-        reason = status(run)
+        reason = run.status
         if reason in ("failed", "diverged"):
             return math.nan, f"{reason}: {' '.join(str(run.summary.get('error')).split())}"
         return math.nan, f"{reason} at step {run.summary.get('steps') or 0:,}"
@@ -287,7 +287,7 @@ def loss_of(run: Run, at: At | None) -> tuple[float, str]:
 
 def cost(run: Run, kind: str) -> np.ndarray:
     """Return what each validation of a run came after: steps, characters, seconds of steps or
-    FLOPs. Empty if it is not known: seconds and FLOPs of runs before they were recorded."""
+    FLOPs. Empty if its record does not say."""
     steps = np.array([row["step"] for row in run.history])
     if kind == "steps":
         return steps
@@ -322,18 +322,13 @@ def figure(run: Run, name: str, at: At | None = None) -> float | None:
     return per_token * characters if per_token and characters else None
 
 
-def status(run: Run) -> str:
-    """Return how far a run has come."""
-    return str(run.summary.get("status"))
-
-
 def text_of(run: Run) -> tuple[Any, ...]:
     """Return what two runs must have in common for their losses to be comparable."""
     settings = dict(flat(run.config))
     split = tuple(json.dumps(settings.get(f"data.{name}")) for name in SPLIT_BY)
     # A mixture's loss is a mean by weight; its fingerprint knows the order of the corpora.
     weights = tuple(weights_of(run).values())
-    return run.environment.get("fingerprint"), run.summary.get("unit"), *split, weights
+    return run.environment.get("fingerprint"), run.unit, *split, weights
 
 
 def weights_of(run: Run) -> dict[str, float]:
@@ -346,10 +341,7 @@ def name_of_text(run: Run) -> str:
     """Return what a run's text is called: its files, or the corpora of a mixture by weight."""
     if weights := weights_of(run):
         return ", ".join(f"{weight:.1%} {name}" for name, weight in weights.items())
-    if text := run.environment.get("text"):
-        return str(text)
-    path = value_of(run, "data.path") or "the bundled text"  # it was not recorded yet
-    return ", ".join(path) if isinstance(path, list) else str(path)
+    return str(run.environment.get("text"))
 
 
 def seeds_of(run: Run) -> tuple[Any, ...]:
@@ -417,8 +409,7 @@ def make_table(
         for row, p in zip(rows, against_best([row.losses for row in rows]), strict=True)
     ]
     first = rows[0].runs[0]
-    unit = first.summary.get("unit") or "token"
-    return Table(name_of_text(first), unit, kept, rows, power_law(rows))
+    return Table(name_of_text(first), first.unit, kept, rows, power_law(rows))
 
 
 def against_best(losses: list[np.ndarray]) -> list[float]:

@@ -20,7 +20,6 @@ from litchar.analysis.comparison import (
     seed_of,
     short,
     shown,
-    status,
     value_of,
 )
 from litchar.terminal import Terminal
@@ -161,7 +160,7 @@ def write_tables(comparison: Comparison, directory: Path) -> None:
     for run in comparison.runs:
         figures = ("best_val_loss", "best_val_bpc", "best_step", *FIGURES)
         runs.append(
-            {"run": run.path.name, "status": status(run), "seed": seed_of(run)}
+            {"run": run.path.name, "status": run.status, "seed": seed_of(run)}
             | {key: value_of(run, key) for key in keys}
             | {name: figure(run, name) for name in figures}
             | {"left_out": comparison.reasons.get(run.path, "")}

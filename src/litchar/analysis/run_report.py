@@ -138,7 +138,7 @@ def _top(run: Run, probed: Probed | None, yardsticks: Sequence[Yardstick]) -> st
     counted = [(row.name, row.bits_per_character) for row in yardsticks if row.name != "uniform"]
     picture = paragraph("Nothing was measured yet.")
     if run.rows:
-        draw = loss_figure(run.rows, per_step, counted, run.summary.get("unit") or Vocabulary.unit)
+        draw = loss_figure(run.rows, per_step, counted, run.unit)
         picture = drawing(draw, 7.4, 4.2)
     sentence = " ".join(_sentences(run, probed, yardsticks))
     return (
@@ -200,11 +200,11 @@ def _tiles(run: Run, yardsticks: Sequence[Yardstick]) -> Iterator[tuple[str, str
         )
         train = summary.get("train_loss")
         gap = f"; training text: {train:.3f}" if train is not None else ""
-        unit = summary.get("unit") or Vocabulary.unit
+        unit = run.unit
         yield f"{summary['best_val_loss']:.3f}", f"the same in nats per {unit}{gap}"
     if summary.get("train_seconds"):
         speed = _engineering(summary["characters_per_second"])
-        unit = summary.get("unit") or Vocabulary.unit
+        unit = run.unit
         yield duration(summary["train_seconds"]), f"of steps, {speed} {unit}s per second"
 
 
@@ -254,7 +254,7 @@ def _marked(probed: Probed, ids: np.ndarray, reach: np.ndarray) -> str:
 def _curves(run: Run) -> str:
     kinds = {
         "lr": "learning rate",
-        "speed/chars_per_second": f"{run.summary.get('unit') or Vocabulary.unit}s per second",
+        "speed/chars_per_second": f"{run.unit}s per second",
         "grad_norm": "norm of the gradient",
     }
     draws = (small_figure(run.rows, name, label) for name, label in kinds.items())
@@ -269,7 +269,7 @@ def _facts(rows: Iterable[tuple[str, str, str]]) -> str:
 def _figures(run: Run, probed: Probed | None) -> Iterator[tuple[str, str, str]]:
     """Yield the figures of `summary.json`, and in words what they mean."""
     summary = run.summary
-    unit = summary.get("unit") or Vocabulary.unit
+    unit = run.unit
 
     def losses(name: str, value: str, words: str, at: str = "") -> Iterator[tuple[str, str, str]]:
         if (loss := summary.get(value)) is not None:

@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from litchar.errors import UserError
+from litchar.text import Vocabulary
 
 NAME = "report.html"  # in the directory of a run or a sweep
 
@@ -66,6 +67,16 @@ class Run:
         place = self.path.absolute()
         parts = place.parts[-2:] if place.parent.parent.name == "sweeps" else place.parts[-1:]
         return "/".join(parts)
+
+    @property
+    def status(self) -> str:
+        """How far it has come."""
+        return str(self.summary.get("status"))
+
+    @property
+    def unit(self) -> str:
+        """What its losses are of: characters or bytes."""
+        return self.summary.get("unit") or Vocabulary.unit
 
     @property
     def history(self) -> list[dict[str, float]]:

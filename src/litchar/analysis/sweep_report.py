@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from omegaconf import OmegaConf
 
-from litchar.analysis.comparison import Comparison, Row, Table, seed_of, shown, status
+from litchar.analysis.comparison import Comparison, Row, Table, seed_of, shown
 from litchar.analysis.comparison_plot import COLORS, panels_of
 from litchar.analysis.comparison_tables import cells_of, differs, in_words
 from litchar.analysis.page import (
@@ -130,7 +130,7 @@ def _runs(directory: Path, comparison: Comparison) -> str:
         summary = run.summary
         cells = [
             seed_of(run),
-            status(run),
+            run.status,
             f"{summary['best_val_loss']:.4f}" if summary.get("best_val_loss") else "",
             f"{summary['steps']:,}" if summary.get("steps") else "",
             duration(summary["train_seconds"]) if summary.get("train_seconds") else "",

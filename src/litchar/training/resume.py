@@ -59,9 +59,6 @@ MAY_CHANGE = (
     "trainer.benchmark",
 )
 
-# What a run did before there was such a key.
-BEFORE = {"data.unit": "character", "data.shuffle": False, "data.start_at_document": False}
-
 
 def redirect(arguments: list[str], conf: Path, config_name: str) -> list[str]:
     """Return the command line with the run directory that `resume` means.
@@ -184,7 +181,7 @@ def differences(then: dict[str, Any], now: dict[str, Any], also: tuple[str, ...]
     Args:
         also: keys to compare although they may change.
     """
-    found = changes(BEFORE | dict(flat(then)), BEFORE | dict(flat(now)))
+    found = changes(dict(flat(then)), dict(flat(now)))
     return [line for key, line in found.items() if key in also or not within(key, MAY_CHANGE)]
 
 

@@ -18,7 +18,6 @@ from omegaconf import DictConfig
 from litchar.errors import JobsFailedError, UserError
 from litchar.terminal import Terminal
 from litchar.training.resume import (
-    BEFORE,
     FREE,
     absolute_paths,
     changes,
@@ -162,7 +161,7 @@ def identity(config: dict[str, Any], swept: frozenset[str] = frozenset()) -> dic
         config: as it was composed, before anything is settled by device.
     """
     data = config.get("data") or {}
-    settings = BEFORE | dict(flat(config | {"data": data | absolute_paths(data)}))
+    settings = dict(flat(config | {"data": data | absolute_paths(data)}))
     return {
         key: value
         for key, value in settings.items()
