@@ -145,8 +145,7 @@ def hydra_main(
     root = Path(script).resolve().parents[1]
     os.environ.setdefault("LITCHAR_OUTPUTS", str(root / "outputs"))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come back here, as they are
-    place = launched() if follow else None
-    if follow is not None and place is not None:
+    if follow is not None and (place := launched()) is not None:
         if place.rank > 0:
             sys.exit(_function(follow)())
         _function("litchar.training.ranks:dismiss_at_exit")()

@@ -6,11 +6,7 @@ from types import FrameType
 from litchar.errors import Interrupted
 
 # What a person, a batch system and a cloud machine send.
-SIGNALS = tuple(
-    getattr(signal, name)
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")
-    if hasattr(signal, name)
-)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 _state = {"deferred": False, "received": 0}
 

@@ -7,7 +7,6 @@ import pytest
 from conftest import scalars, summary
 from litchar.checkpoints import Checkpoint
 from litchar.errors import UserError
-from litchar.training.resume import differences
 
 TEXT = "".join(f"né {i * i % 97} €\n" for i in range(600))
 
@@ -75,14 +74,6 @@ def test_weights_of_another_unit_are_refused(train, path):
         train(f"data.path={path}", "data.unit=byte", f"init_from={parent}", name="child")
     with pytest.raises(UserError, match=r"data\.unit: character then, byte now"):
         train(f"data.path={path}", "data.unit=byte", f"resume={parent}", name="resumed")
-
-
-def test_a_run_from_before_there_were_units_was_of_characters():
-    old = {"data": {"block_size": 8}}
-    assert differences(old, {"data": {"block_size": 8, "unit": "character"}}) == []
-    assert differences(old, {"data": {"block_size": 8, "unit": "byte"}}) == [
-        "data.unit: character then, byte now"
-    ]
 
 
 def test_an_unknown_unit_is_refused(train, path):

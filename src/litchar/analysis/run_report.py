@@ -33,6 +33,7 @@ from litchar.analysis.page import (
 from litchar.analysis.probe import Overlap, Probed, probe
 from litchar.analysis.runs import Run
 from litchar.analysis.surprise import Surprise, most_surprising
+from litchar.checkpoints.checkpoint import best_of
 from litchar.data import TextDataModule
 from litchar.device import choose_device
 from litchar.errors import UserError
@@ -98,9 +99,9 @@ def run_report(run: Run, data: TextDataModule | None = None, device: str | None 
     """
     chosen = choose_device(device)
     probed, lack = None, "This run has no checkpoint, and so no model to look at."
-    if run.checkpoint is not None:
+    if (checkpoint := best_of(run.path)) is not None:
         try:
-            probed = probe(run.checkpoint, data, chosen)
+            probed = probe(checkpoint, data, chosen)
             lack = probed.lack
         except UserError as error:
             lack = str(error)

@@ -83,12 +83,6 @@ class Run:
         """The steps that were validated."""
         return [row for row in self.rows if math.isfinite(row.get("val/loss", math.nan))]
 
-    @property
-    def checkpoint(self) -> Path | None:
-        """The best checkpoint, or the last if there is no best."""
-        files = (self.path / "checkpoints" / f"{name}.ckpt" for name in ("best", "last"))
-        return next((file for file in files if file.is_file()), None)
-
 
 def is_run(path: Path) -> bool:
     """Return whether `path` is a run's directory."""

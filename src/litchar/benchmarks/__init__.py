@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.table import Table
 
 from litchar.cli import exit_codes
@@ -85,7 +85,6 @@ def run_training(directory: Path, *overrides: str) -> dict[str, Any]:
 def compose(script: str, *overrides: str) -> DictConfig:
     """Return the training configuration beside `script`, as the command line composes it."""
     conf = Path(script).resolve().parents[1] / "conf"
-    OmegaConf.register_new_resolver("unique", lambda: "bench", replace=True)
     with hydra.initialize_config_dir(str(conf), version_base="1.3"):
         return hydra.compose("train", [*overrides])
 

@@ -102,9 +102,8 @@ def _sha256(file: BinaryIO, length: int) -> bytes:
 
 def flush_directory(directory: Path) -> None:
     """Let what was renamed in `directory` outlast a power cut."""
-    if os.name == "posix":  # elsewhere a directory cannot be opened
-        descriptor = os.open(directory, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

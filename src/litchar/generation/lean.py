@@ -232,7 +232,7 @@ class Norm:
     """RMSNorm or LayerNorm, without gain and shift."""
 
     def __init__(self, norm: transformer.Norm) -> None:
-        self.eps = torch.finfo(torch.float32).eps if norm.eps is None else norm.eps
+        self.eps = norm.eps
         self.centred = isinstance(norm, nn.LayerNorm)
 
     def __call__(self, x: np.ndarray) -> np.ndarray:

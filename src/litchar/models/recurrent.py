@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from litchar.models.checks import check_choice, check_shares, check_sizes
 from litchar.models.dropout import Dropout
 
 State = Tensor | tuple[Tensor, Tensor]  # (layers, B, C): a GRU's; an LSTM's, and its cells'
@@ -37,13 +38,9 @@ class Recurrent(nn.Module):
         cell: str = "gru",
     ) -> None:
         super().__init__()
-        for name, size in (("n_layer", n_layer), ("n_embd", n_embd)):
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-                raise ValueError(f"{name}={size} is not a whole number of at least 1")
-        if cell not in ("gru", "lstm"):
-            raise ValueError(f"cell={cell} is not one of gru, lstm")
-        if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
-            raise ValueError(f"dropout={dropout} does not lie in [0, 1)")
+        check_sizes(n_layer=n_layer, n_embd=n_embd)
+        check_choice("cell", cell, ("gru", "lstm"))
+        check_shares(dropout=dropout)
         self.block_size = block_size
         self.token_embedding = nn.Embedding(vocab_size, n_embd)
         self.dropout = Dropout(dropout)

@@ -8,6 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from litchar.models.checks import (
+    check_choice,
+    check_flags,
+    check_positive,
+    check_shares,
+    check_sizes,
+)
 from litchar.models.dropout import Dropout, dropout, noised
 
 Norm = nn.RMSNorm | nn.LayerNorm
@@ -75,45 +82,34 @@ class Transformer(nn.Module):
         init: str = "zero",
     ) -> None:
         super().__init__()
-        _check_sizes(vocab_size=vocab_size, block_size=block_size)
-        _check_sizes(
-            n_layer=n_layer,
-            n_head=n_head,
-            n_embd=n_embd,
-            n_hidden=1 if n_hidden is None else n_hidden,
-        )
-        _check_choice("position", position, ("rotary", "learned"))
-        _check_choice("norm", norm, ("rms", "layer"))
-        _check_choice("activation", activation, ("swiglu", *_POINTWISE))
-        _check_choice("init", init, ("zero", "gpt2", "torch"))
+        check_sizes(vocab_size=vocab_size, block_size=block_size)
+        check_sizes(n_layer=n_layer, n_head=n_head, n_embd=n_embd)
+        if n_hidden is not None:
+            check_sizes(n_hidden=n_hidden)
         if n_embd % n_head:
             raise ValueError(f"n_embd={n_embd} is not divisible by n_head={n_head}")
+        check_choice("position", position, ("rotary", "learned"))
         if position == "rotary" and n_embd // n_head % 2:
             raise ValueError(
                 f"n_embd / n_head = {n_embd // n_head} is odd, and position=rotary turns pairs"
             )
-        for name, share in (("dropout", dropout), ("noise", noise)):
-            if not isinstance(share, int | float) or not 0 <= share < 1:
-                raise ValueError(f"{name}={share} does not lie in [0, 1)")
-        _check_ngrams(ngrams)
-        flags = {"qk_norm": qk_norm, "bias": bias, "head_bias": head_bias, "tie_head": tie_head}
-        if qkv_bias is not None:
-            flags["qkv_bias"] = qkv_bias
-        for name, flag in flags.items():
-            if flag not in (True, False):
-                raise ValueError(f"{name}={flag} is neither true nor false")
-        if not isinstance(norm_eps, int | float) or not norm_eps >= 0:
-            raise ValueError(f"norm_eps={norm_eps} is not a number of at least 0")
-        above = {"rope_theta": rope_theta}
-        if logit_cap is not None:
-            above["logit_cap"] = logit_cap
-        for name, number in above.items():
-            if not isinstance(number, int | float) or not number > 0:
-                raise ValueError(f"{name}={number} is not above 0")
+        check_choice("norm", norm, ("rms", "layer"))
+        check_choice("activation", activation, ("swiglu", *_POINTWISE))
+        check_choice("init", init, ("zero", "gpt2", "torch"))
+        qkv_bias = bias if qkv_bias is None else qkv_bias
+        check_flags(qk_norm=qk_norm, bias=bias, qkv_bias=qkv_bias)
+        check_flags(head_bias=head_bias, tie_head=tie_head)
         if tie_head and init == "zero":
             raise ValueError(
                 "tie_head=true needs init=gpt2 or torch: init=zero would zero the embedding"
             )
+        check_shares(dropout=dropout, noise=noise)
+        check_positive(rope_theta=rope_theta)
+        if logit_cap is not None:
+            check_positive(logit_cap=logit_cap)
+        if not isinstance(norm_eps, int | float) or not norm_eps >= 0:
+            raise ValueError(f"norm_eps={norm_eps} is not a number of at least 0")
+        _check_ngrams(ngrams)
 
         def make_norm(width: int) -> Norm:
             if norm == "rms":
@@ -144,7 +140,7 @@ class Transformer(nn.Module):
                     block_size,
                     dropout=dropout,
                     bias=bias,
-                    qkv_bias=bias if qkv_bias is None else qkv_bias,
+                    qkv_bias=qkv_bias,
                     q_norm=make_norm(n_embd // n_head) if qk_norm else None,
                     k_norm=make_norm(n_embd // n_head) if qk_norm else None,
                 ),
@@ -240,7 +236,7 @@ class NGramEmbedding(nn.Module):
 
     def __init__(self, n: int, rows: int, size: int, *, vocab_size: int, n_embd: int) -> None:
         super().__init__()
-        _check_sizes(**{"ngrams: n": n, "ngrams: rows": rows, "ngrams: size": size})
+        check_sizes(**{"ngrams: n": n, "ngrams: rows": rows, "ngrams: size": size})
         self.n = n
         self.vocab_size = vocab_size
         self.table = nn.Embedding(rows, size)
@@ -448,19 +444,8 @@ def _in_bfloat16(x: Tensor) -> Tensor:
     return x.to(dtype) if dtype == torch.bfloat16 else x
 
 
-def _check_sizes(**sizes: int) -> None:
-    for name, size in sizes.items():
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise ValueError(f"{name}={size} is not a whole number of at least 1")
-
-
 def _check_ngrams(ngrams: object) -> None:
     if not isinstance(ngrams, Sequence) or not all(
         isinstance(sizes, Sequence) and len(sizes) == 3 for sizes in ngrams
     ):
         raise ValueError(f"ngrams={ngrams}: must be a list of [n, rows of its table, their size]")
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name}={value} is not one of {', '.join(choices)}")

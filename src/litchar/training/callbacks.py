@@ -14,7 +14,6 @@ from lightning.fabric.utilities.throughput import _CUDA_FLOPS, get_available_flo
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from litchar import signals
 from litchar.errors import DivergedError
 from litchar.generation import generate
 from litchar.models import Transformer, evaluating
@@ -306,18 +305,6 @@ class Samples(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from there."""
         self._length = state_dict["length"]
-
-
-class StopSignals(Callback):
-    """Lets a signal wait for the end of the step while training runs."""
-
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Note that a signal must wait from here on."""
-        signals.defer(stage == "fit")
-
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Let signals end the program at once again."""
-        signals.defer(False)
 
 
 def sample(model: torch.nn.Module, vocabulary: Vocabulary, seed: int, max_new_tokens: int) -> str:

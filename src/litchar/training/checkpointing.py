@@ -103,6 +103,10 @@ class Checkpoints(CheckpointCallback):
         self._best_is_due = False
         self._best_saved = (math.inf, 0)
 
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Let a signal wait for the end of the step from here on, while training runs."""
+        signals.defer(stage == "fit")
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Begin to count the time since the last checkpoint."""
         self._agreement = Agreement()

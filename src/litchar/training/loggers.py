@@ -30,6 +30,10 @@ class TensorBoard(TensorBoardLogger):
     lost (`metrics.csv` has them all), and a new file begins.
     """
 
+    def cut(self, step: int) -> None:
+        """Hide what a resumed run wrote after `step`."""
+        self._kwargs["purge_step"] = step + 1
+
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Write figures of `step`."""

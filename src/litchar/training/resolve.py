@@ -129,7 +129,7 @@ def resolve_as_before(config: DictConfig, then: dict[str, Any]) -> None:
         trainer.update({key: before.get(key) for key in ("max_steps", "max_time")})
     for key, value in flat(then):
         kept = key == "data.val_batch_size" or not within(key, MAY_CHANGE)
-        if value is not None and kept and _is_open(config, key):
+        if value is not None and kept and OmegaConf.select(config, key, default=0) is None:
             OmegaConf.update(config, key, value)
 
 
@@ -274,12 +274,6 @@ def _device_type(accelerator: str) -> str:
     if accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
         return "mps"
     return "cpu"
-
-
-def _is_open(config: DictConfig, key: str) -> bool:
-    parent, _, name = key.rpartition(".")
-    node = OmegaConf.select(config, parent) if parent else config
-    return OmegaConf.is_dict(node) and name in node and node[name] is None
 
 
 def _fill(config: DictConfig, values: Any) -> None:

@@ -164,7 +164,7 @@ def _prepare_along(
     terminal = Terminal(quiet=True)
     setup = prepare(config, run_dir, place, terminal)
     vocabulary = setup.data.store.vocabulary
-    trainer, *_ = make_trainer(setup.config, run_dir, vocabulary, setup.step, place, terminal)
+    trainer, *_ = make_trainer(setup.config, run_dir, vocabulary, place, terminal)
     return setup.device, functools.partial(fit_and_test, setup, trainer, run_dir, terminal)
 
 
@@ -235,9 +235,7 @@ def made_ready(
     with Leader(place, abandon) as leader:
         setup = prepare(config, run_dir, place, terminal)
         vocabulary = setup.data.store.vocabulary
-        made = make_trainer(
-            setup.config, run_dir, vocabulary, setup.step, place, terminal, callbacks
-        )
+        made = make_trainer(setup.config, run_dir, vocabulary, place, terminal, callbacks)
         leader.begin(setup.for_the_others(), run_dir, setup.device)
         yield Ready(setup, *made, leader, terminal)
 
@@ -398,7 +396,7 @@ def train(ready: Ready, run_dir: Path, sweep: Path | None = None) -> dict[str, A
 
     try:
         for logger in trainer.loggers:
-            if isinstance(logger, MetricsCSV):
+            if isinstance(logger, MetricsCSV | TensorBoard):
                 logger.cut(setup.step)
             logger.log_hyperparams(shown if isinstance(logger, TensorBoard) else settings)
         with ready.leader.explained():

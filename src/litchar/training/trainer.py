@@ -12,7 +12,6 @@ import torch
 from hydra.utils import instantiate
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler
-from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import (
     AdvancedProfiler,
     PassThroughProfiler,
@@ -27,7 +26,7 @@ from litchar.data import TextDataModule
 from litchar.launched import Place
 from litchar.terminal import Terminal
 from litchar.text import Vocabulary
-from litchar.training.callbacks import Metrics, Samples, StopSignals
+from litchar.training.callbacks import Metrics, Samples
 from litchar.training.checkpointing import AtomicCheckpointIO, Checkpoints
 from litchar.training.module import LanguageModel, compiled_loss, mean_loss
 from litchar.training.profile import Profile
@@ -39,7 +38,6 @@ def make_trainer(
     config: DictConfig,
     run_dir: Path,
     vocabulary: Vocabulary,
-    step: int,
     place: Place,
     terminal: Terminal,
     callbacks: Sequence[Callback] = (),
@@ -48,7 +46,6 @@ def make_trainer(
 
     Args:
         config: the run's, resolved.
-        step: the one that a resumed run goes on from; 0 if it begins.
         place: of this process among those of the run.
         terminal: where the progress is shown.
         callbacks: beside those of the configuration.
@@ -66,12 +63,11 @@ def make_trainer(
         default_root_dir=str(run_dir),
         plugins=[files, Environment(place)],
         profiler=make_profiler(config.trainer.profiler, run_dir / "profile"),
-        logger=make_loggers(present(config, "logger"), step),
+        logger=[instantiate(logger) for logger in present(config, "logger")],
         callbacks=[
             metrics,
             samples,
             *([ProgressBar(terminal, samples)] if config.trainer.enable_progress_bar else []),
-            *([StopSignals()] if config.trainer.enable_checkpointing else []),
             *([Profile(run_dir / "profile", terminal)] if config.profile else []),
             *(instantiate(callback) for callback in present(config, "callbacks")),
             *callbacks,
@@ -110,15 +106,6 @@ class NoProfiler(PassThroughProfiler):
 
 
 _NOTHING = contextlib.nullcontext()
-
-
-def make_loggers(configs: Sequence[DictConfig], step: int) -> list[Logger]:
-    """Return the loggers; TensorBoard shall hide what a resumed run wrote after `step`."""
-    loggers = []
-    for config in configs:
-        purge = {"purge_step": step + 1} if config["_target_"].endswith(".TensorBoard") else {}
-        loggers.append(instantiate(config, **purge))
-    return loggers
 
 
 def compile_or_say_why_not(
