@@ -70,6 +70,16 @@ def check_whole(name: str, value: object, least: int, most: int | None = None) -
         raise UserError(f"{name}={value}: must be a whole number {allowed}")
 
 
+def check_flag(name: str, value: object) -> None:
+    """Refuse what is neither true nor false.
+
+    Raises:
+        UserError: it is something else.
+    """
+    if not isinstance(value, bool):
+        raise UserError(f"{name}={value}: must be true or false")
+
+
 def is_users(error: BaseException) -> bool:
     """Return whether the user's input, and not the program, is at fault."""
     if isinstance(error, InstantiationException) and not isinstance(error.__cause__, UserError):
@@ -91,6 +101,11 @@ def reason(error: BaseException) -> str:
     """Return what is wrong: the `UserError` behind `error`, or else its first cause."""
     chain = list(causes(error))
     return str(next((cause for cause in chain if isinstance(cause, UserError)), chain[-1]))
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says, or its kind if it says nothing."""
+    return str(error).strip().split("\n")[0] or type(error).__name__
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:

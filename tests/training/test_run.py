@@ -450,7 +450,7 @@ def test_init_from_a_bigram_moves_rows_and_columns(train, tmp_path):
         ),
         (["checkpoint.every_seconds=null"], "checkpoint.every_seconds=None"),
         (["target_val_loss=abc"], "target_val_loss=abc"),
-        (["compile=maybe"], "compile=maybe: must be true or false, or null"),
+        (["compile=maybe"], "compile=maybe: must be true or false"),
         (["report=maybe"], "report=maybe: must be true or false"),
         (["profile=1"], "profile=1: must be true or false"),
     ],

@@ -60,7 +60,7 @@ def run(config: DictConfig) -> float:
     model = checkpoint.build_model(device)
     block_size = block_size_of(model)
     if config.stride is not None:
-        _check_stride(config.stride, block_size)
+        check_whole("stride", config.stride, 1, block_size)
     sizes = size_table(checkpoint.vocabulary)
     total = exact_loss(model, tokens, config.batch_size, device, sizes, config.stride)
     nats, count, characters, utf8_bytes = total.tolist()
@@ -153,14 +153,6 @@ def _overlap(stride: int | None, block_size: int) -> str:
     if stride is None or stride == block_size:
         return ""
     return f", each but the first {block_size:,} predicted from {block_size - stride + 1:,} or more"
-
-
-def _check_stride(stride: object, block_size: int) -> None:
-    if type(stride) is not int or not 1 <= stride <= block_size:
-        raise UserError(
-            f"stride={stride}: must be a whole number from 1 to {block_size}, the model's block "
-            "size, where windows do not overlap"
-        )
 
 
 @torch.inference_mode()

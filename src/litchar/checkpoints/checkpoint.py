@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from litchar.checkpoints.files import load
-from litchar.errors import UserError
+from litchar.errors import UserError, first_line
 from litchar.text import Vocabulary
 from litchar.text.cleaning import Cleaning
 
@@ -133,8 +133,9 @@ class Checkpoint:
             built: nn.Module = model(**settings)
             built.load_state_dict(self.weights)
         except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-            reason = str(error).split("\n")[0]
-            raise UserError(f"{self.path}: its weights and settings do not fit: {reason}") from None
+            raise UserError(
+                f"{self.path}: its weights and settings do not fit: {first_line(error)}"
+            ) from None
         return built.to(device).eval()
 
 

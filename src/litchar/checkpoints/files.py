@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from litchar.errors import UserError
+from litchar.errors import UserError, first_line
 from litchar.whole import written_whole
 
 # A checkpoint is torch's zip archive, then these bytes and the SHA-256 of the archive. A zip
@@ -65,7 +65,7 @@ def read(path: Path, map_location: Any = "cpu") -> Any:
             file.seek(0)
             return torch.load(file, map_location=map_location, weights_only=True)
     except Exception as error:  # torch raises many kinds for a file that is no checkpoint
-        reason = str(error).strip().split("\n")[0].split(". ")[0]
+        reason = first_line(error).split(". ")[0]
         raise UserError(
             f"{path}: not a whole checkpoint of plain data, so it was not loaded ({reason})"
         ) from None

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from litchar.data.windows import Batch, RandomWindows, SequentialWindows, Span, document_starts
-from litchar.errors import UserError, check_whole
+from litchar.errors import UserError, check_flag, check_whole
 from litchar.text import Text, TokenStore
 
 # CUDA indexes tensors of bytes, but of no other unsigned type.
@@ -77,10 +77,7 @@ class TextDataModule(L.LightningDataModule):
         for name, smallest in (least | {"num_workers": 0, "train_sample": 0}).items():
             check_whole(f"data.{name}", getattr(self, name), smallest)
         check_whole("data.seed", self.seed, 0, 2**64 - 1)
-        if not isinstance(self.start_at_document, bool):
-            raise UserError(
-                f"data.start_at_document={self.start_at_document}: must be true or false"
-            )
+        check_flag("data.start_at_document", self.start_at_document)
         if self.start_at_document and self.text.document is None:
             raise UserError(
                 "data.start_at_document=true, and data.document is not set; say what a document "

@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from litchar.errors import Interrupted, UserError
+from litchar.errors import Interrupted, UserError, first_line
 from litchar.generation.writing import typed
 from litchar.text.remembered import cache_dir
 
@@ -88,7 +88,7 @@ def change(config: DictConfig, setting: str, check: Callable[[DictConfig], None]
         check(config)
     except (UserError, OmegaConfBaseException, YAMLError) as error:
         config[key] = before
-        raise UserError(str(error).split("\n")[0]) from None
+        raise UserError(first_line(error)) from None
 
 
 def said(value: object) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from litchar.errors import UserError, check_whole
+from litchar.errors import UserError, check_flag, check_whole
 from litchar.generation import prompt_loop
 from litchar.generation.known import known_documents
 from litchar.generation.scoring import Score, legend
@@ -66,8 +66,7 @@ def check(config: DictConfig) -> None:
     """
     settings_of(config)
     check_whole("num_samples", config.num_samples, 1)
-    if not isinstance(config.json, bool):
-        raise UserError(f"json={config.json}: must be true or false")
+    check_flag("json", config.json)
     given = [name for name in ("prompts", "score", "prompt") if config[name] is not None]
     if len(given) > 1:
         raise UserError(f"{' and '.join(given)}: give one of them")

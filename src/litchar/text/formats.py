@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from backports import zstd
 
-from litchar.errors import UserError, extra
+from litchar.errors import UserError, extra, first_line
 
 if TYPE_CHECKING:
     import pyarrow
@@ -168,8 +168,9 @@ def parquet_rows(path: Path, column: str | None) -> Iterator[str]:
                 yield from column_rows(batch.column(0), f"{path}: data.column={column}")
                 read += len(batch)
     except (pyarrow.ArrowException, OSError) as error:
-        reason = str(error).split("\n")[0]
-        raise UserError(f"{path}: damaged after row {read:,}, or not Parquet: {reason}") from None
+        raise UserError(
+            f"{path}: damaged after row {read:,}, or not Parquet: {first_line(error)}"
+        ) from None
 
 
 def column_rows(column: "pyarrow.Array | pyarrow.ChunkedArray", what: str) -> Iterator[str]:

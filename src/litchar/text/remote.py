@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from litchar.errors import UserError, extra
+from litchar.errors import UserError, extra, first_line
 from litchar.text.remembered import cache_dir, make_cache
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def _reason(error: Exception, package: str) -> str:
     """Return why a file cannot be read, and how to mend it."""
     # fsspec calls every answer of a web server that it has no use for "not found".
     cause = error.__cause__ if isinstance(error, FileNotFoundError) else None
-    said = _first_line(cause or error)
+    said = first_line(cause or error)
     status = getattr(cause, "status", None)
     if isinstance(error, PermissionError) or status in (401, 403):
         return f"no permission to read it ({said}); give credentials as {package} takes them"
@@ -114,7 +114,7 @@ def _file_system(url: str) -> tuple["AbstractFileSystem", str]:
         fs, path = fsspec.core.url_to_fs(url, **options)
     except (ImportError, ValueError) as error:
         if isinstance(error, ValueError) and "nstall" not in str(error):
-            raise UserError(f"{url}: {_first_line(error)}") from None
+            raise UserError(f"{url}: {first_line(error)}") from None
         package = PACKAGES[protocol]
         raise UserError(f"{protocol}:// needs {package}: pip install {package}") from None
     return fs, path
@@ -188,7 +188,3 @@ def _identity(info: Mapping[str, Any]) -> dict[str, str]:
 
 def _protocol(url: str) -> str:
     return url.partition("://")[0]
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0] or type(error).__name__

@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING, BinaryIO
 
 from filelock import FileLock
 
-from litchar.errors import UserError, extra
+from litchar.errors import UserError, extra, first_line
 from litchar.text.corpus import CHUNK_BYTES, Corpus
 from litchar.text.formats import ROWS_AT_ONCE, check_column, column_rows
 from litchar.text.remembered import cache_dir, make_cache
@@ -112,8 +112,7 @@ class HuggingFace(Corpus):
         try:
             table = datasets.load_dataset(self.name, self.subset, split=self.split)
         except Exception as error:  # whatever may be wrong with a name, a network or a file
-            reason = str(error).split("\n")[0] or type(error).__name__
-            raise UserError(f"data.name={self}: cannot be loaded: {reason}") from None
+            raise UserError(f"data.name={self}: cannot be loaded: {first_line(error)}") from None
         if isinstance(table, dict):
             raise UserError(
                 f"data.name={self}: data.split is not set; there are {', '.join(table)}"

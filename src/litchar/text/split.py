@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from hydra.utils import instantiate
 
-from litchar.errors import UserError, check_whole
+from litchar.errors import UserError, check_flag, check_whole
 from litchar.text.cleaning import Cleaning
 from litchar.text.corpus import Corpus
 from litchar.text.mixture import Mixture, Splitting, read_mixture
@@ -80,8 +80,7 @@ class Text:
                 f"data.unit={self.unit} takes a text as it is; leave data.normalize, "
                 "data.lowercase and data.min_count out, or take data.unit=character"
             )
-        if not isinstance(self.shuffle, bool):
-            raise UserError(f"data.shuffle={self.shuffle}: must be true or false")
+        check_flag("data.shuffle", self.shuffle)
         if self.path is not None and self.name is not None:
             raise UserError(
                 f"data.path={self.path} and data.name={self.name}: each names a text; leave one out"

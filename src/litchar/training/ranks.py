@@ -38,7 +38,7 @@ from torch.distributed import (  # type: ignore[attr-defined]
     rendezvous,
 )
 
-from litchar.errors import DivergedError, RankError, UserError, check_whole, is_users
+from litchar.errors import DivergedError, RankError, UserError, check_whole, first_line, is_users
 from litchar.launched import Place, launched
 
 START_SECONDS = 600  # for all ranks to import and to open the text
@@ -243,7 +243,9 @@ class Leader:
             while (failure := self._failure()) is None and time.monotonic() < deadline:
                 time.sleep(0.05)
             if failure is None and "peer" in str(error):
-                failure = RankError(f"another rank ended, and the run with it ({_first(error)})")
+                failure = RankError(
+                    f"another rank ended, and the run with it ({first_line(error)})"
+                )
             if failure is None:
                 raise
             raise failure from error
@@ -328,7 +330,7 @@ def _report(error: Exception, rank: int, store: Store, number: int) -> None:
         return  # as all ranks find together
     logging.getLogger(__name__).error("failed", exc_info=error)  # rank 0 will soon end this one
     users = is_users(error)
-    reason = _first(error) if users else f"{type(error).__name__}: {_first(error)}"
+    reason = first_line(error) if users else f"{type(error).__name__}: {first_line(error)}"
     if store.add(_key("failures", number), 1) == 1:
         failure = {"rank": rank, "users": users, "reason": reason}
         store.set(_key("failure", number), json.dumps(failure))
@@ -405,8 +407,3 @@ def _wait_for(store: Store, key: str) -> bytes:
         time.sleep(0.1)
     value: bytes = store.get(key)
     return value
-
-
-def _first(error: Exception) -> str:
-    """Return the first line of what an error says."""
-    return str(error).strip().split("\n")[0]

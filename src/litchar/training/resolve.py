@@ -10,7 +10,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from litchar.checkpoints import Checkpoint, find
-from litchar.errors import UserError, check_whole
+from litchar.errors import UserError, check_flag, check_whole
 from litchar.training.resume import MAY_CHANGE, absolute_paths, flat, within
 
 
@@ -76,9 +76,9 @@ def check_settings(config: DictConfig) -> None:
             "profile=true and trainer.profiler=pytorch: both are torch's profiler, which records "
             "one thing at a time; leave one out"
         )
-    for key, others in {"compile": ", or null", "profile": "", "report": ""}.items():
-        if not isinstance(config[key], bool) and not (others and config[key] is None):
-            raise UserError(f"{key}={config[key]}: must be true or false{others}")
+    for key in ("compile", "profile", "report"):
+        if config[key] is not None or key != "compile":
+            check_flag(key, config[key])
     for key, value in flat(cast(dict[str, Any], OmegaConf.to_container(config))):
         if isinstance(value, str) and value.lower() in YES_AND_NO and within(key, BUILT):
             raise UserError(f"{key}={value}: a text, which Python takes as true; true or false?")

@@ -15,7 +15,7 @@ from typing import Any
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
-from litchar.errors import JobsFailedError, UserError
+from litchar.errors import JobsFailedError, UserError, check_flag
 from litchar.terminal import Terminal
 from litchar.training.resume import (
     FREE,
@@ -100,8 +100,7 @@ def check_command_line(overrides: dict[str, Override], config: DictConfig) -> No
             f"sweep.name={name}: give it letters, digits, '-', '_', '+' and '.', at most 100: it "
             "names a directory"
         )
-    if not isinstance(config.sweep.retry_failed, bool):
-        raise UserError(f"sweep.retry_failed={config.sweep.retry_failed}: must be true or false")
+    check_flag("sweep.retry_failed", config.sweep.retry_failed)
     for key, override in overrides.items():
         if key.startswith("sweep.") and override.is_sweep_override():
             raise UserError(f"{override.input_line}: a sweep has one {key}, no list of them")

@@ -23,6 +23,7 @@ from omegaconf import DictConfig
 
 from litchar import signals
 from litchar.data import TextDataModule
+from litchar.errors import first_line
 from litchar.launched import Place
 from litchar.terminal import Terminal
 from litchar.text import Vocabulary
@@ -125,8 +126,8 @@ def compile_or_say_why_not(
             module.zero_grad(set_to_none=True)
     except Exception as error:  # whatever the compiler raises: training can go on without it
         cause = getattr(error, "inner_exception", error)  # of what the backend raised
-        reason = str(cause).strip().split("\n")[0]
-        terminal.say(f"Not compiled ({type(cause).__name__}: {reason}); going on without.")
+        reason = f"{type(cause).__name__}: {first_line(cause)}"
+        terminal.say(f"Not compiled ({reason}); going on without.")
         module.mean_loss = mean_loss
     module.zero_grad(set_to_none=True)
 

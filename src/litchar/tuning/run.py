@@ -16,7 +16,8 @@ from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
 from optuna.samplers import BaseSampler
 
-from litchar.errors import BusyError, DivergedError, Interrupted, UserError, is_users
+from litchar.errors import BusyError, DivergedError, Interrupted, UserError, check_whole, is_users
+from litchar.errors import reason as said
 from litchar.terminal import Terminal
 from litchar.training import run as training
 from litchar.training.callbacks import Metrics, is_validation
@@ -45,9 +46,10 @@ def run(config: DictConfig) -> None:
     optuna.logging.disable_default_handler()
     terminal = Terminal()
     tune = config.tune
-    for key, kind in (("trials", int), ("beat_seconds", int | float)):
-        if not isinstance(tune[key], kind) or isinstance(tune[key], bool) or tune[key] <= 0:
-            raise UserError(f"tune.{key}={tune[key]}: must be a number above 0")
+    check_whole("tune.trials", tune.trials, 1)
+    beat = tune.beat_seconds
+    if not isinstance(beat, int | float) or isinstance(beat, bool) or not beat > 0:
+        raise UserError(f"tune.beat_seconds={beat}: must be a number above 0")
     directory = study_directory(config)
     search = Search.of(config)
 
@@ -103,7 +105,7 @@ def run_trial(
         if not is_users(error):
             worker.finish(trial, "failed", **attributes, reason=f"{type(error).__name__}: {error}")
             raise
-        outcome, loss, reason = "infeasible", None, _first_line(error)
+        outcome, loss, reason = "infeasible", None, " ".join(said(error).split())
     if reason is not None:
         attributes["reason"] = reason
     if (run_dir / "trial.json").exists():
@@ -209,7 +211,3 @@ def _stop_if_all_are_refused(study: optuna.Study) -> None:
     refused = [one["reason"] for one in ended if one.get("outcome") == "infeasible"]
     if len(refused) >= ALL_REFUSED and len(refused) == sum("outcome" in one for one in ended):
         raise UserError(f"all {len(refused)} trials were refused; the last one: {refused[-1]}")
-
-
-def _first_line(error: Exception) -> str:
-    return " ".join(str(error.__cause__ or error).split())

@@ -11,7 +11,7 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.storages.journal._file import BaseJournalFileLock
 
-from litchar.errors import UserError
+from litchar.errors import UserError, first_line
 
 LOCK_SECONDS = 60.0  # that SQLite waits for another process
 OPENINGS = 5  # of a database, before it is given up
@@ -34,7 +34,7 @@ def open_storage(url: str | None, directory: Path) -> BaseStorage:
             remedy = f"its driver is missing: pip install {getattr(error, 'name', None) or 'it'}"
         else:
             remedy = "an example is sqlite:////absolute/path/studies.db"
-        reason = str(error.__cause__ or error).strip().split("\n")[0]
+        reason = first_line(error.__cause__ or error)
         raise UserError(f"tune.storage={url}: cannot be opened ({reason}); {remedy}") from None
 
 
