@@ -85,7 +85,7 @@ class _Launcher(Launcher):
         """Call all of `calls`, each in some process, and return what they return or raise."""
         raise NotImplementedError
 
-    def told(self, returned: Returned) -> Returned:
+    def ended(self, returned: Returned) -> Returned:
         """Print how a job ended, and return that; of an error its first two lines."""
         if isinstance(returned, BaseException):  # submitit's goes on with a whole log
             lines = str(returned).strip().split("\n")[:2]
@@ -158,7 +158,7 @@ class ParallelLauncher(_Launcher):
             ended, running = self._run_at_once({i: calls[i] for i in at_once})
             outcomes |= ended
             if at_once == suspects[:1]:
-                outcomes |= {i: self.told(RuntimeError("its process was killed")) for i in running}
+                outcomes |= {i: self.ended(RuntimeError("its process was killed")) for i in running}
                 suspects = suspects[1:]
             else:
                 suspects += running
@@ -187,11 +187,11 @@ class ParallelLauncher(_Launcher):
                     running[workers.submit(calls[job])] = job
                 for future in wait(running, return_when="FIRST_COMPLETED").done:
                     try:
-                        outcomes[running[future]] = self.told(future.result())
+                        outcomes[running[future]] = self.ended(future.result())
                     except BrokenProcessPool:
                         return outcomes, list(running.values())
                     except Exception as error:
-                        outcomes[running[future]] = self.told(error)
+                        outcomes[running[future]] = self.ended(error)
                     del running[future]
         except Interrupted as interrupted:  # the workers, in a group of their own, hear of it here
             for process in workers._processes:
@@ -226,9 +226,9 @@ class RayLauncher(_Launcher):
             while left := [one for one in tasks if one not in outcomes]:
                 for one in ray.wait(left, timeout=0.5)[0]:
                     try:
-                        outcomes[one] = self.told(ray.get(one))
+                        outcomes[one] = self.ended(ray.get(one))
                     except Exception as error:
-                        outcomes[one] = self.told(error)
+                        outcomes[one] = self.ended(error)
                 if signals.received():
                     for one in left:
                         ray.cancel(one)
@@ -266,9 +266,9 @@ class SlurmLauncher(_Launcher):
         try:
             for job in jobs:
                 try:
-                    outcomes.append(self.told(job.result()))
+                    outcomes.append(self.ended(job.result()))
                 except Exception as error:
-                    outcomes.append(self.told(error))
+                    outcomes.append(self.ended(error))
         except Interrupted:
             for job in jobs:
                 job.cancel()

@@ -174,7 +174,7 @@ def _set_up(conf: Path, config_name: str) -> None:
     OmegaConf.register_new_resolver(
         "keys_of_script", lambda: keys_of_script(conf, config_name), replace=True
     )
-    Plugins.instance().register(Written)
+    Plugins.instance().register(StudyExperiments)
     sweeps = not {"-m", "--multirun"}.isdisjoint(sys.argv)
     sys.argv[1:] = [quote(argument, sweeps) for argument in sys.argv[1:]]
     signals.install()
@@ -263,7 +263,7 @@ def keys_of_script(conf: Path, config_name: str) -> str:
     return keys.rstrip().replace("$", "$$")  # Hydra makes a string.Template of its help
 
 
-class Written(SearchPathPlugin):
+class StudyExperiments(SearchPathPlugin):
     """Lets Hydra find the experiments that studies have written: `outputs/conf/experiment/`."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:

@@ -18,5 +18,5 @@ from litchar.training.sweep import Outcome
 )
 def test_each_outcome_has_its_line(returned, line, capsys):
     job = JobReturn(_return_value=returned)
-    assert ParallelLauncher().told(job) is job
+    assert ParallelLauncher().ended(job) is job
     assert capsys.readouterr().out == f"{line}\n"

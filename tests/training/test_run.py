@@ -21,7 +21,7 @@ from litchar.training.resolve import (
     resolve_dropout,
     resolve_steps,
 )
-from litchar.training.resume import flat, within
+from litchar.training.resume import flatten, within
 from litchar.training.summary import KEYS
 
 
@@ -470,7 +470,7 @@ FILES = [f"{group}={file.stem}" for group in GROUPS for file in (ROOT / "conf" /
 def test_a_text_is_refused_where_true_or_false_is_meant(compose, choice):
     """To Hydra `no` and `off` are texts, and a text is true to Python."""
     config = compose(choice)
-    for key, value in flat(OmegaConf.to_container(config)):
+    for key, value in flatten(OmegaConf.to_container(config)):
         if isinstance(value, bool) and within(key, GROUPS):
             wrong = copy.deepcopy(config)
             OmegaConf.update(wrong, key, "off")

@@ -101,7 +101,7 @@ def _compare_paths(options: argparse.Namespace, overrides: list[str], console: T
 def _compare_revisions(
     options: argparse.Namespace, overrides: list[str], console: Terminal
 ) -> bool:
-    from litchar.analysis.revisions import first_difference, trained, verdict
+    from litchar.analysis.revisions import first_difference, trained_revisions, verdict
 
     if options.paths or options.at or options.out:
         raise UserError(
@@ -115,7 +115,7 @@ def _compare_revisions(
     taken = [text for text in overrides if text.startswith(("seed=", "run_dir=", "-"))]
     if taken:
         raise UserError(f"{taken[0]}: give seeds with --seeds; the rest are overrides of one run")
-    with trained(options.revisions, overrides, seeds, console) as (one, other):
+    with trained_revisions(options.revisions, overrides, seeds, console) as (one, other):
         console.say(verdict(one, other))
         difference = first_difference(one, other)
         console.say(

@@ -14,7 +14,7 @@ from litchar.analysis.runs import Run, is_run
 from litchar.errors import UserError
 from litchar.text.mixture import read_mixture
 from litchar.text.split import SPLIT_BY
-from litchar.training.resume import flat, within
+from litchar.training.resume import flatten, within
 from litchar.training.sweep import identity, swept_keys
 
 SEEDS = ("seed", "data.seed")
@@ -324,7 +324,7 @@ def figure(run: Run, name: str, at: At | None = None) -> float | None:
 
 def text_of(run: Run) -> tuple[Any, ...]:
     """Return what two runs must have in common for their losses to be comparable."""
-    settings = dict(flat(run.config))
+    settings = dict(flatten(run.config))
     split = tuple(json.dumps(settings.get(f"data.{name}")) for name in SPLIT_BY)
     # A mixture's loss is a mean by weight; its fingerprint knows the order of the corpora.
     weights = tuple(weights_of(run).values())
@@ -333,7 +333,7 @@ def text_of(run: Run) -> tuple[Any, ...]:
 
 def weights_of(run: Run) -> dict[str, float]:
     """Return the weight of each corpus of a run's mixture; empty if it has none."""
-    mixture = dict(flat(run.config)).get("data.mixture")
+    mixture = dict(flatten(run.config)).get("data.mixture")
     return read_mixture(mixture) if mixture else {}
 
 
@@ -358,7 +358,7 @@ def seed_of(run: Run) -> str:
 
 def value_of(run: Run, key: str) -> Any:
     """Return a run's value of a key, or its choice of a group."""
-    settings = dict(flat(run.config or run.composed))
+    settings = dict(flatten(run.config or run.composed))
     if key in settings:
         return settings[key]
     typed = [

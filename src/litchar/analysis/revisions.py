@@ -38,7 +38,7 @@ class Revision:
 
 
 @contextlib.contextmanager
-def trained(
+def trained_revisions(
     names: Sequence[str], overrides: Sequence[str], seeds: Sequence[int], terminal: Terminal
 ) -> Iterator[list[Revision]]:
     """Train each revision on each seed, and hand over the runs while they are there.

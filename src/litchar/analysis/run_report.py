@@ -43,7 +43,7 @@ from litchar.text.vocabulary import printable
 from litchar.text.yardsticks import Yardstick
 from litchar.training.environment import ROOT
 from litchar.training.outcome import together, verdict
-from litchar.training.resume import flat
+from litchar.training.resume import flatten
 
 PASSAGE = 1500  # tokens that are shown in colours
 SURPRISING, AROUND, MOST_SURPRISING = 40, 30, 8  # tokens of a passage, those beside it; passages
@@ -540,7 +540,7 @@ def _settings(run: Run) -> str:
         parts.append(
             table(("setting", "here", "default"), changed) if changed else "<p>Nothing.</p>"
         )
-    rows = [(key, _value(value)) for key, value in flat(run.config)]
+    rows = [(key, _value(value)) for key, value in flatten(run.config)]
     if rows:
         parts.append(folded(f"All {len(rows)} settings, resolved", table(("", ""), rows)))
     return section("Settings", *(parts or [paragraph("The run has no config.yaml.")]))
@@ -556,8 +556,8 @@ def changed_settings(run: Run) -> list[tuple[str, str, str]] | None:
     begin = nullcontext() if begun else initialize_config_dir(str(conf), version_base="1.3")
     with begin:
         composed: Any = OmegaConf.to_container(compose("train"))
-    defaults = dict(flat(composed))
-    here = dict(flat(run.composed))
+    defaults = dict(flatten(composed))
+    here = dict(flatten(run.composed))
     elsewhere = {"cpu", "cuda", "mps"} - {str(run.summary.get("device")).partition(":")[0]}
     places = ("run_dir", "outputs_dir", "resume", "name")
     left_out = (*places, *(f"by_device.{device}." for device in elsewhere))

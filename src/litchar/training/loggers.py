@@ -18,7 +18,7 @@ from PIL import Image
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 
-from litchar.training.resume import flat, within
+from litchar.training.resume import flatten, within
 from litchar.whole import written_whole
 
 
@@ -151,7 +151,7 @@ def hyperparameters(settings: dict[str, Any]) -> dict[str, Any]:
     UTF-8, which TensorBoard takes alone."""
     return {
         key: value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value
-        for key, value in flat(settings)
+        for key, value in flatten(settings)
         if value is not None and within(key, HYPERPARAMETERS)
     }
 

@@ -26,7 +26,7 @@ class LanguageModel(L.LightningModule):
             ends a run, and returns a factor on the learning rate.
         card: what makes a checkpoint enough by itself, as plain data; saved under `litchar`.
         seed: with the step, it chooses what dropout drops.
-        weights: of a mixture, each corpus's share of the training windows.
+        mixture: of several texts, each corpus's share of the training windows.
     """
 
     def __init__(
@@ -37,10 +37,10 @@ class LanguageModel(L.LightningModule):
         schedule: Callable[[int, float], float],
         card: dict[str, Any],
         seed: int = 0,
-        weights: Mapping[str, float] | None = None,
+        mixture: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
-        self.weights = dict(weights or {})
+        self.mixture = dict(mixture or {})
         self.model = model
         self.optimizer = optimizer
         self.schedule = schedule
@@ -150,7 +150,7 @@ class LanguageModel(L.LightningModule):
 
     def _finish(self, names: tuple[str, ...]) -> None:
         """Set the figures of each name: one loader's, or of a mixture, one loader's per corpus."""
-        size = max(1, len(self.weights))
+        size = max(1, len(self.mixture))
         for place, name in enumerate(names):
             loaders = self._sums[place * size : (place + 1) * size]
             if not loaders:  # there may be no training sample
@@ -159,8 +159,8 @@ class LanguageModel(L.LightningModule):
             totals = torch.stack([torch.stack(sums).cpu().double().sum(0) for sums in loaders])
             if self.trainer.world_size > 1:  # by the GPUs' own process group, if they are some
                 totals = self.trainer.strategy.reduce(totals.to(self.device), reduce_op="sum")
-            if self.weights and len(loaders) == size:
-                figures = mixed_figures(name, totals.tolist(), self.weights)
+            if self.mixture and len(loaders) == size:
+                figures = mixed_figures(name, totals.tolist(), self.mixture)
             else:
                 figures = figures_of(name, *totals[0].tolist())
             self.losses |= figures

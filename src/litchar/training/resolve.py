@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from litchar.checkpoints import Checkpoint, find
 from litchar.errors import UserError, check_flag, check_whole
-from litchar.training.resume import MAY_CHANGE, absolute_paths, flat, within
+from litchar.training.resume import MAY_CHANGE, absolute_paths, flatten, within
 
 
 def resolve_device(config: DictConfig) -> torch.device:
@@ -79,7 +79,7 @@ def check_settings(config: DictConfig) -> None:
     for key in ("compile", "profile", "report"):
         if config[key] is not None or key != "compile":
             check_flag(key, config[key])
-    for key, value in flat(cast(dict[str, Any], OmegaConf.to_container(config))):
+    for key, value in flatten(cast(dict[str, Any], OmegaConf.to_container(config))):
         if isinstance(value, str) and value.lower() in YES_AND_NO and within(key, BUILT):
             raise UserError(f"{key}={value}: a text, which Python takes as true; true or false?")
 
@@ -127,7 +127,7 @@ def resolve_as_before(config: DictConfig, then: dict[str, Any]) -> None:
     if is_length_open(config):
         before = then.get("trainer", {})
         trainer.update({key: before.get(key) for key in ("max_steps", "max_time")})
-    for key, value in flat(then):
+    for key, value in flatten(then):
         kept = key == "data.val_batch_size" or not within(key, MAY_CHANGE)
         if value is not None and kept and OmegaConf.select(config, key, default=0) is None:
             OmegaConf.update(config, key, value)

@@ -181,7 +181,7 @@ def differences(then: dict[str, Any], now: dict[str, Any], also: tuple[str, ...]
     Args:
         also: keys to compare although they may change.
     """
-    found = changes(dict(flat(then)), dict(flat(now)))
+    found = changes(dict(flatten(then)), dict(flatten(now)))
     return [line for key, line in found.items() if key in also or not within(key, MAY_CHANGE)]
 
 
@@ -199,11 +199,11 @@ def within(key: str, parents: Iterable[str]) -> bool:
     return any(key == parent or key.startswith(f"{parent}.") for parent in parents)
 
 
-def flat(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield the dotted keys of nested dictionaries, and their values."""
     for key, value in node.items():
         if isinstance(value, dict):
-            yield from flat(value, f"{prefix}{key}.")
+            yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 

@@ -21,7 +21,7 @@ from litchar.training.resume import (
     FREE,
     absolute_paths,
     changes,
-    flat,
+    flatten,
     is_busy,
     output_subdir,
     within,
@@ -160,7 +160,7 @@ def identity(config: dict[str, Any], swept: frozenset[str] = frozenset()) -> dic
         config: as it was composed, before anything is settled by device.
     """
     data = config.get("data") or {}
-    settings = dict(flat(config | {"data": data | absolute_paths(data)}))
+    settings = dict(flatten(config | {"data": data | absolute_paths(data)}))
     return {
         key: value
         for key, value in settings.items()
@@ -218,7 +218,7 @@ def swept_settings(
     Args:
         choices: of the configuration's groups.
     """
-    values = dict(flat(settings))
+    values = dict(flatten(settings))
     return {key: values.get(key, choices.get(key)) for key in sorted(swept_keys(directory))}
 
 

@@ -64,13 +64,13 @@ def make_trainer(
         default_root_dir=str(run_dir),
         plugins=[files, Environment(place)],
         profiler=make_profiler(config.trainer.profiler, run_dir / "profile"),
-        logger=[instantiate(logger) for logger in present(config, "logger")],
+        logger=[instantiate(logger) for logger in entries(config, "logger")],
         callbacks=[
             metrics,
             samples,
             *([ProgressBar(terminal, samples)] if config.trainer.enable_progress_bar else []),
             *([Profile(run_dir / "profile", terminal)] if config.profile else []),
-            *(instantiate(callback) for callback in present(config, "callbacks")),
+            *(instantiate(callback) for callback in entries(config, "callbacks")),
             *callbacks,
             *([checkpoints] if config.trainer.enable_checkpointing else []),
         ],
@@ -81,10 +81,9 @@ def make_trainer(
     return trainer, metrics, samples
 
 
-def present(config: DictConfig, group: str) -> list[DictConfig]:
+def entries(config: DictConfig, group: str) -> list[DictConfig]:
     """Return the entries of a group of callbacks or loggers; null takes one away, or all."""
-    entries = config.get(group) or {}
-    return [entry for entry in entries.values() if entry is not None]
+    return [entry for entry in (config.get(group) or {}).values() if entry is not None]
 
 
 def make_profiler(name: str | None, directory: Path) -> Any:

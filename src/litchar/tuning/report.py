@@ -63,7 +63,7 @@ def print_report(study: optuna.Study, total: int, directory: Path, terminal: Ter
 
 
 def best_place(outputs: Path, name: str) -> Path:
-    """Return where the best settings of a study are written; see `litchar.cli.Written`."""
+    """Return where the best settings of a study are written; see `litchar.cli.StudyExperiments`."""
     return outputs / "conf" / "experiment" / "tune" / f"{name}.yaml"
 
 

@@ -19,7 +19,7 @@ from optuna.storages import BaseStorage
 from litchar.errors import UserError
 from litchar.text.split import Text
 from litchar.training.resolve import resolve_device, resolve_paths
-from litchar.training.resume import changes, differences, flat
+from litchar.training.resume import changes, differences, flatten
 from litchar.tuning.space import Value, override, read_space
 
 # What a resumed run may change, and trials that are compared may not.
@@ -84,10 +84,10 @@ class Search:
         settings = fixed.copy()
         resolve_device(settings)
         search.identity.update(
-            space=dict(flat(_plain(config.tune.space))),
+            space=dict(flatten(_plain(config.tune.space))),
             pruner=_plain(config.tune.pruner),
             sampler=_plain(config.tune.sampler),
-            settings={key: value for key, value in flat(_plain(settings)) if key not in space},
+            settings={key: value for key, value in flatten(_plain(settings)) if key not in space},
             text=Text.of(fixed.data).corpus.fingerprint(),
         )
         return search
@@ -137,7 +137,7 @@ def check_same_search(study: Study, search: Search) -> None:
     changed = [
         f"tune.{part}.{line}"
         for part in ("space", "sampler", "pruner")
-        for line in changes(dict(flat(then[part])), dict(flat(now[part]))).values()
+        for line in changes(dict(flatten(then[part])), dict(flatten(now[part]))).values()
     ] + differences(then["settings"], now["settings"], also=COMPARED)
     if then["text"] != now["text"]:
         changed.append("data: another text")
