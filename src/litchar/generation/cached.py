@@ -47,7 +47,7 @@ class CachedTransformer:
         self.before = self.position.new_zeros(batch_size, n_before)  # the last ids, for n-grams
         if model.rotary is not None:
             tables = model.rotary.tables(max(max_ids, model.block_size))
-            self.cos, self.sin = (table.to(weight)[:, None] for table in tables)  # (N, 1, 1, D / 2)
+            self.cos, self.sin = (table.to(weight)[:, None] for table in tables)  # (N, 1, 1, D)
         self.norms = [HeadNorms.of(block) for block in self.blocks]
         self.n_read = 0
         self.graphs: dict[bool, torch.cuda.CUDAGraph] = {}  # with the cache full, and before
@@ -84,8 +84,7 @@ class CachedTransformer:
             mask = torch.where(seen, 0.0, -torch.inf).to(model.head.weight)
         cos_sin = None
         if model.rotary is not None:
-            cos, sin = self.cos[positions], self.sin[positions]  # (T, 1, 1, D / 2)
-            cos_sin = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
+            cos_sin = self.cos[positions], self.sin[positions]  # (T, 1, 1, D)
 
         x = model.token_embedding(idx)  # (B, T, C)
         if model.position_embedding is not None:

@@ -363,7 +363,7 @@ class Rotary(nn.Module):
     Dimension i is paired with i + D / 2, as in GPT-NeoX, Llama and Qwen.
     """
 
-    cos: Tensor  # (T, 1, D / 2), as is sin
+    cos: Tensor  # (T, 1, D), as is sin
     sin: Tensor
 
     def __init__(self, head_size: int, block_size: int, theta: float) -> None:
@@ -380,9 +380,10 @@ class Rotary(nn.Module):
         return torch.pow(self.theta, exponents)
 
     def tables(self, length: int) -> tuple[Tensor, Tensor]:
-        """Return cosines and sines of the angles at positions below `length`: (T, 1, D / 2)."""
+        """Return what `rotate` takes for positions below `length`: (T, 1, D) each."""
         angles = torch.outer(torch.arange(length).double(), self.frequencies())[:, None]
-        return angles.cos().float(), angles.sin().float()
+        cos, sin = angles.cos().float(), angles.sin().float()
+        return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Turn queries or keys: (B, T, H, D) -> (B, T, H, D)."""
@@ -390,9 +391,13 @@ class Rotary(nn.Module):
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn pairs of dimensions by the angles whose cosines and sines are given: (..., D)."""
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+    """Turn pairs (a, b) of dimensions to (a cos - b sin, b cos + a sin): (..., D) -> (..., D).
+
+    Args:
+        cos: of each pair's angle, for a and for b: (..., D)
+        sin: likewise, for a with its sign changed.
+    """
+    return x * cos + x.roll(x.shape[-1] // 2, dims=-1) * sin  # swaps a and b
 
 
 def _relu2(x: Tensor) -> Tensor:
