@@ -13,7 +13,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from conftest import scalars, summary
-from litchar.analysis.confusions import Confusion
+from litchar.analysis import dashboard
+from litchar.analysis.confusions import Confusion, predictions
 from litchar.analysis.dashboard import LAYOUT, confusion_table, embedding_of
 from litchar.checkpoints import Checkpoint, load
 from litchar.text import Vocabulary
@@ -155,6 +156,19 @@ def test_a_table_of_confusions_shows_every_character_as_itself():
         "| &#124; | &#96; | 1,200 | 25.0% |",
         "| &#60; | &#92;n | 7 | 50.0% |",
     ]
+
+
+def test_confusions_read_no_more_than_they_count(train, monkeypatch):
+    sizes = []
+
+    def predicted(model, windows, device):
+        windows = list(windows)
+        sizes.append(sum(idx.numel() for idx, _ in windows))
+        return predictions(model, windows, device)
+
+    monkeypatch.setattr(dashboard, "predictions", predicted)
+    train("callbacks.confusions.characters=64", "data.val_batch_size=64")
+    assert set(sizes) == {5 * 16}  # windows, every 192 of 800 characters
 
 
 def test_the_embedding_is_the_table_with_a_row_for_each_character():

@@ -8,6 +8,8 @@ import torch._inductor.config
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
 from conftest import summary
+from litchar.errors import UserError
+from litchar.training import trainer
 from litchar.training.trainer import can_replay
 
 
@@ -25,7 +27,8 @@ def test_a_run_goes_on_uncompiled_where_compilation_fails(train, tmp_path, monke
     assert broken["val_loss"] == plain["val_loss"]
 
 
-def test_what_the_trial_compiles_serves_all_steps_and_validations(train, monkeypatch):
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
+def test_what_the_trial_compiles_serves_all_steps_and_validations(train, monkeypatch, precision):
     graphs = []
 
     def count(graph, _):
@@ -34,8 +37,17 @@ def test_what_the_trial_compiles_serves_all_steps_and_validations(train, monkeyp
 
     torch._dynamo.reset()
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=count))
-    train("compile=true", "model.dropout=0.0")
+    train("compile=true", "model.dropout=0.0", f"trainer.precision={precision}")
     assert len(graphs) == 1
+
+
+def test_a_trial_that_runs_out_of_memory_ends_the_run(train, monkeypatch):
+    def exhausted(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(trainer, "compiled_loss", lambda graphs: exhausted)
+    with pytest.raises(UserError, match=r"out of memory at step 0; try data\.batch_size=4 "):
+        train("compile=true")
 
 
 @pytest.mark.parametrize(

@@ -158,9 +158,8 @@ class Confusions(Callback):
         data = data_module(trainer)
         tokens = data.splits["val"]
         stride = data.block_size * max(1, len(tokens) // self.characters)
-        windows = SequentialWindows(
-            tokens, len(tokens), data.block_size, data.val_batch_size, stride
-        )
+        batch_size = min(data.val_batch_size, -(-len(tokens) // stride))
+        windows = SequentialWindows(tokens, len(tokens), data.block_size, batch_size, stride)
         for batch in range(len(windows)):
             yield windows[batch]
 

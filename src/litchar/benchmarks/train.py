@@ -44,11 +44,12 @@ SETTINGS = {
 EXACT_LOSS = """
 import numpy, sys, torch
 from model import GPT, GPTConfig
-saved = torch.load("out-shakespeare-char/ckpt.pt", map_location="cpu")
-model = GPT(GPTConfig(**saved["model_args"])).eval()
+device = "cuda" if torch.cuda.is_available() else "cpu"
+saved = torch.load("out-shakespeare-char/ckpt.pt", map_location=device)
+model = GPT(GPTConfig(**saved["model_args"])).eval().to(device)
 model.load_state_dict({k.removeprefix("_orig_mod."): v for k, v in saved["model"].items()})
 ids = numpy.fromfile("data/shakespeare_char/val.bin", dtype=numpy.uint16)
-ids = torch.from_numpy(ids.astype(int))
+ids = torch.from_numpy(ids.astype(int)).to(device)
 total, T = 0.0, model.config.block_size
 with torch.no_grad():
     for start in range(0, len(ids) - 1, T):

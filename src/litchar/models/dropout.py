@@ -41,7 +41,8 @@ def _by_sixteen_bits(x: Tensor, p: float) -> Tensor:
 
 def _by_hash(x: Tensor, p: float) -> Tensor:
     """Drop by a hash of each number's place and one random word: a few integer operations, which
-    the compiler puts into the kernel that reads `x`, and does again in the backward pass."""
+    the compiler puts into the kernel that reads `x`; for the backward pass it keeps what they say,
+    or does them again."""
     word = torch.randint(1 << 31, (1,), dtype=torch.int32, device=x.device)[0]
     place = torch.arange(x.numel(), dtype=torch.int32, device=x.device).view(x.shape)
     kept = (mixed(place, word) & 0x7FFFFFFF) >= round(p * (1 << 31))

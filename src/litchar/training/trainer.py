@@ -113,7 +113,7 @@ def compile_or_say_why_not(
 ) -> None:
     """Compile the training loss and try it forward and backward; if that fails, go on without."""
     device = trainer.strategy.root_device
-    module.to(device)
+    trainer.precision_plugin.convert_module(module.to(device))  # as the Trainer will
     shape = (data.batch_size // trainer.world_size, data.block_size)
     idx, targets = (torch.zeros(shape, dtype=torch.long, device=device) for _ in range(2))
     graphs = device.type == "cuda" and can_replay(trainer)
@@ -123,6 +123,8 @@ def compile_or_say_why_not(
             with trainer.precision_plugin.forward_context():
                 torch.autograd.backward(module.mean_loss(module.model, idx, targets))
             module.zero_grad(set_to_none=True)
+    except torch.OutOfMemoryError:
+        raise  # there would be less without it
     except Exception as error:  # whatever the compiler raises: training can go on without it
         cause = getattr(error, "inner_exception", error)  # of what the backend raised
         reason = f"{type(cause).__name__}: {first_line(cause)}"
