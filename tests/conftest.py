@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import gc
 import json
 import os
 import resource
@@ -51,6 +52,13 @@ SMALL = (
 def _own_places(tmp_path, monkeypatch):
     monkeypatch.setenv("LITCHAR_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("LITCHAR_OUTPUTS", str(tmp_path / "outputs"))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _kept_is_looked_through_once():
+    """Spare each run's search for garbage what the modules before have imported and kept."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

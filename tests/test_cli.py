@@ -8,7 +8,6 @@ import runpy
 import signal
 import subprocess
 import sys
-import time
 
 import hydra
 import pytest
@@ -17,7 +16,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from conftest import ROOT, summary
+from conftest import ROOT, summary, wait_until
 from litchar.checkpoints import Checkpoint
 from litchar.cli import _explain, check, hydra_main, lasting_imports, quote
 from litchar.errors import UserError, is_users
@@ -431,9 +430,7 @@ def endless(text_file, tmp_path):
             text=True,
         )
         processes.append(process)
-        deadline = time.monotonic() + 60
-        while not (run_dir / "metrics.csv").exists() and time.monotonic() < deadline:
-            assert process.poll() is None, process.communicate()[0]
+        wait_until((run_dir / "metrics.csv").exists, process)
         return process, run_dir
 
     yield endless

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import threading
+import time
 
 import pytest
 import torch
@@ -131,7 +132,7 @@ def test_an_option_that_one_does_not_know_is_refused(repository, made, capsys):
 def test_a_signal_takes_the_worktrees_away(repository, tmp_path, capsys):
     def stop():
         while not (tmp_path / "made/started").exists():
-            pass
+            time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=stop, daemon=True).start()
