@@ -35,8 +35,9 @@ def _by_sixteen_bits(x: Tensor, p: float) -> Tensor:
         return x
     words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
     bits = words.view(torch.int16)[: x.numel()].view(x.shape)  # uniform from -32768 on
-    kept = (bits >= dropped - choices // 2).to(x.dtype)
-    return x * kept.mul_(choices / (choices - dropped))
+    least = dropped - choices // 2
+    kept = bits.clamp(least - 1, least).sub_(least - 1)  # 0 or 1, in half of the time of a >=
+    return x * kept.to(x.dtype).mul_(choices / (choices - dropped))
 
 
 def _by_hash(x: Tensor, p: float) -> Tensor:
