@@ -91,6 +91,12 @@ def test_an_empty_path_is_not_the_working_directory(argument):
     assert quote("prompt=") == 'prompt=""'
 
 
+@pytest.mark.parametrize("argument", ["outputs_dir=null", "run_dir=null"])
+def test_a_place_cannot_be_missing(argument):
+    with pytest.raises(UserError, match=f"^{argument}: runs need a place"):
+        quote(argument)
+
+
 def test_an_empty_path_ends_with_2_and_one_line(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["train.py", "resume="])

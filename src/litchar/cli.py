@@ -283,12 +283,15 @@ def quote(argument: str, sweeps: bool = False) -> str:
         sweeps: several paths with commas between them, which name no file together, are a sweep's.
 
     Raises:
-        UserError: a path is empty, which would mean the working directory.
+        UserError: a path is empty, which would mean the working directory, or null where none can
+            be missing.
     """
     key, equals, value = argument.partition("=")
     name = key.lstrip("+")
     if equals and name in PATHS and value in ("", "''", '""'):
         raise UserError(f"{key}= is empty (a variable that is not set?); give it or leave it out")
+    if equals and name in PLACES and value == "null":
+        raise UserError(f"{argument}: runs need a place; name a directory or leave it out")
     if not equals or name not in TEXTS | PATHS or _QUOTED.fullmatch(value):
         return argument
     if name in PATHS and (value == "null" or (value[:1] == "[" and value[-1:] == "]")):
