@@ -193,6 +193,8 @@ def test_a_hostile_checkpoint_is_refused_and_does_not_run(written, imported, tmp
     assert not (tmp_path / "run.ckpt").exists()
 
 
+HUGE_ARRAY = b"\x80\x05\x96" + (1 << 50).to_bytes(8, "little") + b"."
+NESTED = b"\x80\x02})" + b"\x85" * 3_000_000 + b"Ns."  # tuples in tuples, as a key
 HUGE_MEMO = b"\x80\x02}r\xff\xff\xff\x7f."  # would make room for two thousand million objects
 
 
@@ -201,7 +203,9 @@ HUGE_MEMO = b"\x80\x02}r\xff\xff\xff\x7f."  # would make room for two thousand m
     [
         (b"", "nothing in it was run"),
         (b"not a pickle", "nothing in it was run"),
-        (HUGE_MEMO, "nothing in it was run"),
+        (HUGE_MEMO, "would take much memory"),
+        (HUGE_ARRAY, "nothing in it was run"),
+        pytest.param(NESTED, "EMPTY_TUPLE in it would do more", id="tuples in tuples"),
         (pickle.dumps([1, 2]), "nothing in it was run"),
         (pickle.dumps({"itos": {0: "ab"}}), "its tokens are not characters"),
         (pickle.dumps({"itos": {0: "a", 1: "a"}}), "two ids of one character"),

@@ -310,6 +310,9 @@ def test_a_launcher_that_started_another_number_is_refused(compose, monkeypatch)
     trainer = compose("trainer=ddp", "trainer.num_nodes=2").trainer
     settle_devices(trainer, torch.device("cuda"))
     assert trainer.devices == 4
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    with pytest.raises(UserError, match="num_nodes=1 ask for 4 processes, and 8 were started"):
+        settle_devices(compose("trainer=ddp").trainer, torch.device("cuda"))
     with pytest.raises(UserError, match="ask for 2 processes, and 8 were started"):
         settle_devices(compose(*TWO).trainer, torch.device("cpu"))
 

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from conftest import ROOT, summary
+from litchar import signals
 from litchar.checkpoints import Checkpoint
 from litchar.errors import Interrupted, UserError, is_users
 from litchar.training.resolve import (
@@ -228,9 +229,17 @@ def test_time_alone_ends_a_run_of_a_constant_schedule(train, steps):
     assert figures["steps"] > 0
     assert figures["val_loss"] is not None
     level = ("scheduler=wsd", "scheduler.final_factor=1")  # does not fall, but asks when
-    for schedule in (["scheduler=cosine"], ["scheduler=wsd"], level):
+    at_once = ("scheduler=wsd", "scheduler.decay_fraction=0")
+    for schedule in (["scheduler=cosine"], ["scheduler=wsd"], level, at_once):
         with pytest.raises(UserError, match="know how many steps"):
             train(*timed, *schedule, name="refused")
+
+
+def test_signals_wait_while_a_model_is_fitted_and_no_longer(train, monkeypatch):
+    asked = []
+    monkeypatch.setattr(signals, "defer", asked.append)
+    train()
+    assert asked == [True, False, False]  # by the Trainer, on every rank, and whatever happens
 
 
 def test_no_steps_are_none_whatever_the_time(train):

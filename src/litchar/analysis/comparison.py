@@ -341,7 +341,7 @@ def name_of_text(run: Run) -> str:
     """Return what a run's text is called: its files, or the corpora of a mixture by weight."""
     if weights := weights_of(run):
         return ", ".join(f"{weight:.1%} {name}" for name, weight in weights.items())
-    return str(run.environment.get("text"))
+    return str(run.environment.get("text", "an unknown text"))
 
 
 def seeds_of(run: Run) -> tuple[Any, ...]:

@@ -225,10 +225,10 @@ class Metrics(Callback):
         self.history = list(state_dict["history"])
         self.best_step = state_dict["best_step"]
         self.best_val_loss = state_dict["best_val_loss"]
-        if state_dict["target_val_loss"] == self.target_val_loss:
+        if state_dict.get("target_val_loss", self.target_val_loss) == self.target_val_loss:
             self.seconds_to_target = state_dict["seconds_to_target"]
         self.clock = Clock(state_dict["seconds"])
-        self._seconds_before = state_dict["total_seconds"]
+        self._seconds_before = state_dict.get("total_seconds", 0.0)
         self._losses = list(torch.tensor(state_dict["losses"]))
 
 

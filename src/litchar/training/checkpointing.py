@@ -107,6 +107,10 @@ class Checkpoints(CheckpointCallback):
         """Let a signal wait for the end of the step from here on, while training runs."""
         signals.defer(stage == "fit")
 
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Let signals end the program at once again, on every rank."""
+        signals.defer(False)
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Begin to count the time since the last checkpoint."""
         self._agreement = Agreement()

@@ -98,10 +98,12 @@ def settle_devices(trainer: DictConfig, device: torch.device) -> Place:
     if any(word in strategy for word in ("spawn", "fork", "notebook")):
         raise UserError(f"trainer.strategy={strategy}: starts no ranks here; use trainer=ddp")
     place = launched()
-    if trainer.devices == "auto" and place is not None:
-        trainer.devices = place.world_size // trainer.num_nodes
-    elif trainer.devices == "auto":
-        trainer.devices = CUDAAccelerator.auto_device_count() if device.type == "cuda" else 1
+    if trainer.devices == "auto":
+        started = place.world_size // trainer.num_nodes if place else None
+        trainer.devices = started or 1
+        if device.type == "cuda":
+            there = torch.cuda.device_count()
+            trainer.devices = min(started or there, there)
     count = _count(trainer.devices, device)
     if place is None and trainer.num_nodes > 1:
         raise UserError(

@@ -348,17 +348,23 @@ def _optimizer_and_schedule(
     try:
         schedule(0, steps)
         schedule(steps, steps)
-        if config.trainer.max_steps < 0 and schedule(10**6, 10**6) != schedule(10**6, math.inf):
-            raise OverflowError
-    except OverflowError:
-        raise UserError(
-            "scheduler: it has to know how many steps there will be; set trainer.max_steps "
-            "beside trainer.max_time (what comes first ends the run), or scheduler=constant"
-        ) from None
     except (TypeError, ValueError, ZeroDivisionError) as error:
         given = ", ".join(f"{key}={value}" for key, value in schedule.keywords.items())
         raise UserError(f"scheduler, with {given}: {error}") from None
+    if config.trainer.max_steps < 0 and not _goes_on_for_ever(schedule):
+        raise UserError(
+            "scheduler: it has to know how many steps there will be; set trainer.max_steps "
+            "beside trainer.max_time (what comes first ends the run), or scheduler=constant"
+        )
     return optimizer, schedule
+
+
+def _goes_on_for_ever(schedule: Callable[[int, float], float]) -> bool:
+    """Return whether a schedule is the same however many steps there will be."""
+    try:
+        return schedule(10**6, 10**6) == schedule(10**6, math.inf)
+    except (OverflowError, ValueError):  # it counts with infinity
+        return False
 
 
 def train(ready: Ready, run_dir: Path, sweep: Path | None = None) -> dict[str, Any]:
