@@ -91,6 +91,11 @@ def test_an_empty_path_is_not_the_working_directory(argument):
     assert quote("prompt=") == 'prompt=""'
 
 
+def test_a_list_where_one_place_is_taken_is_a_name():
+    assert quote("prompts=[a,b]") == 'prompts="[a,b]"'
+    assert quote("stop=[a,b]") == "stop=[a,b]"
+
+
 @pytest.mark.parametrize("argument", ["outputs_dir=null", "run_dir=null"])
 def test_a_place_cannot_be_missing(argument):
     with pytest.raises(UserError, match=f"^{argument}: runs need a place"):

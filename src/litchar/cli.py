@@ -68,6 +68,7 @@ PATHS = frozenset(  # and names, which may be null as well
     }
 )
 
+LISTS = frozenset({"data.path", "stop"})  # which take several
 PLACES = frozenset({"run_dir", "outputs_dir"})  # which Hydra itself makes
 # Groups that take no key beside those they have. What others take is not known before it is there:
 # arguments of what is chosen, which refuses others, and parts with names of a person's own.
@@ -276,7 +277,7 @@ class StudyExperiments(SearchPathPlugin):
 def quote(argument: str, sweeps: bool = False) -> str:
     """Return a command-line argument so that Hydra takes a text or a path as it is.
 
-    A value that is quoted already stays as it is; so do `null` and, for `data.path`, a list. Of a
+    A value that is quoted already stays as it is; so do `null`, and a list where one is taken. Of a
     place that Hydra makes itself, `~` is the home directory.
 
     Args:
@@ -294,7 +295,8 @@ def quote(argument: str, sweeps: bool = False) -> str:
         raise UserError(f"{argument}: runs need a place; name a directory or leave it out")
     if not equals or name not in TEXTS | PATHS or _QUOTED.fullmatch(value):
         return argument
-    if name in PATHS and (value == "null" or (value[:1] == "[" and value[-1:] == "]")):
+    listed = name in LISTS and value[:1] == "[" and value[-1:] == "]"
+    if listed or (name in PATHS and value == "null"):
         return argument
     whole = os.path.expanduser(value)  # like exists below, it takes whatever was typed
     if sweeps and name in PATHS and "," in value and not os.path.exists(whole):
@@ -304,12 +306,18 @@ def quote(argument: str, sweeps: bool = False) -> str:
         return f"{key}={','.join(paths)}"
     if name in PLACES:
         value = whole
-    # OmegaConf reads ${...} unless the dollar is escaped, and takes backslashes before it as
-    # escaped too; Hydra does the same with \" and the backslashes before a quote.
-    value = re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", value)
-    value = re.sub(r'(\\*)"', lambda match: match[1] * 2 + r"\"", value)
+    # Hydra reads \" as a quote, and takes backslashes before one as escaped too.
+    value = re.sub(r'(\\*)"', lambda match: match[1] * 2 + r"\"", literal(value))
     value = re.sub(r"(\\+)\Z", lambda match: match[1] * 2, value)
     return f'{key}="{value}"'
+
+
+def literal(text: str) -> str:
+    """Return `text` so that OmegaConf takes it as it is.
+
+    It reads ${...} unless the dollar is escaped, and takes backslashes before it as escaped too.
+    """
+    return re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", text)
 
 
 _QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)

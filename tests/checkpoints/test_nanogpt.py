@@ -1,5 +1,6 @@
 """A checkpoint of nanoGPT becomes one of ours: the same logits, and nothing in its files runs."""
 
+import math
 import os
 import pickle
 import re
@@ -232,6 +233,11 @@ def test_a_meta_of_something_else_is_refused(written, imported, tmp_path, meta, 
         ({"state": {"transformer.h.0.moe.weight": torch.ones(1)}}, r"GPT-2 has no weight .*moe"),
         ({"state": {"transformer.wte.weight": 3}}, r"not a checkpoint that nanoGPT wrote"),
         ({"model": None}, r"not a checkpoint that nanoGPT wrote"),
+        (
+            {"state": {"transformer.wte.weight": torch.ones(3, 16)}},
+            r"not a checkpoint that nanoGPT",
+        ),
+        ({"iter_num": math.inf}, r"not a checkpoint that nanoGPT wrote"),
         ({"iter_num": "many"}, r"not a checkpoint that nanoGPT wrote"),
         ({"model_args": None}, r"not a checkpoint that nanoGPT wrote"),
     ],

@@ -50,6 +50,15 @@ def test_what_may_become_a_stop_string_is_held_back_and_given_up():
     assert writing.finish == "length"
 
 
+def test_a_text_read_in_parts_is_the_same():
+    steps = ((int(token), -0.5) for token in LETTERS.encode("abcdef"))
+    writing = Writing(steps, LETTERS, ["de"])
+    parts = [next(iter(writing)) for _ in range(4)]  # the last is held back
+    assert parts == ["a", "b", "c", ""]
+    assert writing.whole() == "abc"
+    assert writing.finish == "stop"
+
+
 @pytest.fixture
 def run_dir(train):
     return train("trainer.max_steps=2", "trainer.val_check_interval=2")
@@ -192,12 +201,14 @@ def test_a_terminal_is_asked_for_prompts(run_dir):
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,
-        env=os.environ | {"TERM": "dumb"},
+        env=os.environ | {"TERM": "dumb", "PYTHONIOENCODING": "utf-8:strict"},
         start_new_session=True,
     )
     os.close(theirs)
     seen = ""
-    decode = codecs.getincrementaldecoder("utf-8")().decode  # a character may come in two reads
+    decode = codecs.getincrementaldecoder("utf-8")(
+        "replace"
+    ).decode  # a character may come in two reads
 
     def until(words: str) -> str:
         nonlocal seen
@@ -226,6 +237,13 @@ def test_a_terminal_is_asked_for_prompts(run_dir):
         assert "error: temperature=hot: must be a number" in until("\r\n> ")
         type_(":tempo=1\n")
         assert "write :KEY=VALUE, with one of" in until("\r\n> ")
+        type_(":stop=a\\${x\n")  # as it stands, to OmegaConf too
+        type_(":stop=\n")
+        assert "error: stop=: must be a text" in until("must be a text")
+        until("> ")
+        os.write(ours, b"\xff\n")
+        assert "error: what was typed is not utf-8" in until("is not utf-8")
+        until("> ")
         type_(":seed=1337\n")
         until("> ")
         type_("1 and 2\n")
@@ -240,7 +258,9 @@ def test_a_terminal_is_asked_for_prompts(run_dir):
         process.send_signal(signal.SIGINT)
         until("\r\n> ")
         type_(":settings\n")
-        assert "max_new_tokens=100000000" in until("\r\n> ")
+        settings = until("\r\n> ")
+        assert "max_new_tokens=100000000" in settings
+        assert "stop=a\\${x\r\n" in settings
         type_("\x04")
         assert process.wait(timeout=60) == 0
     finally:

@@ -180,6 +180,8 @@ def test_its_repr_says_what_it_is(model):
         (lambda model: model.stream("1", temperature=-1), r"^temperature=-1: must be 0"),
         (lambda model: model.stream("1", seed=True), r"^seed=True: must be a whole number"),
         (lambda model: model.stream("1", stop=["a", ""]), r"^stop=\['a', ''\]: must be a text"),
+        (lambda model: model.stream("1", stop=5), r"^stop=5: must be a text"),
+        (lambda model: litchar.load(None), r"^checkpoint=null: give a file"),
         (lambda model: model.score("1"), r"^score: takes 2 characters"),
     ],
 )

@@ -139,7 +139,7 @@ class Checkpoint:
         return built.to(device).eval()
 
 
-def find(checkpoint: str | None, outputs: Path, key: str = "checkpoint") -> Path:
+def find(checkpoint: str | os.PathLike[str] | None, outputs: Path, key: str = "checkpoint") -> Path:
     """Return the checkpoint that `checkpoint` names.
 
     Args:

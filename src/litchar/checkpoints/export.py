@@ -77,8 +77,7 @@ def write_onnx(checkpoint: Checkpoint, model: nn.Module, output: Path) -> Logits
     import onnxruntime
 
     idx, dynamic_shapes = any_size(model)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch about itself
+    with warnings.catch_warnings(action="ignore"):  # of torch about itself
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         program: Any = torch.onnx.export(
             model,
@@ -113,7 +112,8 @@ def write_torch(checkpoint: Checkpoint, model: nn.Module, output: Path) -> Logit
     """
     idx, dynamic_shapes = any_size(model)
     try:
-        program = torch.export.export(model, (idx,), dynamic_shapes=dynamic_shapes)
+        with warnings.catch_warnings(action="ignore"):  # of torch about itself
+            program = torch.export.export(model, (idx,), dynamic_shapes=dynamic_shapes)
     except torch._dynamo.exc.UserError:  # of a recurrent layer, say
         raise UserError(
             f"format=torch: torch.export fixes the length that a {type(model).__name__} reads "

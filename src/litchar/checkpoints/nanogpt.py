@@ -3,6 +3,7 @@
 import os
 import pickle
 import pickletools
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,9 @@ def run(config: DictConfig) -> None:
         UserError: a file is missing, not nanoGPT's, or would run something; its tokens are not
             characters; or there is a file at `output`. Nothing is written then.
     """
+    for key in ("checkpoint", "output"):
+        if config[key] is None:
+            raise UserError(f"{key}=null: give a file")
     place = Path(os.path.expanduser(config.checkpoint))
     output = Path(os.path.expanduser(config.output))
     if output.exists():
@@ -56,7 +60,7 @@ def run(config: DictConfig) -> None:
             )
         settings: Any = OmegaConf.to_container(config.model)
         data = convert(theirs, characters, settings)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise UserError(f"{place}: not a checkpoint that nanoGPT wrote ({error})") from None
     checkpoint = Checkpoint.of(data, place)
     model = checkpoint.build_model()  # refuses weights and sizes that do not fit
@@ -66,11 +70,11 @@ def run(config: DictConfig) -> None:
         raise UserError(f"output={output}: cannot be written ({error.strerror})") from None
     parameters = sum(p.numel() for p in model.parameters())
     options = " ".join(f"model.{n}={checkpoint.model_settings[n]}".lower() for n in OPTIONS)
+    begin = shlex.quote(f"init_from={output}")
     Terminal().say(
         f"{output}: {parameters:,} parameters, {len(characters)} characters, "
         f"step {checkpoint.step:,}\nTo train it on (the optimiser begins anew):\n"
-        f"  python scripts/train.py init_from={output} model=gpt2 {options} data=text "
-        "data.path=FILE"
+        f"  python scripts/train.py {begin} model=gpt2 {options} data=text data.path=FILE"
     )
 
 
@@ -87,7 +91,7 @@ def convert(
         settings: of `conf/model/gpt2.yaml`.
 
     Raises:
-        KeyError, TypeError, ValueError, AttributeError: nanoGPT did not save it.
+        LookupError, TypeError, ValueError, AttributeError, OverflowError: nanoGPT did not save it.
     """
     vocabulary = Vocabulary(characters)
     args, config = dict(theirs["model_args"]), dict(theirs.get("config", {}))

@@ -1,5 +1,6 @@
 """Which generated documents are known from the text that the model was trained on."""
 
+import shlex
 from collections.abc import Sequence
 
 import numpy as np
@@ -25,9 +26,10 @@ def known_documents(checkpoint: Checkpoint, texts: Sequence[Writing]) -> str:
         )
     splits = _splits(checkpoint)
     if splits is None:
+        named = shlex.quote(f"checkpoint={checkpoint.path}")
         said.append(
             "Not compared with the text that it was trained on: the cache of this machine does not "
-            f"hold it; python scripts/evaluate.py checkpoint={checkpoint.path} puts it there."
+            f"hold it; python scripts/evaluate.py {named} puts it there."
         )
     elif documents:
         rest, found = documents, []

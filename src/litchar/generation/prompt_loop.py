@@ -3,13 +3,15 @@
 import contextlib
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from litchar.cli import literal
 from litchar.errors import Interrupted, UserError, first_line
-from litchar.generation.writing import typed
+from litchar.generation.writing import Settings, typed
 from litchar.text.remembered import cache_dir
 
 HELP = """\
@@ -18,18 +20,7 @@ Type what the text is to begin with, then Enter; \\n stands for a new line, \\\\
   :settings    show them
   :quit        end, as Ctrl-D does; Ctrl-C ends a text
 Up and down go through what was typed before."""
-SETTINGS = (
-    "max_new_tokens",
-    "num_samples",
-    "temperature",
-    "top_k",
-    "top_p",
-    "min_p",
-    "repetition_penalty",
-    "stop",
-    "unknown",
-    "seed",
-)
+SETTINGS = ("num_samples", *(field.name for field in fields(Settings)))
 
 
 def run(
@@ -64,6 +55,8 @@ def run(
                 return
             except UserError as error:
                 print(f"error: {error}")
+            except UnicodeDecodeError as error:
+                print(f"error: what was typed is not {error.encoding}")
             except Interrupted as interrupted:
                 if interrupted.signum != signal.SIGINT:
                     raise
@@ -79,16 +72,16 @@ def change(config: DictConfig, setting: str, check: Callable[[DictConfig], None]
     key, equals, value = (part.strip() for part in setting.partition("="))
     if key not in SETTINGS or not equals:
         raise UserError(f":{setting}: write :KEY=VALUE, with one of {', '.join(SETTINGS)}")
-    before = config[key]
+    tried = config.copy()
     try:
         if key in ("stop", "unknown") and value != "null":
-            config[key] = value
+            tried[key] = literal(value)
         else:
-            config[key] = OmegaConf.create(f"value: {value}").value
-        check(config)
+            tried[key] = OmegaConf.create(f"value: {value}").value
+        check(tried)
     except (UserError, OmegaConfBaseException, YAMLError) as error:
-        config[key] = before
         raise UserError(first_line(error)) from None
+    config.merge_with(tried)
 
 
 def said(value: object) -> str:

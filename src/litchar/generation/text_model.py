@@ -51,7 +51,7 @@ class TextModel:
         """
         outputs = outputs or Path(os.environ.get("LITCHAR_OUTPUTS", OUTPUTS))
         chosen = choose_device(device)
-        loaded = Checkpoint.load(find(os.fspath(checkpoint), outputs))
+        loaded = Checkpoint.load(find(checkpoint, outputs))
         return cls(loaded, loaded.build_model(chosen))
 
     @property

@@ -45,7 +45,8 @@ class Settings(Sampling):
         check_whole("seed", self.seed, 0)
         if not isinstance(self.unknown, str):
             raise UserError(f"unknown={self.unknown}: must be error, skip, or one character")
-        if any(not isinstance(text, str) or not text for text in self.stops):
+        fit = isinstance(self.stop, Sequence | None)
+        if not fit or not all(isinstance(text, str) and text for text in self.stops):
             raise UserError(
                 f"stop={self.stop}: must be a text of at least one character, or a list"
             )
@@ -60,6 +61,8 @@ class Settings(Sampling):
 
 class Writing:
     """A text under way. Iterated, it yields the text piece by piece; then its attributes stand.
+
+    It is written once: iterated again, it goes on where that stopped.
 
     Args:
         steps: each sampled id, with the log-probability that the model gave it.
@@ -93,8 +96,12 @@ class Writing:
         self.log_probs: list[float] = []
         self.ids: list[int] = []
         self.finish = "length"
+        self._pieces = self._written()
 
     def __iter__(self) -> Iterator[str]:
+        return self._pieces
+
+    def _written(self) -> Iterator[str]:
         decode = self.vocabulary.decoder()
         held = ""  # the end of the text, which may be the beginning of a stop string
         for token, log_prob in self.steps:

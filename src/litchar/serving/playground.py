@@ -12,7 +12,7 @@ import math
 import secrets
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from http import HTTPStatus
 from itertools import pairwise
@@ -57,15 +57,7 @@ ENDS = {
     "length": "The length was reached.",
     "stopped": "Stopped.",
 }
-NUMBERS = (
-    "temperature",
-    "top_k",
-    "top_p",
-    "min_p",
-    "repetition_penalty",
-    "max_new_tokens",
-    "seed",
-)
+NUMBERS = tuple(field.name for field in fields(Settings) if field.name not in ("stop", "unknown"))
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'self'; frame-src 'self'; "
     "img-src data:; form-action 'self'; frame-ancestors 'self'; base-uri 'none'",

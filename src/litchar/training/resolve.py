@@ -10,6 +10,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from litchar.checkpoints import Checkpoint, find
+from litchar.cli import literal
 from litchar.errors import UserError, check_flag, check_whole
 from litchar.training.resume import MAY_CHANGE, absolute_paths, flatten, within
 
@@ -141,12 +142,12 @@ def resolve_paths(config: DictConfig) -> None:
 
 
 def _escaped(value: Any) -> Any:
-    """Return plain data in which OmegaConf, which reads `${...}` in what it is given, leaves it."""
+    """Return plain data whose texts OmegaConf takes as they are."""
     if isinstance(value, list):
         return [_escaped(one) for one in value]
     if isinstance(value, dict):
         return {key: _escaped(one) for key, one in value.items()}
-    return value.replace("${", r"\${") if isinstance(value, str) else value
+    return literal(value) if isinstance(value, str) else value
 
 
 def resolve_parent(config: DictConfig) -> Checkpoint | None:
@@ -160,7 +161,7 @@ def resolve_parent(config: DictConfig) -> Checkpoint | None:
     parent = Checkpoint.load(
         find(config.init_from, Path(config.outputs_dir), "init_from").absolute()
     )
-    config.init_from = str(parent.path).replace("${", r"\${")  # `latest` will be another one soon
+    config.init_from = literal(str(parent.path))  # `latest` will be another one soon
     settings = parent.model_settings
     if config.model["_target_"] != settings["_target_"]:
         raise UserError(

@@ -26,6 +26,7 @@ from litchar import signals
 from litchar.checkpoints import Checkpoint
 from litchar.checkpoints.checkpoint import best_of, make_card
 from litchar.checkpoints.transfer import differing, transfer_weights
+from litchar.cli import literal
 from litchar.data import TextDataModule, make_data_module
 from litchar.device import set_matmul_precision
 from litchar.errors import (
@@ -193,9 +194,9 @@ class Setup:
     def for_the_others(self) -> DictConfig:
         """Return the configuration with which other ranks prepare the very same."""
         config = self.config.copy()
-        config.name = str(config.name).replace("${", r"\${")  # Hydra's own are known here alone
-        config.resume = self.resumed and str(self.resumed.path).replace("${", r"\${")
-        config.init_from = self.parent and str(self.parent.path).replace("${", r"\${")
+        config.name = literal(str(config.name))  # Hydra's own are known here alone
+        config.resume = self.resumed and literal(str(self.resumed.path))
+        config.init_from = self.parent and literal(str(self.parent.path))
         return config
 
 

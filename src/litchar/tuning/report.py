@@ -16,6 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 from rich.table import Table
 
 from litchar.analysis.page import STYLE, table
+from litchar.cli import literal
 from litchar.terminal import Terminal
 from litchar.tuning.slots import filled, root
 from litchar.tuning.study import Search, training_overrides
@@ -93,7 +94,7 @@ def best_experiment(study: optuna.Study, search: Search) -> str:
             OmegaConf.update(values, key, fixed.data._get_node(key.removeprefix("data.")))
         elif key == "init_from" and given.value() is not None:
             parent = Path(os.path.expanduser(str(given.value()))).absolute()
-            OmegaConf.update(values, key, str(parent).replace("${", r"\${"))
+            OmegaConf.update(values, key, literal(str(parent)))
         else:
             OmegaConf.update(values, key, given.value())
     for key, value in best.params.items():

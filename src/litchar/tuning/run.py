@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
 from optuna.samplers import BaseSampler
 
+from litchar.cli import literal
 from litchar.errors import BusyError, DivergedError, Interrupted, UserError, check_whole, is_users
 from litchar.errors import reason as said
 from litchar.terminal import Terminal
@@ -173,7 +174,7 @@ def _train(search: Search, values: Mapping[str, Value], run_dir: Path, watch: Wa
         watch.best, watch.pruned = done
         return watch.best
     config = search.compose(values, "resume=auto")
-    config.run_dir = str(run_dir).replace("${", r"\${")
+    config.run_dir = literal(str(run_dir))
     (run_dir / ".hydra").mkdir(parents=True, exist_ok=True)
     OmegaConf.save(config, run_dir / ".hydra" / "config.yaml")
     with open(run_dir / "train.log", "a") as log, contextlib.redirect_stdout(log):
