@@ -18,7 +18,15 @@ from omegaconf.errors import OmegaConfBaseException
 
 from conftest import ROOT, summary, wait_until
 from litchar.checkpoints import Checkpoint
-from litchar.cli import _explain, check, hydra_main, lasting_imports, quote
+from litchar.cli import (
+    _explain,
+    check,
+    check_composed,
+    hydra_main,
+    lasting_imports,
+    quote,
+    readable,
+)
 from litchar.errors import UserError, is_users
 from litchar.training.resume import redirect
 
@@ -267,6 +275,43 @@ def test_a_key_of_another_choice_is_not_proposed_again():
 def test_a_key_that_nothing_reads_is_not_added(script, argument, line):
     with pytest.raises(UserError, match=re.escape(line)):
         check([argument], ROOT / "conf", script)
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        ("seed: 5", "experiment=mine: this file sets keys below experiment, which nothing reads"),
+        ("# @package _global_\nmodle: {n_layer: 1}", "modle: there is no such key or group; "),
+        (
+            "# @package _global_\ncheckpoint: {every: 1}",
+            "checkpoint.every: there is no such key; there are every_seconds",
+        ),
+    ],
+)
+@pytest.mark.parametrize("sweep", [(), ("-m", "seed=1,2")])
+def test_a_key_of_an_experiment_that_nothing_reads_is_refused(
+    monkeypatch, tmp_path, capsys, content, line, sweep
+):
+    (tmp_path / "mine/experiment").mkdir(parents=True)
+    (tmp_path / "mine/experiment/mine.yaml").write_text(content)
+    words = ["--config-dir", str(tmp_path / "mine"), "outputs_dir=out", "experiment=mine", *sweep]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train.py", *words])
+    with pytest.raises(SystemExit) as ended:
+        hydra_main(str(ROOT / "scripts/train.py"), "train", "nowhere:nothing", before=redirect)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith(f"error: {line}")
+    assert not list((tmp_path / "out").glob("*/*"))
+
+
+@pytest.mark.parametrize("name", [file.stem for file in (ROOT / "conf").glob("*.yaml")])
+def test_every_key_of_a_script_is_read(name):
+    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = hydra.compose(name, return_hydra_config=True)
+    choices = config.hydra.runtime.choices
+    OmegaConf.set_struct(config, False)
+    del config["hydra"]
+    check_composed(config, readable(ROOT / "conf", name), choices)
 
 
 def test_what_may_be_added_is():

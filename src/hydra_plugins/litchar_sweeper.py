@@ -17,7 +17,7 @@ from hydra.core.utils import JobReturn
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from litchar.cli import Task
+from litchar.cli import Task, check_composed
 from litchar.errors import Interrupted
 from litchar.terminal import Terminal
 from litchar.training.resume import is_busy
@@ -108,8 +108,11 @@ class ResumingSweeper(BasicSweeper):
 
     def _compose(self, overrides: list[str]) -> DictConfig:
         config = self.loader.load_sweep_config(self.settings, overrides)
+        choices = config.hydra.runtime.choices
         with open_dict(config):
             del config["hydra"]
+        if isinstance(self.task_function, Task):
+            check_composed(config, self.task_function.known, choices)
         return config
 
     def _run_missing(self, plan: Plan, outcomes: dict[Path, Outcome]) -> None:

@@ -13,13 +13,15 @@ import os
 import re
 import secrets
 import select
+import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
 from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.errors import (
     MissingConfigException,
@@ -91,14 +93,16 @@ class Task:
 
     Args:
         target: `module:function`, imported when it is called with the configuration.
+        known: what may stand in that, see `readable`.
 
     Attributes:
         started: whether our own code has begun.
         failure: what it raised; Hydra would print a line of its own.
     """
 
-    def __init__(self, target: str) -> None:
+    def __init__(self, target: str, known: "Known") -> None:
         self.target = target
+        self.known = known
         self.started = False
         self.failure: Exception | None = None
 
@@ -106,10 +110,30 @@ class Task:
         """Return what the function does, or what it raised."""
         self.started = True
         try:
+            self._check(config)
             return _function(self.target)(config)
         except Exception as error:
             self.failure = self.failure or error
             return error
+
+    def _check(self, config: DictConfig) -> None:
+        hydra_config = HydraConfig.get()
+        try:
+            check_composed(config, self.known, hydra_config.runtime.choices)
+        except UserError:
+            if hydra_config.output_subdir is not None:
+                remove_traces(Path(hydra_config.runtime.output_dir))
+            raise
+
+
+def remove_traces(run_dir: Path) -> None:
+    """Take away what Hydra wrote for a run that was refused: its directory, or its part of one."""
+    if {entry.name for entry in run_dir.iterdir()} <= {".hydra", ".lock", "train.log"}:
+        shutil.rmtree(run_dir)
+        return
+    resumed = sorted(run_dir.glob(".hydra/resumed-*"), key=lambda path: path.stat().st_mtime_ns)
+    if resumed:
+        shutil.rmtree(resumed[-1])
 
 
 def no_multirun(arguments: list[str], conf: Path, config_name: str) -> list[str]:
@@ -151,7 +175,7 @@ def hydra_main(
             sys.exit(_function(follow)())
         _function("litchar.training.ranks:dismiss_at_exit")()
     conf = root / "conf"
-    task = Task(target)
+    task = Task(target, readable(conf, config_name))
     try:
         _set_up(conf, config_name)
         check(sys.argv[1:], conf, config_name)
@@ -177,7 +201,9 @@ def _set_up(conf: Path, config_name: str) -> None:
     )
     Plugins.instance().register(StudyExperiments)
     sweeps = not {"-m", "--multirun"}.isdisjoint(sys.argv)
-    sys.argv[1:] = [quote(argument, sweeps) for argument in sys.argv[1:]]
+    # Options first: argparse takes no override behind one that stands behind another.
+    arguments = sorted(sys.argv[1:], key=lambda argument: bool(_OVERRIDE.match(argument)))
+    sys.argv[1:] = [quote(argument, sweeps) for argument in arguments]
     signals.install()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a character that it cannot show ends no run
@@ -320,6 +346,7 @@ def literal(text: str) -> str:
     return re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", text)
 
 
+_OVERRIDE = re.compile(r"~|[^-][^=]*=")
 _QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
 
 
@@ -361,6 +388,51 @@ def _check_added(name: str, keys: dict[str, bool]) -> None:
         if key not in keys and (parent in CLOSED or not keys[top]):
             raise UserError(f"{key}: there is no such key{_nearest(key, list(keys))}")
         parent = key
+
+
+# The keys at the top of a configuration, and those below each: None where a group's files say.
+Known = dict[str, frozenset[str] | None]
+
+
+def readable(conf: Path, config_name: str) -> Known:
+    """Return the keys that are read of `conf/<config_name>.yaml`."""
+    own: Any = OmegaConf.to_container(OmegaConf.load(conf / f"{config_name}.yaml"))
+    known: Known = {}
+    for default in own.pop("defaults"):
+        if default == "_self_":
+            continue
+        if isinstance(default, str):
+            known |= readable(conf, default)
+            continue
+        for group, choice in default.items():
+            if choice is not None:  # what has no default sets keys that are others'
+                known[group.partition("/")[0]] = None
+    return {key: frozenset(at if isinstance(at, dict) else ()) for key, at in own.items()} | known
+
+
+def check_composed(config: DictConfig, known: Known, choices: Mapping[str, str | None]) -> None:
+    """Refuse keys that nothing reads, as a file of a person's own may bring them along.
+
+    Args:
+        choices: the file chosen of each group.
+
+    Raises:
+        UserError: there is one.
+    """
+    for key in map(str, config):
+        if key not in known and key in choices:
+            raise UserError(
+                f"{key}={choices[key]}: this file sets keys below {key}, which nothing reads; it "
+                "has to begin with the line # @package _global_"
+            )
+        if key not in known:
+            raise UserError(f"{key}: there is no such key or group{_nearest(key, list(known))}")
+        below, node = known[key], config._get_node(key)
+        if below is not None and isinstance(node, DictConfig):
+            for name in map(str, node):
+                if name not in below:
+                    near = _nearest(name, sorted(below))
+                    raise UserError(f"{key}.{name}: there is no such key{near}")
 
 
 def _groups(conf: Path) -> list[str]:

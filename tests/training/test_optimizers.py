@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch import nn
 
 from litchar.models import Bigram, Transformer
 from litchar.training.optimizers import adamw, muon, orthogonalize
@@ -39,6 +40,12 @@ def test_a_tied_weight_is_stepped_once():
 def test_an_unknown_kind_of_decay_is_refused(model):
     with pytest.raises(ValueError, match="decay=some is not one of matrices, all"):
         adamw(model, lr=1e-3, decay="some")
+
+
+@pytest.mark.parametrize("weight_decay", [-1, None, "x"])
+def test_a_decay_without_meaning_is_refused(model, weight_decay):
+    with pytest.raises(ValueError, match=f"weight_decay={weight_decay} is not a number of at"):
+        adamw(model, lr=1e-3, weight_decay=weight_decay)
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (48, 16), (16, 64)])
@@ -118,6 +125,17 @@ def test_muon_refuses_settings_without_meaning(model, settings, message):
 def test_muon_leaves_a_model_without_matrices_to_adamw():
     groups = muon(Bigram(11, 8), lr=1e-3).param_groups
     assert [(group["kind"], len(group["params"])) for group in groups] == [("adamw", 1)]
+
+
+def test_a_head_may_be_a_parameter_or_no_part_at_all(model):
+    model.head = nn.Parameter(torch.ones(4, 4))
+    assert model.head in muon(model, lr=1e-3).param_groups[2]["params"]
+
+    class Headed(nn.Linear):
+        def head(self) -> None:
+            pass
+
+    assert len(muon(Headed(4, 4, bias=False), lr=1e-3).param_groups[0]["params"]) == 1
 
 
 def test_a_state_of_muon_is_loaded_where_the_parameters_are_with_its_steps_in_float32():

@@ -10,11 +10,14 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
 
+import litchar
 from conftest import ROOT, summary
 from litchar import signals
 from litchar.checkpoints import Checkpoint
 from litchar.errors import Interrupted, UserError, is_users
+from litchar.models import Transformer
 from litchar.training.resolve import (
     check_settings,
     is_length_open,
@@ -150,7 +153,7 @@ def test_a_short_text_is_not_gone_through_without_end_unless_told(
         (500, 64, 0.1, 0.0),
         (1999, 64, 0.1, 0.0),
         (2000, 64, 0.2, 0.0),
-        (-1, 64, 0.0, 0.0),
+        (-1, 64, 0.2, 0.0),  # for a time, which may be long
         (2000, 8, 0.0, 0.0),
         (2000, 112, 0.2, 0.0),  # 163 thousand weights, of 200
         (2000, 128, 0.2, 0.05),
@@ -448,7 +451,21 @@ def test_init_from_a_bigram_moves_rows_and_columns(train, tmp_path):
             ["callbacks=early_stopping", "callbacks.early_stopping.monitor=val_loss"],
             "callbacks: .*val_loss.*val/loss",
         ),
+        (
+            ["trainer.limit_train_batches=8", "trainer.accumulate_grad_batches=5"],
+            "trainer.limit_train_batches=8: .* multiple",
+        ),
+        (
+            ["trainer.overfit_batches=1", "trainer.accumulate_grad_batches=2"],
+            "trainer.overfit_batches=1: .* multiple",
+        ),
         (["scheduler.warmup_steps=-1"], "warmup_steps=-1"),
+        (["scheduler.warmup_steps=0.1"], "warmup_steps=0.1"),
+        (["+callbacks.early_stopping.patience=5"], "callbacks.early_stopping: its _target_"),
+        (["+callbacks.x._target_=torch.nn.Identity"], "callbacks.x: its _target_ must name a Call"),
+        (["+logger.x.path=5"], "logger.x: its _target_ must name a Logger"),
+        (["model._target_=torch.nn.Linear"], "model._target_: it names 'torch.nn.Linear'"),
+        (["+model.act._target_=torch.nn.GELU"], r"model.act._target_=torch.nn.GELU: .* plain data"),
         (["scheduler.final_factor=-3"], "final_factor=-3"),
         (["scheduler=cosine", "scheduler.final_factor=-3"], "final_factor=-3"),
         (["scheduler.decay_fraction=-1"], "decay_fraction=-1"),
@@ -505,6 +522,30 @@ def test_what_is_begun_from_is_recorded_by_its_path_and_not_needed_to_go_on(trai
     assert kept.config["init_from"] == str(parent)
     parent.unlink()
     assert summary(train("init_from=latest", "resume=auto", name="child"))["steps"] == 20
+
+
+class Looped(Transformer):
+    """One block, again and again: in the state under each name, or under one."""
+
+    def __init__(self, *args, names: bool, **settings) -> None:
+        super().__init__(*args, **settings)
+        self.turns = 1 if names else len(self.blocks)
+        self.blocks = nn.ModuleList([self.blocks[0]] * (len(self.blocks) if names else 1))
+
+    def forward(self, idx):
+        x = self.token_embedding(idx)
+        for block in [*self.blocks] * self.turns:
+            x = block(x, self.rotary)
+        return self.logits(x)
+
+
+@pytest.mark.parametrize("names", [True, False])
+def test_a_model_whose_layers_are_one_is_opened_again(train, monkeypatch, names):
+    monkeypatch.setattr(Looped, "__module__", "litchar.models")
+    monkeypatch.setattr(litchar.models, "Looped", Looped, raising=False)
+    looped = ("model._target_=litchar.models.Looped", f"+model.names={names}", "model.n_layer=24")
+    best = train(*looped, "trainer.max_steps=2") / "checkpoints/best.ckpt"
+    assert len(litchar.load(best, device="cpu").model.blocks) == (24 if names else 1)
 
 
 @pytest.mark.parametrize("name", ["simple", "advanced", "pytorch"])

@@ -371,7 +371,7 @@ def test_lists_of_paths_are_swept_unless_they_name_a_file(tmp_path, monkeypatch)
 
 
 def test_what_a_worker_is_sent_can_be_pickled():
-    task = pickle.loads(pickle.dumps(Task("litchar.training.run:main")))
+    task = pickle.loads(pickle.dumps(Task("litchar.training.run:main", {"seed": None})))
     assert task.target == "litchar.training.run:main"
 
 

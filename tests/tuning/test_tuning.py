@@ -246,6 +246,27 @@ def test_the_best_settings_name_the_parent_so_that_it_is_found_from_anywhere(tmp
 
 
 @pytest.mark.parametrize(
+    "line",
+    [
+        ["experiment=cpu_fast"],
+        ["experiment=[cpu_fast,teaching_bigram]", "debug=fast"],
+        ["optimizer=adamw", "experiment=cpu_fast", "trainer.max_steps=7"],
+    ],
+)
+def test_the_best_settings_take_experiments_along(tmp_path, line):
+    study = optuna.create_study(study_name="t1")
+    study.set_user_attr("command", "python scripts/tune.py")
+    study.add_trial(optuna.create_trial(value=1.5))
+    conf = tmp_path / "experiment"
+    conf.mkdir()
+    places = [f"hydra.searchpath=[file://{tmp_path}]"]
+    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        (conf / "best.yaml").write_text(best_experiment(study, Search({}, line, {})))
+        best = hydra.compose("train", [*places, "name=test", "run_dir=x", "experiment=best"])
+        assert best == hydra.compose("train", [*places, "name=test", "run_dir=x", *line])
+
+
+@pytest.mark.parametrize(
     "wrong",
     ["tune.pruner.min_resource=0", "tune.sampler._target_=optuna.TPE", "+tune.sampler.typo=1"],
 )

@@ -18,6 +18,7 @@ from litchar.text.cleaning import Cleaning
 
 FORMAT = 1
 MODELS = "litchar.models."  # where a checkpoint's model may come from
+MOST_SHARED = 1000  # layers that may be one and the same, and have no weights of their own
 MOST_BUFFER_BYTES = 1 << 30  # that a model may compute when it is built: rotary tables and the like
 
 
@@ -125,7 +126,7 @@ class Checkpoint:
         settings = dict(self.model_settings)
         model = trusted(settings.pop("_target_", None), MODELS, self.path)
         try:
-            if settings.get("n_layer", 0) > len(self.weights):
+            if settings.get("n_layer", 0) > max(MOST_SHARED, len(self.weights)):
                 raise ValueError(f"{settings['n_layer']} layers, and {len(self.weights)} weights")
             with torch.device("meta"):  # sizes are compared before any memory is taken
                 expected = model(**settings)
@@ -194,12 +195,13 @@ def _losses_at(step: int, callbacks: dict[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in found.items() if "/" in name}
 
 
-def trusted(target: object, prefix: str, path: Path) -> Callable[..., Any]:
+def trusted(target: object, prefix: str, place: str | Path) -> Callable[..., Any]:
     """Return the class or function that a checkpoint names, if it is the project's own.
 
     Args:
-        target: its dotted name, as the checkpoint at `path` has it.
+        target: its dotted name.
         prefix: the modules in which it may be defined.
+        place: where it is named, for messages: the checkpoint, say.
 
     Raises:
         UserError: it is defined elsewhere, or nowhere.
@@ -211,7 +213,9 @@ def trusted(target: object, prefix: str, path: Path) -> Callable[..., Any]:
             found = getattr(importlib.import_module(module), name, None)
         if found is not None and getattr(found, "__module__", "").startswith(prefix.rstrip(".")):
             return found
-    raise UserError(f"{path}: it names {target!r}, which is not one of {prefix}*; it was not built")
+    raise UserError(
+        f"{place}: it names {target!r}, which is not one of {prefix}*; it was not built"
+    )
 
 
 def _check_weights(weights: dict[str, Tensor], model: nn.Module) -> None:
@@ -238,7 +242,7 @@ def _check_weights(weights: dict[str, Tensor], model: nn.Module) -> None:
             raise ValueError(f"{name} has type {found.dtype}, not {tensor.dtype}")
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage() for t in weights.values()}
     stored = sum(storage.nbytes() for storage in storages.values())
-    if sum(tensor.numel() for tensor in expected.values()) > 2 * stored:  # one byte each at least
+    if sum(weight.numel() for weight in model.parameters()) > 2 * stored:  # one byte each at least
         raise ValueError("its weights claim more numbers than are stored")
     if sum(buffer.nbytes for buffer in model.buffers()) > MOST_BUFFER_BYTES:
         raise ValueError("its buffers would take more than 1 GiB")

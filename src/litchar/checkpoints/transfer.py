@@ -85,7 +85,8 @@ def transfer_weights(
         if any(old.shape[i] != new.shape[i] for i in range(new.ndim) if i not in over_vocabulary):
             raise UserError(
                 f"init_from={parent.path}: {name} has shape {tuple(old.shape)} there and "
-                f"{tuple(new.shape)} here; leave the model's sizes out to take over the old ones"
+                f"{tuple(new.shape)} here; leave the model's sizes and data.block_size out to take "
+                "over the old ones"
             )
         new[_rows(new, over_vocabulary, new_rows)] = old[_rows(old, over_vocabulary, old_rows)]
     return Transfer(

@@ -31,6 +31,7 @@ def adamw(
     """
     if decay not in ("matrices", "all"):
         raise ValueError(f"decay={decay} is not one of matrices, all")
+    _check_not_negative(weight_decay=weight_decay)  # torch looks at the rest
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     spared = [p for p in parameters if p.ndim < 2 and decay == "matrices"]
     decayed = [p for p in parameters if p.ndim >= 2 or decay == "all"]
@@ -64,7 +65,7 @@ def muon(
 ) -> "Muon":
     """Return Muon over the matrices inside `model`, AdamW over its embeddings, head and vectors.
 
-    A bigram model is an embedding alone, and all AdamW's.
+    The head is what the model calls `head`. A bigram model is an embedding alone, and all AdamW's.
 
     Args:
         lr: of both; a step of Muon's is as large as one of AdamW's would be.
@@ -84,13 +85,12 @@ def muon(
         raise ValueError(f"momentum={momentum} does not lie in [0, 1)")
     if len(betas) != 2 or not all(isinstance(b, int | float) and 0 <= b < 1 for b in betas):
         raise ValueError(f"betas={list(betas)} are not two numbers in [0, 1)")
-    least = {"lr": lr, "weight_decay": weight_decay, "embedding_lr_factor": embedding_lr_factor}
-    least["eps"] = eps
-    for name, value in least.items():
-        if not isinstance(value, int | float) or not value >= 0:
-            raise ValueError(f"{name}={value} is not a number of at least 0")
+    _check_not_negative(lr=lr, weight_decay=weight_decay, eps=eps)
+    _check_not_negative(embedding_lr_factor=embedding_lr_factor)
     embeddings = [m.weight for m in model.modules() if isinstance(m, nn.Embedding)]
-    outside = {id(p) for p in (*embeddings, *getattr(model, "head", nn.Module()).parameters())}
+    head = getattr(model, "head", None)
+    of_head = head.parameters() if isinstance(head, nn.Module) else [head]
+    outside = {id(p) for p in (*embeddings, *of_head)}
     parameters = [p for p in model.parameters() if p.requires_grad]
     matrices = [p for p in parameters if p.ndim == 2 and id(p) not in outside]
     stepped = {id(p) for p in (*matrices, *embeddings)}
@@ -111,6 +111,12 @@ def muon(
             "eps": eps,
         },
     )
+
+
+def _check_not_negative(**settings: float) -> None:
+    for name, value in settings.items():
+        if not isinstance(value, int | float) or not value >= 0:
+            raise ValueError(f"{name}={value} is not a number of at least 0")
 
 
 class Muon(torch.optim.Optimizer):

@@ -10,6 +10,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from litchar.checkpoints import Checkpoint, find
+from litchar.checkpoints.checkpoint import MODELS, trusted
 from litchar.cli import literal
 from litchar.errors import UserError, check_flag, check_whole
 from litchar.training.resume import MAY_CHANGE, absolute_paths, flatten, within
@@ -80,7 +81,13 @@ def check_settings(config: DictConfig) -> None:
     for key in ("compile", "profile", "report"):
         if config[key] is not None or key != "compile":
             check_flag(key, config[key])
+    trusted(config.model.get("_target_"), MODELS, "model._target_")
     for key, value in flatten(cast(dict[str, Any], OmegaConf.to_container(config))):
+        if key.startswith("model.") and key.endswith("._target_") and key != "model._target_":
+            raise UserError(
+                f"{key}={value}: a checkpoint keeps a model's settings as plain data; name what "
+                "is to be built, and let the model build it"
+            )
         if isinstance(value, str) and value.lower() in YES_AND_NO and within(key, BUILT):
             raise UserError(f"{key}={value}: a text, which Python takes as true; true or false?")
 
@@ -229,6 +236,13 @@ def resolve_steps(
             f"trainer.accumulate_grad_batches={trainer.accumulate_grad_batches}: whole steps are "
             "validated"
         )
+    for key in ("limit_train_batches", "overfit_batches"):
+        if _is_number(trainer[key], int) and trainer[key] % trainer.accumulate_grad_batches:
+            raise UserError(
+                f"trainer.{key}={trainer[key]}: are the batches of an epoch, and must be a "
+                f"multiple of trainer.accumulate_grad_batches={trainer.accumulate_grad_batches}: "
+                "it ends with a whole step"
+            )
     if trainer.check_val_every_n_epoch is not None and _is_number(interval, int):
         batches = trainer.limit_train_batches
         if _is_number(batches, int) and interval > batches:
@@ -254,7 +268,8 @@ def resolve_dropout(config: DictConfig, train_characters: int, vocab_size: int) 
         sizes = {"vocab_size": vocab_size, "block_size": config.data.block_size}
         model: torch.nn.Module = instantiate(config.model, **sizes)
     weights = sum(parameter.numel() for parameter in model.parameters())
-    passes = config.trainer.max_steps * characters_of_a_step(config) / train_characters
+    steps = config.trainer.max_steps if config.trainer.max_steps > 0 else math.inf  # time ends it
+    passes = steps * characters_of_a_step(config) / train_characters
     chosen = {"dropout": 0.0, "noise": 0.0}
     if weights > train_characters:
         chosen["dropout"] = 0.2 if passes >= 20 else 0.1 if passes >= 5 else 0.0

@@ -26,7 +26,7 @@ from litchar import signals
 from litchar.checkpoints import Checkpoint
 from litchar.checkpoints.checkpoint import best_of, make_card
 from litchar.checkpoints.transfer import differing, transfer_weights
-from litchar.cli import literal
+from litchar.cli import literal, remove_traces
 from litchar.data import TextDataModule, make_data_module
 from litchar.device import set_matmul_precision
 from litchar.errors import (
@@ -94,7 +94,7 @@ def run(config: DictConfig, run_dir: Path, callbacks: Sequence[Callback] = ()) -
             ready = leaving.enter_context(made_ready(config, run_dir, terminal, callbacks))
         except Exception as error:
             if is_users(error):
-                _remove_traces(run_dir)
+                remove_traces(run_dir)
             raise
         summary = train(ready, run_dir)
         data, history = ready.setup.data, ready.metrics.history
@@ -457,6 +457,8 @@ def fit_and_test(setup: Setup, trainer: L.Trainer, run_dir: Path, terminal: Term
     try:
         if setup.config.compile:
             compile_or_say_why_not(module, data, trainer, terminal)
+        # As the Trainer does, but after it has loaded what a resumed run goes on from.
+        trainer.precision_plugin.convert_module(module)
         begin = None if resumed is None else resumed.path
         trainer.fit(module, data, ckpt_path=begin, weights_only=True)
         if "test" in data.splits:
@@ -497,16 +499,6 @@ def sole_owner(run_dir: Path) -> AbstractContextManager[object]:
         return lock.acquire(timeout=1)  # whoever only asks, see `is_busy`, has it for a moment
     except Timeout:
         raise BusyError(run_dir) from None
-
-
-def _remove_traces(run_dir: Path) -> None:
-    """Take away what Hydra wrote for a run that was refused: its directory, or its part of one."""
-    if {entry.name for entry in run_dir.iterdir()} <= {".hydra", ".lock", "train.log"}:
-        shutil.rmtree(run_dir)
-        return
-    resumed = sorted(run_dir.glob(".hydra/resumed-*"), key=lambda path: path.stat().st_mtime_ns)
-    if resumed:
-        shutil.rmtree(resumed[-1])
 
 
 def _status_after(error: BaseException) -> str:

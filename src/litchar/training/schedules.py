@@ -58,6 +58,6 @@ def _check(**shares: float) -> None:
 
 
 def _warmup(step: int, warmup_steps: int) -> float:
-    if warmup_steps < 0:
-        raise ValueError(f"warmup_steps={warmup_steps} is below 0")
+    if warmup_steps < 0 or warmup_steps % 1:
+        raise ValueError(f"warmup_steps={warmup_steps} is not a whole number of at least 0")
     return min(1.0, (step + 1) / (warmup_steps + 1))

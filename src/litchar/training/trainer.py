@@ -12,6 +12,7 @@ import torch
 from hydra.utils import instantiate
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import (
     AdvancedProfiler,
     PassThroughProfiler,
@@ -23,7 +24,7 @@ from omegaconf import DictConfig
 
 from litchar import signals
 from litchar.data import TextDataModule
-from litchar.errors import first_line
+from litchar.errors import UserError, first_line
 from litchar.launched import Place
 from litchar.terminal import Terminal
 from litchar.text import Vocabulary
@@ -64,13 +65,13 @@ def make_trainer(
         default_root_dir=str(run_dir),
         plugins=[files, Environment(place)],
         profiler=make_profiler(config.trainer.profiler, run_dir / "profile"),
-        logger=[instantiate(logger) for logger in entries(config, "logger")],
+        logger=entries(config, "logger", Logger),
         callbacks=[
             metrics,
             samples,
             *([ProgressBar(terminal, samples)] if config.trainer.enable_progress_bar else []),
             *([Profile(run_dir / "profile", terminal)] if config.profile else []),
-            *(instantiate(callback) for callback in entries(config, "callbacks")),
+            *entries(config, "callbacks", Callback),
             *callbacks,
             *([checkpoints] if config.trainer.enable_checkpointing else []),
         ],
@@ -81,9 +82,22 @@ def make_trainer(
     return trainer, metrics, samples
 
 
-def entries(config: DictConfig, group: str) -> list[DictConfig]:
-    """Return the entries of a group of callbacks or loggers; null takes one away, or all."""
-    return [entry for entry in (config.get(group) or {}).values() if entry is not None]
+def entries(config: DictConfig, group: str, kind: type) -> list[Any]:
+    """Return the callbacks or loggers of a group; null takes one away, or all.
+
+    Raises:
+        UserError: one is of another kind.
+    """
+    made = []
+    for name, entry in (config.get(group) or {}).items():
+        if entry is not None:
+            made.append(instantiate(entry))
+            if not isinstance(made[-1], kind):
+                raise UserError(
+                    f"{group}.{name}: its _target_ must name a {kind.__name__} of Lightning's, or "
+                    "one of your own"
+                )
+    return made
 
 
 def make_profiler(name: str | None, directory: Path) -> Any:

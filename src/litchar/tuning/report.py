@@ -86,8 +86,11 @@ def best_experiment(study: optuna.Study, search: Search) -> str:
     fixed = search.compose({})
     for given in training_overrides(search.overrides):
         key = given.key_or_group
-        if key == "experiment":
-            defaults.insert(0, f"/experiment/{given.value()}")
+        if key in ("experiment", "debug"):
+            chosen = given.value()
+            names = chosen if isinstance(chosen, list) else [chosen]
+            place = 0 if key == "experiment" else len(defaults)  # debug is to have its way
+            defaults[place:place] = [f"/{key}/{name}" for name in names]
         elif key in groups or "/" in key:
             defaults.append({f"override /{key}": given.value()})
         elif key in ("data.path", "data.mixture", "data.name"):  # of a text, found from anywhere
@@ -108,7 +111,7 @@ def best_experiment(study: optuna.Study, search: Search) -> str:
         f"# python scripts/train.py experiment=tune/{study.study_name}\n"
         f"# Trial {root(best)} of {study.user_attrs['command']}\n"
         f"# Validation loss {best.value:.4f} nats per token, seed {fixed.seed}.\n"
-        f"{OmegaConf.to_yaml(body) if defaults else ''}{OmegaConf.to_yaml(values)}"
+        f"{OmegaConf.to_yaml(OmegaConf.merge(body, values))}"
     )
 
 
