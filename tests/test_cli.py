@@ -110,6 +110,14 @@ def test_a_place_cannot_be_missing(argument):
         quote(argument)
 
 
+def test_options_may_stand_anywhere(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["export.py", "output=a", "--cfg", "job", "format=onnx"])
+    hydra_main(str(ROOT / "scripts/export.py"), "export", "nowhere:nothing")
+    shown = OmegaConf.create(capsys.readouterr().out)
+    assert (shown.output, shown.format) == ("a", "onnx")
+
+
 def test_an_empty_path_ends_with_2_and_one_line(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["train.py", "resume="])

@@ -103,6 +103,7 @@ def test_the_table_has_every_yardstick(compose_baselines, capsys):
         ("order=65", "order=65: must be a whole number from 1 to 64"),
         ("order=true", "order=True: must be a whole number"),
         ("memory_gb=true", "memory_gb=True: must be a number above 0"),
+        ("memory_gb=nan", "memory_gb=nan: must be a number above 0"),
         ("memory_gb=0", "memory_gb=0: must be a number above 0"),
         ("memory_gb=lots", "memory_gb=lots: must"),
         ("data.val_fraction=2", "data.val_fraction=2: must lie between 0 and 1"),

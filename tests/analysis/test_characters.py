@@ -56,6 +56,15 @@ def test_words_of_several_scripts_are_found_in_any_piece(tmp_path, chunk):
     assert foreign_letters("\u03bcs") == "\u03bc"  # as many of each: Latin counts as the main one
 
 
+def test_letters_without_a_break_are_taken_apart(tmp_path):
+    """Else each place where two scripts meet would be looked at from the beginning."""
+    path = tmp_path / "text.txt"
+    path.write_text("a\u0430" * 300)
+    words = mixed_words(open_store(Corpus([path])))
+    assert words.total() == 6
+    assert "".join(words.elements()) == "a\u0430" * 300
+
+
 @pytest.mark.parametrize("document", ["line", "file"])
 def test_words_of_several_scripts_are_found_in_documents(tmp_path, document):
     for name in "ab":

@@ -102,6 +102,24 @@ def test_a_page_that_cannot_be_written_is_refused(inspected, tmp_path):
         inspected(numbered(0, 300), f"page={tmp_path}/file/page.html")
 
 
+def test_a_page_without_a_name_is_refused(inspected):
+    with pytest.raises(UserError, match=r"page=.: cannot be written \(it names no file\)"):
+        inspected(numbered(0, 300), "page=.")
+
+
+def test_a_key_of_data_that_is_none_is_refused(inspected):
+    words = r"^data\.normalise: there is no such key; did you mean data\.normalize\?$"
+    with pytest.raises(UserError, match=words):
+        inspected(numbered(0, 300), "+data.normalise=NFC")
+
+
+def test_a_share_of_no_windows_is_not_shown(inspected):
+    sections, _ = inspected(numbered(0, 40) * 2, "data.val_fraction=0.1")
+    overlap = sections["In the training split word for word"]
+    row = dict(zip(overlap.columns, *overlap.rows, strict=True))
+    assert (row["# 100"], row["# 200"]) == ("100.00%", "")
+
+
 def test_without_a_page_the_terminal_is_all(text_file, tmp_path, capsys):
     arguments = ["data=text", f"data.path={text_file}", "page=null"]
     with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):

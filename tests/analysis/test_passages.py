@@ -1,5 +1,6 @@
 """Windows, lines and repeated passages against plain Python."""
 
+import math
 from collections import Counter
 
 import numpy as np
@@ -10,6 +11,7 @@ from litchar.analysis.passages import (
     Repeats,
     hash_lines,
     hash_windows,
+    longest_passages,
     sampled_bits,
     share_in,
 )
@@ -70,7 +72,8 @@ def test_the_share_of_windows_that_stand_in_training_is_exact():
     held_out = np.concatenate((noise(300, 1), train[1000:1200], noise(100, 2)))
     windows = [hash_windows(split, 20, (50,), 0)[50].hashes for split in (held_out, train)]
     assert share_in(*windows) == 151 / 551
-    assert share_in(windows[0][:0], windows[1]) == share_in(windows[0], windows[1][:0]) == 0
+    assert share_in(windows[0], windows[1][:0]) == 0
+    assert math.isnan(share_in(windows[0][:0], windows[1]))  # of nothing there is no share
 
 
 def repeats_of(tokens, bits=0):
@@ -82,7 +85,7 @@ def test_planted_passages_are_found_whole():
     tokens = np.concatenate((noise(100, 3), long, short, noise(900, 4), short, noise(5, 5), long))
     for bits in (0, 2):
         found = repeats_of(tokens, bits)
-        assert [(passage.length, passage.places) for passage in found.longest(10)] == [
+        assert [(passage.length, passage.places) for passage in longest_passages([found], 10)] == [
             (500, [100, 1665]),
             (80, [600, 1580]),
         ]
@@ -90,12 +93,27 @@ def test_planted_passages_are_found_whole():
     assert found.most_frequent(10) == []  # twice is not often
 
 
+def test_a_long_passage_is_found_where_its_pieces_stand_in_between_as_well():
+    messages = [noise(80, seed) for seed in range(6)]
+    draw = np.random.default_rng(1)
+    lines = [messages[i] for i in draw.integers(6, size=200)]
+    tokens = np.concatenate((*lines, noise(30, 7), *lines[20:60], noise(30, 8), *lines[120:]))
+    levels = [
+        Repeats(tokens, hash_windows(tokens, 20, (length,), 0)[length], length)
+        for length in (50, 100, 200, 400, 800, 1600, 3200)
+    ]
+    found = longest_passages(levels, 2)
+    lengths = [passage.length for passage in found]
+    assert lengths == pytest.approx([80 * 80, 40 * 80], abs=2)  # what stands beside may agree
+    assert max(passage.length for passage in longest_passages(levels[:1], 10)) < 30 * 80
+
+
 def test_what_overlaps_itself_is_not_a_repeat():
-    assert repeats_of(np.zeros(500, np.uint8)).longest(10) == []
+    assert longest_passages([repeats_of(np.zeros(500, np.uint8))], 10) == []
     dashes = np.zeros(70, np.uint8)
     between = [noise(30, seed, 19) + 1 for seed in range(3)]
     tokens = np.concatenate((between[0], dashes, between[1], dashes, between[2]))
-    (found,) = repeats_of(tokens).longest(10)
+    (found,) = longest_passages([repeats_of(tokens)], 10)
     assert (found.length, found.places) == (70, [30, 130])
 
 

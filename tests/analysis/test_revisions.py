@@ -19,10 +19,12 @@ from litchar.checkpoints import save
 # What stands for training here: it hands over the record that a test made for this revision.
 TRAIN = """
 import os, pathlib, shutil, sys, time
-given = dict(argument.split("=", 1) for argument in sys.argv[1:])
+given = dict(argument.split("=", 1) for argument in sys.argv[1:] if "=" in argument)
 code = pathlib.Path(__file__).parents[1]
 if "new.option" in given and not (code / "new").exists():
     sys.exit("error: new.option: there is no such key")
+if "--cfg" in sys.argv:
+    sys.exit()
 made = pathlib.Path(os.environ["MADE"])
 if "wait" in given:
     (made / "started").touch()
@@ -124,9 +126,16 @@ def test_equal_means_to_the_bit(repository, made, capsys, change, code, words):
 def test_an_option_that_one_does_not_know_is_refused(repository, made, capsys):
     made("new", 1, 2.0)
     arguments = ("--seeds", "1", "--", "new.option=1")
-    code, _, error = compared(capsys, "new", "old", *arguments)
+    code, out, error = compared(capsys, "new", "old", *arguments)
     assert (code, error.count("\n")) == (2, 1)
     assert "--revisions old ended with exit code 1: new.option: there is no such key" in error
+    assert out == ""  # nothing was trained before
+
+
+def test_a_revision_that_is_none_is_refused_before_any_is_trained(repository, made, capsys):
+    made("new", 1, 2.0)
+    code, out, error = compared(capsys, "new", "odl", "--seeds", "1")
+    assert (code, out, error) == (2, "", "error: --revisions odl: no such revision\n")
 
 
 def test_a_signal_takes_the_worktrees_away(repository, tmp_path, capsys):

@@ -2,10 +2,14 @@
 
 import os
 import signal
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from conftest import ROOT, wait_until
 from litchar.analysis import scaling
 from litchar.analysis.scaling import (
     H100,
@@ -82,6 +86,26 @@ def test_a_number_that_cannot_be_is_refused(capsys, arguments, words):
 def test_the_table_has_a_row_for_each_model_and_number_of_devices(capsys):
     main(["--devices", "8", "64"])
     assert capsys.readouterr().out.count("12 x 768") == 2
+
+
+@pytest.mark.slow
+def test_a_measurement_ends_when_all_of_its_processes_are_told_to():
+    command = [sys.executable, str(ROOT / "scripts/scaling.py"), "--measure", "--steps", "100000"]
+    process = subprocess.Popen(command, start_new_session=True)
+    try:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+
+        def measures() -> bool:
+            """Return whether a child has computed for longer than importing takes."""
+            found = [Path(f"/proc/{child}/stat") for child in children.read_text().split()]
+            ticks = [int(stat.read_text().rpartition(")")[2].split()[11]) for stat in found]
+            return max(ticks, default=0) > 5 * os.sysconf("SC_CLK_TCK")
+
+        wait_until(measures, process)
+        os.killpg(process.pid, signal.SIGTERM)
+        assert process.wait(timeout=60) == 128 + signal.SIGTERM
+    finally:
+        process.kill()
 
 
 def test_a_measurement_ends_on_ctrl_c_as_all_programs_do(monkeypatch):

@@ -142,6 +142,8 @@ def test_windows_that_start_at_documents_start_at_those_of_their_own_corpus(tmp_
     ("mixture", "reason"),
     [
         ([{"path": "a.txt"}], "takes two corpora or more"),
+        (5, "data.mixture=5: is a list"),
+        ("a.txt", "data.mixture=a.txt: is a list"),
         ([{"path": "a.txt"}, {"weight": 2}], r"data.mixture\[1\]: names no path"),
         ([{"path": "a.txt", "weight": 0}], r"data.mixture\[0\]: weight=0"),
         ([{"path": "a.txt", "field": 1}], r"data.mixture\[0\]: field=1 must be a text"),

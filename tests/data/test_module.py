@@ -1,5 +1,6 @@
 """The data module, under a real Trainer."""
 
+import inspect
 import logging
 import warnings
 
@@ -11,6 +12,7 @@ import torch
 from litchar.data import TextDataModule
 from litchar.data.windows import IGNORED, random_offsets
 from litchar.errors import UserError
+from litchar.text.split import BATCHED_BY
 
 LENGTH = 1003  # 902 characters to train on and 101 to validate
 
@@ -355,3 +357,8 @@ def test_a_batch_that_the_devices_cannot_share_is_refused(make_data, make_traine
     data.trainer = make_trainer(devices=2, strategy="ddp")
     with pytest.raises(UserError, match=r"data\.batch_size=7 cannot be shared by 2 devices"):
         data.train_dataloader()
+
+
+def test_a_text_knows_which_keys_are_those_of_its_batches():
+    taken = inspect.signature(TextDataModule).parameters
+    assert {"_target_", *taken} == {*BATCHED_BY, "text"}

@@ -192,6 +192,20 @@ def test_a_file_that_does_not_exist_is_refused_with_its_path(tmp_path, monkeypat
     assert f"looked in {tmp_path}" in str(error.value)
 
 
+def test_a_text_in_place_of_its_file_is_refused():
+    with pytest.raises(UserError, match=r"^data.path: File name too long: To be, or .*\.\.\.$"):
+        Corpus.find("To be, or not to be, " * 20)
+
+
+@pytest.mark.parametrize(
+    ("mark", "code"), [(codecs.BOM_UTF16_LE, "UTF-16"), (b"\xe4", "WINDOWS-1252")]
+)
+def test_the_advice_for_a_file_in_another_code_fits_it(tmp_path, mark, code):
+    (tmp_path / "a.txt").write_bytes(mark + "ab".encode("utf-16-le"))
+    with pytest.raises(UserError, match=f"iconv -f {code} -t UTF-8$"):
+        list(Corpus([tmp_path / "a.txt"]).read())
+
+
 def test_a_home_directory_of_nobody_is_refused_like_a_missing_file():
     with pytest.raises(UserError, match=r"data.path=~nobody-here.txt: no such file or directory"):
         Corpus.find("~nobody-here.txt")

@@ -61,6 +61,11 @@ def test_what_little_memory_cut_short_is_not_kept(text, tmp_path):
     assert quick_yardsticks(text, store)[-1].name == "8-gram"
 
 
+def test_any_memory_is_enough(text):
+    store = text.open()
+    assert count_yardsticks(text, store, 3, math.inf) == count_yardsticks(text, store, 3)
+
+
 def test_a_lowered_order_is_said(text):
     last = count_yardsticks(text, text.open(), 8, memory_bytes=64 * 100)[-1]
     assert last.name == "2-gram"

@@ -37,6 +37,7 @@ SIGNS = {  # in ASCII, and what is often taken for them
 }
 LIKE_SIGNS = {alike: sign for sign, all_alike in SIGNS.items() for alike in all_alike}
 MOST_WORDS = 100_000  # words of mixed scripts that are looked at
+LONGEST_WORD = 100  # characters of one; what goes on without a break is taken apart
 
 
 def name_of(character: str, unit: str = Vocabulary.unit) -> str:
@@ -134,11 +135,11 @@ def mixed_words(store: TokenStore, chunk: int = 1 << 20) -> Counter[str]:
         for place in (start + np.flatnonzero((a != b) & (a > 0) & (b > 0))).tolist():
             if place < end:
                 continue  # in the word before
-            first = place
-            while first > 0 and scripts[tokens[first - 1]]:
+            first, before = place, max(end, place - LONGEST_WORD // 2)
+            while first > before and scripts[tokens[first - 1]]:
                 first -= 1
             end = place + 1
-            while end < len(tokens) and scripts[tokens[end]] and end - first < 100:
+            while end < len(tokens) and scripts[tokens[end]] and end - first < LONGEST_WORD:
                 end += 1
             words[store.vocabulary.decode(tokens[first:end])] += 1
             looked_at += 1

@@ -1,5 +1,6 @@
 """`scripts/inspect.py`: what is in a text, before anyone trains on it."""
 
+import math
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,11 +22,13 @@ from litchar.analysis.characters import (
 )
 from litchar.analysis.inspect_page import write_page
 from litchar.analysis.passages import (
+    LONGEST_WINDOW,
     Passage,
     Repeats,
     Windows,
     hash_lines,
     hash_windows,
+    longest_passages,
     sampled_bits,
     share_in,
 )
@@ -71,7 +74,7 @@ class Inspected:
         documents: lengths of the documents, if the text has such: (D,)
         overlap: split -> share of its windows that stand in training, by their length
         copied: `lines` and `documents` -> split -> share of them that stand in training
-        repeats: what stands more than once
+        repeats: what stands more than once, in windows of `REPEATED`, and of more and more
     """
 
     store: TokenStore
@@ -81,7 +84,7 @@ class Inspected:
     documents: np.ndarray
     overlap: dict[str, dict[int, float]]
     copied: dict[str, dict[str, float]]
-    repeats: Repeats
+    repeats: list[Repeats]
     sampled: int
 
 
@@ -138,9 +141,24 @@ def inspect(text: Text, store: TokenStore) -> Inspected:
             for name in held_out
         },
         copied,
-        Repeats(tokens, _of_whole(windows, bounds), REPEATED),
+        _repeated(store, _of_whole(windows, bounds), bits),
         1 << bits,
     )
+
+
+def _repeated(store: TokenStore, windows: Windows, bits: int) -> list[Repeats]:
+    """Return what stands more than once, in windows twice as long from one to the next.
+
+    Args:
+        windows: of `REPEATED` tokens
+    """
+    levels = [Repeats(store.tokens, windows, REPEATED)]
+    # A long text, of which a few windows are kept, would take long to read so often.
+    while not bits and levels[-1].share and levels[-1].length < LONGEST_WINDOW:
+        length = 2 * levels[-1].length
+        windows = hash_windows(store.tokens, len(store.vocabulary), (length,), 0)[length]
+        levels.append(Repeats(store.tokens, windows, length))
+    return levels
 
 
 def _copied(
@@ -290,10 +308,10 @@ def _repeats(found: Inspected) -> Iterator[Section]:
 
     columns = ("# length", "# times", "first places", "begins")
     which = f" (of one in {found.sampled}, chosen by content)" if found.sampled > 1 else ""
-    note = f"{found.repeats.share:.2%} of windows of {REPEATED} stand more than once{which}"
-    rows = [row(passage) for passage in found.repeats.longest(MOST)]
+    note = f"{found.repeats[0].share:.2%} of windows of {REPEATED} stand more than once{which}"
+    rows = [row(passage) for passage in longest_passages(found.repeats, MOST)]
     yield Section("Longest passages that stand twice", columns, rows, 5, note)
-    rows = [row(passage) for passage in found.repeats.most_frequent(MOST)]
+    rows = [row(passage) for passage in found.repeats[0].most_frequent(MOST)]
     yield Section(f"Most frequent passages of {REPEATED} or more", columns, rows, 5)
 
 
@@ -307,7 +325,8 @@ def _overlap(found: Inspected) -> Section:
     for name, shares in found.overlap.items():
         new = (found.counts[name] > 0) & (found.counts["train"] == 0)
         copied = (found.copied[kind][name] for kind in found.copied)
-        cells = (f"{share:.2%}" for share in (*shares.values(), *copied))
+        shown = (*shares.values(), *copied)
+        cells = ("" if math.isnan(share) else f"{share:.2%}" for share in shown)
         rows.append((name, *cells, f"{np.count_nonzero(new):,}"))
     kinds = (*(f"# {length}" for length in LENGTHS), *(f"# {kind}" for kind in found.copied))
     columns = ("", *kinds, "# unseen")

@@ -35,10 +35,9 @@ def write_page(path: Path, title: str, sections: list["Section"], found: "Inspec
     )
     try:
         page.write_page(path, title, body)
-    except OSError as error:
-        raise UserError(
-            f"page={path}: cannot be written ({error.strerror}); name another file"
-        ) from None
+    except (OSError, ValueError) as error:  # or a path without a name, such as .
+        reason = getattr(error, "strerror", "it names no file")
+        raise UserError(f"page={path}: cannot be written ({reason}); name another file") from None
 
 
 def _counts(axes: "Axes", found: "Inspected") -> None:
@@ -72,7 +71,7 @@ def _overlap(axes: "Axes", found: "Inspected") -> None:
         title="Windows that stand in training as well", xlabel="window length", ylabel="% of split"
     )
     axes.set_xticks(list(next(iter(found.overlap.values()))))
-    highest = max(max(shares.values()) for shares in found.overlap.values())
+    highest = np.nanmax([[0.0, *shares.values()] for shares in found.overlap.values()])
     axes.set_ylim(0, max(1, 105 * highest))
     axes.legend(frameon=False)
 
@@ -82,8 +81,9 @@ def _repeats(axes: "Axes", found: "Inspected") -> None:
 
     length = len(found.store.tokens)
     edges = np.linspace(0, length, 101)
-    repeated, _ = np.histogram(found.repeats.repeated, edges)
-    all_windows, _ = np.histogram(found.repeats.places, edges)
+    repeats = found.repeats[0]
+    repeated, _ = np.histogram(repeats.repeated, edges)
+    all_windows, _ = np.histogram(repeats.places, edges)
     share = 100 * repeated / np.maximum(all_windows, 1)
     axes.stairs(share, edges, fill=True)
     for name, (start, stop) in found.bounds.items():
@@ -92,5 +92,5 @@ def _repeats(axes: "Axes", found: "Inspected") -> None:
         axes.text((start + stop) / 2, 1, name, ha="center", transform=axes.get_xaxis_transform())
     axes.set(xlabel="place in the text", ylabel="% of windows", xlim=(0, length))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.set_title(f"Windows of {found.repeats.length} that stand more than once", pad=14)
+    axes.set_title(f"Windows of {repeats.length} that stand more than once", pad=14)
     axes.set_ylim(bottom=0)

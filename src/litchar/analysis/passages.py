@@ -6,7 +6,8 @@ algorithms", 1987): with x[i] = code[token i] * B^i mod 2^64, the window of w to
 text only windows whose hash is 0 in a few bits are kept: the same ones wherever they stand.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,7 @@ from litchar.text.ngrams import find_sorted
 
 CHUNK = 1 << 16  # tokens at a time: small enough that all arrays stay in a core's cache
 MOST_WINDOWS = 1 << 22  # to keep: of longer texts a half, a quarter ... of all windows
+LONGEST_WINDOW = CHUNK  # a longer one would be hashed again with each piece that it reaches into
 LONGEST_LINE = 1 << 20  # tokens of a line that is compared
 MIX = np.uint64(0x9E3779B97F4A7C15)  # spreads a hash's low bits to its high ones
 
@@ -167,16 +169,15 @@ class Repeats:
         self.repeated = np.sort(self.places[np.repeat(self.counts > 1, self.counts)])
         self.share = len(self.repeated) / max(1, len(hashes))
 
-    def longest(self, most: int) -> list[Passage]:
-        """Return the longest passages that stand in two places, which do not overlap."""
+    def pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return where a passage begins in two places that do not overlap, the second as the next
+        window that equals one of the first's, and how long it is at least: (R,) each."""
         anew = np.zeros(len(self.places), bool)  # of each group the first
         anew[self.starts] = True
         clear = anew.copy()  # and those that do not overlap the one before
         clear[1:] |= np.diff(self.places) >= self.length
         places, anew = self.places[clear], anew[clear]
         later = np.flatnonzero(~anew)
-        if not len(later):
-            return []
         a, b = places[later - 1], places[later]
         # Windows that follow each other in both places belong to one passage.
         order = np.lexsort((a, b - a))
@@ -184,31 +185,8 @@ class Repeats:
         new = np.ones(len(a), bool)
         new[1:] = (np.diff(b - a) != 0) | (np.diff(a) > self.length)
         runs = np.flatnonzero(new)
-        ends = np.append(runs[1:], len(a)) - 1
-        extents = a[ends] - a[runs]
-        found: list[Passage] = []
-        seen: list[range] = []  # what lies in a passage that was found
-        contents: set[bytes] = set()
-        for run in np.argsort(-extents, kind="stable")[: 20 * most]:
-            passage = self._extended(int(a[runs[run]]), int(b[runs[run]]))
-            if passage is None:
-                continue
-            known = any(place in other for place in passage.places for other in seen)
-            seen += [range(place, place + passage.length) for place in passage.places]
-            content = self.tokens[passage.places[0] :][: passage.length].tobytes()
-            if not known and content not in contents:
-                contents.add(content)
-                found.append(passage)
-        return sorted(found, key=lambda passage: -passage.length)[:most]
-
-    def _extended(self, a: int, b: int) -> Passage | None:
-        """Return the longest passage around the equal windows at `a` and `b`, up to overlap."""
-        left = _agreement(self.tokens[:a][::-1], self.tokens[a:b][::-1])
-        right = _agreement(self.tokens[a:b], self.tokens[b:])
-        length = min(left + right, b - a)
-        if right < self.length:
-            return None  # their hashes were equal by chance
-        return Passage(length, [a - left, b - left])
+        ends = np.append(runs, len(a))[1:] - 1
+        return a[runs], b[runs], a[ends] - a[runs] + self.length
 
     def most_frequent(self, most: int) -> list[Passage]:
         """Return the passages that stand in most places, three at least, as far as all agree."""
@@ -240,6 +218,38 @@ class Repeats:
         return Passage(length, places.tolist())
 
 
+def longest_passages(levels: Sequence[Repeats], most: int) -> list[Passage]:
+    """Return the longest passages that stand in two places, which do not overlap.
+
+    Args:
+        levels: of the same text, of windows that get longer. What begins as something between its
+            two places does is found by the longer ones alone.
+    """
+    tokens, shortest = levels[0].tokens, levels[0].length
+    a, b, lengths = map(np.concatenate, zip(*(level.pairs() for level in levels), strict=True))
+    found: list[Passage] = []
+    seen: list[range] = []  # what lies in a passage that was found
+    contents: set[bytes] = set()
+    for pair in np.argsort(-lengths, kind="stable")[: 20 * most]:
+        passage = _extended(tokens, int(a[pair]), int(b[pair]))
+        if passage.length < shortest:
+            continue  # their hashes were equal by chance
+        known = any(place in other for place in passage.places for other in seen)
+        seen += [range(place, place + passage.length) for place in passage.places]
+        content = tokens[passage.places[0] :][: passage.length].tobytes()
+        if not known and content not in contents:
+            contents.add(content)
+            found.append(passage)
+    return sorted(found, key=lambda passage: -passage.length)[:most]
+
+
+def _extended(tokens: np.ndarray, a: int, b: int) -> Passage:
+    """Return the longest passage around the equal windows at `a` and `b`, up to overlap."""
+    left = _agreement(tokens[:a][::-1], tokens[a:b][::-1])
+    right = _agreement(tokens[a:b], tokens[b:])
+    return Passage(min(left + right, b - a), [a - left, b - left])
+
+
 def _agreement(a: np.ndarray, b: np.ndarray) -> int:
     """Return for how many tokens two texts begin alike."""
     step, total = 1 << 10, 0
@@ -269,8 +279,10 @@ def _covers(passage: Passage, places: np.ndarray) -> bool:
 
 
 def share_in(held_out: np.ndarray, train: np.ndarray) -> float:
-    """Return how many of the hashes of `held_out` are in `train` as well, of 1."""
-    if not len(held_out) or not len(train):
+    """Return how many of the hashes of `held_out` are in `train` as well, of 1; NaN of none."""
+    if not len(held_out):
+        return math.nan
+    if not len(train):
         return 0.0
     _, found = find_sorted(np.sort(train), np.sort(held_out))
     return float(found.mean())

@@ -54,11 +54,14 @@ def trained_revisions(
     """
     with contextlib.ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="litchar-")))
+        codes = [
+            ROOT if name == "." else stack.enter_context(worktree(name, directory / f"code{i}"))
+            for i, name in enumerate(names)
+        ]
+        for name, code in zip(names, codes, strict=True):  # now, and not after hours of training
+            _run(name, code, directory, ["--cfg", "job", *overrides])
         revisions = []
-        for i, name in enumerate(names):
-            code = (
-                ROOT if name == "." else stack.enter_context(worktree(name, directory / f"code{i}"))
-            )
+        for i, (name, code) in enumerate(zip(names, codes, strict=True)):
             runs = {}
             for seed in seeds:
                 terminal.print(f"{name}, seed {seed} ...", end=" ")
@@ -98,10 +101,23 @@ def _train(name: str, code: Path, run_dir: Path, overrides: list[str]) -> float:
 
     Only options that every revision has are used.
     """
-    command = [sys.executable, str(code / "scripts" / "train.py"), *overrides]
-    command += [f"run_dir={run_dir}", "trainer.enable_progress_bar=false"]
+    quiet = "trainer.enable_progress_bar=false"
+    _run(name, code, run_dir.parent, [*overrides, f"run_dir={run_dir}", quiet])
+    loss = json.loads((run_dir / "summary.json").read_text())["best_val_loss"]
+    if loss is None:
+        raise UserError(f"--revisions {name}: the run was never validated; give it more steps")
+    return float(loss)
+
+
+def _run(name: str, code: Path, outputs: Path, arguments: list[str]) -> None:
+    """Run `train.py` of that code.
+
+    Raises:
+        UserError: it does not end well.
+    """
+    command = [sys.executable, str(code / "scripts" / "train.py"), *arguments]
     path = os.pathsep.join(filter(None, [str(code / "src"), os.environ.get("PYTHONPATH")]))
-    environment = os.environ | {"PYTHONPATH": path, "LITCHAR_OUTPUTS": str(run_dir.parent)}
+    environment = os.environ | {"PYTHONPATH": path, "LITCHAR_OUTPUTS": str(outputs)}
     process = subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -114,10 +130,6 @@ def _train(name: str, code: Path, run_dir: Path, overrides: list[str]) -> float:
     if process.returncode:
         line = (errors.strip().splitlines() or ["no message"])[-1].removeprefix("error: ")
         raise UserError(f"--revisions {name} ended with exit code {process.returncode}: {line}")
-    loss = json.loads((run_dir / "summary.json").read_text())["best_val_loss"]
-    if loss is None:
-        raise UserError(f"--revisions {name}: the run was never validated; give it more steps")
-    return float(loss)
 
 
 def verdict(one: Revision, other: Revision) -> str:

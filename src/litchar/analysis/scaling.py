@@ -6,9 +6,12 @@ stragglers, no memory traffic, no time for the optimiser.
 """
 
 import argparse
+import json
 import math
+import tempfile
 import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table
@@ -16,6 +19,7 @@ from rich.table import Table
 from litchar.cli import exit_codes
 from litchar.terminal import Terminal
 
+BYTES_OF_GRADIENT = 4  # and of a weight that is gathered
 BYTES_OF_STATE = 16  # of each weight: itself, its gradient and AdamW's two means, in float32
 TERABYTE = 1e12
 DAY = 86_400
@@ -123,7 +127,6 @@ def simulate(
     devices: int,
     cluster: Cluster,
     sharded: bool = False,
-    gradient_bytes: int = 4,
 ) -> Step:
     """Return a step of `characters` on each device.
 
@@ -131,11 +134,10 @@ def simulate(
         sharded: weights are spread over the devices (FSDP): each layer's are gathered before it is
             used, forward and backward, and its gradients are added up where they belong. Gathering
             is half a ring, as is adding up in one place.
-        gradient_bytes: of a gradient, and of a weight that is gathered.
     """
     layer = characters * model.flops_per_character / model.n_layer / cluster.flops
     forward, backward = layer / 3, 2 * layer / 3
-    size = gradient_bytes * model.parameters / model.n_layer
+    size = BYTES_OF_GRADIENT * model.parameters / model.n_layer
     reduced = all_reduce_seconds(size, devices, cluster)
     half = reduced / 2
     sent = half if sharded else reduced
@@ -182,19 +184,14 @@ def table(
 def measure(model: Model, batch_size: int, steps: int) -> list[dict[str, Any]]:
     """Measure steps on one and on two processes of this machine joined by gloo, and compare them
     with the simulation."""
-    import torch.multiprocessing as mp
-
-    with mp.get_context("spawn").Pool(2, maxtasksperchild=1) as pool:
-        (alone,) = pool.starmap(_timed, [(0, 1, model, batch_size, steps, 29_611)])
-        both = pool.starmap(
-            _timed, [(rank, 2, model, batch_size, steps, 29_612) for rank in (0, 1)], chunksize=1
-        )
+    (alone,) = _timings(1, model, batch_size, steps)
+    both = _timings(2, model, batch_size, steps)
     together = max(timing["step"] for timing in both)
     beside = max(timing["alone"] for timing in both)
     link = max(timing["all-reduce"] for timing in both)
     characters = batch_size * model.block_size
     flops = characters * model.flops_per_character / beside
-    size = 4 * both[0]["parameters"]
+    size = BYTES_OF_GRADIENT * both[0]["parameters"]
     measured = Cluster(flops, ring_bytes(size, 2) / link, 1, 2, 0.0)
     scaled = both[0]["parameters"] / model.parameters  # embeddings and head are sent as well
     predicted = simulate(model, characters, 2, replace(measured, near=measured.near / scaled))
@@ -207,12 +204,21 @@ def measure(model: Model, batch_size: int, steps: int) -> list[dict[str, Any]]:
     ]
 
 
-def _timed(
-    rank: int, world_size: int, model: Model, batch_size: int, steps: int, port: int
-) -> dict[str, float]:
-    """Return medians, in seconds, of a step, of one without the others, and of an all-reduce."""
-    import os
+def _timings(world_size: int, model: Model, batch_size: int, steps: int) -> list[dict[str, float]]:
+    """Return what each of so many processes at once measures, see `_timed`."""
+    from torch.multiprocessing.spawn import spawn
 
+    with tempfile.TemporaryDirectory(prefix="litchar-") as directory:
+        arguments = (world_size, model, batch_size, steps, Path(directory))
+        spawn(_timed, arguments, world_size, daemon=True)  # type: ignore[no-untyped-call]
+        files = (Path(directory) / f"{rank}.json" for rank in range(world_size))
+        return [json.loads(file.read_text()) for file in files]
+
+
+def _timed(
+    rank: int, world_size: int, model: Model, batch_size: int, steps: int, directory: Path
+) -> None:
+    """Write medians, in seconds, of a step, of one without the others, and of an all-reduce."""
     import torch
     import torch.distributed as dist
     from torch.nn.parallel import DistributedDataParallel
@@ -221,8 +227,8 @@ def _timed(
     from litchar.training.module import mean_loss
 
     torch.set_num_threads(1)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    dist.init_process_group("gloo", rank=rank, world_size=world_size)
+    meeting = f"file://{directory}/meeting"
+    dist.init_process_group("gloo", meeting, rank=rank, world_size=world_size)
     net = Transformer(
         vocab_size=65,
         block_size=model.block_size,
@@ -252,7 +258,7 @@ def _timed(
     timings["step"] = median(lambda: torch.autograd.backward(mean_loss(joined, idx, idx)))
     joined = net  # DDP goes before its group: its end may wait for gloo's thread for ever
     dist.destroy_process_group()
-    return timings
+    (directory / f"{rank}.json").write_text(json.dumps(timings))
 
 
 @exit_codes()

@@ -1,6 +1,7 @@
 """Encode a text into a token store: MB/s and memory, beside the teaching script's look-up."""
 
 import argparse
+import os
 import statistics
 import subprocess
 import sys
@@ -69,7 +70,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 def _build(path: Path, cache: Path) -> tuple[float, float]:
     """Return seconds and peak MB of building the store in a process of its own."""
-    environment = {"LITCHAR_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"LITCHAR_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", MEASURED, str(path)]
     output = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     seconds, peak, _ = map(float, output.stdout.split())

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from litchar.errors import UserError
+from litchar.errors import UserError, check_whole
 
 if TYPE_CHECKING:
     import torch
@@ -55,6 +55,8 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     from litchar.device import choose_device
 
     device = choose_device(options.device)
+    for batch in options.batch:
+        check_whole("--batch", batch, 1)
     rows = []
     for name, n_layer, n_head, n_embd, block_size, share in SIZES:
         n = max(1, int(options.characters * share))

@@ -75,6 +75,10 @@ class Corpus:
                 found += fetch(str(entry), pattern)
                 continue
             place = Path(os.path.expanduser(str(entry)))  # to Hydra 1984 is a number
+            try:
+                place.exists()
+            except OSError as error:
+                raise UserError(f"data.path: {error.strerror}: {str(entry)[:80]}...") from None
             if place.is_dir():
                 matches = _matches(place, pattern)
                 if not matches:
@@ -221,12 +225,14 @@ def _decoded(path: Path) -> Iterator[str]:
                 text = decoder.decode(chunk, final=not chunk)
             except UnicodeDecodeError as error:
                 # The decoder's input is what it held back before this chunk, then the chunk
+                start = error.object if not offset else b""
+                code = "UTF-16" if start[:2] in (b"\xff\xfe", b"\xfe\xff") else "WINDOWS-1252"
                 held_back = len(error.object) - len(chunk)
                 raise UserError(
                     f"{path}: not UTF-8 text; the first wrong byte is "
                     f"0x{error.object[error.start]:02x} at offset "
                     f"{offset - held_back + error.start}; convert the file, for example: "
-                    "iconv -f WINDOWS-1252 -t UTF-8"
+                    f"iconv -f {code} -t UTF-8"
                 ) from None
             offset += len(chunk)
             if text:

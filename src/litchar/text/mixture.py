@@ -120,6 +120,10 @@ def read_mixture(entries: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         UserError: an entry is malformed, and the message says which.
     """
     weights: dict[str, float] = {}
+    if isinstance(entries, str) or not isinstance(entries, Sequence):
+        raise UserError(
+            f"data.mixture={entries}: is a list: [{{path: a.txt, weight: 2}}, {{path: b.txt}}]"
+        )
     for number, entry in enumerate(entries):
         place = f"data.mixture[{number}]"
         if not isinstance(entry, Mapping) or entry.get("path") is None:

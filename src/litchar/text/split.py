@@ -1,5 +1,6 @@
 """A text as a run sees it: which corpus, and where its splits lie."""
 
+import difflib
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -18,6 +19,17 @@ from litchar.text.vocabulary import DOCUMENTS, UNITS, Vocabulary
 
 # The settings of a text that say where its splits lie.
 SPLIT_BY = ("val_fraction", "test_fraction", "max_val_characters", "document", "shuffle")
+# Those of `conf/data` that say how it is made into batches, and how that is done.
+BATCHED_BY = (
+    "_target_",
+    "block_size",
+    "batch_size",
+    "val_batch_size",
+    "train_sample",
+    "start_at_document",
+    "num_workers",
+    "seed",
+)
 
 
 @dataclass(frozen=True)
@@ -118,7 +130,16 @@ class Text:
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> "Text":
-        """Return the text that a configuration's `data` describes."""
+        """Return the text that a configuration's `data` describes.
+
+        Raises:
+            UserError: a setting is unfit, or there is no such.
+        """
+        names = {field.name for field in fields(cls)} | set(BATCHED_BY)
+        if unknown := [str(name) for name in settings if name not in names]:
+            close = difflib.get_close_matches(unknown[0], names, 1)
+            meant = f"; did you mean data.{close[0]}?" if close else ""
+            raise UserError(f"data.{unknown[0]}: there is no such key{meant}")
         mine = {field.name: settings[field.name] for field in fields(cls) if field.name in settings}
         return cls(**mine | {"source": instantiate(mine.get("source"))})
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -61,7 +62,7 @@ def count_yardsticks(
     vocab_size = len(store.vocabulary)
     counts = count_tokens(train, vocab_size)
     packing = Packing.fit(counts, order)
-    most = max(1, int(memory_bytes / BYTES_PER_NGRAM))
+    most = max(1, int(min(memory_bytes / BYTES_PER_NGRAM, sys.maxsize)))
     n_gram, used = kneser_ney(packing, train, val, most)
     sizes = characters_and_bytes(store, val[1:])
 
@@ -97,10 +98,10 @@ def splits(text: Text, store: TokenStore) -> tuple[np.ndarray, np.ndarray]:
     """
     bounds = text.bounds_in(store)
     train, val = (store.tokens[slice(*bounds[name])] for name in ("train", "val"))
-    if len(train) < 1 or len(val) < 2:
+    if len(train) < 2 or len(val) < 2:
         raise UserError(
             f"{text.corpus}: {len(train)} {text.unit}s to train on and {len(val)} to validate "
-            "are too few; it takes 1 and 2: give a longer text"
+            "are too few; it takes 2 of each: give a longer text"
         )
     return train, val
 
