@@ -28,7 +28,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from litchar import signals
 from litchar.checkpoints import load
-from litchar.cli import quote
+from litchar.overrides import quote
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -18,16 +18,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from conftest import ROOT, summary, wait_until
 from litchar.checkpoints import Checkpoint
-from litchar.cli import (
-    _explain,
-    check,
-    check_composed,
-    hydra_main,
-    lasting_imports,
-    quote,
-    readable,
-)
+from litchar.cli import hydra_main, lasting_imports
 from litchar.errors import UserError, is_users
+from litchar.overrides import check, check_composed, explain, quote, readable
 from litchar.training.resume import redirect
 
 SMALL = (
@@ -234,7 +227,7 @@ def refused(script, *arguments):
             config = hydra.compose(script, [*arguments])
         return str(config.logger)  # which a run reads
     except (UserError, HydraException, OmegaConfBaseException) as error:
-        return _explain(error, conf, script)
+        return explain(error, conf, script)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from conftest import ROOT
-from litchar.cli import _explain, _keys, check, quote
+from litchar.overrides import _keys, check, explain, quote
 
 CONF = ROOT / "conf"
 words = st.text(st.sampled_from("abn_.=,[]{}()$:\"'\\ +~@/*?%1-é你\n"), max_size=12)
@@ -27,7 +27,7 @@ def test_any_overrides_compose_or_are_explained_in_one_line(parts):
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
             hydra.compose("train", line)
     except Exception as error:
-        if not _explain(error, CONF, "train").strip():
+        if not explain(error, CONF, "train").strip():
             raise
 
 

@@ -11,9 +11,9 @@ import pytest
 from rich.console import Console
 
 from conftest import ROOT
-from litchar.cli import quote
 from litchar.generation.run import show_score
 from litchar.generation.scoring import COLOURS, Score
+from litchar.overrides import quote
 from litchar.text import Vocabulary
 from litchar.training.progress import redraws
 

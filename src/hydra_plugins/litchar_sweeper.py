@@ -17,8 +17,9 @@ from hydra.core.utils import JobReturn
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from litchar.cli import Task, check_composed
+from litchar.cli import Task
 from litchar.errors import Interrupted
+from litchar.overrides import check_composed
 from litchar.terminal import Terminal
 from litchar.training.resume import is_busy
 from litchar.training.sweep import (

@@ -4,18 +4,15 @@ Nothing heavy is imported here, so that `--help` and `--cfg job` answer at once.
 """
 
 import contextlib
-import difflib
-import functools
 import gc
 import importlib
 import io
 import os
-import re
 import secrets
 import select
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,10 +20,6 @@ import hydra
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
-from hydra.errors import (
-    MissingConfigException,
-    OverrideParseException,
-)
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 
@@ -38,43 +31,9 @@ from litchar.errors import (
     UserError,
     causes,
     is_users,
-    reason,
 )
 from litchar.launched import launched
-
-# Keys whose values are a person's own text, which Hydra's grammar must not read.
-TEXTS = frozenset({"prompt", "unknown", "name", "score"})
-PATHS = frozenset(  # and names, which may be null as well
-    {
-        "data.path",
-        "data.pattern",
-        "data.field",
-        "data.column",
-        "data.name",
-        "data.subset",
-        "data.split",
-        "checkpoint",
-        "init_from",
-        "resume",
-        "run_dir",
-        "outputs_dir",
-        "page",
-        "output",
-        "prompts",
-        "stop",
-        "documents",
-        "meta",
-        "host",
-        "sweep.name",
-        "tune.storage",
-    }
-)
-
-LISTS = frozenset({"data.path", "stop"})  # which take several
-PLACES = frozenset({"run_dir", "outputs_dir"})  # which Hydra itself makes
-# Groups that take no key beside those they have. What others take is not known before it is there:
-# arguments of what is chosen, which refuses others, and parts with names of a person's own.
-CLOSED = frozenset({"trainer", "tune"})
+from litchar.overrides import OVERRIDE, Known, check, check_composed, explain, quote, readable
 
 # What configurations may say; here, so that a worker which unpickles a `Task` knows it too.
 OmegaConf.register_new_resolver(  # run directories differ by it
@@ -100,7 +59,7 @@ class Task:
         failure: what it raised; Hydra would print a line of its own.
     """
 
-    def __init__(self, target: str, known: "Known") -> None:
+    def __init__(self, target: str, known: Known) -> None:
         self.target = target
         self.known = known
         self.started = False
@@ -202,7 +161,7 @@ def _set_up(conf: Path, config_name: str) -> None:
     Plugins.instance().register(StudyExperiments)
     sweeps = not {"-m", "--multirun"}.isdisjoint(sys.argv)
     # Options first: argparse takes no override behind one that stands behind another.
-    arguments = sorted(sys.argv[1:], key=lambda argument: bool(_OVERRIDE.match(argument)))
+    arguments = sorted(sys.argv[1:], key=lambda argument: bool(OVERRIDE.match(argument)))
     sys.argv[1:] = [quote(argument, sweeps) for argument in arguments]
     signals.install()
     for stream in (sys.stdout, sys.stderr):
@@ -225,7 +184,7 @@ def _exit_on(error: Exception, started: bool, conf: Path, config_name: str) -> N
         exit_with(_forbidden(forbidden))
     # Before our own code starts, nothing but the command line can be at fault.
     if is_users(error) or not started:
-        exit_with(_explain(error, conf, config_name))
+        exit_with(explain(error, conf, config_name))
     raise error
 
 
@@ -300,216 +259,7 @@ class StudyExperiments(SearchPathPlugin):
             search_path.append("litchar", f"file://{conf}")
 
 
-def quote(argument: str, sweeps: bool = False) -> str:
-    """Return a command-line argument so that Hydra takes a text or a path as it is.
-
-    A value that is quoted already stays as it is; so do `null`, and a list where one is taken. Of a
-    place that Hydra makes itself, `~` is the home directory.
-
-    Args:
-        sweeps: several paths with commas between them, which name no file together, are a sweep's.
-
-    Raises:
-        UserError: a path is empty, which would mean the working directory, or null where none can
-            be missing.
-    """
-    key, equals, value = argument.partition("=")
-    name = key.lstrip("+")
-    if equals and name in PATHS and value in ("", "''", '""'):
-        raise UserError(f"{key}= is empty (a variable that is not set?); give it or leave it out")
-    if equals and name in PLACES and value == "null":
-        raise UserError(f"{argument}: runs need a place; name a directory or leave it out")
-    if not equals or name not in TEXTS | PATHS or _QUOTED.fullmatch(value):
-        return argument
-    listed = name in LISTS and value[:1] == "[" and value[-1:] == "]"
-    if listed or (name in PATHS and value == "null"):
-        return argument
-    whole = os.path.expanduser(value)  # like exists below, it takes whatever was typed
-    if sweeps and name in PATHS and "," in value and not os.path.exists(whole):
-        if value.startswith("choice("):
-            return argument
-        paths = (quote(f"{key}={path}").partition("=")[2] for path in value.split(","))
-        return f"{key}={','.join(paths)}"
-    if name in PLACES:
-        value = whole
-    # Hydra reads \" as a quote, and takes backslashes before one as escaped too.
-    value = re.sub(r'(\\*)"', lambda match: match[1] * 2 + r"\"", literal(value))
-    value = re.sub(r"(\\+)\Z", lambda match: match[1] * 2, value)
-    return f'{key}="{value}"'
-
-
-def literal(text: str) -> str:
-    """Return `text` so that OmegaConf takes it as it is.
-
-    It reads ${...} unless the dollar is escaped, and takes backslashes before it as escaped too.
-    """
-    return re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", text)
-
-
-_OVERRIDE = re.compile(r"~|[^-][^=]*=")
-_QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
-
-
-def check(arguments: list[str], conf: Path, config_name: str) -> None:
-    """Refuse what Hydra would take or trip over.
-
-    A key without a name, a group without a choice, and `+key` that nothing reads.
-
-    Raises:
-        UserError: the command line has one.
-    """
-    for argument in arguments:
-        group = argument.removesuffix("=null")
-        if group != argument and group in _groups(conf):
-            files = ", ".join(sorted(path.stem for path in (conf / group).glob("*.yaml")))
-            raise UserError(f"{argument}: a group takes the name of one of its files: {files}")
-        prefix, name = re.findall(r"\A([+~]*)([\w/.]*)", argument)[0]
-        if (prefix and not name) or argument.startswith("="):
-            raise UserError(f"{argument}: there is no key before the value; write KEY=VALUE")
-        if "+" in prefix:
-            _check_added(name, _keys(conf, config_name))
-
-
-def _check_added(name: str, keys: dict[str, bool]) -> None:
-    """Refuse a key that is to be added where nothing reads it.
-
-    Raises:
-        UserError: it is.
-    """
-    top, *parts = name.partition("/")[0].split(".")
-    if top == "hydra":
-        return
-    if top not in keys:
-        tops = [key for key in keys if "." not in key]
-        raise UserError(f"{top}: there is no such key or group{_nearest(top, tops)}")
-    parent = top
-    for part in parts:
-        key = f"{parent}.{part}"
-        if key not in keys and (parent in CLOSED or not keys[top]):
-            raise UserError(f"{key}: there is no such key{_nearest(key, list(keys))}")
-        parent = key
-
-
-# The keys at the top of a configuration, and those below each: None where a group's files say.
-Known = dict[str, frozenset[str] | None]
-
-
-def readable(conf: Path, config_name: str) -> Known:
-    """Return the keys that are read of `conf/<config_name>.yaml`."""
-    own: Any = OmegaConf.to_container(OmegaConf.load(conf / f"{config_name}.yaml"))
-    known: Known = {}
-    for default in own.pop("defaults"):
-        if default == "_self_":
-            continue
-        if isinstance(default, str):
-            known |= readable(conf, default)
-            continue
-        for group, choice in default.items():
-            if choice is not None:  # what has no default sets keys that are others'
-                known[group.partition("/")[0]] = None
-    return {key: frozenset(at if isinstance(at, dict) else ()) for key, at in own.items()} | known
-
-
-def check_composed(config: DictConfig, known: Known, choices: Mapping[str, str | None]) -> None:
-    """Refuse keys that nothing reads, as a file of a person's own may bring them along.
-
-    Args:
-        choices: the file chosen of each group.
-
-    Raises:
-        UserError: there is one.
-    """
-    for key in map(str, config):
-        if key not in known and key in choices:
-            raise UserError(
-                f"{key}={choices[key]}: this file sets keys below {key}, which nothing reads; it "
-                "has to begin with the line # @package _global_"
-            )
-        if key not in known:
-            raise UserError(f"{key}: there is no such key or group{_nearest(key, list(known))}")
-        below, node = known[key], config._get_node(key)
-        if below is not None and isinstance(node, DictConfig):
-            for name in map(str, node):
-                if name not in below:
-                    near = _nearest(name, sorted(below))
-                    raise UserError(f"{key}.{name}: there is no such key{near}")
-
-
-def _groups(conf: Path) -> list[str]:
-    return sorted(entry.name for entry in conf.iterdir() if entry.is_dir())
-
-
 def exit_with(message: str, code: int = 2) -> NoReturn:
     """Print one line and exit with `code`."""
     print("error: " + " ".join(message.split()), file=sys.stderr)
     sys.exit(code)
-
-
-def _explain(error: Exception, conf: Path, config_name: str) -> str:
-    """Return one line for an error of the user's, with the nearest right name."""
-    chain = list(causes(error))
-    if any(isinstance(cause, UserError) for cause in chain):
-        return reason(error)
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        group, _, name = error.missing_cfg_file.rpartition("/")
-        return f"{group}={name}: there is no such file in conf/{group}" + _nearest(
-            name, error.options or []
-        )
-    if isinstance(error, OverrideParseException):
-        return f"{error.override}: Hydra cannot read this; write KEY=VALUE, quoting what is special"
-    unknown = next((key for cause in chain if (key := getattr(cause, "full_key", None))), None)
-    misplaced = re.match(r"Could not override '([^']+)'", str(error))
-    key = unknown or (misplaced and misplaced[1])
-    if key and (misplaced or "is not in struct" in str(chain[-1])):
-        return f"{key}: {_missing(key, bool(misplaced), conf, config_name)}"
-    return reason(error)
-
-
-def _missing(key: str, typed: bool, conf: Path, config_name: str) -> str:
-    """Return why there is no such key, and what may have been meant.
-
-    Args:
-        typed: whether the command line sets it, and no code of ours looked for it.
-    """
-    keys = _keys(conf, config_name)
-    group = key.split(".")[0]
-    if key in _groups(conf) and not keys.get(key):
-        own = [other for other in keys if other.startswith(f"{key}.")]
-        has = f"; {key} has {', '.join(own)}" if own else _nearest(key, list(keys))
-        return f"{config_name} has no such group{has}"
-    if key not in keys:
-        return f"there is no such key{_nearest(key, list(keys))}"
-    return f"the chosen {group} has no such key" if typed else f"it is needed; leave ~{key} out"
-
-
-def _nearest(name: str, names: Sequence[str]) -> str:
-    """Return a hint at the name that was meant, looked for beside it first."""
-    parent = name.rpartition(".")[0]
-    beside = [other for other in names if other.rpartition(".")[0] == parent] or names
-    close = difflib.get_close_matches(name, beside, n=1)
-    close = close or difflib.get_close_matches(name, names, n=1)
-    if close:
-        return f"; did you mean {close[0]}?"
-    return f"; there are {', '.join(sorted(set(beside)))}" if len(beside) < 40 else ""
-
-
-@functools.cache
-def _keys(conf: Path, config_name: str) -> dict[str, bool]:
-    """Return the dotted keys of a script's configuration without overrides, and its groups.
-
-    Of each, whether it is a group.
-    """
-    with hydra.initialize_config_dir(str(conf), version_base="1.3"):
-        config = hydra.compose(config_name, return_hydra_config=True)
-    keys = {group: True for group in _groups(conf) if group in config.hydra.runtime.choices}
-
-    def walk(node: DictConfig, prefix: str) -> None:
-        for key in map(str, node):
-            if prefix or key != "hydra":
-                keys.setdefault(f"{prefix}{key}", False)
-                child = node._get_node(key)
-                if isinstance(child, DictConfig):
-                    walk(child, f"{prefix}{key}.")
-
-    walk(config, "")
-    return keys

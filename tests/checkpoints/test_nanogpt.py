@@ -16,8 +16,8 @@ import litchar
 from conftest import ROOT, summary
 from litchar.checkpoints import Checkpoint
 from litchar.checkpoints.nanogpt import run
-from litchar.cli import quote
 from litchar.errors import UserError
+from litchar.overrides import quote
 
 CHARACTERS = "\n !abcdefé"
 SIZES = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 12, "vocab_size": len(CHARACTERS)}

@@ -34,7 +34,7 @@ from pyarrow import parquet
 from tensorboard import default
 from tensorboard.program import TensorBoard
 
-from litchar.cli import check, quote
+from litchar.overrides import check, quote
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

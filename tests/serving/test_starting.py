@@ -15,8 +15,8 @@ from servers import save, untrained
 
 from conftest import ROOT
 from litchar import serving
-from litchar.cli import quote
 from litchar.errors import UserError
+from litchar.overrides import quote
 from litchar.serving import host, playground, serve
 from litchar.text import Vocabulary
 

@@ -10,9 +10,9 @@ from hydra import initialize_config_dir
 from conftest import ROOT
 from litchar.analysis import evaluate
 from litchar.checkpoints import Checkpoint
-from litchar.cli import quote
 from litchar.errors import UserError
 from litchar.generation import run as generation
+from litchar.overrides import quote
 
 CLEANED = "né ab\n" * 700
 TEXT = "Ne\u0301 Ab\n" * 699 + "né ¿\u017fb"  # ¿ and the long s are rare; NFKC makes it an s

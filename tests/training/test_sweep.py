@@ -19,8 +19,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import litchar.training.run
 from conftest import ROOT, SignalAt, assert_same_run, summary
-from litchar.cli import Task, hydra_main, quote
+from litchar.cli import Task, hydra_main
 from litchar.errors import UserError
+from litchar.overrides import quote
 from litchar.training.resume import redirect
 from litchar.training.sweep import NAME_BYTES, identity, job_name, make_plan
 

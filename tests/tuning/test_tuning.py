@@ -19,8 +19,8 @@ from optuna.trial import TrialState
 from conftest import ROOT, SignalAt, summary
 from litchar import signals
 from litchar.checkpoints import Checkpoint
-from litchar.cli import quote
 from litchar.errors import Interrupted, UserError, is_users
+from litchar.overrides import quote
 from litchar.terminal import Terminal
 from litchar.training import run as training
 from litchar.tuning import run as tuning

@@ -9,9 +9,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from litchar.cli import literal
 from litchar.errors import Interrupted, UserError, first_line
 from litchar.generation.writing import Settings, typed
+from litchar.overrides import literal
 from litchar.text.remembered import cache_dir
 
 HELP = """\

@@ -11,8 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from litchar.checkpoints import Checkpoint, find
 from litchar.checkpoints.checkpoint import MODELS, trusted
-from litchar.cli import literal
 from litchar.errors import UserError, check_flag, check_whole
+from litchar.overrides import literal
 from litchar.training.resume import MAY_CHANGE, absolute_paths, flatten, within
 
 

@@ -16,6 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from litchar.errors import BusyError, UserError
+from litchar.overrides import quote
 
 # What makes a run, or a job of a sweep, no other one: where it lies and how it is watched.
 FREE = (
@@ -233,6 +234,4 @@ def _absolute(path: Any) -> Any:
 
 
 def _quoted(place: str | Path) -> str:
-    from litchar.cli import quote
-
     return quote(f"run_dir={place}").partition("=")[2]

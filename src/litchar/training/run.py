@@ -26,7 +26,7 @@ from litchar import signals
 from litchar.checkpoints import Checkpoint
 from litchar.checkpoints.checkpoint import best_of, make_card
 from litchar.checkpoints.transfer import differing, transfer_weights
-from litchar.cli import literal, remove_traces
+from litchar.cli import remove_traces
 from litchar.data import TextDataModule, make_data_module
 from litchar.device import set_matmul_precision
 from litchar.errors import (
@@ -39,6 +39,7 @@ from litchar.errors import (
     reason,
 )
 from litchar.launched import Place
+from litchar.overrides import literal
 from litchar.terminal import Terminal
 from litchar.text import Vocabulary
 from litchar.text.store import boundaries

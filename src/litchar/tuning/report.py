@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 from rich.table import Table
 
 from litchar.analysis.page import STYLE, table
-from litchar.cli import literal
+from litchar.overrides import literal
 from litchar.terminal import Terminal
 from litchar.tuning.slots import filled, root
 from litchar.tuning.study import Search, training_overrides

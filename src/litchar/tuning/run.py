@@ -16,9 +16,9 @@ from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
 from optuna.samplers import BaseSampler
 
-from litchar.cli import literal
 from litchar.errors import BusyError, DivergedError, Interrupted, UserError, check_whole, is_users
 from litchar.errors import reason as said
+from litchar.overrides import literal
 from litchar.terminal import Terminal
 from litchar.training import run as training
 from litchar.training.callbacks import Metrics, is_validation
