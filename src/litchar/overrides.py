@@ -95,6 +95,11 @@ def literal(text: str) -> str:
     return re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", text)
 
 
+def without_passwords(text: str) -> str:
+    """Return `text` with what stands before an @ in a URL hidden: it goes into reports."""
+    return re.sub(r"(://)[^/@\s]+@", r"\1***@", text)
+
+
 OVERRIDE = re.compile(r"~|[^-][^=]*=")
 _QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
 

@@ -17,6 +17,8 @@ class Terminal(Console):
 
     def __init__(self, quiet: bool = False) -> None:
         super().__init__(quiet=quiet, highlight=False, markup=False, emoji=False)
+        if not self.is_terminal:
+            self.width = 1000  # a file needs no folds
 
     def say(self, line: str) -> None:
         """Print a line in one piece, however narrow the terminal is."""

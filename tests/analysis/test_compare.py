@@ -8,12 +8,13 @@ import re
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 from scipy import stats
 
 from litchar.analysis.compare import main, report_on
 from litchar.analysis.comparison import At, compare, cost
-from litchar.analysis.comparison_plot import write_plot
+from litchar.analysis.comparison_plot import panels_of, write_plot
 from litchar.analysis.page import write_page
 from litchar.terminal import Terminal
 
@@ -218,6 +219,41 @@ def test_different_texts_and_units_have_tables_of_their_own(made, tmp_path):
     assert [table.text for table in comparison.tables] == ["/f1.txt", "/f2.txt"]
     assert [len(table.rows) for table in comparison.tables] == [1, 2]
     assert "cannot be compared" in comparison.notes[0]
+
+
+def test_a_text_of_a_single_run_says_nothing_of_the_settings_that_others_differ_in(made, tmp_path):
+    made("a", settings={"model.n_layer": 2, "optimizer.lr": 0.1})
+    made("b", settings={"model.n_layer": 4, "optimizer.lr": 0.1})
+    made("c", text="f2", settings={"model.n_layer": 2, "optimizer.lr": 0.2})
+    assert [table.keys for table in compare([tmp_path / "sweep"]).tables] == [["model.n_layer"], []]
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_a_table_is_cut_on_no_terminal(made, tmp_path, monkeypatch, capsys, width):
+    for i, lr in enumerate((0.0001, 0.0003)):
+        for n_layer in (10, 12):
+            settings = {
+                "model.n_layer": n_layer,
+                "optimizer.lr": lr,
+                "model.dropout": n_layer / 100,
+            }
+            made(f"{i}{n_layer}", settings=settings | {"model.activation": f"activation{n_layer}"})
+            made(f"{i}{n_layer}b", settings=settings, seed=2)
+    console = Terminal()
+    console.width = width
+    report_on([tmp_path / "sweep"], None, None, console)
+    printed = capsys.readouterr().out
+    for cell in ("0.0001", "0.0003", "n_layer", "dropout", "95% interval", "parameters"):
+        assert cell in printed
+    assert "\u2026" not in printed
+
+
+def test_a_curve_of_one_point_is_drawn(made, tmp_path):
+    made("a", curve=[(100, 2.0)])
+    panels = panels_of(compare([tmp_path / "sweep"]).tables[0])
+    axes = Figure().subplots()
+    panels[-1](axes)
+    assert [line.get_marker() for line in axes.lines] == ["."]
 
 
 def test_a_table_says_which_text_as_its_runs_recorded_it(made, tmp_path):

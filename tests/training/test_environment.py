@@ -1,12 +1,15 @@
 """What is written down of where a run took place, and what is cleared before it."""
 
+import json
 import subprocess
 import sys
 import types
 
 import pytest
+import torch
 
 from litchar.training import environment
+from litchar.tuning.run import command_line
 
 
 @pytest.fixture
@@ -35,6 +38,7 @@ def test_the_difference_rebuilds_the_code_with_its_new_files(checkout, tmp_path)
     (root / "src/staged.py").write_bytes(b"staged = 1\n")
     (root / "src/noise.log").write_text("ignored")
     (root / "my.txt").write_text("a text to train on is no code")
+    assert environment.describe(torch.device("cpu"))["uncommitted"]
     git("add", "src/staged.py")
     staged = git("status", "--porcelain")
     environment.record(tmp_path, {})
@@ -48,9 +52,24 @@ def test_the_difference_rebuilds_the_code_with_its_new_files(checkout, tmp_path)
     assert not (root / "my.txt").exists()
 
 
+def test_no_password_is_recorded(monkeypatch, tmp_path):
+    url = "tune.storage=postgresql://me:secret@host/studies"
+    monkeypatch.setattr("sys.argv", ["tune.py", url, "data.path=https://host/@a"])
+    environment.record(tmp_path, {})
+    command = json.loads((tmp_path / "environment.json").read_text())["command"]
+    assert command[1:] == [
+        "tune.storage=postgresql://***@host/studies",
+        "data.path=https://host/@a",
+    ]
+    assert "secret" not in command_line()
+
+
 def test_unchanged_code_and_code_outside_of_a_checkout_have_no_difference(
     checkout, tmp_path, monkeypatch
 ):
+    root, _ = checkout
+    (root / "my.txt").write_text("a text to train on is no code")
+    assert not environment.describe(torch.device("cpu"))["uncommitted"]
     environment.record(tmp_path, {})
     monkeypatch.setattr(environment, "ROOT", tmp_path)
     environment.record(tmp_path, {})

@@ -1,7 +1,13 @@
+import re
+from pathlib import Path
+
 import pytest
 
+from litchar.terminal import Terminal
 from litchar.text.vocabulary import printable
-from litchar.training.outcome import verdict
+from litchar.text.yardsticks import Yardstick
+from litchar.training.outcome import print_outcome, verdict
+from litchar.training.summary import KEYS
 
 
 def history(*losses, train=None):
@@ -32,3 +38,11 @@ def test_the_verdict_says_what_the_curve_does(points, words):
 
 def test_a_sample_cannot_steer_the_terminal():
     assert printable("a\x1b[2Jb\x07\n\tc\u202e") == "a\\x1b[2Jb\\x07\n\tc\\x202e"
+
+
+def test_a_file_needs_no_folds(capsys):
+    summary = dict.fromkeys(KEYS) | {"unit": "character", "best_step": 0, "total_seconds": 1.0}
+    summary |= dict.fromkeys(("characters_per_second", "train_seconds"), 1.0)
+    yardsticks = [Yardstick(f"{n}-gram", 1.0, 1.0) for n in range(20)]
+    print_outcome(Terminal(), summary, [], "", yardsticks, Path("run"))
+    assert re.search(r"0-gram 1.000, .*19-gram 1.000 bits per character\n", capsys.readouterr().out)

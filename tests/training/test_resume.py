@@ -3,6 +3,7 @@
 import csv
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -286,6 +287,21 @@ def test_a_deleted_run_directory_is_made_again(train):
     )
     assert summary(run_dir)["status"] == "completed"
     assert Checkpoint.load(run_dir / "checkpoints/last.ckpt").step == 20
+
+
+def test_a_loss_that_a_validation_finds_diverged_has_a_gradient_too(train):
+    words = r"the loss is (nan|inf) at step \d \(the norm of the gradient is (nan|inf) at step 10"
+    with pytest.raises(DivergedError, match=words):
+        train("trainer.log_every_n_steps=100", "optimizer=adamw", "optimizer.lr=1e9")
+
+
+def test_a_second_signal_within_a_step_says_that_the_step_was_not_saved(train, capsys):
+    stops = [f"+callbacks.{name}._target_=conftest.SignalIn" for name in ("first", "second")]
+    at = [f"+callbacks.{name}.batch=15" for name in ("first", "second")]
+    with pytest.raises(Interrupted):
+        train(*stops, *at, name="stopped")
+    said = capsys.readouterr().out
+    assert re.search(r"Interrupted at step 14; saved before in .*stopped\n", said)
 
 
 def test_a_diverged_run_stops_and_names_the_step_and_the_gradient(train):

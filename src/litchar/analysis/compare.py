@@ -25,8 +25,6 @@ def report_on(
     from litchar.analysis.sweep_report import write_sweep_report
 
     comparison = compare(paths, at)
-    if not console.is_terminal:
-        console.width = max(console.width, 140)  # a file has room
     print_comparison(comparison, console)
     if directory is None:
         return comparison

@@ -194,8 +194,8 @@ def compare(paths: Sequence[Path], at: At | None = None) -> Comparison:
         UserError: there is no run.
     """
     runs = [Run.load(path) for path in find_runs(paths)]
-    keys = sorted(swept_keys(paths[0])) if len(paths) == 1 else []
-    keys = [key for key in keys or differing(runs) if key not in SEEDS]
+    swept = sorted(swept_keys(paths[0]) - set(SEEDS)) if len(paths) == 1 else []
+    keys = swept or [key for key in differing(runs) if key not in SEEDS]
     losses: dict[Path, float] = {}
     reasons: dict[Path, str] = {}
     for run in runs:
@@ -210,7 +210,9 @@ def compare(paths: Sequence[Path], at: At | None = None) -> Comparison:
         if run.path in losses:
             by_text.setdefault(text_of(run), []).append(run)
     pending = [run for run in runs if run.path in reasons]
-    tables = [make_table(group, keys, losses, pending, notes, at) for group in by_text.values()]
+    tables = [
+        make_table(group, keys, swept, losses, pending, notes, at) for group in by_text.values()
+    ]
     if len(tables) > 1:
         notes.append(
             "the runs are on different texts, units, splits or weights of a mixture, whose losses "
@@ -373,12 +375,18 @@ def value_of(run: Run, key: str) -> Any:
 def make_table(
     runs: list[Run],
     keys: list[str],
+    swept: list[str],
     losses: dict[Path, float],
     pending: list[Run],
     notes: list[str],
     at: At | None,
 ) -> Table:
-    """Group comparable runs over seeds, the best row first, each tested against that."""
+    """Group comparable runs over seeds, the best row first, each tested against that.
+
+    Args:
+        keys: in which runs differ, on whatever texts.
+        swept: those of them that one row is named by, too, which differs from no other.
+    """
     values = {run.path: {key: value_of(run, key) for key in keys} for run in [*runs, *pending]}
     groups: dict[str, list[Run]] = {}
     for run in runs:
@@ -403,7 +411,7 @@ def make_table(
         )
     rows.sort(key=lambda row: row.mean)
     constant = [key for key in keys if len({repr(row.settings[key]) for row in rows}) == 1]
-    kept = [key for key in keys if key not in constant] if len(rows) > 1 else keys
+    kept = [key for key in keys if key not in constant] if len(rows) > 1 else swept
     rows = [
         replace(row, settings={key: row.settings[key] for key in kept}, p=p)
         for row, p in zip(rows, against_best([row.losses for row in rows]), strict=True)

@@ -55,13 +55,18 @@ def write_plot(comparison: Comparison, path: Path) -> str:
                 place.set_visible(False)
             for draw, place in zip(drawn, axes, strict=False):
                 draw(place)
-            measure = f"at {comparison.at}, " if comparison.at else ""
-            axes[0].set_ylabel(f"validation loss, {measure}nats per {table.unit}")
+            axes[0].set_ylabel(label_of_losses(table, comparison))
             if len(tables) > 1:
                 axes[0].set_title(shown(table.text), fontweight="bold")
         with written_whole(path) as draft:
             figure.savefig(draft, format="png")
     return ""
+
+
+def label_of_losses(table: Table, comparison: Comparison) -> str:
+    """Return what stands beside the first of a table's panels."""
+    measure = f"at {comparison.at}, " if comparison.at else ""
+    return f"validation loss, {measure}nats per {table.unit}"
 
 
 def panels_of(table: Table) -> "list[Panel]":
@@ -171,6 +176,7 @@ def _curves(axes: "Axes", table: Table) -> None:
                 cost(run, "steps"),
                 losses,
                 color=color,
+                marker="." if len(losses) == 1 else None,
                 linewidth=1.1,
                 alpha=0.8,
                 label=label,

@@ -83,20 +83,25 @@ def _settings(row: Row) -> list[str]:
 
 
 def _print_table(table: Table, console: Terminal) -> None:
-    """Print losses and cost side by side, or below each other where there is no room for that."""
-    losses = [_losses(row, table.rows[0]) for row in table.rows]
-    cost = [_cost(row) for row in table.rows]
-    beside = _rich(table, LOSSES + COST, [a + b for a, b in zip(losses, cost, strict=True)])
-    if console.measure(beside, options=console.options.update(width=1000)).maximum <= console.width:
-        console.print(beside)
-    else:
-        console.print(_rich(table, LOSSES, losses), _rich(table, COST, cost), sep="\n\n")
+    """Print all columns side by side, or where there is no room for that, in parts."""
+    names = LOSSES + COST
+    cells = [[*_losses(row, table.rows[0]), *_cost(row)] for row in table.rows]
+    endless = console.options.update(width=1000)
+    for ends in ((11,), (7, 11), (4, 7, 11)):
+        parts = [
+            _rich(table, names[start:end], [row[start:end] for row in cells])
+            for start, end in zip((0, *ends), ends, strict=False)
+        ]
+        widths = [console.measure(part, options=endless).maximum for part in parts]
+        if max(widths) <= console.width:
+            break
+    console.print(*parts, sep="\n\n")
 
 
 def _rich(table: Table, columns: Sequence[str], cells: list[list[str]]) -> RichTable:
     made = RichTable(box=None, pad_edge=False, header_style="bold")
     for name in _names(table):
-        made.add_column(name)
+        made.add_column(name, overflow="fold")
     for name in columns:
         made.add_column(name, justify="right", no_wrap=True)
     for row, figures in zip(table.rows, cells, strict=True):

@@ -44,13 +44,19 @@ def loss_figure(
         unit: what a token is.
     """
     val = points(rows, "val/loss")
-    bits = next((r["val/bpc"] / r["val/loss"] for r in rows if r.get("val/loss")), 1 / math.log(2))
+    bits, measure = 1 / math.log(2), unit
+    ratios = [r["val/bpc"] / r["val/loss"] for r in rows if r.get("val/loss") and "val/bpc" in r]
+    if ratios and max(ratios) < 1.001 * min(ratios):
+        bits, measure = ratios[0], "character"
+    elif unit == "byte":  # of a mixture, whose bytes a character change, or never validated
+        yardsticks = ()  # they are of characters
 
     def draw(figure: "Figure") -> None:
         figure.set_layout_engine("none")  # which would draw twice
         axes = figure.add_axes((0.09, 0.12, 0.82, 0.74))
         train = points(rows, "train/loss")
-        axes.plot(*train, color=SERIES[7], linewidth=0.8, alpha=0.7, gid="curve-train-loss")
+        dot = "." if len(train[0]) == 1 else None
+        axes.plot(*train, color=SERIES[7], marker=dot, lw=0.8, alpha=0.7, gid="curve-train-loss")
         sampled = points(rows, "train/eval_loss")
         names = [("train, batch by batch", len(train[0]))]
         axes.plot(*sampled, color=SERIES[1], marker=".", linewidth=1.3, gid="curve-train-eval-loss")
@@ -78,7 +84,7 @@ def loss_figure(
         axes.set_xlabel("step")
         axes.set_ylabel(f"loss, nats per {unit}", labelpad=8)
         right = axes.secondary_yaxis("right", functions=_scale(bits))
-        right.set_ylabel("bits per character", labelpad=10)
+        right.set_ylabel(f"bits per {measure}", labelpad=10)
         _plain(right)
         if characters_per_step:
             _characters_on_top(axes, characters_per_step, unit)

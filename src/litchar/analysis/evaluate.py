@@ -70,8 +70,7 @@ def run(config: DictConfig) -> float:
     terminal.print(
         f"{loss:.6f} nats per {unit}, {in_bits['bpc']:.4f} bits per character, "
         f"{in_bits['bpb']:.4f} bits per byte, perplexity {math.exp(loss):.3f}, "
-        f"over {count:,.0f} {unit}s" + _overlap(config.stride, block_size),
-        soft_wrap=not terminal.is_terminal,  # a file needs no folds
+        f"over {count:,.0f} {unit}s" + _overlap(config.stride, block_size)
     )
     if checkpoint.vocabulary.document:
         losses = document_losses(model, tokens, config.batch_size, device)

@@ -7,7 +7,8 @@ import math
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 from hydra import compose, initialize_config_dir
@@ -68,8 +69,8 @@ mark { background: rgba(var(--mark), .35); color: inherit; border-radius: 2px; }
 .s1 { background: rgba(var(--hot), .07); } .s2 { background: rgba(var(--hot), .14); }
 .s3 { background: rgba(var(--hot), .24); } .s4 { background: rgba(var(--hot), .36); }
 .s5 { background: rgba(var(--hot), .5); } .s6 { background: rgba(var(--hot), .68); }
-.s7 { background: rgba(var(--hot), .9); }
-.sign { color: var(--soft); }
+.s7 { background: rgba(var(--hot), .9); color: #000; }
+.sign { color: var(--soft); } .s5 .sign, .s6 .sign, .s7 .sign { color: inherit; }
 .quiet { color: var(--soft); }
 .legend span { padding: 0 .4rem; color: var(--ink); }
 td.text { background: none; padding: .2rem 0; border-radius: 0; }
@@ -225,9 +226,9 @@ def _writing(run: Run, probed: Probed | None) -> str:
         parts.append("<h3>Along training</h3>" + along)
     note = ""
     if probed is not None and probed.written:
-        unit = probed.vocabulary.unit
+        unit, kept = probed.vocabulary.unit, cast(Path, best_of(run.path)).stem  # best, or last
         note = (
-            "At temperature 1, from the best checkpoint. Marked: passages of "
+            f"At temperature 1, from the {kept} checkpoint. Marked: passages of "
             f"{COPIED_FROM} {unit}s or more that stand in the training text word for word."
         )
     return section("What it writes", *parts, note=note if parts else "It wrote nothing yet.")
@@ -304,7 +305,10 @@ def _figures(run: Run, probed: Probed | None) -> Iterator[tuple[str, str, str]]:
         guess = row.name == "uniform"
         name = "an even guess" if guess else f"counting {row.name}s"
         words = f"every {unit} equally likely" if guess else f"in {where}; {row.note}"
-        yield name, f"{row.bits_per_character:.3f} bits per character", words
+        if unit == "byte" and loss is not None:  # all texts together, as above
+            yield name, f"{row.bits_per_byte:.3f} bits per byte", words
+        else:
+            yield name, f"{row.bits_per_character:.3f} bits per character", words
     if summary.get("seconds_to_target") is not None:
         yield "target", f"reached after {summary['seconds_to_target']:.1f} s of steps", ""
     if summary.get("steps"):

@@ -293,6 +293,4 @@ def main(arguments: list[str] | None = None) -> None:
         shown.add_column(column, justify="left" if column in ("model", "what") else "right")
     for row in rows:
         shown.add_row(*map(str, row.values()))
-    terminal = Terminal()
-    terminal.width = max(terminal.width, 110)
-    terminal.print(shown)
+    Terminal().print(shown)

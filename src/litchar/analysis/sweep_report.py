@@ -4,6 +4,7 @@ import math
 import os
 import shlex
 from collections.abc import Iterator
+from itertools import chain, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -11,7 +12,7 @@ from urllib.parse import quote
 from omegaconf import OmegaConf
 
 from litchar.analysis.comparison import Comparison, Row, Table, seed_of, shown
-from litchar.analysis.comparison_plot import COLORS, panels_of
+from litchar.analysis.comparison_plot import COLORS, label_of_losses, panels_of
 from litchar.analysis.comparison_tables import cells_of, differs, in_words
 from litchar.analysis.page import (
     drawing,
@@ -65,7 +66,8 @@ def _sections(directory: Path, comparison: Comparison) -> Iterator[str]:
 
 def _top(found: Table, comparison: Comparison, titled: bool) -> str:
     title = f"<h2>{escape(shown(found.text))}</h2>" if titled else ""
-    drawn = "".join(_drawing(panel) for panel in panels_of(found))
+    labels = [label_of_losses(found, comparison)]
+    drawn = "".join(map(_drawing, panels_of(found), chain(labels, repeat(""))))
     sentence = escape(" ".join(_sentences(found, comparison)))
     return (
         f'{title}<p class="verdict">{sentence}</p><div class="tiles wide">{_tiles(found)}</div>'
@@ -73,9 +75,11 @@ def _top(found: Table, comparison: Comparison, titled: bool) -> str:
     )
 
 
-def _drawing(panel: "Panel") -> str:
+def _drawing(panel: "Panel", label: str) -> str:
     def draw(figure: "Figure") -> None:
-        panel(figure.subplots())
+        axes = figure.subplots()
+        axes.set_ylabel(label)
+        panel(axes)
 
     svg = drawing(draw, 4.3, 3.4)
     for i, colour in enumerate(COLORS):  # those of sweep.png, which here follow light and dark

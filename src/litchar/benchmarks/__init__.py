@@ -96,6 +96,4 @@ def _print(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         cells = (f"{v:,.4g}" if isinstance(v, float) else f"{v}" for v in row.values())
         table.add_row(*cells)
-    terminal = Terminal()
-    terminal.width = max(terminal.width, 100) if not sys.stdout.isatty() else terminal.width
-    terminal.print(table)
+    Terminal().print(table)

@@ -82,6 +82,9 @@ class Checkpoints(CheckpointCallback):
         metrics: knows which validation was the best.
         every_seconds: the longest time of training that a crash may cost.
         terminal: tells the person that a checkpoint could not be saved.
+
+    Attributes:
+        saved_step: of the last that was.
     """
 
     def __init__(
@@ -98,7 +101,7 @@ class Checkpoints(CheckpointCallback):
         self.every_seconds = every_seconds
         self.terminal = terminal
         self._saved_at = 0.0
-        self._saved_step = 0
+        self.saved_step = 0
         self._failure: OSError | None = None  # of the last that was to be saved
         self._best_is_due = False
         self._best_saved = (math.inf, 0)
@@ -115,7 +118,7 @@ class Checkpoints(CheckpointCallback):
         """Begin to count the time since the last checkpoint."""
         self._agreement = Agreement()
         self._saved_at = time.monotonic()
-        self._saved_step = trainer.global_step
+        self.saved_step = trainer.global_step
         self._best_saved = (self.metrics.best_val_loss, self.metrics.best_step)
 
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
@@ -152,12 +155,12 @@ class Checkpoints(CheckpointCallback):
         Raises:
             UserError: it cannot be saved, on any rank.
         """
-        if trainer.global_step > self._saved_step:
+        if trainer.global_step > self.saved_step:
             self._save(trainer, pl_module, self._signal(trainer))
         if self._failure is not None:
             raise UserError(
                 f"{self.directory}: the end of the run was not saved ({self._failure.strerror}); "
-                f"make room there and go on from step {self._saved_step:,} with the same command "
+                f"make room there and go on from step {self.saved_step:,} with the same command "
                 f"and run_dir={shlex.quote(str(self.directory.parent))} resume=auto"
             )
 
@@ -182,7 +185,7 @@ class Checkpoints(CheckpointCallback):
         self._best_is_due = False
         self._best_saved = (self.metrics.best_val_loss, self.metrics.best_step)
         if self._failure is None:
-            self._saved_step = trainer.global_step
+            self.saved_step = trainer.global_step
         else:
             self.terminal.say(
                 f"step {trainer.global_step:,}: the checkpoint was not saved "

@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 
+from litchar.overrides import without_passwords
+
 ROOT = Path(__file__).resolve().parents[3]  # of the checkout that the package is installed from
 CODE = ("src", "conf", "scripts")  # where a new file may change what a run does
 _started = {"jobs": 0, "at": time.time()}
@@ -32,13 +34,14 @@ def describe(device: torch.device) -> dict[str, Any]:
         "device": device_name(device),
         "cpu_threads": torch.get_num_threads(),
         "revision": _git("rev-parse", "HEAD").decode().strip() or None,
-        "uncommitted": bool(_git("status", "--porcelain").strip()),
+        "uncommitted": bool(_difference()),
     }
 
 
 def record(run_dir: Path, described: dict[str, Any]) -> None:
     """Write `environment.json`, and `code.diff` if the code differs from its revision."""
-    text = json.dumps({**described, "command": sys.argv, "cwd": os.getcwd()}, indent=2)
+    command = [without_passwords(word) for word in sys.argv]
+    text = json.dumps({**described, "command": command, "cwd": os.getcwd()}, indent=2)
     (run_dir / "environment.json").write_text(text + "\n")
     if difference := _difference():
         (run_dir / "code.diff").write_bytes(difference)

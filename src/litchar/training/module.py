@@ -127,6 +127,9 @@ class LanguageModel(L.LightningModule):
 
     # Validation: exact means over all tokens, however they are batched
 
+    def on_validation_model_zero_grad(self) -> None:
+        """Keep the gradients, of which it may have to be said how large they were."""
+
     def on_validation_epoch_start(self) -> None:
         """Forget the sums of the last evaluation."""
         self._sums = []

@@ -75,7 +75,7 @@ def print_outcome(
     for name, value in figures:
         table.add_row(name, value)
     terminal.print()
-    terminal.print(table, width=None if terminal.is_terminal else 1000)  # a file needs no folds
+    terminal.print(table)
     width = max(len(name) for name, _ in figures)
     places = {"report": report, "checkpoint": summary["checkpoint"]}
     for name, place in places.items():  # in one piece, to be copied

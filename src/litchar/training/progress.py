@@ -86,7 +86,8 @@ class ProgressBar(ProgressBarCallback):
             figures += f"   train {losses['train/eval_loss']:.4f}"
         figures += f"   val {losses['val/loss']:.4f} ({losses['val/bpc']:.3f} bpc)"
         text = printable(" ".join(self.samples.text.split()))
-        room = max(0, self.console.width - len(figures) - 6)
+        width = self.console.width if self.console.is_terminal else 80
+        room = max(0, width - len(figures) - 6)
         if cell_len(text) > room:
             text = set_cell_size(text, room - 3) + "..." if room > 10 else ""
         line = Text(figures).append(f"   {text}" if text else "", "dim")

@@ -46,7 +46,7 @@ from litchar.text.store import boundaries
 from litchar.text.yardsticks import quick_yardsticks
 from litchar.training import environment
 from litchar.training.callbacks import Metrics, Samples, flops_per_token
-from litchar.training.checkpointing import check_same_run, find_resumed
+from litchar.training.checkpointing import Checkpoints, check_same_run, find_resumed
 from litchar.training.loggers import MetricsCSV, TensorBoard, hyperparameters
 from litchar.training.module import LanguageModel
 from litchar.training.outcome import print_outcome
@@ -447,9 +447,11 @@ def _record_failure(ready: Ready, run_dir: Path, error: BaseException) -> None:
         figures = ready.metrics.figures(ready.trainer)
         _record(ready, run_dir, **figures, status=_status_after(error), error=reason)
     if isinstance(error, Interrupted):
-        kept = (run_dir / "checkpoints" / "last.ckpt").exists()
-        where = f"saved in {run_dir}" if kept else "nothing was saved"
-        ready.terminal.say(f"Interrupted at step {ready.trainer.global_step:,}; {where}")
+        step, where = ready.trainer.global_step, "nothing was saved"
+        if (run_dir / "checkpoints" / "last.ckpt").exists():
+            saved = [c.saved_step for c in ready.trainer.callbacks if isinstance(c, Checkpoints)]  # type: ignore[attr-defined]  # set unseen
+            where = f"saved in {run_dir}" if saved == [step] else f"saved before in {run_dir}"
+        ready.terminal.say(f"Interrupted at step {step:,}; {where}")
 
 
 def fit_and_test(setup: Setup, trainer: L.Trainer, run_dir: Path, terminal: Terminal) -> None:

@@ -18,7 +18,7 @@ from optuna.samplers import BaseSampler
 
 from litchar.errors import BusyError, DivergedError, Interrupted, UserError, check_whole, is_users
 from litchar.errors import reason as said
-from litchar.overrides import literal
+from litchar.overrides import literal, without_passwords
 from litchar.terminal import Terminal
 from litchar.training import run as training
 from litchar.training.callbacks import Metrics, is_validation
@@ -164,8 +164,8 @@ def sampler_seed(seed: int, number: int) -> int:
 
 def command_line() -> str:
     """Return what was typed."""
-    script = Path(sys.argv[0])
-    return shlex.join(["python", f"scripts/{script.name}", *sys.argv[1:]])
+    typed = map(without_passwords, sys.argv[1:])
+    return shlex.join(["python", f"scripts/{Path(sys.argv[0]).name}", *typed])
 
 
 def _train(search: Search, values: Mapping[str, Value], run_dir: Path, watch: Watch) -> float:
