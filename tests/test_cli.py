@@ -103,12 +103,30 @@ def test_a_place_cannot_be_missing(argument):
         quote(argument)
 
 
-def test_options_may_stand_anywhere(monkeypatch, tmp_path, capsys):
+@pytest.mark.parametrize("place", [["--config-dir", "{}/b=c"], ["--config-dir={}/b=c"], []])
+def test_options_may_stand_anywhere(monkeypatch, tmp_path, capsys, place):
+    (tmp_path / "b=c").mkdir()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["export.py", "output=a", "--cfg", "job", "format=onnx"])
+    words = ["output=a", *(word.format(tmp_path) for word in place), "--cfg", "job", "format=onnx"]
+    monkeypatch.setattr(sys, "argv", ["export.py", *words])
     hydra_main(str(ROOT / "scripts/export.py"), "export", "nowhere:nothing")
     shown = OmegaConf.create(capsys.readouterr().out)
     assert (shown.output, shown.format) == ("a", "onnx")
+
+
+def test_an_option_may_be_the_last_word(script):
+    assert "output: a" in script("export.py", "output=a", "--info").stdout
+
+
+def test_an_experiment_may_have_names_of_its_own(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    content = "# @package _global_\nwidth: 32\nmodel: {n_embd: '${width}'}\nother: 1\n"
+    (tmp_path / "experiment/mine.yaml").write_text(content)
+    line = [f"hydra.searchpath=[file://{tmp_path}]", "experiment=mine"]
+    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = hydra.compose("train", line)
+    with pytest.raises(UserError, match=r"^other: there is no such key or group"):
+        check_composed(config, readable(ROOT / "conf", "train"), {})
 
 
 def test_an_empty_path_ends_with_2_and_one_line(monkeypatch, tmp_path, capsys):
@@ -282,6 +300,8 @@ def test_a_key_that_nothing_reads_is_not_added(script, argument, line):
     ("content", "line"),
     [
         ("seed: 5", "experiment=mine: this file sets keys below experiment, which nothing reads"),
+        ("# @package _global_\nby_device: {cpus: {}}", "by_device.cpus: there is no such key; did"),
+        ("# @package _global_\nlauncher: {n_jobs: 2}", "launcher.n_jobs: there is no such key"),
         ("# @package _global_\nmodle: {n_layer: 1}", "modle: there is no such key or group; "),
         (
             "# @package _global_\ncheckpoint: {every: 1}",

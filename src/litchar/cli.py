@@ -4,6 +4,7 @@ Nothing heavy is imported here, so that `--help` and `--cfg job` answer at once.
 """
 
 import contextlib
+import errno
 import gc
 import importlib
 import io
@@ -160,8 +161,8 @@ def _set_up(conf: Path, config_name: str) -> None:
     )
     Plugins.instance().register(StudyExperiments)
     sweeps = not {"-m", "--multirun"}.isdisjoint(sys.argv)
-    # Options first: argparse takes no override behind one that stands behind another.
-    arguments = sorted(sys.argv[1:], key=lambda argument: bool(OVERRIDE.match(argument)))
+    # Overrides first: argparse takes none behind an option that stands behind another.
+    arguments = sorted(sys.argv[1:], key=lambda argument: not OVERRIDE.match(argument))
     sys.argv[1:] = [quote(argument, sweeps) for argument in arguments]
     signals.install()
     for stream in (sys.stdout, sys.stderr):
@@ -179,17 +180,23 @@ def _exit_on(error: Exception, started: bool, conf: Path, config_name: str) -> N
         exit_with(str(error), 1)
     if isinstance(error, OSError) and error.filename and not started:
         exit_with(f"{error.filename}: cannot be written ({error.strerror}); try run_dir=DIRECTORY")
-    forbidden = next((e for e in causes(error) if isinstance(e, PermissionError)), None)
-    if forbidden and forbidden.filename:
-        exit_with(_forbidden(forbidden))
+    for cause in causes(error):
+        if isinstance(cause, OSError) and (line := _unwritable(cause)):
+            exit_with(line)
     # Before our own code starts, nothing but the command line can be at fault.
     if is_users(error) or not started:
         exit_with(explain(error, conf, config_name))
     raise error
 
 
-def _forbidden(error: PermissionError) -> str:
-    return f"{error.filename}: {error.strerror}; change its rights, or name another place"
+def _unwritable(error: OSError) -> str | None:
+    """Return the line for a place that the system lets nobody write to; None for other errors."""
+    if isinstance(error, PermissionError) and error.filename:
+        return f"{error.filename}: {error.strerror}; change its rights, or name another place"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        place = error.filename or "the disk that is written to"
+        return f"{place}: {error.strerror}; make room there, or name another place"
+    return None
 
 
 @contextlib.contextmanager
@@ -201,10 +208,10 @@ def exit_codes() -> Iterator[None]:
         yield
     except UserError as error:
         exit_with(str(error))
-    except PermissionError as error:
-        if not error.filename:
+    except OSError as error:
+        if (line := _unwritable(error)) is None:
             raise
-        exit_with(_forbidden(error))
+        exit_with(line)
 
 
 _STDOUT = 1

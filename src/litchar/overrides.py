@@ -46,7 +46,7 @@ LISTS = frozenset({"data.path", "stop"})  # which take several
 PLACES = frozenset({"run_dir", "outputs_dir"})  # which Hydra itself makes
 # Groups that take no key beside those they have. What others take is not known before it is there:
 # arguments of what is chosen, which refuses others, and parts with names of a person's own.
-CLOSED = frozenset({"trainer", "tune"})
+CLOSED = frozenset({"trainer", "tune", "by_device", "launcher"})
 
 
 def quote(argument: str, sweeps: bool = False) -> str:
@@ -100,7 +100,7 @@ def without_passwords(text: str) -> str:
     return re.sub(r"(://)[^/@\s]+@", r"\1***@", text)
 
 
-OVERRIDE = re.compile(r"~|[^-][^=]*=")
+OVERRIDE = re.compile(r"~|[\w+][^=]*=")
 _QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
 
 
@@ -158,10 +158,21 @@ def readable(conf: Path, config_name: str) -> Known:
         if isinstance(default, str):
             known |= readable(conf, default)
             continue
-        for group, choice in default.items():
-            if choice is not None:  # what has no default sets keys that are others'
-                known[group.partition("/")[0]] = None
-    return {key: frozenset(at if isinstance(at, dict) else ()) for key, at in own.items()} | known
+        for place, choice in default.items():
+            if choice is None or place.startswith("override "):
+                continue  # what has no default sets keys that are others'
+            group, _, part = place.partition("/")
+            if group not in CLOSED:
+                known[group] = None
+            elif part:
+                known[group] = (known[group] or frozenset()) | {part}
+            else:
+                files = (conf / group).glob("*.yaml")
+                known[group] = frozenset(str(key) for file in files for key in OmegaConf.load(file))
+    for key, at in own.items():
+        if known.setdefault(key, frozenset()) is not None and isinstance(at, dict):
+            known[key] = (known[key] or frozenset()) | at.keys()
+    return known
 
 
 def check_composed(config: DictConfig, known: Known, choices: Mapping[str, str | None]) -> None:
@@ -179,9 +190,9 @@ def check_composed(config: DictConfig, known: Known, choices: Mapping[str, str |
                 f"{key}={choices[key]}: this file sets keys below {key}, which nothing reads; it "
                 "has to begin with the line # @package _global_"
             )
-        if key not in known:
+        if key not in known and f"${{{key}" not in OmegaConf.to_yaml(config):
             raise UserError(f"{key}: there is no such key or group{_nearest(key, list(known))}")
-        below, node = known[key], config._get_node(key)
+        below, node = known.get(key), config._get_node(key)
         if below is not None and isinstance(node, DictConfig):
             for name in map(str, node):
                 if name not in below:

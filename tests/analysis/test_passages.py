@@ -85,7 +85,9 @@ def test_planted_passages_are_found_whole():
     tokens = np.concatenate((noise(100, 3), long, short, noise(900, 4), short, noise(5, 5), long))
     for bits in (0, 2):
         found = repeats_of(tokens, bits)
-        assert [(passage.length, passage.places) for passage in longest_passages([found], 10)] == [
+        assert [
+            (passage.length, passage.places) for passage in longest_passages(found, 20, bits, 10)
+        ] == [
             (500, [100, 1665]),
             (80, [600, 1580]),
         ]
@@ -98,22 +100,26 @@ def test_a_long_passage_is_found_where_its_pieces_stand_in_between_as_well():
     draw = np.random.default_rng(1)
     lines = [messages[i] for i in draw.integers(6, size=200)]
     tokens = np.concatenate((*lines, noise(30, 7), *lines[20:60], noise(30, 8), *lines[120:]))
-    levels = [
-        Repeats(tokens, hash_windows(tokens, 20, (length,), 0)[length], length)
-        for length in (50, 100, 200, 400, 800, 1600, 3200)
-    ]
-    found = longest_passages(levels, 2)
+    found = longest_passages(repeats_of(tokens), 20, 0, 2)
     lengths = [passage.length for passage in found]
     assert lengths == pytest.approx([80 * 80, 40 * 80], abs=2)  # what stands beside may agree
-    assert max(passage.length for passage in longest_passages(levels[:1], 10)) < 30 * 80
+    once = longest_passages(repeats_of(tokens), 20, 1, 10)  # as if it were long: read once
+    assert max(passage.length for passage in once) < 30 * 80
+
+
+def test_what_stands_many_times_running_does_not_hide_what_is_longer():
+    lines = [p for i in range(250) for p in (*[noise(80, i)] * 20, noise(10, 500 + i))]
+    long = noise(1000, 999)
+    found = longest_passages(repeats_of(np.concatenate((long, *lines, long))), 20, 0, 2)
+    assert (found[0].length, found[0].places[0]) == (1000, 0)
 
 
 def test_what_overlaps_itself_is_not_a_repeat():
-    assert longest_passages([repeats_of(np.zeros(500, np.uint8))], 10) == []
+    assert longest_passages(repeats_of(np.zeros(500, np.uint8)), 20, 0, 10) == []
     dashes = np.zeros(70, np.uint8)
     between = [noise(30, seed, 19) + 1 for seed in range(3)]
     tokens = np.concatenate((between[0], dashes, between[1], dashes, between[2]))
-    (found,) = longest_passages([repeats_of(tokens)], 10)
+    (found,) = longest_passages(repeats_of(tokens), 20, 0, 10)
     assert (found.length, found.places) == (70, [30, 130])
 
 

@@ -431,6 +431,7 @@ def test_init_from_a_bigram_moves_rows_and_columns(train, tmp_path):
         (["trainer.max_steps=10k"], "trainer.max_steps=10k: must be a whole number"),
         (["trainer.max_steps=1.5"], "trainer.max_steps=1.5: must be a whole number"),
         (["trainer.accumulate_grad_batches=0"], "at least 1"),
+        (["trainer.accumulate_grad_batches=null"], "accumulate_grad_batches=None: must be a whole"),
         (["trainer.val_check_interval=0"], "trainer.val_check_interval=0"),
         (["trainer.val_check_interval=-5"], "trainer.val_check_interval=-5"),
         (["trainer.max_epochs=abc"], "trainer.max_epochs=abc: must be a number above 0"),

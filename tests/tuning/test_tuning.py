@@ -249,7 +249,7 @@ def test_the_best_settings_name_the_parent_so_that_it_is_found_from_anywhere(tmp
     "line",
     [
         ["experiment=cpu_fast"],
-        ["experiment=[cpu_fast,teaching_bigram]", "debug=fast"],
+        ["data=names", "experiment=[cpu_fast,teaching_bigram]", "debug=fast", "logger=csv"],
         ["optimizer=adamw", "experiment=cpu_fast", "trainer.max_steps=7"],
     ],
 )

@@ -176,7 +176,11 @@ def write_tables(comparison: Comparison, directory: Path) -> None:
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write `rows` in place of the file; a figure that is not known is an empty cell."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    with written_whole(path) as draft, open(draft, "w", newline="", encoding="utf-8") as file:
+    # A path may be no UTF-8.
+    with (
+        written_whole(path) as draft,
+        open(draft, "w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+    ):
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         for row in rows:

@@ -22,7 +22,6 @@ from litchar.analysis.characters import (
 )
 from litchar.analysis.inspect_page import write_page
 from litchar.analysis.passages import (
-    LONGEST_WINDOW,
     Passage,
     Repeats,
     Windows,
@@ -74,7 +73,8 @@ class Inspected:
         documents: lengths of the documents, if the text has such: (D,)
         overlap: split -> share of its windows that stand in training, by their length
         copied: `lines` and `documents` -> split -> share of them that stand in training
-        repeats: what stands more than once, in windows of `REPEATED`, and of more and more
+        repeats: what stands more than once
+        bits: by which windows were chosen; 0: all
     """
 
     store: TokenStore
@@ -84,8 +84,13 @@ class Inspected:
     documents: np.ndarray
     overlap: dict[str, dict[int, float]]
     copied: dict[str, dict[str, float]]
-    repeats: list[Repeats]
-    sampled: int
+    repeats: Repeats
+    bits: int
+
+    @property
+    def sampled(self) -> int:
+        """Of how many windows one was chosen."""
+        return 1 << self.bits
 
 
 def run(config: DictConfig) -> list[Section]:
@@ -141,24 +146,9 @@ def inspect(text: Text, store: TokenStore) -> Inspected:
             for name in held_out
         },
         copied,
-        _repeated(store, _of_whole(windows, bounds), bits),
-        1 << bits,
+        Repeats(tokens, _of_whole(windows, bounds), REPEATED),
+        bits,
     )
-
-
-def _repeated(store: TokenStore, windows: Windows, bits: int) -> list[Repeats]:
-    """Return what stands more than once, in windows twice as long from one to the next.
-
-    Args:
-        windows: of `REPEATED` tokens
-    """
-    levels = [Repeats(store.tokens, windows, REPEATED)]
-    # A long text, of which a few windows are kept, would take long to read so often.
-    while not bits and levels[-1].share and levels[-1].length < LONGEST_WINDOW:
-        length = 2 * levels[-1].length
-        windows = hash_windows(store.tokens, len(store.vocabulary), (length,), 0)[length]
-        levels.append(Repeats(store.tokens, windows, length))
-    return levels
 
 
 def _copied(
@@ -308,10 +298,11 @@ def _repeats(found: Inspected) -> Iterator[Section]:
 
     columns = ("# length", "# times", "first places", "begins")
     which = f" (of one in {found.sampled}, chosen by content)" if found.sampled > 1 else ""
-    note = f"{found.repeats[0].share:.2%} of windows of {REPEATED} stand more than once{which}"
-    rows = [row(passage) for passage in longest_passages(found.repeats, MOST)]
+    note = f"{found.repeats.share:.2%} of windows of {REPEATED} stand more than once{which}"
+    longest = longest_passages(found.repeats, len(store.vocabulary), found.bits, MOST)
+    rows = [row(passage) for passage in longest]
     yield Section("Longest passages that stand twice", columns, rows, 5, note)
-    rows = [row(passage) for passage in found.repeats[0].most_frequent(MOST)]
+    rows = [row(passage) for passage in found.repeats.most_frequent(MOST)]
     yield Section(f"Most frequent passages of {REPEATED} or more", columns, rows, 5)
 
 

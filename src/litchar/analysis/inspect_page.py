@@ -81,7 +81,7 @@ def _repeats(axes: "Axes", found: "Inspected") -> None:
 
     length = len(found.store.tokens)
     edges = np.linspace(0, length, 101)
-    repeats = found.repeats[0]
+    repeats = found.repeats
     repeated, _ = np.histogram(repeats.repeated, edges)
     all_windows, _ = np.histogram(repeats.places, edges)
     share = 100 * repeated / np.maximum(all_windows, 1)

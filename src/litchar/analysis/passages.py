@@ -7,7 +7,7 @@ text only windows whose hash is 0 in a few bits are kept: the same ones wherever
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -186,7 +186,8 @@ class Repeats:
         new[1:] = (np.diff(b - a) != 0) | (np.diff(a) > self.length)
         runs = np.flatnonzero(new)
         ends = np.append(runs, len(a))[1:] - 1
-        return a[runs], b[runs], a[ends] - a[runs] + self.length
+        lengths = a[ends] - a[runs] + self.length
+        return a[runs], b[runs], np.minimum(lengths, b[runs] - a[runs])
 
     def most_frequent(self, most: int) -> list[Passage]:
         """Return the passages that stand in most places, three at least, as far as all agree."""
@@ -218,15 +219,23 @@ class Repeats:
         return Passage(length, places.tolist())
 
 
-def longest_passages(levels: Sequence[Repeats], most: int) -> list[Passage]:
+def longest_passages(repeats: Repeats, vocab_size: int, bits: int, most: int) -> list[Passage]:
     """Return the longest passages that stand in two places, which do not overlap.
 
+    What begins as something between its two places does is found by longer windows alone: they
+    are twice as long from one turn to the next, until none stands twice.
+
     Args:
-        levels: of the same text, of windows that get longer. What begins as something between its
-            two places does is found by the longer ones alone.
+        bits: by which `repeats` was sampled; a long text is not read again.
     """
-    tokens, shortest = levels[0].tokens, levels[0].length
-    a, b, lengths = map(np.concatenate, zip(*(level.pairs() for level in levels), strict=True))
+    tokens, shortest, length = repeats.tokens, repeats.length, repeats.length
+    turns = [repeats.pairs()]
+    while not bits and repeats.share and 2 * length <= LONGEST_WINDOW:
+        length *= 2
+        windows = hash_windows(tokens, vocab_size, (length,), bits)[length]
+        repeats = Repeats(tokens, windows, length)
+        turns.append(repeats.pairs())
+    a, b, lengths = map(np.concatenate, zip(*turns, strict=True))
     found: list[Passage] = []
     seen: list[range] = []  # what lies in a passage that was found
     contents: set[bytes] = set()

@@ -96,14 +96,14 @@ class Writing:
         self.log_probs: list[float] = []
         self.ids: list[int] = []
         self.finish = "length"
-        self._pieces = self._written()
+        # What iterating goes on from; a generator kept here would, as a cycle, keep the cache too.
+        self._decode = vocabulary.decoder()
+        self._held: str | None = ""  # the text's end, which may begin a stop string; None: all is
 
     def __iter__(self) -> Iterator[str]:
-        return self._pieces
-
-    def _written(self) -> Iterator[str]:
-        decode = self.vocabulary.decoder()
-        held = ""  # the end of the text, which may be the beginning of a stop string
+        decode, held = self._decode, self._held
+        if held is None:
+            return
         for token, log_prob in self.steps:
             self.log_probs.append(log_prob)
             self.ids.append(token)
@@ -118,12 +118,12 @@ class Writing:
                 held = held[: min(found)]
                 break
             ready = len(held) - max((_overlap(held, stop) for stop in self.stop), default=0)
-            self.text += held[:ready]
-            yield held[:ready]
-            held = held[ready:]
+            piece, held = held[:ready], held[ready:]
+            self.text, self._held = self.text + piece, held
+            yield piece
         else:
             held += decode([], final=True)
-        self.text += held
+        self.text, self._held = self.text + held, None
         yield held
 
     def whole(self) -> str:

@@ -177,9 +177,9 @@ class Batcher:
                 texts.append(_Text(stream))
                 with _ending(texts[-1:]):
                     texts[-1].open()
-            texts = [text for text in texts if not (text.ended or text.stream.cancelled)]
+            texts = _staying(texts)
             self._turn(texts)
-            texts = [text for text in texts if not text.ended]
+            texts = _staying(texts)
             with self._changed:
                 self.n_writing = len(texts)
             time.sleep(0)  # lets the event loop send what there is
@@ -196,6 +196,14 @@ class Batcher:
                 for text, logits in zip(own, all_logits, strict=True):
                     with _ending([text]):
                         text.take(logits)
+
+
+def _staying(texts: list["_Text"]) -> list["_Text"]:
+    """Return the texts that go on; the memory of the others is given back."""
+    for text in texts:
+        if text.ended or text.stream.cancelled:
+            text.leave()
+    return [text for text in texts if not (text.ended or text.stream.cancelled)]
 
 
 @contextlib.contextmanager
@@ -225,6 +233,10 @@ class _Text:
         """Make ready to read."""
         with torch.inference_mode():
             self.reader = self.order.model.open(1, self.idx.shape[1] + self.order.length)
+
+    def leave(self) -> None:
+        """Let go of the cache, which would stay until Python looks for cycles."""
+        self._pieces = iter(())
 
     def take(self, logits: np.ndarray) -> None:
         """Choose the next id, and hand over what that makes certain."""

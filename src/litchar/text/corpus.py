@@ -77,7 +77,9 @@ class Corpus:
             place = Path(os.path.expanduser(str(entry)))  # to Hydra 1984 is a number
             try:
                 place.exists()
-            except OSError as error:
+            except PermissionError:
+                raise
+            except OSError as error:  # a name too long: the text in place of its file
                 raise UserError(f"data.path: {error.strerror}: {str(entry)[:80]}...") from None
             if place.is_dir():
                 matches = _matches(place, pattern)

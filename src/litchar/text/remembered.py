@@ -32,10 +32,15 @@ def make_cache(directory: Path) -> None:
         if not os.access(directory, os.W_OK):
             raise PermissionError(errno.EACCES, "Permission denied")
     except OSError as error:
-        raise UserError(
-            f"{directory}: the cache cannot be written ({error.strerror}); name another place in "
-            "the environment: LITCHAR_CACHE=DIRECTORY"
-        ) from None
+        raise unwritable(directory, error) from None
+
+
+def unwritable(directory: Path, error: OSError) -> UserError:
+    """Return what to raise where the cache cannot be written."""
+    return UserError(
+        f"{directory}: the cache cannot be written ({error.strerror}); name another place in the "
+        "environment: LITCHAR_CACHE=DIRECTORY"
+    )
 
 
 def remembered(paths: Sequence[Path], about: str, compute: Callable[[], str]) -> str:

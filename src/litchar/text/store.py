@@ -1,5 +1,6 @@
 """The token store: a corpus as a memory-mapped array of ids, built once and cached by content."""
 
+import errno
 import hashlib
 import json
 import os
@@ -16,7 +17,7 @@ from litchar.errors import UserError
 from litchar.text.cleaning import rare_line
 from litchar.text.corpus import Corpus
 from litchar.text.mixture import Mixture, Splitting, arrange
-from litchar.text.remembered import cache_dir, make_cache, remembered
+from litchar.text.remembered import cache_dir, make_cache, remembered, unwritable
 from litchar.text.vocabulary import (
     BOUNDARY,
     REPLACEMENT,
@@ -166,6 +167,10 @@ def _build(corpus: Corpus, place: Path, fingerprint: str, encoding: Encoding) ->
         if corpus.fingerprint() != fingerprint:
             raise UserError(f"{corpus}: the text was changed while it was read; try again")
         os.rename(draft, place)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise unwritable(place.parent, error) from None
+        raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 

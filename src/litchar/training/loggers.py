@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import io
+import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -170,7 +171,7 @@ class MetricsCSV(Logger):
         super().__init__()
         self.path = Path(path)
         self._columns: list[str] = []  # of the file
-        self._rows: list[dict[str, Any]] = []  # not in the file yet; the last may still grow
+        self._rows: list[dict[str, Any]] = []  # not in the file yet; the last two may grow
 
     @property
     def name(self) -> str:
@@ -190,48 +191,60 @@ class MetricsCSV(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Add figures to the row of `step`; a new step writes the row before."""
-        if self._rows and self._rows[-1]["step"] == step:
-            self._rows[-1] |= metrics
+        """Add figures to the row of `step`; a new step writes the rows before.
+
+        The one just before may still grow: some callbacks of Lightning's count steps from 0.
+        """
+        number = step or 0
+        row = next((row for row in self._rows if row["step"] == number), None)
+        if row is not None:
+            row |= metrics
             return
         with contextlib.suppress(OSError):  # a full disk, say: the rows are kept for the next time
-            self.save()
-        self._rows.append({"step": step, **metrics})
+            self.save(number - 1)
+        self._rows.append({"step": number, **metrics})
+        self._rows.sort(key=lambda row: row["step"])
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """Hyper-parameters stand in `config.yaml`."""
 
     @rank_zero_only
-    def save(self) -> None:
+    def save(self, before: float = math.inf) -> None:
         """Write the rows that are not in the file yet, all or none of them.
+
+        Args:
+            before: those of steps below it.
 
         Raises:
             OSError: they cannot be written; they are kept.
         """
-        if not self._rows:
+        rows = [row for row in self._rows if row["step"] < before]
+        if not rows:
             return
         if not self.path.exists():
             self._columns = []
-        new = dict.fromkeys(key for row in self._rows for key in row if key not in self._columns)
+        new = dict.fromkeys(key for row in rows for key in row if key not in self._columns)
         if new:
-            self._rewrite([*self._read(), *self._rows], [*self._columns, *new])
+            self._rewrite([*self._read(), *rows], [*self._columns, *new])
         else:
-            self._append(self._rows)
-        self._rows = []
+            self._append(rows)
+        self._rows = self._rows[len(rows) :]
 
     @rank_zero_only
     def cut(self, step: int) -> None:
         """Keep the rows up to `step` of a file that is there; the rest will be written again, and
         what a power cut has left is none."""
         rows = self._read()
-        kept: list[dict[str, Any]] = []
+        kept: dict[int, dict[str, Any]] = {}
         for row in rows:
             number = int(row["step"]) if str(row["step"]).isdecimal() else 0
-            if (int(kept[-1]["step"]) if kept else 0) < number <= step and None not in row:
-                kept.append(row)
+            if 0 < number <= step and None not in row:
+                known = {column: figure for column, figure in row.items() if figure}
+                kept[number] = kept.get(number, {}) | known
         if rows:
-            self._rewrite(kept, [column for column in rows[0] if column is not None])
+            columns = [column for column in rows[0] if column is not None]
+            self._rewrite([kept[number] for number in sorted(kept)], columns)
 
     @rank_zero_only
     def finalize(self, status: str) -> None:

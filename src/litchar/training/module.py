@@ -7,6 +7,7 @@ from typing import Any
 import lightning as L
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
@@ -87,7 +88,11 @@ class LanguageModel(L.LightningModule):
 
     def on_train_start(self) -> None:
         """Find the generator that dropout draws from on this device, and let the first step of a
-        run that is to be longer than it was have the learning rate of the longer one."""
+        resumed run be what it would be without the pause: with the learning rate of a run as long
+        as it is now, and as many batches as are added up by now."""
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]  # set unseen
+            if isinstance(callback, GradientAccumulationScheduler):  # asked as epochs begin
+                callback.on_train_epoch_start(self.trainer)
         for scheduler in self.trainer.lr_scheduler_configs:
             groups = scheduler.scheduler.optimizer.param_groups
             for group in groups:

@@ -38,7 +38,15 @@ from torch.distributed import (  # type: ignore[attr-defined]
     rendezvous,
 )
 
-from litchar.errors import DivergedError, RankError, UserError, check_whole, first_line, is_users
+from litchar.errors import (
+    DivergedError,
+    RankError,
+    UserError,
+    check_whole,
+    first_line,
+    is_users,
+    reason,
+)
 from litchar.launched import Place, launched
 
 START_SECONDS = 600  # for all ranks to import and to open the text
@@ -162,6 +170,7 @@ class Leader:
         self._number = 0  # of the run, in the store
         self._leave = contextlib.ExitStack()
         self._over = threading.Event()
+        self._begun = False
 
     def __enter__(self) -> "Leader":
         if self.place.world_size == 1:
@@ -181,7 +190,7 @@ class Leader:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._over.set()
-        if kind is not None and not issubclass(kind, SystemExit):
+        if kind is not None and not (self._begun and issubclass(kind, SystemExit)):
             for process in self._processes:  # they have nothing to save
                 process.kill()
         deadline = time.monotonic() + END_SECONDS
@@ -211,7 +220,8 @@ class Leader:
             return
         if not self._processes:  # the launcher's, which wait for one run after the other
             self._number = next(_numbers)
-        job = {"config": OmegaConf.to_container(config), "run_dir": str(run_dir)}
+        # As YAML: in JSON every key is a text.
+        job = {"config": OmegaConf.to_yaml(config), "run_dir": str(run_dir)}
         self._store.set(_key("run", self._number), json.dumps(job))
         if self._processes:  # they have no other
             self._store.set(_key("run", self._number + 1), json.dumps(None))
@@ -227,6 +237,7 @@ class Leader:
             time.sleep(0.02)
         store = PrefixStore(_key("group", self._number), self._store)
         self._leave.enter_context(_process_group(self.place, store, device))
+        self._begun = True
 
     @contextlib.contextmanager
     def explained(self) -> Iterator[None]:
@@ -332,9 +343,9 @@ def _report(error: Exception, rank: int, store: Store, number: int) -> None:
         return  # as all ranks find together
     logging.getLogger(__name__).error("failed", exc_info=error)  # rank 0 will soon end this one
     users = is_users(error)
-    reason = first_line(error) if users else f"{type(error).__name__}: {first_line(error)}"
+    said = reason(error) if users else f"{type(error).__name__}: {first_line(error)}"
     if store.add(_key("failures", number), 1) == 1:
-        failure = {"rank": rank, "users": users, "reason": reason}
+        failure = {"rank": rank, "users": users, "reason": said.partition("\n")[0]}
         store.set(_key("failure", number), json.dumps(failure))
 
 

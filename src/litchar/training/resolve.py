@@ -50,9 +50,9 @@ def check_settings(config: DictConfig) -> None:
         if isinstance(value, float) and value.is_integer():
             value = int(value)
             OmegaConf.update(config, key, value)
-        if value is not None:
+        if value is not None or key in NEEDED:
             check_whole(key, value, least)
-    if config.seed is None or config.seed >= 2**32:
+    if config.seed >= 2**32:
         raise UserError(f"seed={config.seed}: must be a whole number from 0 to {2**32 - 1}")
     interval = config.trainer.val_check_interval
     if _is_number(interval, int | float) and interval <= 0:
@@ -102,6 +102,7 @@ WHOLE_NUMBERS = {
     "trainer.log_every_n_steps": 0,
 }
 
+NEEDED = ("seed", "trainer.accumulate_grad_batches")  # which are never null
 YES_AND_NO = ("yes", "no", "on", "off")  # true and false to YAML 1.1, and texts to Hydra
 BUILT = ("model", "optimizer", "scheduler", "trainer", "callbacks", "logger")  # what they may be in
 

@@ -454,6 +454,11 @@ def _record_failure(ready: Ready, run_dir: Path, error: BaseException) -> None:
         ready.terminal.say(f"Interrupted at step {step:,}; {where}")
 
 
+# What Lightning says where a callback cannot do its work, only when training begins: EarlyStopping,
+# GradientAccumulationScheduler, DeviceStatsMonitor.
+IMPOSSIBLE = ("conditioned on metric", "You have set `accumulate_grad_batches`", "`psutil`")
+
+
 def fit_and_test(setup: Setup, trainer: L.Trainer, run_dir: Path, terminal: Terminal) -> None:
     """Train, and score the best checkpoint on the test split if there is one: what all ranks do."""
     data, module, resumed = setup.data, setup.module, setup.resumed
@@ -468,8 +473,8 @@ def fit_and_test(setup: Setup, trainer: L.Trainer, run_dir: Path, terminal: Term
             best = run_dir / "checkpoints" / "best.ckpt"
             tested = trainer.strategy.broadcast(best if best.exists() else None)
             trainer.test(module, data, ckpt_path=tested, weights_only=True, verbose=False)
-    except (MemoryError, RuntimeError) as error:
-        if "conditioned on metric" in str(error):  # says Lightning's EarlyStopping
+    except (MemoryError, RuntimeError, ValueError, ModuleNotFoundError) as error:
+        if any(words in str(error) for words in IMPOSSIBLE):
             raise UserError(f"callbacks: {error}") from None
         if not _is_out_of_memory(error):
             raise

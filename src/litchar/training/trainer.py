@@ -11,7 +11,13 @@ import lightning as L
 import torch
 from hydra.utils import instantiate
 from lightning.fabric.utilities.warnings import PossibleUserWarning
-from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    Callback,
+    GradientAccumulationScheduler,
+    LearningRateFinder,
+    StochasticWeightAveraging,
+)
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import (
     AdvancedProfiler,
@@ -90,14 +96,27 @@ def entries(config: DictConfig, group: str, kind: type) -> list[Any]:
     """
     made = []
     for name, entry in (config.get(group) or {}).items():
-        if entry is not None:
-            made.append(instantiate(entry))
-            if not isinstance(made[-1], kind):
-                raise UserError(
-                    f"{group}.{name}: its _target_ must name a {kind.__name__} of Lightning's, or "
-                    "one of your own"
-                )
+        if entry is None:
+            continue
+        made.append(instantiate(entry))
+        if not isinstance(made[-1], kind):
+            raise UserError(
+                f"{group}.{name}: its _target_ must name a {kind.__name__} of Lightning's, or one "
+                "of your own"
+            )
+        for refused, why in REFUSED.items():
+            if isinstance(made[-1], refused):
+                raise UserError(f"{group}.{name}: no {refused.__name__} here: {why}")
     return made
+
+
+# Callbacks of Lightning's whose work a run would not keep, or not know of.
+REFUSED = {
+    BatchSizeFinder: "data.batch_size says how large a batch is, and what is counted",
+    LearningRateFinder: "try some, with -m optimizer.lr=1e-3,3e-3 or scripts/tune.py",
+    StochasticWeightAveraging: "it averages after the last validation, and nothing scores or saves "
+    "that; EMAWeightAveraging's average is",
+}
 
 
 def make_profiler(name: str | None, directory: Path) -> Any:

@@ -81,18 +81,18 @@ def best_experiment(study: optuna.Study, search: Search) -> str:
     """Return an experiment file: what the study's command line fixed, and the best values."""
     best = _completed(study)[0]
     groups = set(GlobalHydra.instance().config_loader().list_groups(""))
-    defaults: list[Any] = []
+    taken: dict[str, list[str]] = {"experiment": [], "debug": []}  # which comes last has its way
+    overridden: list[dict[str, Any]] = []
     values = OmegaConf.create()
     fixed = search.compose({})
     for given in training_overrides(search.overrides):
         key = given.key_or_group
-        if key in ("experiment", "debug"):
+        if key in taken:
             chosen = given.value()
             names = chosen if isinstance(chosen, list) else [chosen]
-            place = 0 if key == "experiment" else len(defaults)  # debug is to have its way
-            defaults[place:place] = [f"/{key}/{name}" for name in names]
+            taken[key] += [f"/{key}/{name}" for name in names]
         elif key in groups or "/" in key:
-            defaults.append({f"override /{key}": given.value()})
+            overridden.append({f"override /{key}": given.value()})
         elif key in ("data.path", "data.mixture", "data.name"):  # of a text, found from anywhere
             OmegaConf.update(values, key, fixed.data._get_node(key.removeprefix("data.")))
         elif key == "init_from" and given.value() is not None:
@@ -102,9 +102,10 @@ def best_experiment(study: optuna.Study, search: Search) -> str:
             OmegaConf.update(values, key, given.value())
     for key, value in best.params.items():
         if key in groups:
-            defaults.append({f"override /{key}": value})
+            overridden.append({f"override /{key}": value})
         else:
             OmegaConf.update(values, key, value)
+    defaults = [*taken["experiment"], *taken["debug"], *overridden]
     body = OmegaConf.create({"defaults": defaults} if defaults else {})
     return (
         "# @package _global_\n"
