@@ -1,5 +1,6 @@
 """The command line, run as a person runs it."""
 
+import errno
 import gc
 import os
 import random
@@ -8,6 +9,7 @@ import runpy
 import signal
 import subprocess
 import sys
+import types
 
 import hydra
 import pytest
@@ -101,6 +103,18 @@ def test_a_list_where_one_place_is_taken_is_a_name():
 def test_a_place_cannot_be_missing(argument):
     with pytest.raises(UserError, match=f"^{argument}: runs need a place"):
         quote(argument)
+
+
+def test_a_full_disk_ends_with_2_and_one_line(monkeypatch, capsys):
+    def run(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setitem(sys.modules, "full", types.SimpleNamespace(run=run))
+    monkeypatch.setattr(sys, "argv", ["export.py"])
+    with pytest.raises(SystemExit) as ended:
+        hydra_main(str(ROOT / "scripts/export.py"), "export", "full:run")
+    assert ended.value.code == 2
+    assert "the disk that is written to: No space left on device; make" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("place", [["--config-dir", "{}/b=c"], ["--config-dir={}/b=c"], []])

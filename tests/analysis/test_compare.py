@@ -248,6 +248,14 @@ def test_a_table_is_cut_on_no_terminal(made, tmp_path, monkeypatch, capsys, widt
     assert "\u2026" not in printed
 
 
+def test_a_text_whose_name_is_no_utf8_is_compared(made, tmp_path):
+    run = made("a")
+    environment = json.loads((run / "environment.json").read_text())
+    (run / "environment.json").write_text(json.dumps(environment | {"text": "caf\udce9.txt"}))
+    report_on([tmp_path / "sweep"], tmp_path / "out", None, Terminal())
+    assert read(tmp_path / "out/sweep.csv")[0]["text"] == "caf\\udce9.txt"
+
+
 def test_a_curve_of_one_point_is_drawn(made, tmp_path):
     made("a", curve=[(100, 2.0)])
     panels = panels_of(compare([tmp_path / "sweep"]).tables[0])

@@ -1,6 +1,7 @@
 """`scripts/generate.py`: prompts in, texts, JSON or colours out."""
 
 import codecs
+import gc
 import io
 import json
 import math
@@ -11,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -48,6 +50,20 @@ def test_what_may_become_a_stop_string_is_held_back_and_given_up():
     pieces, writing = written("abaabd", "abac")
     assert pieces == ["", "", "", "aba", "", "abd", ""]
     assert writing.finish == "length"
+
+
+def test_a_text_that_is_left_keeps_nothing():
+    """Its steps keep a model's cache, and memory of a GPU calls no collector."""
+    steps = ((int(token), -0.5) for token in LETTERS.encode("abcdef"))
+    writing = Writing(steps, LETTERS)
+    left = weakref.ref(steps)
+    next(iter(writing))
+    gc.disable()
+    try:
+        del writing, steps
+        assert left() is None
+    finally:
+        gc.enable()
 
 
 def test_a_text_read_in_parts_is_the_same():

@@ -1,5 +1,6 @@
 """The token store."""
 
+import errno
 import gzip
 import itertools
 import multiprocessing
@@ -157,6 +158,18 @@ def flip_a_byte(store: Path) -> None:
 def cut(store: Path) -> None:
     data = (store / "tokens.npy").read_bytes()
     (store / "tokens.npy").write_bytes(data[:-1])
+
+
+def test_a_full_disk_is_named_with_the_cache_and_leaves_nothing(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    (tmp_path / "text.txt").write_text("abc")
+    monkeypatch.setattr("litchar.text.store._save", fail)
+    words = r"the cache cannot be written \(No space left on device\); .*LITCHAR_CACHE=DIRECTORY"
+    with pytest.raises(UserError, match=words):
+        open_store(Corpus([tmp_path / "text.txt"]))
+    assert not list(cache_dir().glob("tokens/*/"))
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,25 @@ def test_a_step_has_one_row_whatever_was_logged_for_it(tmp_path):
     ]
 
 
+def test_a_callback_that_counts_from_0_adds_no_row_out_of_order(tmp_path):
+    path = tmp_path / "metrics.csv"
+    logger = MetricsCSV(path)
+    for step in (5, 10):
+        logger.log_metrics({"train/loss": 2.0}, step=step)
+        logger.log_metrics({"gpu": 0.5}, step=step - 1)
+        logger.log_metrics({"val/loss": 1.75}, step=step)
+    logger.save()
+    assert [row["step"] for row in read(path)] == ["4", "5", "9", "10"]
+    assert [row["val/loss"] for row in read(path)] == ["", "1.75", "", "1.75"]
+
+
+def test_rows_of_one_step_are_joined_when_a_run_goes_on(tmp_path):
+    path = tmp_path / "metrics.csv"
+    path.write_text("step,a,b\n5,1.0,\n4,3.0,\n5,,2.0\n")
+    MetricsCSV(path).cut(step=5)
+    assert path.read_text().split() == ["step,a,b", "4,3.0,", "5,1.0,2.0"]
+
+
 def test_a_file_that_is_there_is_continued(tmp_path):
     path = tmp_path / "metrics.csv"
     first = MetricsCSV(path)

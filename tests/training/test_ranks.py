@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -64,6 +65,10 @@ def swept(tmp_path_factory):
             *SMALL,
             *SETTING,
             "trainer=ddp,fsdp",
+            # whose keys are numbers on every rank
+            "+callbacks.as_before._target_=lightning.pytorch.callbacks."
+            "GradientAccumulationScheduler",
+            "+callbacks.as_before.scheduling={0:1}",
             "trainer.devices=2",
             "launcher=parallel",
             "hydra.launcher.n_jobs=1",
@@ -293,6 +298,14 @@ def test_what_devices_cannot_run_is_refused(compose, overrides, device, words):
         settle_devices(compose(*overrides).trainer, torch.device(device))
 
 
+def test_a_signal_before_the_run_has_begun_waits_for_no_rank(monkeypatch):
+    follower = Mock(stdin=None, poll=Mock(return_value=None))
+    monkeypatch.setattr(ranks, "_start", lambda *_: follower)
+    with pytest.raises(Interrupted), ranks.Leader(Place(0, 0, 0, 2), lambda _: None):
+        raise Interrupted(signal.SIGTERM)
+    assert next(call[0] for call in follower.method_calls if call[0] != "poll") == "kill"
+
+
 def test_a_batch_that_ranks_cannot_share_leaves_nothing_behind(train, tmp_path):
     with pytest.raises(UserError, match="batch_size=7 cannot be shared by 2 devices"):
         train(*TWO, "data.batch_size=7", name="run")
@@ -397,7 +410,7 @@ def test_a_launchers_ranks_wait_for_no_run_that_was_refused(monkeypatch):
     store.add("ready 0", 1)  # the other rank waits for the first run
     with ranks.Leader(place, print) as leader:
         leader.begin(OmegaConf.create({"seed": 3}), Path("run"), torch.device("cpu"))
-    assert json.loads(store.get("run 0")) == {"config": {"seed": 3}, "run_dir": "run"}
+    assert json.loads(store.get("run 0")) == {"config": "seed: 3\n", "run_dir": "run"}
 
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")

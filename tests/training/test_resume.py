@@ -36,6 +36,12 @@ def stopped_at(step, signum=signal.SIGTERM):
 SETTING = ("model.dropout=0.2", "trainer.max_steps=25", "trainer.log_every_n_steps=4")
 
 
+SCHEDULED = (
+    "+callbacks.more._target_=lightning.pytorch.callbacks.GradientAccumulationScheduler",
+    "+callbacks.more.scheduling={0:2}",
+)
+
+
 @pytest.mark.parametrize(
     ("step", "setting"),
     [
@@ -46,6 +52,7 @@ SETTING = ("model.dropout=0.2", "trainer.max_steps=25", "trainer.log_every_n_ste
         (12, ("trainer.accumulate_grad_batches=2",)),
         (25, ()),  # the last step
         (3, ("trainer.precision=64-true",)),
+        (8, SCHEDULED),
     ],
 )
 def test_a_run_stopped_by_a_signal_goes_on_exactly(train, step, setting):

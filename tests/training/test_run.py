@@ -421,6 +421,9 @@ def test_init_from_a_bigram_moves_rows_and_columns(train, tmp_path):
             )
 
 
+CALLBACKS = "lightning.pytorch.callbacks"
+
+
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
@@ -464,6 +467,20 @@ def test_init_from_a_bigram_moves_rows_and_columns(train, tmp_path):
         (["scheduler.warmup_steps=0.1"], "warmup_steps=0.1"),
         (["+callbacks.early_stopping.patience=5"], "callbacks.early_stopping: its _target_"),
         (["+callbacks.x._target_=torch.nn.Identity"], "callbacks.x: its _target_ must name a Call"),
+        ([f"+callbacks.x._target_={CALLBACKS}.BatchSizeFinder"], "no BatchSizeFinder here"),
+        ([f"+callbacks.x._target_={CALLBACKS}.LearningRateFinder"], "no LearningRateFinder here"),
+        (
+            [f"+callbacks.x={{_target_:{CALLBACKS}.StochasticWeightAveraging,swa_lrs:1.0}}"],
+            "no StochasticWeightAveraging here: .*EMAWeightAveraging",
+        ),
+        (
+            [
+                f"+callbacks.x._target_={CALLBACKS}.GradientAccumulationScheduler",
+                "+callbacks.x.scheduling={0:2}",
+                "trainer.accumulate_grad_batches=2",
+            ],
+            "callbacks: .*accumulate_grad_batches",
+        ),
         (["+logger.x.path=5"], "logger.x: its _target_ must name a Logger"),
         (["model._target_=torch.nn.Linear"], "model._target_: it names 'torch.nn.Linear'"),
         (["+model.act._target_=torch.nn.GELU"], r"model.act._target_=torch.nn.GELU: .* plain data"),
