@@ -135,12 +135,12 @@ def _check_added(name: str, keys: dict[str, bool]) -> None:
         return
     if top not in keys:
         tops = [key for key in keys if "." not in key]
-        raise UserError(f"{top}: there is no such key or group{_nearest(top, tops)}")
+        raise UserError(f"{top}: there is no such key or group{nearest(top, tops)}")
     parent = top
     for part in parts:
         key = f"{parent}.{part}"
         if key not in keys and (parent in CLOSED or not keys[top]):
-            raise UserError(f"{key}: there is no such key{_nearest(key, list(keys))}")
+            raise UserError(f"{key}: there is no such key{nearest(key, list(keys))}")
         parent = key
 
 
@@ -191,12 +191,12 @@ def check_composed(config: DictConfig, known: Known, choices: Mapping[str, str |
                 "has to begin with the line # @package _global_"
             )
         if key not in known and f"${{{key}" not in OmegaConf.to_yaml(config):
-            raise UserError(f"{key}: there is no such key or group{_nearest(key, list(known))}")
+            raise UserError(f"{key}: there is no such key or group{nearest(key, list(known))}")
         below, node = known.get(key), config._get_node(key)
         if below is not None and isinstance(node, DictConfig):
             for name in map(str, node):
                 if name not in below:
-                    near = _nearest(name, sorted(below))
+                    near = nearest(name, sorted(below))
                     raise UserError(f"{key}.{name}: there is no such key{near}")
 
 
@@ -211,7 +211,7 @@ def explain(error: Exception, conf: Path, config_name: str) -> str:
         return reason(error)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
-        return f"{group}={name}: there is no such file in conf/{group}" + _nearest(
+        return f"{group}={name}: there is no such file in conf/{group}" + nearest(
             name, error.options or []
         )
     if isinstance(error, OverrideParseException):
@@ -234,14 +234,14 @@ def _missing(key: str, typed: bool, conf: Path, config_name: str) -> str:
     group = key.split(".")[0]
     if key in _groups(conf) and not keys.get(key):
         own = [other for other in keys if other.startswith(f"{key}.")]
-        has = f"; {key} has {', '.join(own)}" if own else _nearest(key, list(keys))
+        has = f"; {key} has {', '.join(own)}" if own else nearest(key, list(keys))
         return f"{config_name} has no such group{has}"
     if key not in keys:
-        return f"there is no such key{_nearest(key, list(keys))}"
+        return f"there is no such key{nearest(key, list(keys))}"
     return f"the chosen {group} has no such key" if typed else f"it is needed; leave ~{key} out"
 
 
-def _nearest(name: str, names: Sequence[str]) -> str:
+def nearest(name: str, names: Sequence[str]) -> str:
     """Return a hint at the name that was meant, looked for beside it first."""
     parent = name.rpartition(".")[0]
     beside = [other for other in names if other.rpartition(".")[0] == parent] or names

@@ -1,6 +1,5 @@
 """A text as a run sees it: which corpus, and where its splits lie."""
 
-import difflib
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -10,6 +9,7 @@ import numpy as np
 from hydra.utils import instantiate
 
 from litchar.errors import UserError, check_flag, check_whole
+from litchar.overrides import nearest
 from litchar.text.cleaning import Cleaning
 from litchar.text.corpus import Corpus
 from litchar.text.mixture import Mixture, Splitting, read_mixture
@@ -137,9 +137,9 @@ class Text:
         """
         names = {field.name for field in fields(cls)} | set(BATCHED_BY)
         if unknown := [str(name) for name in settings if name not in names]:
-            close = difflib.get_close_matches(unknown[0], names, 1)
-            meant = f"; did you mean data.{close[0]}?" if close else ""
-            raise UserError(f"data.{unknown[0]}: there is no such key{meant}")
+            key = f"data.{unknown[0]}"
+            near = nearest(key, [f"data.{name}" for name in names])
+            raise UserError(f"{key}: there is no such key{near}")
         mine = {field.name: settings[field.name] for field in fields(cls) if field.name in settings}
         return cls(**mine | {"source": instantiate(mine.get("source"))})
 
