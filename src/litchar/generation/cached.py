@@ -1,6 +1,6 @@
 """A transformer that keeps keys and values, on any device."""
 
-from functools import cache, partial
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from litchar.device import capture
 from litchar.models.transformer import Block, NGramEmbedding, Norm, Transformer
 
 
@@ -127,11 +128,7 @@ class CachedTransformer:
         return self.logits.numpy().copy()
 
     def _capture(self, full: bool) -> torch.cuda.CUDAGraph:
-        """Capture `_read` of `self.idx` into `self.logits`, both in the CPU's memory.
-
-        `torch.cuda.graph` would first give back all memory that is free: a training step behind a
-        sample would have to ask the driver for it anew. And other threads may go on with theirs.
-        """
+        """Capture `_read` of `self.idx` into `self.logits`, both in the CPU's memory."""
         changed = (self.position, self.before)
         saved = [tensor.clone() for tensor in changed]
         device = self.position.device
@@ -140,20 +137,8 @@ class CachedTransformer:
             logits = self._read(self.idx.to(device, non_blocking=True), full)
             self.logits.copy_(logits, non_blocking=True)
 
-        graph, stream = torch.cuda.CUDAGraph(), _capturing_stream(device)
-        stream.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(stream):
-            for _ in range(3):  # warm-up writes where the capture's own position will write
-                step()
-                torch._foreach_copy_(changed, saved)
-            torch.cuda.synchronize(device)
-            graph.capture_begin(capture_error_mode="thread_local")
-            try:
-                step()
-            finally:
-                graph.capture_end()
-        torch.cuda.current_stream(device).wait_stream(stream)
-        return graph
+        # What else it changes, keys and values, each turn writes where the replay will write.
+        return capture(step, device, undo=lambda: torch._foreach_copy_(changed, saved))
 
 
 def attend(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
@@ -195,10 +180,3 @@ class HeadNorms:
         """Norm each head by itself: (B, T, 2, H, D)."""
         normed: Tensor = self.norm(qk) * self.gain
         return normed if self.shift is None else normed + self.shift
-
-
-@cache
-def _capturing_stream(device: torch.device) -> torch.cuda.Stream:
-    """Return the stream of all captures: cuBLAS keeps 32 MiB for each that it has ever met."""
-    stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    return stream
