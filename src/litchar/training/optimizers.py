@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw as adamw_step
 
+from litchar.device import capture
+
 
 def adamw(
     model: nn.Module,
@@ -130,6 +132,16 @@ class Muon(torch.optim.Optimizer):
     Each group of parameters has a `kind`: `muon` (matrices alone) or `adamw`.
     """
 
+    def __init__(self, params: list[dict[str, Any]], defaults: dict[str, Any]) -> None:
+        super().__init__(params, defaults)
+        # By number and shape of matrices: what is orthogonalised, the result, and what does it.
+        self._graphs: dict[Any, tuple[list[Tensor], list[Tensor], torch.cuda.CUDAGraph]] = {}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take over a state: of a copy, or what a checkpoint has kept."""
+        super().__setstate__(state)
+        self._graphs = {}
+
     @torch.no_grad()
     def step(  # type: ignore[override]  # one signature, where torch has two overloads
         self, closure: Callable[[], float] | None = None
@@ -158,11 +170,39 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
 
         by_shape = sorted(zip(matrices, updates, strict=True), key=lambda pair: pair[0].shape)
-        for shape, pairs in groupby(by_shape, key=lambda pair: pair[0].shape):
-            alike, updates = zip(*pairs, strict=True)
-            steps = orthogonalize(torch.stack(updates), group["polar_steps"])
-            scale = 0.2 * math.sqrt(max(shape))
-            torch._foreach_add_(list(alike), list(steps.unbind()), alpha=-group["lr"] * scale)
+        alike = [
+            tuple(zip(*pairs, strict=True))
+            for _, pairs in groupby(by_shape, key=lambda pair: pair[0].shape)
+        ]
+        all_steps = self._orthogonalize([updates for _, updates in alike], group["polar_steps"])
+        for (parameters, _), steps in zip(alike, all_steps, strict=True):
+            scale = 0.2 * math.sqrt(max(steps.shape[1:]))
+            torch._foreach_add_(list(parameters), list(steps.unbind()), alpha=-group["lr"] * scale)
+
+    def _orthogonalize(self, alike: list[tuple[Tensor, ...]], polar_steps: int) -> list[Tensor]:
+        """Orthogonalise matrices, those of one shape together: (N, R, C) of each shape.
+
+        On a GPU its hundred launches take longer than what they launch, unless the matrices are
+        large; so they are captured once, and then replayed. (FSDP's gradients cannot be.)
+        """
+        gradients = [gradient for each in alike for gradient in each]
+        small = sum(gradient.numel() for gradient in gradients) <= 1 << 25
+        if not (small and all(g.is_cuda and type(g) is Tensor for g in gradients)):
+            return [orthogonalize(torch.stack(each), polar_steps) for each in alike]
+        key = (polar_steps, *((len(each), *each[0].shape) for each in alike))
+        if key not in self._graphs:
+            given = [torch.stack(each) for each in alike]
+            steps: list[Tensor] = []
+
+            def work() -> None:
+                steps[:] = [orthogonalize(matrices, polar_steps) for matrices in given]
+
+            self._graphs[key] = given, steps, capture(work, gradients[0].device)
+        given, steps, graph = self._graphs[key]
+        for stacked, each in zip(given, alike, strict=True):
+            torch.stack(each, out=stacked)
+        graph.replay()
+        return steps
 
     def _step_adamw(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         beta1, beta2 = group["betas"]
