@@ -9,7 +9,10 @@ import torch
 from conftest import assert_same_run, summary
 from litchar.errors import Interrupted
 from litchar.generation.readers import Prepared, Window
-from litchar.models import Transformer
+from litchar.models import Recurrent, Transformer
+from litchar.training.module import mean_loss
+from litchar.training.optimizers import muon, orthogonalize
+from litchar.training.replay import ReplayedLoss
 
 pytestmark = [
     pytest.mark.gpu,
@@ -70,3 +73,87 @@ def test_a_captured_graph_says_what_the_uncaptured_model_says(position, batch_si
         for t in range(50):
             ours, theirs = reader.read(idx[:, t : t + 1]), expected.read(idx[:, t : t + 1])
             np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+MODELS = {
+    "transformer": lambda: Transformer(13, 16, 2, 2, 32, dropout=0.0, init="torch"),
+    "tied": lambda: Transformer(13, 16, 1, 2, 32, tie_head=True, init="gpt2"),
+    "ngrams": lambda: Transformer(13, 16, 1, 2, 32, ngrams=[[2, 50, 8]], init="torch"),
+    "gru": lambda: Recurrent(13, 16, 2, 32, cell="gru"),
+    "lstm": lambda: Recurrent(13, 16, 2, 32, cell="lstm"),
+}
+
+
+def batch(seed):
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(13, (4, 17), generator=generator).cuda()
+    return ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_replayed_batch_has_the_loss_and_gradients_of_its_own(name):
+    torch.manual_seed(0)
+    model = MODELS[name]().cuda()
+    alone = copy.deepcopy(model)
+    replayed = ReplayedLoss(mean_loss, model, (4, 16), torch.enable_grad)
+    optimizers = [torch.optim.SGD(m.parameters(), lr=0.5) for m in (model, alone)]
+    for seed in range(4):
+        loss = replayed(model, *batch(seed))
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        replayed.backward()
+        expected = mean_loss(alone, *batch(seed))
+        expected.backward()
+        torch.testing.assert_close(loss, expected.detach())
+        for ours, theirs in zip(model.parameters(), alone.parameters(), strict=True):
+            torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-5)
+        for optimizer in optimizers:
+            optimizer.step()
+
+
+def test_a_replay_finds_weights_that_have_been_moved():
+    torch.manual_seed(0)
+    model = MODELS["transformer"]().cuda()
+    replayed = ReplayedLoss(mean_loss, model, (4, 16), torch.enable_grad)
+    model.head.weight.data = torch.zeros_like(model.head.weight)
+    assert float(replayed(model, *batch(0))) == pytest.approx(np.log(13), abs=1e-5)
+
+
+def test_a_replay_drops_by_the_seed_of_its_step():
+    torch.manual_seed(0)
+    model = Transformer(13, 16, 1, 2, 32, dropout=0.5, init="torch").cuda()
+    replayed = ReplayedLoss(torch.compile(mean_loss), model, (4, 16), torch.enable_grad)
+    losses = []
+    for seed in (1, 2, 1):
+        torch.cuda.manual_seed(seed)
+        losses.append(float(replayed(model, *batch(0))))
+    assert losses[0] == losses[2] != losses[1]
+
+
+def test_orthogonalizing_in_a_graph_is_orthogonalizing():
+    torch.manual_seed(0)
+    model = MODELS["transformer"]().cuda()
+    matrices = [model.blocks[i].attention.qkv.weight for i in range(2)]
+    optimizer = muon(model, lr=0.1, weight_decay=0.0, momentum=0.0)
+    for seed in range(3):
+        before = torch.stack([m.detach().clone() for m in matrices])
+        optimizer.zero_grad()
+        mean_loss(model, *batch(seed)).backward()
+        given = torch.stack([m.grad for m in matrices])
+        optimizer.step()
+        moved = before - torch.stack([m.detach() for m in matrices])
+        expected = 0.1 * 0.2 * 96**0.5 * orthogonalize(given, 5)
+        torch.testing.assert_close(moved, expected, rtol=0.05, atol=1e-3)
+
+
+@pytest.mark.parametrize("model", ["gru", "lstm", "bigram", "gpt2"])
+def test_each_model_trains_compiled_and_replayed(train, text_file, capsys, model):
+    setting = ("trainer.accelerator=gpu", "trainer.max_steps=10", "trainer.val_check_interval=10")
+    run = train(f"data.path={text_file}", f"model={model}", *setting, only=True)
+    assert summary(run)["status"] == "completed"
+    assert "Not compiled" not in capsys.readouterr().out
+
+
+def test_averages_are_taken_of_replayed_runs(train):
+    average = "+callbacks.average._target_=lightning.pytorch.callbacks.EMAWeightAveraging"
+    assert summary(train(*GPU, average))["status"] == "completed"

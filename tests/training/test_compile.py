@@ -1,5 +1,6 @@
 """`compile=true`: the same training, and a run that goes on where compilation fails."""
 
+import copy
 from functools import partial
 
 import lightning as L
@@ -10,7 +11,8 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from conftest import summary
 from litchar.errors import UserError
 from litchar.training import trainer
-from litchar.training.trainer import can_replay
+from litchar.training.module import mean_loss
+from litchar.training.replay import ReplayedLoss
 
 
 def test_a_run_goes_on_uncompiled_where_compilation_fails(train, tmp_path, monkeypatch, capsys):
@@ -45,9 +47,29 @@ def test_a_trial_that_runs_out_of_memory_ends_the_run(train, monkeypatch):
     def exhausted(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    monkeypatch.setattr(trainer, "compiled_loss", lambda graphs: exhausted)
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: exhausted)
     with pytest.raises(UserError, match=r"out of memory at step 0; try data\.batch_size=4 "):
         train("compile=true")
+
+
+def test_a_loss_that_cannot_be_captured_is_still_compiled(train, monkeypatch, capsys):
+    plain = summary(train("model.dropout=0.0", name="plain"))
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    monkeypatch.setattr(trainer, "can_replay", lambda *_: True)  # but there is no GPU to do so
+    capsys.readouterr()
+    compiled = summary(train("model.dropout=0.0", "compile=true", name="compiled"))
+    lines = [line for line in capsys.readouterr().out.splitlines() if "Not " in line]
+    assert len(lines) == 1
+    assert lines[0].startswith("Not replayed as a CUDA graph (RuntimeError: ")
+    assert compiled["val_loss"] == pytest.approx(plain["val_loss"], abs=1e-4)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+def test_a_copy_of_a_model_has_no_graph_of_its_own():
+    replayed = ReplayedLoss.__new__(ReplayedLoss)
+    replayed.mean_loss = mean_loss
+    assert copy.deepcopy(replayed) is mean_loss
 
 
 @pytest.mark.parametrize(
@@ -57,11 +79,14 @@ def test_a_trial_that_runs_out_of_memory_ends_the_run(train, monkeypatch):
         ({"accumulate_grad_batches": 2}, False),
         ({"callbacks": [GradientAccumulationScheduler({0: 2})]}, False),
         ({"strategy": "ddp", "devices": 1}, False),
+        ({"detect_anomaly": True}, False),
     ],
 )
 def test_a_graph_is_replayed_where_its_gradients_may_be_overwritten(settings, replayed):
     quiet = {"logger": False, "enable_checkpointing": False}
-    assert can_replay(L.Trainer(accelerator="cpu", **quiet, **settings)) is replayed
+    made = L.Trainer(accelerator="cpu", **quiet, **settings)
+    assert trainer.can_replay(made, torch.device("cuda")) is replayed
+    assert not trainer.can_replay(made, torch.device("cpu"))
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,7 @@ def time_bare_loop(script: str, experiment: str, form: str, steps: int) -> float
     from litchar.text import open_store
     from litchar.text.sources import bundled
     from litchar.training.module import compiled_loss, mean_loss
+    from litchar.training.replay import ReplayedLoss
     from litchar.training.resolve import resolve_device, resolve_dropout
 
     config = compose(script, f"experiment={experiment}", "data=ml")
@@ -134,10 +136,13 @@ def time_bare_loop(script: str, experiment: str, form: str, steps: int) -> float
         model = instantiate(config.model, **sizes).to(device)
         optimizer = instantiate(config.optimizer)(model)
         set_matmul_precision(config.float32_matmul_precision, device)
-    loss_of = compiled_loss(device.type == "cuda") if config.compile else mean_loss
-    autocast: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+    precision: Callable[[], Any] = contextlib.nullcontext
     if config.trainer.precision == "bf16-mixed":
-        autocast = torch.autocast(device.type, torch.bfloat16)
+        precision = partial(torch.autocast, device.type, torch.bfloat16)
+    compiled = compiled_loss(device) if config.compile else mean_loss
+    replayed = None
+    if config.compile and device.type == "cuda":
+        replayed = ReplayedLoss(compiled, model, (B, T), precision)
     clip = config.trainer.gradient_clip_val
 
     taken = []
@@ -147,10 +152,15 @@ def time_bare_loop(script: str, experiment: str, form: str, steps: int) -> float
                 torch.accelerator.synchronize(device)
             taken.append(time.perf_counter())
         offsets = torch.randint(len(tokens) - T, (B,), device=device)
-        with autocast:
-            loss = loss_of(model, *gather(tokens, offsets, T))
-        optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
+        batch = gather(tokens, offsets, T)
+        if replayed is not None:
+            replayed(model, *batch)
+            replayed.backward()
+        else:
+            with precision():
+                loss = compiled(model, *batch)
+            optimizer.zero_grad(set_to_none=True)
+            torch.autograd.backward(loss)
         if clip is not None:
             torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
         optimizer.step()

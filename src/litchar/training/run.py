@@ -63,7 +63,12 @@ from litchar.training.resolve import (
 )
 from litchar.training.summary import final_metrics, write_summary
 from litchar.training.sweep import Outcome, recorded, swept_settings
-from litchar.training.trainer import compile_or_say_why_not, make_trainer, quiet_libraries
+from litchar.training.trainer import (
+    compile_or_say_why_not,
+    load_kernels,
+    make_trainer,
+    quiet_libraries,
+)
 
 
 def main(config: DictConfig) -> float | Outcome | None:
@@ -465,6 +470,7 @@ def fit_and_test(setup: Setup, trainer: L.Trainer, run_dir: Path, terminal: Term
     try:
         if setup.config.compile:
             compile_or_say_why_not(module, data, trainer, terminal)
+        load_kernels(module, trainer)
         # As the Trainer does, but after it has loaded what a resumed run goes on from.
         trainer.precision_plugin.convert_module(module)
         begin = None if resumed is None else resumed.path

@@ -1,6 +1,7 @@
 """The Trainer of a run: Lightning's, with the callbacks and loggers that make the run's record."""
 
 import contextlib
+import copy
 import logging
 import warnings
 from collections.abc import Sequence
@@ -36,10 +37,11 @@ from litchar.terminal import Terminal
 from litchar.text import Vocabulary
 from litchar.training.callbacks import Metrics, Samples
 from litchar.training.checkpointing import AtomicCheckpointIO, Checkpoints
-from litchar.training.module import LanguageModel, compiled_loss, mean_loss
+from litchar.training.module import LanguageModel, compiled_loss
 from litchar.training.profile import Profile
 from litchar.training.progress import ProgressBar
 from litchar.training.ranks import Environment
+from litchar.training.replay import Loss, ReplayedLoss
 
 
 def make_trainer(
@@ -144,34 +146,62 @@ _NOTHING = contextlib.nullcontext()
 def compile_or_say_why_not(
     module: LanguageModel, data: TextDataModule, trainer: L.Trainer, terminal: Terminal
 ) -> None:
-    """Compile the training loss and try it forward and backward; if that fails, go on without."""
+    """Compile the training loss, have a GPU replay it, and try it; if that fails, go on without."""
     device = trainer.strategy.root_device
     trainer.precision_plugin.convert_module(module.to(device))  # as the Trainer will
     shape = (data.batch_size // trainer.world_size, data.block_size)
-    idx, targets = (torch.zeros(shape, dtype=torch.long, device=device) for _ in range(2))
-    graphs = device.type == "cuda" and can_replay(trainer)
-    module.mean_loss = compiled_loss(graphs)
-    try:
-        for _ in range(3 if graphs else 1):  # graphs are recorded in the second turn
-            with trainer.precision_plugin.forward_context():
-                torch.autograd.backward(module.mean_loss(module.model, idx, targets))
-            module.zero_grad(set_to_none=True)
-    except torch.OutOfMemoryError:
-        raise  # there would be less without it
-    except Exception as error:  # whatever the compiler raises: training can go on without it
-        cause = getattr(error, "inner_exception", error)  # of what the backend raised
-        reason = f"{type(cause).__name__}: {first_line(cause)}"
-        terminal.say(f"Not compiled ({reason}); going on without.")
-        module.mean_loss = mean_loss
+    precision = trainer.precision_plugin.forward_context
+    compiled = compiled_loss(device)
+
+    def replayed() -> Loss:
+        return ReplayedLoss(compiled, module.model, shape, precision)
+
+    def launched() -> Loss:
+        idx, targets = (torch.zeros(shape, dtype=torch.long, device=device) for _ in range(2))
+        with precision():
+            torch.autograd.backward(compiled(module.model, idx, targets))
+        return compiled
+
+    forms = {"replayed as a CUDA graph": replayed} if can_replay(trainer, device) else {}
+    for what, form in (forms | {"compiled": launched}).items():
+        try:
+            module.mean_loss = form()
+            break
+        except torch.OutOfMemoryError:
+            raise  # there would be less without it
+        except Exception as error:  # whatever the compiler raises: training can go on without it
+            cause = getattr(error, "inner_exception", error)  # of what the backend raised
+            reason = f"{type(cause).__name__}: {first_line(cause)}"
+            terminal.say(f"Not {what} ({reason}); going on without.")
     module.zero_grad(set_to_none=True)
 
 
-def can_replay(trainer: L.Trainer) -> bool:
-    """Return whether gradients may lie in a CUDA graph's memory, where the next turn overwrites
-    them: they must neither add up over batches nor belong to several ranks."""
+def can_replay(trainer: L.Trainer, device: torch.device) -> bool:
+    """Return whether a batch's loss and gradients may come from a CUDA graph.
+
+    It does again what it did, in the memory where it did it: gradients must neither add up over
+    batches, nor belong to several ranks, nor be scaled by what changes, nor be watched.
+    """
+    one_gpu = isinstance(trainer.strategy, SingleDeviceStrategy) and device.type == "cuda"
     schedules = (isinstance(c, GradientAccumulationScheduler) for c in trainer.callbacks)  # type: ignore[attr-defined]  # set unseen
-    one_device = isinstance(trainer.strategy, SingleDeviceStrategy)
-    return one_device and trainer.accumulate_grad_batches == 1 and not any(schedules)
+    adds_up = trainer.accumulate_grad_batches > 1 or any(schedules)
+    scaled = getattr(trainer.precision_plugin, "scaler", None) is not None  # float16
+    return one_gpu and not (adds_up or scaled or trainer._detect_anomaly)
+
+
+def load_kernels(module: LanguageModel, trainer: L.Trainer) -> None:
+    """Take a step of the optimiser with a copy of the model: a GPU loads what it runs when it first
+    does, which takes seconds and is no part of what a step takes."""
+    one_gpu = isinstance(trainer.strategy, SingleDeviceStrategy)
+    if not (one_gpu and trainer.strategy.root_device.type == "cuda"):
+        return
+    trial = copy.deepcopy(module.model).to(trainer.strategy.root_device)
+    optimizer = module.optimizer(trial)
+    for parameter in trial.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    torch.nn.utils.clip_grad_norm_(trial.parameters(), 1.0)
+    optimizer.step()
+    torch.cuda.synchronize()  # before what it works with is gone
 
 
 def quiet_libraries() -> None:
