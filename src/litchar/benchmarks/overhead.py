@@ -79,6 +79,7 @@ def _under_the_trainer(options: argparse.Namespace) -> float:
             f"trainer.max_steps={options.steps}",
             f"trainer.val_check_interval={options.steps}",
             "trainer.limit_val_batches=1",
+            "report=false",
             f"trainer.log_every_n_steps={BLOCK}",
         )
         characters: float = summary["characters_seen"] / summary["steps"]
