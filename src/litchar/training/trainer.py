@@ -195,13 +195,14 @@ def load_kernels(module: LanguageModel, trainer: L.Trainer) -> None:
     one_gpu = isinstance(trainer.strategy, SingleDeviceStrategy)
     if not (one_gpu and trainer.strategy.root_device.type == "cuda"):
         return
-    trial = copy.deepcopy(module.model).to(trainer.strategy.root_device)
-    optimizer = module.optimizer(trial)
-    for parameter in trial.parameters():
-        parameter.grad = torch.zeros_like(parameter)
-    torch.nn.utils.clip_grad_norm_(trial.parameters(), 1.0)
-    optimizer.step()
-    torch.cuda.synchronize()  # before what it works with is gone
+    with contextlib.suppress(Exception):  # what stands in the way, training itself will say
+        trial = copy.deepcopy(module.model).to(trainer.strategy.root_device)
+        optimizer = module.optimizer(trial)
+        for parameter in trial.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        torch.nn.utils.clip_grad_norm_(trial.parameters(), 1.0)
+        optimizer.step()
+        torch.cuda.synchronize()  # before what it works with is gone
 
 
 def quiet_libraries() -> None:
