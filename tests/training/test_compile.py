@@ -8,8 +8,10 @@ import pytest
 import torch._inductor.config
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
+import litchar.models
 from conftest import summary
 from litchar.errors import UserError
+from litchar.models import Recurrent, Transformer
 from litchar.training import trainer
 from litchar.training.module import mean_loss
 from litchar.training.replay import ReplayedLoss
@@ -19,9 +21,9 @@ def test_a_run_goes_on_uncompiled_where_compilation_fails(train, tmp_path, monke
     plain = summary(train(name="plain"))
     torch._dynamo.reset()
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
-    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("/nowhere/c++",))
     capsys.readouterr()
-    broken = summary(train("compile=true", name="broken"))
+    with torch._inductor.config.patch({"cpp.cxx": ("/nowhere/c++",)}):
+        broken = summary(train("compile=true", name="broken"))
     lines = [line for line in capsys.readouterr().out.splitlines() if "Not compiled" in line]
     assert len(lines) == 1
     assert "/nowhere/c++" in lines[0]
@@ -61,7 +63,7 @@ def test_a_loss_that_cannot_be_captured_is_still_compiled(train, monkeypatch, ca
     compiled = summary(train("model.dropout=0.0", "compile=true", name="compiled"))
     lines = [line for line in capsys.readouterr().out.splitlines() if "Not " in line]
     assert len(lines) == 1
-    assert lines[0].startswith("Not replayed as a CUDA graph (RuntimeError: ")
+    assert lines[0].startswith("Not replayed as a CUDA graph (AssertionError: ")
     assert compiled["val_loss"] == pytest.approx(plain["val_loss"], abs=1e-4)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
@@ -85,8 +87,16 @@ def test_a_copy_of_a_model_has_no_graph_of_its_own():
 def test_a_graph_is_replayed_where_its_gradients_may_be_overwritten(settings, replayed):
     quiet = {"logger": False, "enable_checkpointing": False}
     made = L.Trainer(accelerator="cpu", **quiet, **settings)
-    assert trainer.can_replay(made, torch.device("cuda")) is replayed
-    assert not trainer.can_replay(made, torch.device("cpu"))
+    model = Recurrent(13, 16, 1, 8)
+    assert trainer.can_replay(model, made, torch.device("cuda")) is replayed
+    assert not trainer.can_replay(model, made, torch.device("cpu"))
+
+
+def test_what_cudnn_drops_between_layers_is_not_replayed():
+    made = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    for dropout, replayed in ((0.0, True), (0.1, False)):
+        model = Recurrent(13, 16, 2, 8, dropout=dropout)
+        assert trainer.can_replay(model, made, torch.device("cuda")) is replayed
 
 
 @pytest.mark.slow
@@ -94,3 +104,24 @@ def test_a_compiled_run_learns_the_same(train):
     plain = summary(train(name="plain"))
     compiled = summary(train("compile=true", name="compiled"))
     assert compiled["val_loss"] == pytest.approx(plain["val_loss"], abs=1e-4)
+
+
+class Counts(Transformer):
+    """Counts in a buffer how often it has read."""
+
+    def __init__(self, **settings):
+        super().__init__(**settings)
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, idx):
+        if self.training:
+            self.count += 1
+        return super().forward(idx)
+
+
+def test_the_trial_leaves_buffers_as_they_were(train, monkeypatch):
+    monkeypatch.setattr(litchar.models, "Counts", Counts, raising=False)
+    monkeypatch.setattr(Counts, "__module__", "litchar.models")
+    run = train("compile=true", "model._target_=litchar.models.Counts", "model.dropout=0.0")
+    saved = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["state_dict"]["model.count"] == 20

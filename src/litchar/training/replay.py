@@ -25,7 +25,7 @@ class ReplayedLoss:
         precision: what the loss is computed under.
 
     Raises:
-        Exception: whatever `mean_loss` raises, or CUDA where it cannot be captured.
+        Exception: whatever `mean_loss` raises; or it waits for the GPU, and cannot be captured.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class ReplayedLoss:
         self.mean_loss = mean_loss
         self.model = model
         self.precision = precision
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.parameters = list(model.parameters())
         self.device = self.parameters[0].device
         self.idx, self.targets = (
             torch.zeros(shape, dtype=torch.long, device=self.device) for _ in range(2)
@@ -47,8 +47,8 @@ class ReplayedLoss:
 
     def __call__(self, model: nn.Module, idx: Tensor, targets: Tensor) -> Tensor:
         """Return the loss of a batch: () float32."""
-        if [p.data_ptr() for p in self.parameters] != self._places:
-            self._capture()  # the graph would go on with weights that are none any more
+        if self._trained() != self._captured:  # say, a layer has been frozen
+            self._capture()
         self.idx.copy_(idx)
         self.targets.copy_(targets)
         self.graph.replay()
@@ -63,6 +63,10 @@ class ReplayedLoss:
         """Return what is left of it in a copy, say one that averages weights: no graph."""
         return self.mean_loss
 
+    def _trained(self) -> list[int]:
+        """Return where each parameter lies that is trained: what a graph holds for."""
+        return [p.data_ptr() if p.requires_grad else 0 for p in self.parameters]
+
     def _capture(self) -> None:
         def forward_and_backward() -> None:
             with self.precision():
@@ -75,6 +79,13 @@ class ReplayedLoss:
             torch.cuda.empty_cache()  # or the graph's memory would come on top of the warm-up's
 
         forget()
+        # What waits for the GPU cannot be captured, and torch does not recover from the attempt.
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            forward_and_backward()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        forget()
         self.graph = capture(forward_and_backward, self.device, undo=forget)
         self.gradients = [p.grad for p in self.parameters]
-        self._places = [p.data_ptr() for p in self.parameters]
+        self._captured = self._trained()

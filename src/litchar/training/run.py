@@ -468,11 +468,11 @@ def fit_and_test(setup: Setup, trainer: L.Trainer, run_dir: Path, terminal: Term
     """Train, and score the best checkpoint on the test split if there is one: what all ranks do."""
     data, module, resumed = setup.data, setup.module, setup.resumed
     try:
-        if setup.config.compile:
-            compile_or_say_why_not(module, data, trainer, terminal)
-        load_kernels(module, trainer)
         # As the Trainer does, but after it has loaded what a resumed run goes on from.
         trainer.precision_plugin.convert_module(module)
+        load_kernels(module, trainer)
+        if setup.config.compile:
+            compile_or_say_why_not(module, data, trainer, terminal)
         begin = None if resumed is None else resumed.path
         trainer.fit(module, data, ckpt_path=begin, weights_only=True)
         if "test" in data.splits:

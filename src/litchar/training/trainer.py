@@ -28,6 +28,7 @@ from lightning.pytorch.profilers import (
 )
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from omegaconf import DictConfig
+from torch import nn
 
 from litchar import signals
 from litchar.data import TextDataModule
@@ -146,15 +147,13 @@ _NOTHING = contextlib.nullcontext()
 def compile_or_say_why_not(
     module: LanguageModel, data: TextDataModule, trainer: L.Trainer, terminal: Terminal
 ) -> None:
-    """Compile the training loss, have a GPU replay it, and try it; if that fails, go on without."""
+    """Compile the training loss, try it, and have a GPU replay it; go on without what fails."""
     device = trainer.strategy.root_device
-    trainer.precision_plugin.convert_module(module.to(device))  # as the Trainer will
+    module.to(device)
     shape = (data.batch_size // trainer.world_size, data.block_size)
     precision = trainer.precision_plugin.forward_context
     compiled = compiled_loss(device)
-
-    def replayed() -> Loss:
-        return ReplayedLoss(compiled, module.model, shape, precision)
+    buffers = [(buffer, buffer.clone()) for buffer in module.model.buffers()]
 
     def launched() -> Loss:
         idx, targets = (torch.zeros(shape, dtype=torch.long, device=device) for _ in range(2))
@@ -162,31 +161,41 @@ def compile_or_say_why_not(
             torch.autograd.backward(compiled(module.model, idx, targets))
         return compiled
 
-    forms = {"replayed as a CUDA graph": replayed} if can_replay(trainer, device) else {}
-    for what, form in (forms | {"compiled": launched}).items():
+    def replayed() -> Loss:
+        return ReplayedLoss(compiled, module.model, shape, precision)
+
+    forms = {"compiled": launched}
+    if can_replay(module.model, trainer, device):
+        forms["replayed as a CUDA graph"] = replayed
+    for what, form in forms.items():
         try:
             module.mean_loss = form()
-            break
         except torch.OutOfMemoryError:
             raise  # there would be less without it
         except Exception as error:  # whatever the compiler raises: training can go on without it
             cause = getattr(error, "inner_exception", error)  # of what the backend raised
             reason = f"{type(cause).__name__}: {first_line(cause)}"
             terminal.say(f"Not {what} ({reason}); going on without.")
+            break
     module.zero_grad(set_to_none=True)
+    with torch.no_grad():
+        for buffer, begun_with in buffers:  # which a model may change as it reads
+            buffer.copy_(begun_with)
 
 
-def can_replay(trainer: L.Trainer, device: torch.device) -> bool:
+def can_replay(model: nn.Module, trainer: L.Trainer, device: torch.device) -> bool:
     """Return whether a batch's loss and gradients may come from a CUDA graph.
 
     It does again what it did, in the memory where it did it: gradients must neither add up over
-    batches, nor belong to several ranks, nor be scaled by what changes, nor be watched.
+    batches, nor belong to several ranks, nor be scaled by what changes, nor be watched. And cuDNN
+    is told by the CPU what to drop between the layers of a recurrent model.
     """
     one_gpu = isinstance(trainer.strategy, SingleDeviceStrategy) and device.type == "cuda"
     schedules = (isinstance(c, GradientAccumulationScheduler) for c in trainer.callbacks)  # type: ignore[attr-defined]  # set unseen
     adds_up = trainer.accumulate_grad_batches > 1 or any(schedules)
     scaled = getattr(trainer.precision_plugin, "scaler", None) is not None  # float16
-    return one_gpu and not (adds_up or scaled or trainer._detect_anomaly)
+    drops = any(isinstance(m, nn.RNNBase) and m.dropout for m in model.modules())
+    return one_gpu and not (adds_up or scaled or trainer._detect_anomaly or drops)
 
 
 def load_kernels(module: LanguageModel, trainer: L.Trainer) -> None:
@@ -212,6 +221,7 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", category=PossibleUserWarning)
     warnings.filterwarnings("ignore", message="You requested to overfit")
     warnings.filterwarnings("ignore", message="FLOPs not found")  # of a GPU that it does not know
+    warnings.filterwarnings("ignore", message="Synchronization debug mode")  # of replay.py
     warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     warnings.filterwarnings("ignore", category=FutureWarning)
