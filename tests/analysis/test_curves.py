@@ -38,6 +38,11 @@ def test_the_axis_of_bits_is_right(validations, unit, factor, measure):
     assert right.get_ylim()[0] == pytest.approx(factor * axes.get_ylim()[0])
 
 
+def test_a_yardstick_stands_at_its_bits():
+    axes = drawn(rows(*[1 / math.log(2)] * 3), "character", [("bigram", 2.0)])
+    assert axes.lines[-1].get_ydata()[0] == pytest.approx(2.0 * math.log(2))
+
+
 def test_a_loss_of_one_step_is_drawn():
     axes = drawn([{"step": 1, "train/loss": 2.0}], "character")
     assert axes.lines[0].get_marker() == "."

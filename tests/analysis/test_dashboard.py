@@ -15,8 +15,16 @@ from torch import nn
 from conftest import scalars, summary
 from litchar.analysis import dashboard
 from litchar.analysis.confusions import Confusion, predictions
-from litchar.analysis.dashboard import LAYOUT, confusion_table, embedding_of
+from litchar.analysis.dashboard import (
+    LAYOUT,
+    Attention,
+    Confusions,
+    Layers,
+    confusion_table,
+    embedding_of,
+)
 from litchar.checkpoints import Checkpoint, load
+from litchar.errors import UserError
 from litchar.text import Vocabulary
 from litchar.training.loggers import TensorBoard, hyperparameters
 
@@ -221,3 +229,19 @@ def test_profile_writes_a_trace_of_a_few_steps_and_a_table(train, capsys, steps,
     assert names.count("Optimizer.step#Muon.step") == recorded
     assert "Muon.step" in (run_dir / "profile/table.txt").read_text()
     assert str(run_dir / "profile/trace.json") in capsys.readouterr().out.replace("\n", "")
+
+
+@pytest.mark.parametrize(
+    ("callback", "setting"),
+    [
+        (Attention, {"length": 0}),
+        (Layers, {"length": 2.5}),
+        (Confusions, {"characters": "abc"}),
+        (Confusions, {"most": -1}),
+    ],
+)
+def test_a_setting_that_is_unfit_is_refused(callback, setting):
+    (name, value) = next(iter(setting.items()))
+    key = rf"callbacks\.{callback.__name__.lower()}\.{name}={value}: must be a whole number"
+    with pytest.raises(UserError, match=key):
+        callback(**setting)

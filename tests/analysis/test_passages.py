@@ -114,8 +114,16 @@ def test_what_stands_many_times_running_does_not_hide_what_is_longer():
     assert (found[0].length, found[0].places[0]) == (1000, 0)
 
 
+@pytest.mark.parametrize("period", [1, 7, 97])
+def test_what_is_repeated_without_a_break_is_found_at_half_its_length_or_more(period):
+    tokens = np.concatenate((noise(100, 1), np.tile(noise(period, 2), 6000 // period), noise(9, 3)))
+    longest = longest_passages(repeats_of(tokens), 20, 0, 10)[0]
+    a, b = longest.places
+    assert (tokens[a : a + longest.length] == tokens[b : b + longest.length]).all()
+    assert 1500 <= longest.length <= b - a
+
+
 def test_what_overlaps_itself_is_not_a_repeat():
-    assert longest_passages(repeats_of(np.zeros(500, np.uint8)), 20, 0, 10) == []
     dashes = np.zeros(70, np.uint8)
     between = [noise(30, seed, 19) + 1 for seed in range(3)]
     tokens = np.concatenate((between[0], dashes, between[1], dashes, between[2]))

@@ -1,6 +1,7 @@
 """Files as one text."""
 
 import codecs
+import errno
 from pathlib import Path
 from unittest.mock import patch
 
@@ -162,6 +163,15 @@ def test_a_directory_gives_the_matching_files_in_sorted_order(tmp_path):
     assert found("*.txt") == ["B.txt", "a.txt", "b.txt"]
     assert found("*.md") == ["notes.md"]
     assert [path.suffix for path in Corpus.find(root).paths] == [".txt"] * 6
+
+
+def test_a_directory_that_must_not_be_read_is_not_called_empty(tmp_path, monkeypatch):
+    def refused(place):
+        raise PermissionError(errno.EACCES, "Permission denied", str(place))
+
+    monkeypatch.setattr("litchar.text.corpus.os.scandir", refused)
+    with pytest.raises(PermissionError):
+        Corpus.find(str(tmp_path))
 
 
 def test_a_list_of_files_and_directories_keeps_its_order(tmp_path):

@@ -116,10 +116,21 @@ def test_an_archive_of_several_files_is_refused(tmp_path):
     for name in ("a.tar.gz", "a.tar.zst"):
         path = put(tmp_path / name, COMPRESS[Path(name).suffix](b"any"))
         assert f"{path}: an archive of files; unpack it" in refusal(path)
+    path = put(tmp_path / "a.tar", b"any")
+    assert f"{path}: an archive of files; unpack it" in refusal(path)
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("one.txt", "1")
         archive.writestr("two.txt", "2")
     assert "holds 2 files" in refusal(tmp_path / "a.zip")
+
+
+def test_an_archive_of_a_version_to_come_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("one.txt", "1")
+    content = bytearray((tmp_path / "a.zip").read_bytes())
+    content[content.index(b"PK\1\2") + 6] = 193  # the version that it takes to unpack
+    (tmp_path / "a.zip").write_bytes(content)
+    assert "zip file version 19.3" in refusal(tmp_path / "a.zip")
 
 
 def test_a_small_archive_of_a_huge_text_is_read_in_bounded_memory(tmp_path):
@@ -140,13 +151,14 @@ def test_the_identity_is_of_the_file_and_of_how_it_is_read(tmp_path):
             ("a.gz", {}),
             ("renamed.txt.gz", {}),
             ("a.txt", {}),
+            ("a.jsonl", {}),
             ("a.gz", {"field": "x"}),
             ("a.gz", {"field": "y"}),
             ("a.gz", {"column": "x"}),
         )
     ]
     assert prints[0] == prints[1]
-    assert len(set(prints)) == 5
+    assert len(set(prints)) == 6
 
 
 # JSON-lines
@@ -264,6 +276,12 @@ def test_a_column_that_is_not_there_is_refused_and_those_that_are_named(
 ):
     pq.write_table(table, tmp_path / "a.parquet")
     assert f"a.parquet: {reason}" in refusal(tmp_path / "a.parquet", column=column)
+
+
+def test_a_parquet_file_with_a_damaged_name_is_refused(tmp_path):
+    pq.write_table(pa.table({"né": ["a"]}), tmp_path / "a.parquet", store_schema=False)
+    content = (tmp_path / "a.parquet").read_bytes().replace("né".encode(), b"n\x9d\x9d")
+    assert "damaged after row 0" in refusal(put(tmp_path / "a.parquet", content), column="x")
 
 
 def test_a_damaged_parquet_file_is_refused(tmp_path, table):

@@ -1,5 +1,6 @@
 """Texts elsewhere: fsspec's memory file system, and a web server on this machine."""
 
+import errno
 import functools
 import http.server
 import sys
@@ -67,6 +68,8 @@ def test_a_remote_directory_is_read_by_pattern_in_sorted_order(memory):
         put(memory, f"/bucket/texts/{name}", name.encode())
     assert "".join(Corpus.find("memory://bucket/texts").read()) == "a.txtb.txtsub/c.txt"
     assert "".join(Corpus.find("memory://bucket/texts/", "*.md").read()) == "d.md"
+    put(memory, "/bucket/b [x]/e.txt", b"e")
+    assert "".join(Corpus.find("memory://bucket/b [x]").read()) == "e"
     with pytest.raises(UserError, match=r"data\.pattern=\*\.rst"):
         Corpus.find("memory://bucket/texts", "*.rst")
 
@@ -97,11 +100,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {first}-{last}/{len(server.content)}")
         else:
             self.send_response(200)
-        self.send_header("Accept-Ranges", "bytes" if server.ranges else "none")
+        if server.ranges is not None:  # None: it does not say
+            self.send_header("Accept-Ranges", "bytes" if server.ranges else "none")
         self.send_header("Content-Length", str(len(content)))
         self.send_header("ETag", server.tag)
         self.end_headers()
         if body:
+            assert self.headers["Accept-Encoding"] == "identity"
             server.starts.append(first)
             if server.cuts and first + len(content) > 700_000:
                 server.cuts -= 1
@@ -136,7 +141,7 @@ def server(monkeypatch):
     fsspec.filesystem("http").clear_instance_cache()
 
 
-@pytest.mark.parametrize("ranges", [True, False])
+@pytest.mark.parametrize("ranges", [True, False, None])
 def test_an_interrupted_copy_goes_on_where_it_stopped(server, ranges):
     server.ranges, server.cuts = ranges, 100
     with pytest.raises(UserError, match="goes on where it stopped"):
@@ -149,6 +154,15 @@ def test_an_interrupted_copy_goes_on_where_it_stopped(server, ranges):
     assert copies() == [CONTENT]
     if ranges:
         assert min(server.starts) >= len(part)
+
+
+def test_a_full_disk_is_the_caches_and_not_the_servers(server, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(remote, "_blocks", full)
+    with pytest.raises(UserError, match=r"cache cannot be written \(No space left.*LITCHAR_CACHE"):
+        Corpus.find(f"{server.url}/a.txt")
 
 
 def test_another_tag_is_another_text(server):

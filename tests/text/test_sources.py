@@ -301,6 +301,12 @@ def test_what_a_data_set_does_not_have_is_refused_and_what_it_has_named(data_set
     assert reason in str(error.value)
 
 
+def test_a_data_set_that_is_damaged_is_said_to_be(data_set):
+    (data_set / "train.jsonl").write_text('{"text": "a"}\n{"text"')
+    with pytest.raises(UserError, match=r"cannot be loaded: .*JSON"):
+        list(HuggingFace(str(data_set), "text").read())
+
+
 def test_without_the_library_one_line_says_what_to_install(data_set, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(UserError, match=r"data\.name needs the package datasets: .*\.\[datasets\]"):

@@ -105,6 +105,10 @@ def test_a_document_longer_than_the_largest_split_is_refused():
         ({"path": "a.txt", "name": "b"}, "data.path=a.txt and data.name=b: each names a text"),
         ({"path": "a.jsonl", "field": ["text"]}, "data.field=.*: must be a text"),
         ({"path": "a", "pattern": 5}, "data.pattern=5: must be a text"),
+        ({"path": "a", "split": "train[:10%]"}, "data.split=.*: there is no data.name that"),
+        ({"path": "a", "subset": "x"}, "data.subset=x: there is no data.name that it could be of"),
+        ({"name": "a", "field": "x"}, "data.field=x: there is no data.path or data.mixture that"),
+        ({"source": str, "column": "x"}, "data.column=x: there is no data.path or data.name or"),
     ],
 )
 def test_settings_without_meaning_are_refused(settings, reason):

@@ -271,6 +271,18 @@ def test_the_cache_is_where_the_environment_says(monkeypatch, variables, place):
     assert cache_dir() == Path(place)
 
 
+def test_without_a_home_directory_the_cache_has_to_be_named(monkeypatch, tmp_path):
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    assert cache_dir() == tmp_path / "cache"
+    monkeypatch.delenv("LITCHAR_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    with pytest.raises(UserError, match=r"no home directory .*: LITCHAR_CACHE=DIRECTORY"):
+        cache_dir()
+
+
 # Bytes
 
 

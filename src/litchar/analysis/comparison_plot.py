@@ -162,6 +162,10 @@ def _narrow(text: str) -> str:
     return text if len(text) <= 18 else f"{text[:16]}..."
 
 
+def _cut(text: str) -> str:
+    return text if len(text) <= 42 else f"{text[:40]}..."
+
+
 def _curves(axes: "Axes", table: Table) -> None:
     """Draw each run's validation curve, in the colour of its row; the best on top."""
     rows = table.rows
@@ -171,7 +175,7 @@ def _curves(axes: "Axes", table: Table) -> None:
         for j, run in enumerate(row.runs):
             losses = [point["val/loss"] for point in run.history]
             values = ", ".join(_narrow(shown(value)) for value in row.settings.values())
-            label = (values or "all runs") if named and j == 0 else None
+            label = _cut(values or "all runs") if named and j == 0 else None
             axes.plot(
                 cost(run, "steps"),
                 losses,
@@ -191,7 +195,10 @@ def _curves(axes: "Axes", table: Table) -> None:
         )
     handles, labels = axes.get_legend_handles_labels()
     names = ", ".join(short(key) for key in table.keys)
-    axes.legend(handles[::-1], labels[::-1], loc="upper right", title=names, title_fontsize=8)
+    legend = axes.legend(
+        handles[::-1], labels[::-1], loc="upper right", title=_cut(names), title_fontsize=8
+    )
+    legend.set_in_layout(False)  # the axes need not shrink for it
     axes.set_xlabel("step")
     axes.set_title("validation loss, best row first")
 

@@ -21,6 +21,7 @@ from litchar.analysis.confusions import Confusion, most_confused, predictions
 from litchar.analysis.layers import activation_statistics, parameters_by_layer, update_ratios
 from litchar.data import TextDataModule
 from litchar.data.windows import SequentialWindows
+from litchar.errors import check_whole
 from litchar.text import Vocabulary
 from litchar.training.callbacks import batches_seen, is_validation
 from litchar.training.checkpointing import is_validated
@@ -65,9 +66,13 @@ class Layers(Callback):
 
     Args:
         length: of the line, at most, in tokens.
+
+    Raises:
+        UserError: a setting is unfit.
     """
 
     def __init__(self, length: int = 24) -> None:
+        check_whole("callbacks.layers.length", length, 1)
         self.length = length
         self._before: dict[str, list[Tensor]] = {}
         self._ratios: dict[str, Tensor] = {}
@@ -107,9 +112,13 @@ class Attention(Callback):
 
     Args:
         length: of the line, at most, in tokens.
+
+    Raises:
+        UserError: a setting is unfit.
     """
 
     def __init__(self, length: int = 24) -> None:
+        check_whole("callbacks.attention.length", length, 1)
         self.length = length
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -132,9 +141,14 @@ class Confusions(Callback):
     Args:
         characters: of the validation split that are looked at, an even sample.
         most: rows of the table.
+
+    Raises:
+        UserError: a setting is unfit.
     """
 
     def __init__(self, characters: int = 4096, most: int = 25) -> None:
+        check_whole("callbacks.confusions.characters", characters, 1)
+        check_whole("callbacks.confusions.most", most, 0)
         self.characters = characters
         self.most = most
 

@@ -172,13 +172,11 @@ class Repeats:
     def pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return where a passage begins in two places that do not overlap, the second as the next
         window that equals one of the first's, and how long it is at least: (R,) each."""
-        anew = np.zeros(len(self.places), bool)  # of each group the first
-        anew[self.starts] = True
-        clear = anew.copy()  # and those that do not overlap the one before
-        clear[1:] |= np.diff(self.places) >= self.length
-        places, anew = self.places[clear], anew[clear]
-        later = np.flatnonzero(~anew)
-        a, b = places[later - 1], places[later]
+        group = np.repeat(np.arange(len(self.starts)), self.counts)
+        keys = group * len(self.tokens) + self.places  # ascending
+        later = np.searchsorted(keys, keys + self.length)
+        first = np.flatnonzero(np.append(group, -1)[later] == group)
+        a, b = self.places[first], self.places[later[first]]
         # Windows that follow each other in both places belong to one passage.
         order = np.lexsort((a, b - a))
         a, b = a[order], b[order]
@@ -239,7 +237,7 @@ def longest_passages(repeats: Repeats, vocab_size: int, bits: int, most: int) ->
     found: list[Passage] = []
     seen: list[range] = []  # what lies in a passage that was found
     contents: set[bytes] = set()
-    for pair in np.argsort(-lengths, kind="stable")[: 20 * most]:
+    for pair in np.lexsort((a - b, -lengths))[: 20 * most]:  # the further apart, the less overlaps
         passage = _extended(tokens, int(a[pair]), int(b[pair]))
         if passage.length < shortest:
             continue  # their hashes were equal by chance

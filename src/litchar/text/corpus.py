@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from litchar.errors import UserError
 from litchar.text.formats import compression, is_jsonl, is_parquet, jsonl_rows, opened, parquet_rows
@@ -123,7 +124,9 @@ class Corpus:
                     digest.update(chunk)
                     length += len(chunk)
             digest.update(f"\0{length}\0".encode())
-            read_as = [compression(path), self.field, self.column]
+            read_as: list[Any] = [compression(path), self.field, self.column]
+            if not any(read_as[1:]) and (is_jsonl(path) or is_parquet(path)):
+                read_as.append(True)  # rows; the same bytes under another name are none
             if any(read_as):
                 digest.update(f"{json.dumps(read_as)}\0".encode())
         return digest.hexdigest()
@@ -217,6 +220,8 @@ def _decoded(path: Path) -> Iterator[str]:
     Raises:
         UserError: it is not UTF-8; the message gives the offset of the first such byte.
     """
+    if path.suffix.lower() == ".tar":
+        raise UserError(f"{path}: an archive of files; unpack it and give the directory")
     # The decoder that Python's own text files use, without their small reads.
     decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8")(), translate=True)
     offset, at_start = 0, True
@@ -246,6 +251,7 @@ def _decoded(path: Path) -> Iterator[str]:
 
 
 def _matches(directory: Path, pattern: str) -> list[Path]:
+    os.scandir(directory).close()  # `glob` finds nothing in what must not be read
     try:
         return sorted(match for match in directory.glob(pattern) if match.is_file())
     except (ValueError, NotImplementedError, IndexError) as error:

@@ -26,6 +26,7 @@ DAMAGED = (
     EOFError,
     gzip.BadGzipFile,
     lzma.LZMAError,
+    NotImplementedError,  # of zipfile: a version that it does not know
     zipfile.BadZipFile,
     zlib.error,
     zstd.ZstdError,
@@ -167,7 +168,7 @@ def parquet_rows(path: Path, column: str | None) -> Iterator[str]:
             for batch in file.iter_batches(ROWS_AT_ONCE, columns=[column]):
                 yield from column_rows(batch.column(0), f"{path}: data.column={column}")
                 read += len(batch)
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"{path}: damaged after row {read:,}, or not Parquet: {first_line(error)}"
         ) from None

@@ -16,9 +16,20 @@ SETTLED_SECONDS = 2.0  # a file that was changed later may change again with the
 
 
 def cache_dir() -> Path:
-    """Return where token stores and downloads are kept: `$LITCHAR_CACHE`, or the user's cache."""
-    user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(os.environ.get("LITCHAR_CACHE") or user_cache / "litchar")
+    """Return where token stores and downloads are kept: `$LITCHAR_CACHE`, or the user's cache.
+
+    Raises:
+        UserError: there is neither.
+    """
+    if place := os.environ.get("LITCHAR_CACHE"):
+        return Path(place)
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "litchar")
+    except RuntimeError:  # nobody's, in a container
+        raise UserError(
+            "there is no home directory to keep texts in; name a place in the environment: "
+            "LITCHAR_CACHE=DIRECTORY"
+        ) from None
 
 
 def make_cache(directory: Path) -> None:

@@ -1,17 +1,19 @@
 """Texts in object stores and on the web, copied once to the local cache through fsspec."""
 
+import errno
+import glob
 import hashlib
 import json
 import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from filelock import FileLock
 
 from litchar.errors import UserError, extra, first_line
-from litchar.text.remembered import cache_dir, make_cache
+from litchar.text.remembered import cache_dir, make_cache, unwritable
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem  # type: ignore[import-untyped]
@@ -72,7 +74,7 @@ def fetch(url: str, pattern: str) -> list[Path]:
     fs, path = _file_system(url)
     try:
         if not url.startswith("http") and fs.isdir(path):
-            found = sorted(name for name in fs.glob(f"{path.rstrip('/')}/{pattern}"))
+            found = sorted(fs.glob(f"{glob.escape(path.rstrip('/'))}/{pattern}"))
             files = [name for name in found if fs.isfile(name)]
             if not files:
                 raise UserError(
@@ -85,6 +87,8 @@ def fetch(url: str, pattern: str) -> list[Path]:
     except UserError:
         raise
     except Exception as error:  # whatever a network or its library raises
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise unwritable(cache_dir(), error) from None
         raise UserError(f"{url}: {_reason(error, PACKAGES[_protocol(url)])}") from None
 
 
@@ -109,7 +113,7 @@ def _file_system(url: str) -> tuple["AbstractFileSystem", str]:
         raise UserError(f"{url}: cannot be fetched from there; there are {offered}")
     with extra("remote", needed_for=f"{protocol}://"):
         import fsspec
-    options = {"client_kwargs": {"trust_env": True}} if protocol.startswith("http") else {}
+    options = {"client_kwargs": _client_settings()} if protocol.startswith("http") else {}
     try:
         fs, path = fsspec.core.url_to_fs(url, **options)
     except (ImportError, ValueError) as error:
@@ -118,6 +122,18 @@ def _file_system(url: str) -> tuple["AbstractFileSystem", str]:
         package = PACKAGES[protocol]
         raise UserError(f"{protocol}:// needs {package}: pip install {package}") from None
     return fs, path
+
+
+def _client_settings() -> dict[str, Any]:
+    """Return how a web server is spoken to: for as long as it sends, and of bytes as they lie there
+    (of what it packed as it sent it, no range could be asked for)."""
+    import aiohttp
+
+    return {
+        "trust_env": True,
+        "headers": {"Accept-Encoding": "identity"},
+        "timeout": aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=60),
+    }
 
 
 def _copy(fs: "AbstractFileSystem", path: str, url: str) -> Path:
@@ -166,15 +182,30 @@ def _fetch(
 
 
 def _blocks(fs: "AbstractFileSystem", path: str, begin: int) -> Iterator[bytes]:
-    """Yield a file from byte `begin` on, in pieces of bounded size."""
-    with fs.open(path, "rb", block_size=BLOCK_BYTES, cache_type="readahead") as remote:
+    """Yield a file from byte `begin` on, in pieces of bounded size.
+
+    A server may say only when it is asked for a range that it sends whole files alone.
+    """
+    for block_size in (BLOCK_BYTES, 0):  # 0: in one answer
         try:
-            remote.seek(begin)
-        except (ValueError, OSError):  # a server that sends whole files only
-            while begin and (skipped := remote.read(min(BLOCK_BYTES, begin))):
-                begin -= len(skipped)
-        while block := remote.read(BLOCK_BYTES):
-            yield block
+            with fs.open(path, "rb", block_size=block_size, cache_type="readahead") as remote:
+                _skip(remote, begin)
+                while block := remote.read(BLOCK_BYTES):
+                    yield block
+                    begin += len(block)
+            return
+        except ValueError:
+            if not block_size:
+                raise
+
+
+def _skip(remote: IO[bytes], begin: int) -> None:
+    """Go to byte `begin` of an open file, if need be by reading what lies before it."""
+    try:
+        remote.seek(begin)
+    except (ValueError, OSError):  # it comes in one answer
+        while begin and (skipped := remote.read(min(BLOCK_BYTES, begin))):
+            begin -= len(skipped)
 
 
 def _identity(info: Mapping[str, Any]) -> dict[str, str]:

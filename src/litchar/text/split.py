@@ -19,6 +19,14 @@ from litchar.text.vocabulary import DOCUMENTS, UNITS, Vocabulary
 
 # The settings of a text that say where its splits lie.
 SPLIT_BY = ("val_fraction", "test_fraction", "max_val_characters", "document", "shuffle")
+# What is said of texts that are named in one of these ways, and of no others.
+OF_TEXTS = {
+    "pattern": ("path", "mixture"),
+    "field": ("path", "mixture"),
+    "column": ("path", "name", "mixture"),
+    "subset": ("name",),
+    "split": ("name",),
+}
 # Those of `conf/data` that say how it is made into batches, and how that is done.
 BATCHED_BY = (
     "_target_",
@@ -97,6 +105,11 @@ class Text:
             raise UserError(
                 f"data.path={self.path} and data.name={self.name}: each names a text; leave one out"
             )
+        for name, texts in OF_TEXTS.items():
+            given = getattr(self, name)
+            if given != getattr(Text, name) and all(getattr(self, text) is None for text in texts):
+                named = " or ".join(f"data.{text}" for text in texts)
+                raise UserError(f"data.{name}={given}: there is no {named} that it could be of")
         for name in ("pattern", "field", "column"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, str):

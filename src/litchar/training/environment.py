@@ -21,7 +21,7 @@ from litchar.overrides import without_passwords
 
 ROOT = Path(__file__).resolve().parents[3]  # of the checkout that the package is installed from
 CODE = ("src", "conf", "scripts")  # where a new file may change what a run does
-_started = {"jobs": 0, "at": time.time()}
+_started = {"jobs": 0, "at": time.monotonic()}
 
 
 def describe(device: torch.device) -> dict[str, Any]:
@@ -64,7 +64,7 @@ def begin() -> None:
     if not _started["jobs"]:
         gc.freeze()  # what imports made is never looked through again: half a second each time
     else:
-        _started["at"] = time.time()
+        _started["at"] = time.monotonic()
         if (wandb := sys.modules.get("wandb")) and wandb.run:
             wandb.finish()  # or this run would be written into that one
         gc.collect()  # a Trainer and its callbacks refer to each other
@@ -85,13 +85,13 @@ def begin() -> None:
 def seconds_since_start() -> float:
     """Return the seconds since this process began, or since the run did if it is not the first."""
     if _started["jobs"] > 1:
-        return time.time() - _started["at"]
+        return time.monotonic() - _started["at"]
     try:
         clock_ticks = int(Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()[19])
         uptime = float(Path("/proc/uptime").read_text().split()[0])
         return uptime - clock_ticks / os.sysconf("SC_CLK_TCK")
     except OSError:  # no /proc outside of Linux
-        return time.time() - _started["at"]
+        return time.monotonic() - _started["at"]
 
 
 def peak_memory_bytes(device: torch.device) -> int:

@@ -85,6 +85,16 @@ def make_trainer(
             *([checkpoints] if config.trainer.enable_checkpointing else []),
         ],
     )
+    interval = config.trainer.val_check_interval
+    for callback in trainer.callbacks:
+        if isinstance(callback, GradientAccumulationScheduler):
+            factors = callback.scheduling.values()
+            if isinstance(interval, int) and any(interval % factor for factor in factors):
+                raise UserError(
+                    f"trainer.val_check_interval={interval}: counts batches, and must be a "
+                    f"multiple of {' and of '.join(map(str, factors))}, of which a step has so "
+                    "many: whole steps are validated"
+                )
     # Its own handlers end with exit code 0, and with several ranks would speak to them from within
     # whatever a signal interrupts.
     setattr(trainer._signal_connector, "register_signal_handlers", signals.install)  # noqa: B010
