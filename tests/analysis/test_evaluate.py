@@ -2,6 +2,8 @@
 
 import pytest
 
+from litchar.analysis.evaluate import data_of
+from litchar.checkpoints import Checkpoint
 from litchar.errors import UserError
 
 
@@ -14,12 +16,19 @@ from litchar.errors import UserError
         (["split=null"], "split=None: there are train, val, test"),
         (["data.field=text"], "data.field=text: there is no data.path"),
         (["data.column=text"], "data.column=text: there is no data.path"),
+        (["data.pattern=*.md"], "data.pattern=*.md: there is no data.path"),
     ],
 )
 def test_what_would_be_ignored_or_cannot_be_is_refused(loss_of, text_file, overrides, reason):
     with pytest.raises(UserError) as refusal:
         loss_of(*(text.replace("TEXT", str(text_file)) for text in overrides))
     assert str(refusal.value).startswith(reason)
+
+
+def test_a_setting_that_older_versions_passed_over_hides_no_text(train):
+    checkpoint = Checkpoint.load(train("trainer.max_steps=2") / "checkpoints" / "best.ckpt")
+    checkpoint.config["data"]["split"] = "train[:10%]"
+    assert set(data_of(checkpoint).splits) == {"train", "val"}
 
 
 def test_a_split_that_a_run_does_not_have_is_refused_with_those_it_has(train, loss_of):

@@ -15,7 +15,7 @@ import pytest
 from backports import zstd
 
 from litchar.errors import UserError
-from litchar.text import Corpus, Encoding, open_store
+from litchar.text import Corpus, Encoding, Text, open_store
 
 TEXT = "\ufeffÜnïcödé €😀\r\nsecond line\rthird\n" * 3000  # several pieces, two kinds of line ends
 READ = TEXT[1:].replace("\r\n", "\n").replace("\r", "\n")
@@ -151,14 +151,13 @@ def test_the_identity_is_of_the_file_and_of_how_it_is_read(tmp_path):
             ("a.gz", {}),
             ("renamed.txt.gz", {}),
             ("a.txt", {}),
-            ("a.jsonl", {}),
             ("a.gz", {"field": "x"}),
             ("a.gz", {"field": "y"}),
             ("a.gz", {"column": "x"}),
         )
     ]
     assert prints[0] == prints[1]
-    assert len(set(prints)) == 6
+    assert len(set(prints)) == 5
 
 
 # JSON-lines
@@ -338,6 +337,16 @@ def test_rows_that_are_documents_bring_no_newline_into_the_vocabulary(tmp_path):
     path = put(tmp_path / "a.jsonl", jsonl([{"text": "ab"}, {"text": "ba"}]))
     store = open_store(Corpus([path], field="text"), Encoding(document="file"))
     assert store.vocabulary.characters == "ab"
+
+
+def test_of_rows_it_has_to_be_said_what_is_the_text_unless_bytes_are(tmp_path):
+    path = put(tmp_path / "a.jsonl", b'{"title": "text"}\n')
+    for name in ("a.txt", "a.jsonl"):  # of one content, and of one fingerprint
+        put(tmp_path / name, path.read_bytes())
+    assert Text(path=str(tmp_path / "a.txt")).open()
+    with pytest.raises(UserError, match=r"data\.field is not set; there are title"):
+        Text(path=str(path)).open()
+    assert bytes(Text(path=str(path), unit="byte").open().tokens) == path.read_bytes()
 
 
 def test_the_bytes_of_rows_are_those_of_their_text(tmp_path):

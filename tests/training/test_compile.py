@@ -112,6 +112,7 @@ class Counts(Transformer):
     def __init__(self, **settings):
         super().__init__(**settings)
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("twice", torch.ones(1).expand(2), persistent=False)
 
     def forward(self, idx):
         if self.training:

@@ -145,7 +145,7 @@ def _losses(axes: "Axes", table: Table, key: str, lines: list[str]) -> None:
     if numeric and len(places) > 1 and min(places) > 0 and max(places) / min(places) >= 8:
         axes.set_xscale("log")
     if len(places) <= MOST_LINES:
-        axes.set_xticks(places, [_narrow(shown(value)) for value in values], minor=False)
+        axes.set_xticks(places, [_cut(shown(value), 18) for value in values], minor=False)
         axes.minorticks_off()
     if not numeric:
         axes.set_xlim(-0.6, len(values) - 0.4)
@@ -158,12 +158,8 @@ def _losses(axes: "Axes", table: Table, key: str, lines: list[str]) -> None:
         axes.legend()
 
 
-def _narrow(text: str) -> str:
-    return text if len(text) <= 18 else f"{text[:16]}..."
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= 42 else f"{text[:40]}..."
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 2]}..."
 
 
 def _curves(axes: "Axes", table: Table) -> None:
@@ -174,8 +170,8 @@ def _curves(axes: "Axes", table: Table) -> None:
         color = COLORS[i % len(COLORS)] if named else "0.75"
         for j, run in enumerate(row.runs):
             losses = [point["val/loss"] for point in run.history]
-            values = ", ".join(_narrow(shown(value)) for value in row.settings.values())
-            label = _cut(values or "all runs") if named and j == 0 else None
+            values = ", ".join(_cut(shown(value), 18) for value in row.settings.values())
+            label = _cut(values or "all runs", 42) if named and j == 0 else None
             axes.plot(
                 cost(run, "steps"),
                 losses,
@@ -196,7 +192,7 @@ def _curves(axes: "Axes", table: Table) -> None:
     handles, labels = axes.get_legend_handles_labels()
     names = ", ".join(short(key) for key in table.keys)
     legend = axes.legend(
-        handles[::-1], labels[::-1], loc="upper right", title=_cut(names), title_fontsize=8
+        handles[::-1], labels[::-1], loc="upper right", title=_cut(names, 42), title_fontsize=8
     )
     legend.set_in_layout(False)  # the axes need not shrink for it
     axes.set_xlabel("step")

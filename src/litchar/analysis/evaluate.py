@@ -21,6 +21,7 @@ from litchar.errors import UserError, check_whole
 from litchar.models import block_size_of
 from litchar.terminal import Terminal
 from litchar.text import Corpus
+from litchar.text.split import stray
 from litchar.text.store import count_codes, encode_corpus
 from litchar.text.vocabulary import describe
 from litchar.training.module import bits, size_table, summed_loss
@@ -87,12 +88,11 @@ def _check(config: DictConfig) -> None:
     check_whole("batch_size", config.batch_size, 1)
     if config.split not in SPLITS:
         raise UserError(f"split={config.split}: there are {', '.join(SPLITS)}")
-    for key in ("field", "column"):
-        if config.data.path is None and config.data[key] is not None:
-            raise UserError(
-                f"data.{key}={config.data[key]}: there is no data.path that it could be of; "
-                "name one: data.path=FILE"
-            )
+    for key in stray(config.data):
+        raise UserError(
+            f"data.{key}={config.data[key]}: there is no data.path that it could be of; "
+            "name one: data.path=FILE"
+        )
 
 
 def split_of(checkpoint: Checkpoint, name: str) -> Tensor:
@@ -121,6 +121,8 @@ def data_of(checkpoint: Checkpoint) -> TextDataModule:
             function = trusted(source.pop("_target_"), "litchar.text.sources.", checkpoint.path)
             source.pop("_partial_")
             settings["source"] = partial(function, **source)
+        for name in stray(settings):  # which older versions passed over
+            del settings[name]
         data = TextDataModule(**settings)
         data.setup()
     except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -8,7 +8,6 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from litchar.errors import UserError
 from litchar.text.formats import compression, is_jsonl, is_parquet, jsonl_rows, opened, parquet_rows
@@ -124,12 +123,20 @@ class Corpus:
                     digest.update(chunk)
                     length += len(chunk)
             digest.update(f"\0{length}\0".encode())
-            read_as: list[Any] = [compression(path), self.field, self.column]
-            if not any(read_as[1:]) and (is_jsonl(path) or is_parquet(path)):
-                read_as.append(True)  # rows; the same bytes under another name are none
+            read_as = [compression(path), self.field, self.column]
             if any(read_as):
                 digest.update(f"{json.dumps(read_as)}\0".encode())
         return digest.hexdigest()
+
+    def check_rows(self) -> None:
+        """Refuse files of rows if it is not said what of them is the text.
+
+        Raises:
+            UserError: it is so; the message names what there is.
+        """
+        for path in self.paths:
+            if self.field is None and self.column is None:
+                next(self._rows(path) or iter(()), None)
 
     def parts(self, document: str | None) -> "Iterator[Corpus]":
         """Yield what is read by itself: each file, if a document is a line; each file, and each row
@@ -251,10 +258,17 @@ def _decoded(path: Path) -> Iterator[str]:
 
 
 def _matches(directory: Path, pattern: str) -> list[Path]:
-    os.scandir(directory).close()  # `glob` finds nothing in what must not be read
     try:
-        return sorted(match for match in directory.glob(pattern) if match.is_file())
+        found = sorted(match for match in directory.glob(pattern) if match.is_file())
     except (ValueError, NotImplementedError, IndexError) as error:
         raise UserError(
             f"data.pattern={pattern}: not a pattern for files ({error}); an example is '**/*.txt'"
         ) from None
+    if "**" in pattern or not found:  # `glob` passes over what it must not read
+        for _ in os.walk(directory, onerror=_raised):
+            pass
+    return found
+
+
+def _raised(error: OSError) -> None:
+    raise error

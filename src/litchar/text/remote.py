@@ -113,8 +113,8 @@ def _file_system(url: str) -> tuple["AbstractFileSystem", str]:
         raise UserError(f"{url}: cannot be fetched from there; there are {offered}")
     with extra("remote", needed_for=f"{protocol}://"):
         import fsspec
-    options = {"client_kwargs": _client_settings()} if protocol.startswith("http") else {}
     try:
+        options = {"client_kwargs": _client_settings()} if protocol.startswith("http") else {}
         fs, path = fsspec.core.url_to_fs(url, **options)
     except (ImportError, ValueError) as error:
         if isinstance(error, ValueError) and "nstall" not in str(error):

@@ -112,9 +112,8 @@ class HuggingFace(Corpus):
         try:
             table = datasets.load_dataset(self.name, self.subset, split=self.split)
         except Exception as error:  # whatever may be wrong with a name, a network or a file
-            raise UserError(
-                f"data.name={self}: cannot be loaded: {first_line(error.__cause__ or error)}"
-            ) from None
+            said = "; ".join(map(first_line, filter(None, (error, error.__cause__))))
+            raise UserError(f"data.name={self}: cannot be loaded: {said}") from None
         if isinstance(table, dict):
             raise UserError(
                 f"data.name={self}: data.split is not set; there are {', '.join(table)}"

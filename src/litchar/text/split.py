@@ -40,6 +40,16 @@ BATCHED_BY = (
 )
 
 
+def stray(settings: Mapping[str, Any]) -> list[str]:
+    """Return the keys of a text's settings that say something of a text which none names."""
+    return [
+        name
+        for name, texts in OF_TEXTS.items()
+        if settings.get(name) not in (None, getattr(Text, name))
+        and all(settings.get(text) is None for text in texts)
+    ]
+
+
 @dataclass(frozen=True)
 class Text:
     """Which text, and how it is split: what `conf/data` says of it, without windows and batches.
@@ -105,11 +115,10 @@ class Text:
             raise UserError(
                 f"data.path={self.path} and data.name={self.name}: each names a text; leave one out"
             )
-        for name, texts in OF_TEXTS.items():
+        for name in stray(vars(self)):
+            named = " or ".join(f"data.{text}" for text in OF_TEXTS[name])
             given = getattr(self, name)
-            if given != getattr(Text, name) and all(getattr(self, text) is None for text in texts):
-                named = " or ".join(f"data.{text}" for text in texts)
-                raise UserError(f"data.{name}={given}: there is no {named} that it could be of")
+            raise UserError(f"data.{name}={given}: there is no {named} that it could be of")
         for name in ("pattern", "field", "column"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, str):
@@ -181,16 +190,22 @@ class Text:
 
     def _entry(self, entry: Mapping[str, Any]) -> Corpus:
         """Return one corpus of the mixture; what it leaves open is as for all."""
-        return Corpus.find(
+        return self._found(
             entry["path"],
             entry.get("pattern", self.pattern),
             entry.get("field", self.field),
             entry.get("column", self.column),
         )
 
+    def _found(self, path: Any, pattern: str, field: str | None, column: str | None) -> Corpus:
+        corpus = Corpus.find(path, pattern, field, column)
+        if self.unit == Vocabulary.unit:  # or its tokens are the files' bytes
+            corpus.check_rows()
+        return corpus
+
     def _as_it_is(self) -> Corpus:
         if self.path is not None:
-            return Corpus.find(self.path, self.pattern, self.field, self.column)
+            return self._found(self.path, self.pattern, self.field, self.column)
         if self.name is not None:
             return HuggingFace(self.name, self.column, self.subset, self.split)
         if self.source is None:

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import logging
+import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -88,12 +89,12 @@ def make_trainer(
     interval = config.trainer.val_check_interval
     for callback in trainer.callbacks:
         if isinstance(callback, GradientAccumulationScheduler):
-            factors = callback.scheduling.values()
-            if isinstance(interval, int) and any(interval % factor for factor in factors):
+            whole = math.lcm(*callback.scheduling.values())  # steps, whatever a step has
+            if isinstance(interval, int) and interval % whole:
                 raise UserError(
-                    f"trainer.val_check_interval={interval}: counts batches, and must be a "
-                    f"multiple of {' and of '.join(map(str, factors))}, of which a step has so "
-                    "many: whole steps are validated"
+                    f"trainer.val_check_interval={interval}: counts batches, and whole steps are "
+                    f"validated; by callbacks.*.scheduling take a multiple of {whole}, such as "
+                    f"trainer.val_check_interval={math.ceil(interval / whole) * whole}"
                 )
     # Its own handlers end with exit code 0, and with several ranks would speak to them from within
     # whatever a signal interrupts.
@@ -163,7 +164,7 @@ def compile_or_say_why_not(
     shape = (data.batch_size // trainer.world_size, data.block_size)
     precision = trainer.precision_plugin.forward_context
     compiled = compiled_loss(device)
-    buffers = [(buffer, buffer.clone()) for buffer in module.model.buffers()]
+    buffers = {name: buffer.clone() for name, buffer in module.model.named_buffers()}
 
     def launched() -> Loss:
         idx, targets = (torch.zeros(shape, dtype=torch.long, device=device) for _ in range(2))
@@ -189,8 +190,9 @@ def compile_or_say_why_not(
             break
     module.zero_grad(set_to_none=True)
     with torch.no_grad():
-        for buffer, begun_with in buffers:  # which a model may change as it reads
-            buffer.copy_(begun_with)
+        for name, buffer in module.model.named_buffers():  # which a model may change as it reads
+            if name in buffers and not torch.equal(buffer, buffers[name]):
+                buffer.copy_(buffers[name])
 
 
 def can_replay(model: nn.Module, trainer: L.Trainer, device: torch.device) -> bool:
