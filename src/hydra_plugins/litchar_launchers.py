@@ -29,6 +29,7 @@ from litchar.launched import launched
 from litchar.terminal import Terminal
 from litchar.training.sweep import Outcome
 
+IDLE_SECONDS = 60  # after which a worker that waits ends, also one whose sweep was killed
 END_SECONDS = 60  # for workers to save and end after a signal
 
 Call = Callable[[], JobReturn]
@@ -175,7 +176,10 @@ class ParallelLauncher(_Launcher):
         n_jobs = min(n_jobs or cores, len(calls))
         threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores // n_jobs))
         workers = ProcessPoolExecutor(
-            n_jobs, initializer=os.setpgrp, env={"OMP_NUM_THREADS": threads}
+            n_jobs,
+            timeout=IDLE_SECONDS,
+            initializer=os.setpgrp,
+            env={"OMP_NUM_THREADS": threads},
         )
         outcomes: dict[int, Returned] = {}
         waiting = list(calls)

@@ -312,6 +312,8 @@ def test_another_search_under_the_same_name_is_refused(tune, tmp_path):
         "NopPruner now",
     ):
         assert words in str(refusal.value)
+    with pytest.raises(UserError, match=r"callbacks\.layers\.length: 24 then, not set now"):
+        tune("callbacks=none")
     assert journal.read_bytes() == before
     assert len(tune("tune.trials=2", "logger=csv")) == 2
 
@@ -322,6 +324,8 @@ def test_another_search_under_the_same_name_is_refused(tune, tmp_path):
         (["+tune.space.optimizer.lrr={type:float,low:1,high:2}"], "tune.space.optimizer.lrr"),
         (["optimizer.lr=1"], "~tune.space.optimizer.lr"),
         (["run_dir=x"], "each trial has a run directory of its own"),
+        (["+tune.space.resume={type:categorical,choices:[a]}"], "each trial has a run directory"),
+        (["tune.sampler={_target_:optuna.samplers.BruteForceSampler}"], "a sweep does"),
         (["~callbacks"], "takes nothing away"),
         (["tune.name=a/b"], "tune.name=a/b"),
         (["tune.trials=0"], "tune.trials=0"),
@@ -335,6 +339,39 @@ def test_what_no_trial_can_mend_is_refused(tune, tmp_path, arguments, words):
         tune("tune.trials=9", *arguments)
     assert words in str(refusal.value)
     assert not list(tmp_path.glob("outputs/runs/*"))
+
+
+def test_trials_of_another_study_are_not_taken_for_a_new_ones(tune, tmp_path):
+    tune("tune.trials=1")
+    (tmp_path / "outputs/tune/t1/journal.log").unlink()
+    with pytest.raises(UserError, match=r"t1: holds trials of a study that tune\.storage does"):
+        tune("tune.trials=1", "seed=5")
+
+
+def test_a_text_that_changes_ends_its_study(tune, text_file, monkeypatch):
+    run_trial = tuning.run_trial
+
+    def and_change(*arguments):
+        run_trial(*arguments)
+        text_file.write_text(text_file.read_text() + "more\n")
+
+    monkeypatch.setattr(tuning, "run_trial", and_change)
+    with pytest.raises(UserError, match="data: another text"):
+        tune("tune.trials=2")
+
+
+def test_an_experiment_that_was_searched_is_part_of_the_best_settings():
+    choices = optuna.distributions.CategoricalDistribution(["cpu_fast", "teaching_bigram"])
+    study = optuna.create_study(study_name="t1")
+    study.set_user_attr("command", "python scripts/tune.py")
+    params, space = {"experiment": "teaching_bigram"}, {"experiment": choices}
+    study.add_trial(optuna.create_trial(value=1.5, params=params, distributions=space))
+    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        text = best_experiment(study, Search({}, ["experiment=cpu_fast"], {}))
+    assert OmegaConf.create(text).defaults == [
+        "/experiment/cpu_fast",
+        "/experiment/teaching_bigram",
+    ]
 
 
 # Going on

@@ -59,7 +59,7 @@ def trained_revisions(
             for i, name in enumerate(names)
         ]
         for name, code in zip(names, codes, strict=True):  # now, and not after hours of training
-            _run(name, code, directory, ["--cfg", "job", *overrides])
+            _run(name, code, ["--cfg", "job", *overrides])
         revisions = []
         for i, (name, code) in enumerate(zip(names, codes, strict=True)):
             runs = {}
@@ -102,22 +102,23 @@ def _train(name: str, code: Path, run_dir: Path, overrides: list[str]) -> float:
     Only options that every revision has are used.
     """
     quiet = "trainer.enable_progress_bar=false"
-    _run(name, code, run_dir.parent, [*overrides, f"run_dir={run_dir}", quiet])
+    _run(name, code, [*overrides, f"run_dir={run_dir}", quiet])
     loss = json.loads((run_dir / "summary.json").read_text())["best_val_loss"]
     if loss is None:
         raise UserError(f"--revisions {name}: the run was never validated; give it more steps")
     return float(loss)
 
 
-def _run(name: str, code: Path, outputs: Path, arguments: list[str]) -> None:
-    """Run `train.py` of that code.
+def _run(name: str, code: Path, arguments: list[str]) -> None:
+    """Run `train.py` of that code, with what `outputs/` has here.
 
     Raises:
         UserError: it does not end well.
     """
     command = [sys.executable, str(code / "scripts" / "train.py"), *arguments]
     path = os.pathsep.join(filter(None, [str(code / "src"), os.environ.get("PYTHONPATH")]))
-    environment = os.environ | {"PYTHONPATH": path, "LITCHAR_OUTPUTS": str(outputs)}
+    outputs = os.environ.get("LITCHAR_OUTPUTS", str(ROOT / "outputs"))
+    environment = os.environ | {"PYTHONPATH": path, "LITCHAR_OUTPUTS": outputs}
     process = subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

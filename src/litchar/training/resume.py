@@ -183,7 +183,7 @@ def differences(then: dict[str, Any], now: dict[str, Any], also: tuple[str, ...]
         also: keys to compare although they may change.
     """
     found = changes(dict(flatten(then)), dict(flatten(now)))
-    return [line for key, line in found.items() if key in also or not within(key, MAY_CHANGE)]
+    return [line for key, line in found.items() if within(key, also) or not within(key, MAY_CHANGE)]
 
 
 def changes(then: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:

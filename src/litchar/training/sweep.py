@@ -143,7 +143,7 @@ def make_plan(
     jobs: dict[Path, list[str]] = {}
     for job_overrides, config in grid:
         shown = [text for text in job_overrides if _key(text) in (swept or named)]
-        name = job_name(shown, identity(config, swept))
+        name = job_name(shown, identity(config, swept | swept_keys(directory)))
         digest = name.rpartition("_")[2]
         job = next(directory.glob(f"*_{digest}"), directory / name)
         jobs.setdefault(job, job_overrides)

@@ -101,17 +101,20 @@ def best_experiment(study: optuna.Study, search: Search) -> str:
         else:
             OmegaConf.update(values, key, given.value())
     for key, value in best.params.items():
-        if key in groups:
+        if key in taken:
+            taken[key].append(f"/{key}/{value}")
+        elif key in groups:
             overridden.append({f"override /{key}": value})
         else:
             OmegaConf.update(values, key, value)
+    seed = best.params.get("seed", fixed.seed)
     defaults = [*taken["experiment"], *taken["debug"], *overridden]
     body = OmegaConf.create({"defaults": defaults} if defaults else {})
     return (
         "# @package _global_\n"
         f"# python scripts/train.py experiment=tune/{study.study_name}\n"
         f"# Trial {root(best)} of {study.user_attrs['command']}\n"
-        f"# Validation loss {best.value:.4f} nats per token, seed {fixed.seed}.\n"
+        f"# Validation loss {best.value:.4f} nats per token, seed {seed}.\n"
         f"{OmegaConf.to_yaml(OmegaConf.merge(body, values))}"
     )
 

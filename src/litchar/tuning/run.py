@@ -14,7 +14,7 @@ import optuna
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
-from optuna.samplers import BaseSampler
+from optuna.samplers import BaseSampler, BruteForceSampler, GridSampler
 
 from litchar.errors import BusyError, DivergedError, Interrupted, UserError, check_whole, is_users
 from litchar.errors import reason as said
@@ -58,13 +58,19 @@ def run(config: DictConfig) -> None:
         sampler: BaseSampler = instantiate(tune.sampler, seed=sampler_seed(config.seed, number))
         return sampler
 
-    pruner, _ = instantiate(tune.pruner), make_sampler(0)  # which refuse what they cannot take
+    pruner, sampler = instantiate(tune.pruner), make_sampler(0)  # they refuse what is unfit
+    if isinstance(sampler, GridSampler | BruteForceSampler):
+        raise UserError(
+            f"tune.sampler: {type(sampler).__name__} tries all there is, which a sweep does: "
+            "python scripts/train.py -m KEY=1,2,3"
+        )
     storage = open_storage(tune.storage, directory)
-    study = open_study(directory.name, storage, search, command_line())
+    study = open_study(storage, directory, search, command_line())
     study.pruner = pruner
     terminal.say(f"Study {directory.name}: {tune.trials} trials; {directory}")
     with Worker(study, storage, directory, tune.trials, tune.beat_seconds, make_sampler) as worker:
         while (trial := worker.take()) is not None:
+            search.read_text()
             check_same_search(study, search)
             run_trial(trial, worker, search, directory / "trials", terminal)
             _stop_if_all_are_refused(study)
@@ -81,7 +87,11 @@ def run_trial(
     Raises:
         Interrupted: a signal ended it.
     """
-    values = suggest(trial, search.space)
+    try:
+        values = suggest(trial, search.space)
+    except ImportError as error:  # of a sampler that needs a package
+        worker.finish(trial, "interrupted")
+        raise UserError(f"tune.sampler: {said(error)}") from None
     slot = trial.user_attrs.get("root", trial.number)
     shown = ", ".join(f"{key}={short(value)}" for key, value in values.items())
     terminal.say(f"trial {slot}: {shown}")

@@ -31,7 +31,8 @@ def open_storage(url: str | None, directory: Path) -> BaseStorage:
         return _open_database(url)
     except Exception as error:  # whatever a driver may raise for an address, a network or a login
         if isinstance(error, ModuleNotFoundError) or "install" in str(error).lower():
-            remedy = f"its driver is missing: pip install {getattr(error, 'name', None) or 'it'}"
+            driver = getattr(error.__cause__ or error, "name", None) or "it"
+            remedy = f"its driver is missing: pip install {driver}"
         else:
             remedy = "an example is sqlite:////absolute/path/studies.db"
         reason = first_line(error.__cause__ or error)

@@ -57,15 +57,18 @@ class Search:
             UserError: something in it is unfit for every trial.
         """
         space = read_space(_plain(config.tune.space))
-        parsed = training_overrides(HydraConfig.get().overrides.task)
+        typed = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+        parsed = training_overrides(cast(list[str], typed))
+        own = [key for key in space if key in ("run_dir", "resume", "outputs_dir")]
+        own += [str(g.input_line) for g in parsed if g.key_or_group in ("run_dir", "resume")]
+        if own:
+            raise UserError(
+                f"{own[0]}: each trial has a run directory of its own, and goes on by itself; "
+                "leave this out"
+            )
         for given in parsed:
             if given.is_delete():
                 raise UserError(f"{given.input_line}: tune takes nothing away; set the key to null")
-            if given.key_or_group in ("run_dir", "resume"):
-                raise UserError(
-                    f"{given.input_line}: each trial has a run directory of its own, and goes on "
-                    "by itself; leave this out"
-                )
             if given.key_or_group in space:
                 raise UserError(
                     f"{given.input_line}: this key is searched; take it out of the space as well: "
@@ -88,9 +91,18 @@ class Search:
             pruner=_plain(config.tune.pruner),
             sampler=_plain(config.tune.sampler),
             settings={key: value for key, value in flatten(_plain(settings)) if key not in space},
-            text=Text.of(fixed.data).corpus.fingerprint(),
         )
+        search.read_text()
         return search
+
+    def read_text(self) -> None:
+        """Note which text the trials are trained on, as it is now.
+
+        Raises:
+            UserError: there is none.
+        """
+        text = Text.of(self.compose({}).data)
+        self.identity["text"] = text.corpus.fingerprint()
 
     def compose(self, values: Mapping[str, Value], *more: str) -> DictConfig:
         """Return the training configuration of a trial with these values."""
@@ -110,17 +122,22 @@ def training_overrides(arguments: Sequence[str]) -> list[Override]:
     ]
 
 
-def open_study(name: str, storage: BaseStorage, search: Search, command: str) -> Study:
-    """Return the study called `name`, begun now or gone on with.
+def open_study(storage: BaseStorage, directory: Path, search: Search, command: str) -> Study:
+    """Return the study that is called as its `directory` is, begun now or gone on with.
 
     Raises:
-        UserError: it searches something else.
+        UserError: it searches something else, or the directory is another study's.
     """
-    try:
-        study = load_study(study_name=name, storage=storage)
+    try:  # which writes nothing
+        study = load_study(study_name=directory.name, storage=storage)
     except KeyError:
-        study = create_study(study_name=name, storage=storage, load_if_exists=True)
+        study = create_study(study_name=directory.name, storage=storage, load_if_exists=True)
     if "identity" not in study.user_attrs:
+        if any((directory / "trials").glob("*")):  # whose results would be taken for its own
+            raise UserError(
+                f"{directory}: holds trials of a study that tune.storage does not have; delete it, "
+                "or give another tune.name"
+            )
         study.set_user_attr("identity", json.dumps(search.identity))
         study.set_user_attr("command", command)
     check_same_search(study, search)
