@@ -2,6 +2,7 @@
 
 import builtins
 import collections
+import math
 import os
 import pickle
 import random
@@ -107,6 +108,7 @@ def test_a_compiled_torchscript_archive_is_refused(tmp_path):
         (lambda c: c["litchar"]["vocabulary"].update(characters=[1, 2, 3, 4, 5]), "litchar wrote"),
         (lambda c: c["litchar"].update(vocabulary=None), "litchar wrote"),
         (lambda c: c.update(global_step="many"), "litchar wrote"),
+        (lambda c: c.update(global_step=math.inf), "litchar wrote"),
         (lambda c: c["state_dict"].pop("model.head.weight"), "missing"),
         (lambda c: c["state_dict"].update({"model.more": torch.zeros(1)}), "surplus"),
         (lambda c: c["state_dict"].update({"model.head.weight": [1.0]}), "no plain tensor"),
@@ -122,7 +124,7 @@ def test_a_compiled_torchscript_archive_is_refused(tmp_path):
         ),
         (
             lambda c: c["state_dict"].update({"model.head.weight": HUGE}),
-            "has shape",
+            "claims more",
         ),
         (lambda c: c["litchar"]["model"].update(n_embd=2**20, n_head=2**10), "has shape"),
         (lambda c: c["litchar"]["model"].update(n_embd=2**40, n_head=2**20), "overflow"),

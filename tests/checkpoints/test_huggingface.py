@@ -1,9 +1,11 @@
 """What is exported for transformers opens there, says what ours says, and spells as ours does."""
 
+import dataclasses
 import json
 import os
 import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ import safetensors.torch
 import torch
 import transformers
 import yaml
+from huggingface_hub import ModelCard
 from omegaconf import OmegaConf
 
 import litchar
@@ -99,8 +102,15 @@ def difference(ours: TextModel, theirs, windows: int) -> float:
     "options",
     [
         {},
-        {"tie_head": True, "init": "gpt2", "qkv_bias": True, "n_hidden": 40, "rope_theta": 100.0},
-        GPT2,
+        {
+            "tie_head": True,
+            "init": "gpt2",
+            "qkv_bias": True,
+            "n_hidden": 40,
+            "rope_theta": 100.0,
+            "norm_eps": 0,
+        },
+        GPT2 | {"norm_eps": 0},
         GPT2 | {"bias": True, "tie_head": False, "activation": "relu2", "n_hidden": 40},
         GPT2 | {"bias": True, "qkv_bias": False, "activation": "gelu_tanh", "norm_eps": 0.1},
     ],
@@ -229,6 +239,37 @@ def test_a_line_ends_where_ours_ends(saved, tmp_path):
 def test_the_card_says_who_trained_it(saved, provenance, maker):
     checkpoint = Checkpoint.load(saved(provenance=provenance))
     assert f"It was trained with {maker}. " in model_card(checkpoint, checkpoint.build_model())
+
+
+def test_hubs_read_the_card_of_a_checkpoint_without_losses(saved):
+    checkpoint = dataclasses.replace(Checkpoint.load(saved()), losses={})
+    card = ModelCard(model_card(checkpoint, checkpoint.build_model()))
+    assert card.data.library_name == "transformers"
+    assert card.data.eval_results is None
+
+
+def test_a_link_is_written_through_and_where_one_stands_is_left(saved, tmp_path, monkeypatch):
+    checkpoint = saved()
+    export(checkpoint, tmp_path / "out")
+    before = (tmp_path / "out" / "config.json").stat().st_ino
+    (tmp_path / "link").symlink_to("out")
+    export(checkpoint, tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "out" / "config.json").stat().st_ino != before
+    assert {path.name for path in tmp_path.iterdir()} >= {"out", "link"}
+    assert not list(tmp_path.glob(".draft*"))
+    monkeypatch.chdir(tmp_path / "out")
+    with pytest.raises(UserError, match="is where you are"):
+        export(checkpoint, Path("."))
+
+
+def test_a_full_disk_is_told_in_one_line(saved, tmp_path, monkeypatch):
+    def full(*_):
+        raise Exception("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("transformers.PreTrainedModel.save_pretrained", full)
+    with pytest.raises(UserError, match=r"out: cannot be written \(No space left on device\)"):
+        export(saved(), tmp_path / "out")
 
 
 def test_the_card_has_the_figures_and_names_no_directory(saved, tmp_path):

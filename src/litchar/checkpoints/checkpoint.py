@@ -114,7 +114,7 @@ class Checkpoint:
                     if name.startswith(prefix)
                 },
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise UserError(f"{path}: not a checkpoint that litchar wrote ({error})") from None
 
     def build_model(self, device: str | torch.device = "cpu") -> nn.Module:
@@ -218,6 +218,20 @@ def trusted(target: object, prefix: str, place: str | Path) -> Callable[..., Any
     )
 
 
+def check_plain(name: str, tensor: object) -> None:
+    """Refuse a weight that is not what it says.
+
+    Raises:
+        ValueError: it is no plain tensor, or claims more numbers than are stored.
+    """
+    if not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
+        raise ValueError(f"{name} is no plain tensor")
+    if tensor.is_meta or tensor.is_nested:
+        raise ValueError(f"{name} is no plain tensor")
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise ValueError(f"{name} claims more numbers than are stored")
+
+
 def _check_weights(weights: dict[str, Tensor], model: nn.Module) -> None:
     """Refuse weights that are not those of `model`, which may be on the meta device.
 
@@ -232,12 +246,9 @@ def _check_weights(weights: dict[str, Tensor], model: nn.Module) -> None:
         raise ValueError(f"missing {sorted(missing)[:3]}, surplus {sorted(surplus)[:3]}")
     for name, tensor in expected.items():
         found = weights[name]
-        if not isinstance(found, Tensor) or found.layout != torch.strided or found.is_meta:
-            raise ValueError(f"{name} is no plain tensor")
+        check_plain(name, found)
         if found.shape != tensor.shape:
             raise ValueError(f"{name} has shape {tuple(found.shape)}, not {tuple(tensor.shape)}")
-        if found.numel() * found.element_size() > found.untyped_storage().nbytes():
-            raise ValueError(f"{name} claims more numbers than are stored")
         if found.is_floating_point() != tensor.is_floating_point():
             raise ValueError(f"{name} has type {found.dtype}, not {tensor.dtype}")
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage() for t in weights.values()}

@@ -1,5 +1,7 @@
 """`scripts/export.py`: a trained model in a form that other tools open."""
 
+import errno
+import io
 import json
 import logging
 import os
@@ -21,6 +23,8 @@ from litchar.models import block_size_of
 from litchar.terminal import Terminal
 from litchar.whole import written_whole
 
+FULL = os.strerror(errno.ENOSPC)
+MOST_ONNX_BYTES = 1_500_000_000  # of weights: of more, torch puts some into a second file
 MOST_DIFFERENCE = 1e-4  # of logits, between an exported model and ours
 Logits = Callable[[np.ndarray], np.ndarray]  # (B, T) int64 -> (B, T, V) float32
 
@@ -36,6 +40,8 @@ def run(config: DictConfig) -> None:
     chosen = FORMATS[config.format]
     checkpoint = Checkpoint.load(find(config.checkpoint, Path(config.outputs_dir)))
     output = Path(os.path.expanduser(config.output or chosen.output))
+    if output.is_symlink():
+        output = output.resolve()
     if not output.parent.is_dir():
         raise UserError(f"output={output}: there is no directory {output.parent}")
     chosen.check_place(output)
@@ -50,6 +56,10 @@ def run(config: DictConfig) -> None:
                 )
     except OSError as error:
         raise UserError(f"output={output}: cannot be written ({error.strerror})") from None
+    except Exception as error:
+        if FULL not in str(error):  # as safetensors and tokenizers say it
+            raise
+        raise UserError(f"output={output}: cannot be written ({FULL})") from None
     Terminal().say(f"{output}: logits in {chosen.tool} within {difference:.1e} of the model's own")
 
 
@@ -76,6 +86,10 @@ def write_onnx(checkpoint: Checkpoint, model: nn.Module, output: Path) -> Logits
     import onnx_ir
     import onnxruntime
 
+    if (size := sum(weight.nbytes for weight in model.parameters())) > MOST_ONNX_BYTES:
+        raise UserError(
+            f"format=onnx: weights of {size:,} bytes do not fit into one file; try format=torch"
+        )
     idx, dynamic_shapes = any_size(model)
     with warnings.catch_warnings(action="ignore"):  # of torch about itself
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -121,8 +135,9 @@ def write_torch(checkpoint: Checkpoint, model: nn.Module, output: Path) -> Logit
         ) from None
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # it names places on this machine
-    with open(output, "wb") as file:
-        torch.export.save(program, file, extra_files=metadata(checkpoint, model))
+    content = io.BytesIO()  # torch does not say why it cannot write to a file
+    torch.export.save(program, content, extra_files=metadata(checkpoint, model))
+    output.write_bytes(content.getbuffer())
     with open(output, "rb") as file:
         loaded = torch.export.load(file).module()
     return lambda ids: loaded(torch.from_numpy(ids)).detach().numpy()

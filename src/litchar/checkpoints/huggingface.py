@@ -68,6 +68,8 @@ def check_place(output: Path) -> None:
     """
     if output.exists() and not output.is_dir():
         raise UserError(f"output={output}: is a file; give a directory's name")
+    if output.resolve() == Path.cwd():
+        raise UserError(f"output={output}: is where you are; give a new directory's name")
     found = {entry.name for entry in output.iterdir()} if output.is_dir() else set()
     if found and not (found <= FILES and _is_ours(output / "config.json")):
         raise UserError(
@@ -163,7 +165,7 @@ def make_config(checkpoint: Checkpoint, model: nn.Module) -> "GPT2Config | Qwen3
             n_head=settings["n_head"],
             n_inner=hidden,
             activation_function=ACTIVATIONS[settings["activation"]],
-            layer_norm_epsilon=settings["norm_eps"],
+            layer_norm_epsilon=float(settings["norm_eps"]),
             resid_pdrop=dropout,
             embd_pdrop=dropout,
             attn_pdrop=dropout,
@@ -176,7 +178,7 @@ def make_config(checkpoint: Checkpoint, model: nn.Module) -> "GPT2Config | Qwen3
         num_attention_heads=settings["n_head"],
         num_key_value_heads=settings["n_head"],
         head_dim=settings["n_embd"] // settings["n_head"],
-        rms_norm_eps=settings["norm_eps"],
+        rms_norm_eps=float(settings["norm_eps"]),
         rope_parameters={"rope_type": "default", "rope_theta": settings["rope_theta"]},
         attention_bias=bool(settings["qkv_bias"]),
         attention_dropout=dropout,

@@ -45,7 +45,8 @@ def model_card(checkpoint: Checkpoint, model: nn.Module) -> str:
             )
             for metric, name in (("loss", "val/loss"), ("bits_per_character", "val/bpc"))
             if name in checkpoint.losses
-        ],
+        ]
+        or None,
     )
     if not front.eval_results:
         front.model_name = None  # of no use without

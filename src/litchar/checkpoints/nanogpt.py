@@ -13,7 +13,7 @@ from torch import Tensor
 
 from litchar import __version__
 from litchar.checkpoints import gpt2
-from litchar.checkpoints.checkpoint import Checkpoint, make_card
+from litchar.checkpoints.checkpoint import Checkpoint, check_plain, make_card
 from litchar.checkpoints.files import read, save
 from litchar.errors import UserError
 from litchar.terminal import Terminal
@@ -102,6 +102,8 @@ def convert(
     }
     embedding = weights["token_embedding.weight"]
     head = weights.setdefault("head.weight", embedding)
+    for name in ("token_embedding.weight", "head.weight"):
+        check_plain(name, weights[name])  # before it is read
     settings |= {
         name: args[name] for name in ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
     }
@@ -111,7 +113,8 @@ def convert(
         "tie_head": torch.equal(embedding, head),
         "n_hidden": len(weights["blocks.0.feed_forward.input.weight"]),
     }
-    order = torch.tensor([characters.index(character) for character in vocabulary.characters])
+    ids = {character: i for i, character in enumerate(characters)}
+    order = torch.tensor([ids[character] for character in vocabulary.characters])
     for name in ("token_embedding.weight", "head.weight"):
         weights[name] = weights[name][order]
     card = make_card(
