@@ -167,8 +167,9 @@ def test_a_path_may_be_long_and_its_home_directory_unknown(monkeypatch):
     quoted = ",".join(f'"{path}"' for path in paths)
     assert quote(f"data.path={','.join(paths)}", sweeps=True) == f"data.path={quoted}"
     assert quote("data.path=~nobody-here/x,y", sweeps=True) == 'data.path="~nobody-here/x","y"'
-    lists = "data.path=[a.txt,b.txt],c.txt"
-    assert quote(lists, sweeps=True) == lists
+    for lists in ("data.path=[a.txt,b.txt],c.txt", "data.path=a,[b,c]"):
+        assert quote(lists, sweeps=True) == lists
+    assert quote("data.path=d[1],x],y", sweeps=True) == 'data.path="d[1]","x]","y"'
     assert quote("data.path=~/x") == 'data.path="~/x"'  # the program's own code expands it
     assert quote("run_dir=~/x") == 'run_dir="/home/me/x"'
     assert quote("outputs_dir=~") == 'outputs_dir="/home/me"'

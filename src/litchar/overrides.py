@@ -71,7 +71,8 @@ def quote(argument: str, sweeps: bool = False) -> str:
     if not equals or name not in TEXTS | PATHS or _QUOTED.fullmatch(value):
         return argument
     listed = name in LISTS and value[:1] == "[" and value[-1:] == "]"
-    listed |= sweeps and name in LISTS and ("]," in value or ",[" in value)  # several lists
+    if sweeps and name in LISTS and re.search(r"(\A|,)\[.*\](,|\Z)", value):  # several
+        listed = True
     if listed or (name in PATHS and value == "null"):
         return argument
     whole = os.path.expanduser(value)  # like exists below, it takes whatever was typed

@@ -258,6 +258,12 @@ def test_a_link_is_written_through_and_where_one_stands_is_left(saved, tmp_path,
     assert (tmp_path / "out" / "config.json").stat().st_ino != before
     assert {path.name for path in tmp_path.iterdir()} >= {"out", "link"}
     assert not list(tmp_path.glob(".draft*"))
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    for output, words in ((tmp_path / "a", "a loop of links|cannot be"), ("o" * 300, "too long")):
+        for form in ("huggingface", "torch"):
+            with pytest.raises(UserError, match=words):
+                export(checkpoint, output, format=form)
     monkeypatch.chdir(tmp_path / "out")
     with pytest.raises(UserError, match="is where you are"):
         export(checkpoint, Path("."))

@@ -2,6 +2,7 @@
 
 import codecs
 import errno
+import os
 from pathlib import Path
 from unittest.mock import patch
 
@@ -170,8 +171,29 @@ def test_a_directory_that_must_not_be_read_is_not_called_empty(tmp_path, monkeyp
         raise PermissionError(errno.EACCES, "Permission denied", str(place))
 
     monkeypatch.setattr("litchar.text.corpus.os.scandir", refused)
-    with pytest.raises(PermissionError):
-        Corpus.find(str(tmp_path))
+    for pattern in ("*.txt", "**/*.txt", "sub/*.txt"):
+        (tmp_path / "sub").mkdir(exist_ok=True)
+        with pytest.raises(PermissionError):
+            Corpus.find(str(tmp_path), pattern)
+
+
+def test_what_a_file_system_keeps_for_itself_is_no_text(tmp_path, monkeypatch):
+    scandir = os.scandir
+
+    def refused(place):
+        if str(place).endswith("lost+found"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(place))
+        return scandir(place)
+
+    (tmp_path / "books").mkdir()
+    (tmp_path / "lost+found").mkdir()
+    (tmp_path / "books" / "a.txt").write_text("text")
+    monkeypatch.setattr("litchar.text.corpus.os.scandir", refused)
+    assert [path.name for path in Corpus.find(str(tmp_path)).paths] == ["a.txt"]
+    with pytest.raises(UserError, match=r"no file in this directory matches"):
+        Corpus.find(str(tmp_path), "*.txt")
+    with pytest.raises(UserError, match=r"no file in this directory matches"):
+        Corpus.find(str(tmp_path), "none/**/*.txt")
 
 
 def test_a_list_of_files_and_directories_keeps_its_order(tmp_path):

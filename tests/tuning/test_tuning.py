@@ -324,6 +324,7 @@ def test_another_search_under_the_same_name_is_refused(tune, tmp_path):
         (["+tune.space.optimizer.lrr={type:float,low:1,high:2}"], "tune.space.optimizer.lrr"),
         (["optimizer.lr=1"], "~tune.space.optimizer.lr"),
         (["run_dir=x"], "each trial has a run directory of its own"),
+        (["+tune.space.debug={type:categorical,choices:[null]}"], "a group takes the names"),
         (["+tune.space.resume={type:categorical,choices:[a]}"], "each trial has a run directory"),
         (["tune.sampler={_target_:optuna.samplers.BruteForceSampler}"], "a sweep does"),
         (["~callbacks"], "takes nothing away"),

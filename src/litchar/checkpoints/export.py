@@ -40,11 +40,15 @@ def run(config: DictConfig) -> None:
     chosen = FORMATS[config.format]
     checkpoint = Checkpoint.load(find(config.checkpoint, Path(config.outputs_dir)))
     output = Path(os.path.expanduser(config.output or chosen.output))
-    if output.is_symlink():
-        output = output.resolve()
-    if not output.parent.is_dir():
-        raise UserError(f"output={output}: there is no directory {output.parent}")
-    chosen.check_place(output)
+    try:
+        output = output.resolve() if output.is_symlink() else output
+        if not output.parent.is_dir():
+            raise UserError(f"output={output}: there is no directory {output.parent}")
+        chosen.check_place(output)
+    except RuntimeError:  # of pathlib, before Python 3.13
+        raise UserError(f"output={output}: is a loop of links") from None
+    except OSError as error:
+        raise UserError(f"output={output}: cannot be written ({error.strerror})") from None
     model = checkpoint.build_model()
     try:
         with extra(chosen.extra, f"format={config.format}"), written_whole(output) as draft:

@@ -4,6 +4,7 @@ import codecs
 import copy
 import hashlib
 import io
+import itertools
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -264,11 +265,18 @@ def _matches(directory: Path, pattern: str) -> list[Path]:
         raise UserError(
             f"data.pattern={pattern}: not a pattern for files ({error}); an example is '**/*.txt'"
         ) from None
-    if "**" in pattern or not found:  # `glob` passes over what it must not read
-        for _ in os.walk(directory, onerror=_raised):
+    # `glob` passes over what it must not read
+    fixed = itertools.takewhile(lambda part: not set(part) & set("*?["), Path(pattern).parts)
+    root = directory.joinpath(*fixed)
+    if "**" in pattern:
+        for _ in os.walk(root, onerror=_refused):
             pass
+    elif not found and root.is_dir():
+        os.scandir(root).close()
     return found
 
 
-def _raised(error: OSError) -> None:
-    raise error
+def _refused(error: OSError) -> None:
+    """Refuse a directory that must not be read, but for that which a file system has for itself."""
+    if isinstance(error, PermissionError) and Path(error.filename).name != "lost+found":
+        raise error

@@ -80,6 +80,8 @@ class Search:
             groups = GlobalHydra.instance().config_loader().list_groups("")
             if key not in groups and OmegaConf.select(fixed, key, default=groups) is groups:
                 raise UserError(f"tune.space.{key}: there is no such key to search")
+            if key in groups and None in getattr(space[key], "choices", ()):
+                raise UserError(f"tune.space.{key}: a group takes the names of its files, not null")
         if fixed.init_from == "latest":
             raise UserError(
                 "init_from=latest: trials could begin from one another; name a checkpoint"
