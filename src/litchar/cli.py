@@ -4,7 +4,6 @@ Nothing heavy is imported here, so that `--help` and `--cfg job` answer at once.
 """
 
 import contextlib
-import errno
 import gc
 import importlib
 import io
@@ -31,6 +30,7 @@ from litchar.errors import (
     RankError,
     UserError,
     causes,
+    is_disk_full,
     is_users,
 )
 from litchar.launched import launched
@@ -193,7 +193,7 @@ def _unwritable(error: OSError) -> str | None:
     """Return the line for a place that the system lets nobody write to; None for other errors."""
     if isinstance(error, PermissionError) and error.filename:
         return f"{error.filename}: {error.strerror}; change its rights, or name another place"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if is_disk_full(error):
         place = error.filename or "the disk that is written to"
         return f"{place}: {error.strerror}; make room there, or name another place"
     return None

@@ -1,6 +1,7 @@
 """Errors that end a program with a meaning: wrong input, a diverged or broken run, or a signal."""
 
 import contextlib
+import errno
 from collections.abc import Iterator
 from numbers import Integral
 from pathlib import Path
@@ -11,6 +12,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 class UserError(Exception):
     """The user's input was wrong. The message is one line: what, where, and how to mend it."""
+
+
+def is_disk_full(error: OSError) -> bool:
+    """Return whether there is no room left to write to, or none for this user."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextlib.contextmanager

@@ -224,9 +224,12 @@ def check_plain(name: str, tensor: object) -> None:
     Raises:
         ValueError: it is no plain tensor, or claims more numbers than are stored.
     """
-    if not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
-        raise ValueError(f"{name} is no plain tensor")
-    if tensor.is_meta or tensor.is_nested:
+    if (
+        not isinstance(tensor, Tensor)
+        or tensor.layout != torch.strided
+        or tensor.is_meta
+        or tensor.is_nested
+    ):
         raise ValueError(f"{name} is no plain tensor")
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
         raise ValueError(f"{name} claims more numbers than are stored")

@@ -1,6 +1,5 @@
 """Texts in object stores and on the web, copied once to the local cache through fsspec."""
 
-import errno
 import glob
 import hashlib
 import json
@@ -12,7 +11,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from litchar.errors import UserError, extra, first_line
+from litchar.errors import UserError, extra, first_line, is_disk_full
 from litchar.text.remembered import cache_dir, make_cache, unwritable
 
 if TYPE_CHECKING:
@@ -87,7 +86,7 @@ def fetch(url: str, pattern: str) -> list[Path]:
     except UserError:
         raise
     except Exception as error:  # whatever a network or its library raises
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(error, OSError) and is_disk_full(error):
             raise unwritable(cache_dir(), error) from None
         raise UserError(f"{url}: {_reason(error, PACKAGES[_protocol(url)])}") from None
 

@@ -1,6 +1,5 @@
 """The token store: a corpus as a memory-mapped array of ids, built once and cached by content."""
 
-import errno
 import hashlib
 import json
 import os
@@ -13,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock
 
-from litchar.errors import UserError
+from litchar.errors import UserError, is_disk_full
 from litchar.text.cleaning import rare_line
 from litchar.text.corpus import Corpus
 from litchar.text.mixture import Mixture, Splitting, arrange
@@ -168,7 +167,7 @@ def _build(corpus: Corpus, place: Path, fingerprint: str, encoding: Encoding) ->
             raise UserError(f"{corpus}: the text was changed while it was read; try again")
         os.rename(draft, place)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if is_disk_full(error):
             raise unwritable(place.parent, error) from None
         raise
     finally:
