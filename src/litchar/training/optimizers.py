@@ -169,18 +169,18 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_add_(updates, buffers, alpha=momentum)
         torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
 
-        by_shape = sorted(zip(matrices, updates, strict=True), key=lambda pair: pair[0].shape)
-        alike = [
-            tuple(zip(*pairs, strict=True))
-            for _, pairs in groupby(by_shape, key=lambda pair: pair[0].shape)
-        ]
+        def shape(pair: tuple[Tensor, Tensor]) -> tuple[int, ...]:
+            return min(pair[0].shape), *pair[0].shape  # the shorter side first: see `orthogonalize`
+
+        by_shape = sorted(zip(matrices, updates, strict=True), key=shape)
+        alike = [tuple(zip(*pairs, strict=True)) for _, pairs in groupby(by_shape, key=shape)]
         all_steps = self._orthogonalize([updates for _, updates in alike], group["polar_steps"])
         for (parameters, _), steps in zip(alike, all_steps, strict=True):
             scale = 0.2 * math.sqrt(max(steps.shape[1:]))
             torch._foreach_add_(list(parameters), list(steps.unbind()), alpha=-group["lr"] * scale)
 
     def _orthogonalize(self, alike: list[tuple[Tensor, ...]], polar_steps: int) -> list[Tensor]:
-        """Orthogonalise matrices, those of one shape together: (N, R, C) of each shape.
+        """Orthogonalise matrices, in groups of one shape: (N, R, C) of each.
 
         On a GPU its hundred launches take longer than what they launch, unless the matrices are
         large; so they are captured once, and then replayed. (FSDP's gradients cannot be.)
@@ -188,14 +188,14 @@ class Muon(torch.optim.Optimizer):
         gradients = [gradient for each in alike for gradient in each]
         small = sum(gradient.numel() for gradient in gradients) <= 1 << 25
         if not (small and all(g.is_cuda and type(g) is Tensor for g in gradients)):
-            return [orthogonalize(torch.stack(each), polar_steps) for each in alike]
+            return orthogonalize([torch.stack(each) for each in alike], polar_steps)
         key = (polar_steps, *((len(each), *each[0].shape) for each in alike))
         if key not in self._graphs:
             given = [torch.stack(each) for each in alike]
             steps: list[Tensor] = []
 
             def work() -> None:
-                steps[:] = [orthogonalize(matrices, polar_steps) for matrices in given]
+                steps[:] = orthogonalize(given, polar_steps)
 
             self._graphs[key] = given, steps, capture(work, gradients[0].device)
         given, steps, graph = self._graphs[key]
@@ -238,9 +238,11 @@ class Muon(torch.optim.Optimizer):
         return state["step"]
 
 
+Quintic = tuple[float, float, float]
+
 # The quintics a x + b x^3 + c x^5 that bring singular values from [0.001, 1] closest to 1, one
 # after the other (Polar Express; Amsel et al., 2025).
-POLAR_EXPRESS = (
+POLAR_EXPRESS: Sequence[Quintic] = (
     (8.28721201814563, -23.595886519098837, 17.300387312530933),
     (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
     (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
@@ -250,22 +252,71 @@ POLAR_EXPRESS = (
 )
 
 
-def orthogonalize(matrices: Tensor, steps: int) -> Tensor:
-    """Return the orthogonal factor of each matrix's polar decomposition, nearly: (N, R, C).
+def orthogonalize(alike: Sequence[Tensor], steps: int) -> list[Tensor]:
+    """Return the orthogonal factor of each matrix's polar decomposition, nearly: (N, R, C) each.
 
     On a GPU it is computed in bfloat16, which is enough for a direction.
+
+    Args:
+        alike: matrices, those of one shape together: (N, R, C) each. Shapes with one shorter side
+            that follow each other are worked on together, see `_by_grams`.
+        steps: how often to iterate.
     """
-    x = matrices.bfloat16() if matrices.is_cuda else matrices
-    tall = x.shape[-2] > x.shape[-1]
-    if tall:
-        x = x.mT
-    # No singular value may be above 1, and rounding may lift one: hence a little below. bfloat16
-    # lifts some at every step, and the next quintic would throw them far out: each is of x / 1.01.
-    x = x / (1.01 * torch.linalg.matrix_norm(x, keepdim=True).clamp_min(1e-20))
+    quintics = [POLAR_EXPRESS[min(step, len(POLAR_EXPRESS) - 1)] for step in range(steps)]
+    wide = []
+    for matrices in alike:
+        x = matrices.bfloat16() if matrices.is_cuda else matrices
+        x = x.mT if x.shape[-2] > x.shape[-1] else x
+        # No singular value may be above 1, and rounding may lift one: hence a little below.
+        wide.append(x / (1.01 * torch.linalg.matrix_norm(x, keepdim=True).clamp_min(1e-20)))
+    factors: list[Tensor] = []
+    for _, group in groupby(wide, key=lambda x: x.shape[-2]):
+        together = list(group)
+        # With two bytes A's small eigenvalues are noise; FSDP's tensors have no diagonal to add to.
+        if together[0].element_size() > 2 and type(together[0]) is Tensor:
+            factors += _by_grams(together, quintics)
+        else:
+            factors += [_by_matrix(x, quintics) for x in together]
+    return [
+        (x.mT if matrices.shape[-2] > matrices.shape[-1] else x).type_as(matrices)
+        for x, matrices in zip(factors, alike, strict=True)
+    ]
+
+
+def _by_matrix(x: Tensor, quintics: Sequence[Quintic]) -> Tensor:
+    """Iterate over matrices as they are: (N, R, C)."""
+    # bfloat16 lifts some singular values above 1 at every step, and the next quintic would throw
+    # them far out: each is of x / 1.01.
     margin = 1.01 if x.dtype == torch.bfloat16 else 1.0
-    for step in range(steps):
-        a, b, c = POLAR_EXPRESS[min(step, len(POLAR_EXPRESS) - 1)]
+    for a, b, c in quintics:
         gram = x @ x.mT
         polynomial = torch.baddbmm(gram, gram, gram, beta=b / margin**3, alpha=c / margin**5)
         x = torch.baddbmm(x, polynomial, x, beta=a / margin)  # a x + b A x + c A A x
-    return (x.mT if tall else x).type_as(matrices)
+    return x
+
+
+def _by_grams(wide: Sequence[Tensor], quintics: Sequence[Quintic]) -> list[Tensor]:
+    """Iterate over A = X X^T, which is of one shape for all: (N, R, C) each, R alike.
+
+    It is the lesser work where C is above R, and small matrices take fewer calls (Gram
+    Newton-Schulz; Zhang, Amsel, Chen and Dao, 2026).
+    """
+    # Where A's eigenvalues should be 0, rounding leaves some below, which the quintics throw out
+    # by and by: after each five of them A is computed from X again.
+    for start in range(0, len(quintics), 5):
+        gram = torch.cat([x @ x.mT for x in wide])
+        factor = polynomial = _polynomial(gram, *quintics[start])
+        for quintic in quintics[start + 1 : start + 5]:
+            gram = polynomial @ gram @ polynomial
+            polynomial = _polynomial(gram, *quintic)
+            factor = polynomial @ factor
+        factors = torch.split(factor, [len(x) for x in wide])
+        wide = [factor @ x for factor, x in zip(factors, wide, strict=True)]
+    return list(wide)
+
+
+def _polynomial(gram: Tensor, a: float, b: float, c: float) -> Tensor:
+    """Return what a quintic multiplies X by, a + b A + c A A: (N, R, R)."""
+    polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+    polynomial.diagonal(dim1=-2, dim2=-1).add_(a)
+    return polynomial
