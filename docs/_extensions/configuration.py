@@ -110,7 +110,7 @@ def files() -> list[ConfigFile]:
 def _defaults(node: yaml.Node) -> Iterator[str]:
     for entry in node.value:
         if isinstance(entry, yaml.ScalarNode):
-            if entry.value != "_self_":
+            if entry.value != "_self_" and "hydra" not in entry.value:
                 yield entry.value
             continue
         for group, name in entry.value:
@@ -222,7 +222,8 @@ def _section(file: ConfigFile) -> str:
         parts.append(file.description)
     if file.defaults:
         group = file.path.parent.relative_to(CONF)
-        named = [entry if "=" in entry else f"{group}={entry}" for entry in file.defaults]
+        beside = f"{group}=%s" if group.name else "%s.yaml"
+        named = [entry if "=" in entry else beside % entry for entry in file.defaults]
         begins = ", ".join(f"`{name}`" for name in named)
         parts.append(f"Begins with {begins}.")
     if file.target:

@@ -144,7 +144,7 @@ class ParallelLauncher(_Launcher):
     """Several jobs at once on this machine, in joblib's processes, which share its cores.
 
     Settings:
-        n_jobs: how many at once; null: as many as there are cores.
+        n_jobs: how many at once; null: as many as there are physical cores.
     """
 
     def run(self, calls: list[Call]) -> list[Returned]:

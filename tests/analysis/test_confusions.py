@@ -15,7 +15,7 @@ class Next(nn.Module):
 
 def test_each_target_is_predicted_once():
     tokens = torch.tensor([0, 1, 2, 3, 4, 0, 1, 1, 2, 3, 3])
-    windows = SequentialWindows(tokens, len(tokens), block_size=4, batch_size=2)
+    windows = SequentialWindows(tokens, block_size=4, batch_size=2)
     model = Next()
     actual, predicted = predictions(model, map(windows.__getitem__, range(2)), torch.device("cpu"))
     assert actual.tolist() == tokens[1:].tolist()

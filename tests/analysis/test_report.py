@@ -84,9 +84,9 @@ def opened(page, hostile_run):
     page.on("request", lambda request: asked.append(request.url))
     page.on("console", lambda message: complaints.append(message.text))
     page.context.set_offline(True)
-    page.goto((hostile_run / reports.NAME).as_uri())
+    page.goto((hostile_run / reports.REPORT).as_uri())
     yield page
-    assert asked == [(hostile_run / reports.NAME).as_uri()]
+    assert asked == [(hostile_run / reports.REPORT).as_uri()]
     assert complaints == []
 
 
@@ -213,7 +213,7 @@ def test_a_model_of_bytes_and_documents_without_attention_has_a_report(train, te
     sizes = ("data.block_size=16", "data.batch_size=8", "trainer.max_steps=5")
     path = f"data.path={text_file}"
     run_dir = train(path, *names, *sizes, "data.document=line", "report=true", only=True)
-    page = (run_dir / reports.NAME).read_text()
+    page = (run_dir / reports.REPORT).read_text()
     assert "This model has no attention" in page
     assert "nats per byte" in page
     assert page.count('data-t="') > PASSAGE * 0.5
@@ -230,7 +230,7 @@ def mixed_run(train, tmp_path):
 
 
 def test_a_mixtures_loss_by_weight_is_not_compared_with_counts_of_all(capsys, mixed_run):
-    page = (mixed_run / reports.NAME).read_text()
+    page = (mixed_run / reports.REPORT).read_text()
     history = Run.load(mixed_run).history
     best = min(history, key=lambda row: row["val/loss"])["val/loss_all"] / math.log(2)
     verdict = page[page.index('class="verdict"') : page.index("<h2>")]
@@ -256,7 +256,7 @@ def test_each_text_of_a_mixture_is_read_by_its_weight(mixed_run, monkeypatch):
 
 def test_a_report_says_what_it_cannot_show(hostile_run, tmp_path):
     run_dir = tmp_path / "run"
-    shutil.copytree(hostile_run, run_dir, ignore=shutil.ignore_patterns(reports.NAME))
+    shutil.copytree(hostile_run, run_dir, ignore=shutil.ignore_patterns(reports.REPORT))
     config = OmegaConf.load(run_dir / "config.yaml")
     text = tmp_path / "other.txt"
     checkpoint = torch.load(run_dir / "checkpoints" / "best.ckpt", weights_only=True)
@@ -330,18 +330,18 @@ def test_the_latest_run_may_be_a_job_of_a_sweep(tmp_path):
 
 
 def test_a_device_that_is_not_there_is_refused_and_the_report_stays(hostile_run, capsys):
-    before = (hostile_run / reports.NAME).read_bytes()
+    before = (hostile_run / reports.REPORT).read_bytes()
     with pytest.raises(SystemExit) as stopped:
         report.main([str(hostile_run), "--device", "nonsense"])
     assert stopped.value.code == 2
     assert "device=nonsense: not to be had on this machine" in capsys.readouterr().err
-    assert (hostile_run / reports.NAME).read_bytes() == before
+    assert (hostile_run / reports.REPORT).read_bytes() == before
 
 
 def test_a_report_is_written_whole_or_not_at_all(hostile_run, tmp_path, monkeypatch):
     run_dir = tmp_path / "run"
     shutil.copytree(hostile_run, run_dir, ignore=shutil.ignore_patterns("checkpoints"))
-    before = (run_dir / reports.NAME).read_bytes()
+    before = (run_dir / reports.REPORT).read_bytes()
 
     def full(*_):
         raise OSError(28, "No space left on device")
@@ -349,7 +349,7 @@ def test_a_report_is_written_whole_or_not_at_all(hostile_run, tmp_path, monkeypa
     monkeypatch.setattr("litchar.whole.os.replace", full)
     with pytest.raises(UserError, match=r"report.html: cannot be written \(No space left"):
         reports.write_report(run_dir)
-    assert (run_dir / reports.NAME).read_bytes() == before
+    assert (run_dir / reports.REPORT).read_bytes() == before
     assert not list(run_dir.glob(".draft*"))
 
 

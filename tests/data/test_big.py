@@ -68,7 +68,7 @@ def test_a_store_of_20_gb_trains_in_the_memory_of_its_batches(train, big_store):
 def test_a_worker_is_sent_the_place_of_the_tokens_not_the_tokens(tmp_path):
     sparse_file(tmp_path / "tokens.npy", 1_000_000)
     tokens = np.load(tmp_path / "tokens.npy", mmap_mode="r")
-    windows = RandomWindows(Span(tokens, 10, 900_000), 899_990, 8, 4, 0)
+    windows = RandomWindows(Span(tokens, 10, 900_000), 8, 4, 0)
     sent = bytes(ForkingPickler.dumps(windows))
     assert len(sent) < 2_000
     assert b"rebuild_tensor" not in sent  # which would copy them to shared memory

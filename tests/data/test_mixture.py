@@ -46,7 +46,6 @@ def windows(
     parts = zip(data.text.weights.values(), data.parts("train"), strict=True)
     return RandomWindows(
         Span(data.store.tokens, 0, len(data.splits["train"])),
-        len(data.splits["train"]),
         data.block_size,
         batch_size,
         3,

@@ -104,7 +104,7 @@ def test_gathering_keeps_the_order_and_the_repeats_of_the_offsets():
 
 def random_windows(**changes) -> RandomWindows:
     settings = {"length": 500, "block_size": 8, "batch_size": 12, "seed": 5} | changes
-    tokens = torch.arange(settings["length"])
+    tokens = torch.arange(settings.pop("length"))
     return RandomWindows(tokens, **settings)
 
 
@@ -148,7 +148,7 @@ def test_training_windows_lie_within_the_split_and_reach_its_first_and_last_char
 @pytest.mark.parametrize("kind", [RandomWindows, SequentialWindows])
 def test_batches_are_gathered_at_their_offsets(kind):
     tokens = torch.arange(500)
-    settings = {"length": 500, "block_size": 8, "batch_size": 5}
+    settings = {"block_size": 8, "batch_size": 5}
     if kind is RandomWindows:
         settings["seed"] = 3
     windows = kind(tokens, **settings)
@@ -169,7 +169,7 @@ def test_every_character_but_the_first_is_a_target_exactly_once(block_size, batc
     for length in (2, 3, 8, 9, 10, 13, 14, 15, 57, 100, 105):
         tokens = torch.arange(length)
         ranks = [
-            SequentialWindows(tokens, length, block_size, batch_size, None, rank, world_size)
+            SequentialWindows(tokens, block_size, batch_size, None, rank, world_size)
             for rank in range(world_size)
         ]
         assert len({len(rank) for rank in ranks}) == 1
@@ -195,9 +195,7 @@ def test_a_longer_stride_takes_an_even_sample(times, world_size):
     tokens = torch.arange(length)
     counted = []
     for rank in range(world_size):
-        windows = SequentialWindows(
-            tokens, length, block_size, 3, times * block_size, rank, world_size
-        )
+        windows = SequentialWindows(tokens, block_size, 3, times * block_size, rank, world_size)
         for k in range(len(windows)):
             _, targets = windows[k]
             counted += targets[targets != IGNORED].tolist()
@@ -212,7 +210,7 @@ def test_overlapping_windows_count_every_target_once_after_a_long_context(
     block_size, stride, batch_size
 ):
     for length in (2, 8, 9, 10, 17, 60, 61):
-        windows = SequentialWindows(torch.arange(length), length, block_size, batch_size, stride)
+        windows = SequentialWindows(torch.arange(length), block_size, batch_size, stride)
         counted = []
         for k in range(len(windows)):
             inputs, targets = windows[k]

@@ -43,7 +43,7 @@ def one_by_one(reader, idx: np.ndarray, prompt: int) -> np.ndarray:
 
 READERS = {
     "torch": lambda model, max_ids: CachedTransformer(model, 1, max_ids),
-    "numpy": lambda model, max_ids: LeanTransformer(model).open(),
+    "numpy": lambda model, max_ids: LeanReader(LeanTransformer(model)),
 }
 OPTIONS = list(
     itertools.product(
@@ -111,7 +111,9 @@ def test_one_layer_rolls_as_if_the_context_were_read_again():
     model = make(n_layer=1)
     idx = some_ids(1, 4 * BLOCK)
     again = one_by_one(Window(model), idx, prompt=4)
-    np.testing.assert_allclose(one_by_one(LeanTransformer(model).open(), idx, 4), again, atol=1e-5)
+    np.testing.assert_allclose(
+        one_by_one(LeanReader(LeanTransformer(model)), idx, 4), again, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("position", ["rotary", "learned"])

@@ -3,6 +3,7 @@
 import csv
 import itertools
 import json
+import resource
 import shutil
 
 import numpy as np
@@ -122,6 +123,16 @@ def test_the_loss_of_each_document_is_that_of_the_document_by_itself(
         loss_of(f"checkpoint={named}", "documents=losses.txt")
     with pytest.raises(UserError, match="there is no directory nowhere"):
         loss_of(f"checkpoint={named}", "documents=nowhere/losses.csv")
+
+    before = (tmp_path / "losses.csv").read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+    try:
+        with pytest.raises(UserError, match="cannot be written"):
+            loss_of(f"checkpoint={named}", f"documents={tmp_path / 'losses.csv'}")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (tmp_path / "losses.csv").read_bytes() == before
 
 
 def test_documents_longer_than_a_window_are_scored_whole(train, tmp_path, loss_of):

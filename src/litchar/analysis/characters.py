@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from litchar.text import Corpus, TokenStore, Vocabulary
+from litchar.text import TokenStore, Vocabulary
 
 NAMES = {  # of control codes, for which Unicode has none
     "\0": "NULL",
@@ -153,11 +153,6 @@ def foreign_letters(word: str) -> str:
     letters = Counter(filter(None, map(script_of, word)))
     main = max(letters, key=lambda script: (letters[script], -script))
     return "".join(sorted({c for c in word if script_of(c) not in (0, main)}))
-
-
-def line_ends(corpus: Corpus) -> dict[str, int]:
-    """Return how often each kind of line end stands in the files, before they become `\\n`."""
-    return count_line_ends(corpus.read_bytes())
 
 
 def count_line_ends(chunks: Iterable[bytes]) -> dict[str, int]:

@@ -208,7 +208,7 @@ def compare(paths: Sequence[Path], at: At | None = None) -> Comparison:
     by_text: dict[tuple[Any, ...], list[Run]] = {}
     for run in runs:
         if run.path in losses:
-            by_text.setdefault(text_of(run), []).append(run)
+            by_text.setdefault(comparable_by(run), []).append(run)
     pending = [run for run in runs if run.path in reasons]
     tables = [
         make_table(group, keys, swept, losses, pending, notes, at) for group in by_text.values()
@@ -324,7 +324,7 @@ def figure(run: Run, name: str, at: At | None = None) -> float | None:
     return per_token * characters if per_token and characters else None
 
 
-def text_of(run: Run) -> tuple[Any, ...]:
+def comparable_by(run: Run) -> tuple[Any, ...]:
     """Return what two runs must have in common for their losses to be comparable."""
     settings = dict(flatten(run.config))
     split = tuple(json.dumps(settings.get(f"data.{name}")) for name in SPLIT_BY)

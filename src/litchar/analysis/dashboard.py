@@ -23,10 +23,9 @@ from litchar.data import TextDataModule
 from litchar.data.windows import SequentialWindows
 from litchar.errors import check_whole
 from litchar.text import Vocabulary
-from litchar.training.callbacks import batches_seen, is_validation
+from litchar.training.callbacks import batches_seen, is_validation, language_model
 from litchar.training.checkpointing import is_validated
 from litchar.training.loggers import TensorBoard
-from litchar.training.module import LanguageModel
 from litchar.training.sharding import full
 
 # The Custom Scalars page: charts of the tags that match, by category.
@@ -53,8 +52,7 @@ class Overview(Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write them as training begins or goes on."""
-        assert isinstance(pl_module, LanguageModel)
-        settings = OmegaConf.to_yaml(OmegaConf.create(pl_module.card["config"]))
+        settings = OmegaConf.to_yaml(OmegaConf.create(language_model(trainer).card["config"]))
         for logger in tensorboards(trainer):
             logger.log_text("settings", settings, trainer.global_step)
             logger.log_layout(LAYOUT)
@@ -84,13 +82,15 @@ class Layers(Callback):
         if is_validated(trainer) or trainer.global_step + 1 == trainer.max_steps:
             self._before = {
                 layer: [parameter.detach().clone() for parameter in parameters]
-                for layer, parameters in parameters_by_layer(model_of(pl_module)).items()
+                for layer, parameters in parameters_by_layer(language_model(trainer).model).items()
             }
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         """Compare."""
         if self._before:
-            self._ratios = update_ratios(self._before, parameters_by_layer(model_of(pl_module)))
+            self._ratios = update_ratios(
+                self._before, parameters_by_layer(language_model(trainer).model)
+            )
             self._before = {}
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -100,7 +100,7 @@ class Layers(Callback):
         figures = {f"weights/update_ratio/{k}": float(full(v)) for k, v in self._ratios.items()}
         self._ratios = {}
         line = validation_line(trainer, self.length).to(pl_module.device)
-        statistics = activation_statistics(model_of(pl_module), line)
+        statistics = activation_statistics(language_model(trainer).model, line)
         figures |= {f"activations/rms/{layer}": rms for layer, (rms, _) in statistics.items()}
         figures |= {f"activations/max/{layer}": most for layer, (_, most) in statistics.items()}
         for logger in trainer.loggers:
@@ -126,7 +126,7 @@ class Attention(Callback):
         if not is_drawn(trainer):
             return
         line = validation_line(trainer, self.length)
-        maps = attention_maps(model_of(pl_module), line.to(pl_module.device))
+        maps = attention_maps(language_model(trainer).model, line.to(pl_module.device))
         vocabulary = vocabulary_of(trainer)
         labels = [label_of(vocabulary.symbols[i], vocabulary.unit) for i in line[0].tolist()]
         for logger in tensorboards(trainer):
@@ -157,7 +157,7 @@ class Confusions(Callback):
         if not is_drawn(trainer):
             return
         actual, predicted = predictions(
-            model_of(pl_module), self._windows(trainer), pl_module.device
+            language_model(trainer).model, self._windows(trainer), pl_module.device
         )
         table = confusion_table(
             most_confused(actual, predicted, self.most),
@@ -173,7 +173,7 @@ class Confusions(Callback):
         tokens = data.splits["val"]
         stride = data.block_size * max(1, len(tokens) // self.characters)
         batch_size = min(data.val_batch_size, -(-len(tokens) // stride))
-        windows = SequentialWindows(tokens, len(tokens), data.block_size, batch_size, stride)
+        windows = SequentialWindows(tokens, data.block_size, batch_size, stride)
         for batch in range(len(windows)):
             yield windows[batch]
 
@@ -187,7 +187,7 @@ class Embeddings(Callback):
         if not is_drawn(trainer):
             return
         vocabulary = vocabulary_of(trainer)
-        table = embedding_of(model_of(pl_module), len(vocabulary))
+        table = embedding_of(language_model(trainer).model, len(vocabulary))
         if table is None:
             return
         rows = [
@@ -198,12 +198,6 @@ class Embeddings(Callback):
         points = full(table.detach()).float().cpu().clone().numpy()
         for logger in tensorboards(trainer):
             logger.log_points("characters", points, ["character", "name", "kind"], rows)
-
-
-def model_of(pl_module: L.LightningModule) -> nn.Module:
-    """Return the model that a run trains."""
-    assert isinstance(pl_module, LanguageModel)
-    return pl_module.model
 
 
 def data_module(trainer: L.Trainer) -> TextDataModule:

@@ -22,6 +22,7 @@ from litchar.terminal import Terminal
 from litchar.text import Vocabulary
 from litchar.text.store import boundaries
 from litchar.text.vocabulary import printable
+from litchar.whole import written_whole
 
 MOST_SHOWN = 60  # characters of a document
 WORST = 5
@@ -132,7 +133,10 @@ def _text(i: int, edges: np.ndarray, tokens: Tensor, vocabulary: Vocabulary) -> 
 
 def _write(place: Path, rows: list[dict[str, Any]]) -> None:
     try:
-        with open(place, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+        with (
+            written_whole(place) as draft,
+            open(draft, "w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+        ):
             if place.suffix == ".json":
                 json.dump(rows, file, indent=1)
                 file.write("\n")

@@ -189,7 +189,7 @@ def batches_of(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the windows of `tokens` and their targets, each token but the first a target once, in
     the order of the text: (B, T) int64 each."""
-    windows = SequentialWindows(tokens, len(tokens), block_size_of(model), batch_size, stride)
+    windows = SequentialWindows(tokens, block_size_of(model), batch_size, stride)
     batches = track(
         range(len(windows)),
         "Scoring",

@@ -13,9 +13,9 @@ from rich.table import Table
 from rich.text import Text as Line
 
 from litchar.analysis.characters import (
+    count_line_ends,
     foreign_letters,
     label_of,
-    line_ends,
     mixed_words,
     name_of,
     oddity,
@@ -264,7 +264,8 @@ def _odd(text: Text, store: TokenStore, counts: np.ndarray) -> Iterator[Section]
         rows.append((printable(word[:SHOWN]), f"{count:,}", names))
     if rows:
         yield Section("Words of several scripts", ("", "# count", "letters"), rows)
-    ends = [(end, f"{count:,}") for end, count in line_ends(text.corpus).items() if count]
+    counted = count_line_ends(text.corpus.read_bytes())  # before they become \n
+    ends = [(end, f"{count:,}") for end, count in counted.items() if count]
     mixed = "mixed; all are read as \\n" if len(ends) > 1 else ""
     yield Section("Line ends in the files", ("", "# count"), ends, note=mixed)
 

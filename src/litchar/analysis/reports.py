@@ -5,7 +5,7 @@ from pathlib import Path
 
 from litchar.analysis.page import write_page
 from litchar.analysis.run_report import STYLE, run_report
-from litchar.analysis.runs import NAME, Run, is_run
+from litchar.analysis.runs import REPORT, Run, is_run
 from litchar.data import TextDataModule
 from litchar.errors import UserError
 from litchar.training.environment import ROOT
@@ -24,7 +24,7 @@ def write_report(
     Raises:
         UserError: there is no run or no such device, or the report cannot be written.
     """
-    path = place / NAME
+    path = place / REPORT
     try:
         if not is_run(place) and any(place.glob("*/summary.json")):
             from litchar.analysis.comparison import compare  # which takes long to import

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from litchar.errors import UserError
 from litchar.text import Vocabulary
 
-NAME = "report.html"  # in the directory of a run or a sweep
+REPORT = "report.html"  # in the directory of a run or a sweep
 
 
 @dataclass(frozen=True)

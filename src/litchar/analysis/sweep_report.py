@@ -26,7 +26,7 @@ from litchar.analysis.page import (
     tiles,
     write_page,
 )
-from litchar.analysis.runs import NAME, Run
+from litchar.analysis.runs import REPORT, Run
 from litchar.text.vocabulary import printable
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def write_sweep_report(comparison: Comparison, directory: Path) -> Path:
     Raises:
         OSError: it cannot be written.
     """
-    path = directory.absolute() / NAME
+    path = directory.absolute() / REPORT
     write_page(path, path.parent.name, "".join(_sections(path.parent, comparison)))
     return path
 
@@ -158,9 +158,9 @@ def _loss(run: Run) -> float:
 def _link(directory: Path, run: Run) -> str:
     """Return a run's name; if it has a report, as a way there."""
     place = os.path.relpath(run.path, directory)
-    if not (run.path / NAME).is_file():
+    if not (run.path / REPORT).is_file():
         return escape(place)
-    return f'<a href="{escape(quote(f"{place}/{NAME}"))}">{escape(place)}</a>'
+    return f'<a href="{escape(quote(f"{place}/{REPORT}"))}">{escape(place)}</a>'
 
 
 def _left_out(directory: Path, comparison: Comparison) -> str:

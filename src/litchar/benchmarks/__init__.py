@@ -15,6 +15,7 @@ from rich.table import Table
 from litchar.cli import exit_codes
 from litchar.errors import UserError
 from litchar.terminal import Terminal
+from litchar.whole import written_whole
 
 
 @exit_codes()
@@ -36,7 +37,8 @@ def main(arguments: list[str] | None = None) -> None:
     rows = options.measure(options)
     _print(rows)
     if options.json:
-        options.json.write_text(json.dumps(rows, indent=2) + "\n")
+        with written_whole(options.json) as draft:
+            draft.write_text(json.dumps(rows, indent=2) + "\n")
 
 
 def check(repeats: int, place: Path | None) -> None:

@@ -73,9 +73,9 @@ class TextDataModule(L.LightningDataModule):
         """Open the token store and split it; a second call does nothing."""
         if self._store is not None:
             return
-        least = {"block_size": 1, "batch_size": 1, "val_batch_size": 1}
-        for name, smallest in (least | {"num_workers": 0, "train_sample": 0}).items():
-            check_whole(f"data.{name}", getattr(self, name), smallest)
+        for name in ("block_size", "batch_size", "val_batch_size", "num_workers", "train_sample"):
+            least = 0 if name in ("num_workers", "train_sample") else 1
+            check_whole(f"data.{name}", getattr(self, name), least)
         check_whole("data.seed", self.seed, 0, 2**64 - 1)
         check_flag("data.start_at_document", self.start_at_document)
         if self.start_at_document and self.text.document is None:
@@ -153,7 +153,6 @@ class TextDataModule(L.LightningDataModule):
             starts = document_starts(self.splits["train"].numpy(), self.block_size)
         return RandomWindows(
             self._tokens("train", 0, len(self.splits["train"])),
-            len(self.splits["train"]),
             self.block_size,
             self.batch_size,
             self.seed,
@@ -196,7 +195,6 @@ class TextDataModule(L.LightningDataModule):
                 stride = self.block_size * max(1, (stop - start) // each)
             windows = SequentialWindows(
                 self._tokens(name, start, stop),
-                stop - start,
                 self.block_size,
                 self.val_batch_size,
                 stride,

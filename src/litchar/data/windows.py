@@ -143,6 +143,7 @@ class _Windows(Dataset[Batch]):
 
     def __init__(self, tokens: Tensor | Span, block_size: int) -> None:
         self._source = tokens
+        self.length = len(self.tokens)
         self.block_size = block_size
 
     @property
@@ -167,7 +168,6 @@ class RandomWindows(_Windows):
 
     Args:
         tokens: the split to gather from.
-        length: of the split, in tokens.
         batch_size: B, over all ranks.
         starts: where a window may begin, as of `document_starts`; None: anywhere.
         mixture: of several corpora in the split, the weight of each, and where it begins and ends.
@@ -176,7 +176,6 @@ class RandomWindows(_Windows):
     def __init__(
         self,
         tokens: Tensor | Span,
-        length: int,
         block_size: int,
         batch_size: int,
         seed: int,
@@ -186,7 +185,7 @@ class RandomWindows(_Windows):
         mixture: Sequence[tuple[float, int, int]] = (),
     ) -> None:
         super().__init__(tokens, block_size)
-        self.places = length - block_size if starts is None else len(starts)
+        self.places = self.length - block_size if starts is None else len(starts)
         self.weights = [weight for weight, _, _ in mixture]
         firsts, ends = ([part[i] for part in mixture] for i in (1, 2))
         if starts is not None:  # places are counted in `starts`
@@ -233,7 +232,6 @@ class SequentialWindows(_Windows):
 
     Args:
         tokens: the split to gather from.
-        length: of the split, in tokens.
         stride: from one window to the next; `block_size` covers the split, more takes an even
             sample of it. With less, windows overlap: the first counts all its targets, the others
             their last `stride`, which have more of the text before them.
@@ -242,7 +240,6 @@ class SequentialWindows(_Windows):
     def __init__(
         self,
         tokens: Tensor | Span,
-        length: int,
         block_size: int,
         batch_size: int,
         stride: int | None = None,
@@ -250,7 +247,6 @@ class SequentialWindows(_Windows):
         world_size: int = 1,
     ) -> None:
         super().__init__(tokens, block_size)
-        self.length = length
         self.stride = stride or block_size
         self.batch_size = batch_size
         self.rank = rank

@@ -47,10 +47,6 @@ class LeanTransformer:
         self.norm = Norm(model.norm)
         self.head = Linear(model.head, after=model.norm)
 
-    def open(self) -> "LeanReader":
-        """Return a reader of one text."""
-        return LeanReader(self)
-
     @torch.inference_mode()
     def step(self, readers: Sequence["LeanReader"], ids: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Return the logits behind the next id of each text: (1, 1) int64 -> (1, V) float32.

@@ -59,7 +59,7 @@ class Prepared:
             return Rows(self, [self.open(1, max_ids) for _ in range(batch_size)])
         if type(model) is Transformer:
             if self.lean is not None:
-                reader: Reader = self.lean.open()
+                reader: Reader = LeanReader(self.lean)
             else:
                 reader = CachedTransformer(model, batch_size, max_ids)
             return reader if model.position_embedding is None else Crop(model, reader)

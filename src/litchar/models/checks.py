@@ -1,4 +1,4 @@
-"""What models ask of their settings. Each check raises a ValueError that names the unfit one."""
+"""What models and optimisers ask of their settings: a ValueError names the unfit one."""
 
 
 def check_sizes(**sizes: int) -> None:
@@ -20,6 +20,13 @@ def check_positive(**numbers: float) -> None:
     for name, number in numbers.items():
         if not isinstance(number, int | float) or not number > 0:
             raise ValueError(f"{name}={number} is not above 0")
+
+
+def check_not_negative(**numbers: float) -> None:
+    """Refuse what is not a number of at least 0."""
+    for name, number in numbers.items():
+        if not isinstance(number, int | float) or not number >= 0:
+            raise ValueError(f"{name}={number} is not a number of at least 0")
 
 
 def check_flags(**flags: bool) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from litchar.models.checks import (
     check_choice,
     check_flags,
+    check_not_negative,
     check_positive,
     check_shares,
     check_sizes,
@@ -107,8 +108,7 @@ class Transformer(nn.Module):
         check_positive(rope_theta=rope_theta)
         if logit_cap is not None:
             check_positive(logit_cap=logit_cap)
-        if not isinstance(norm_eps, int | float) or not norm_eps >= 0:
-            raise ValueError(f"norm_eps={norm_eps} is not a number of at least 0")
+        check_not_negative(norm_eps=norm_eps)
         _check_ngrams(ngrams)
 
         def make_norm(width: int) -> Norm:

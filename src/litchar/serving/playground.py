@@ -71,7 +71,6 @@ HEADERS = {
 class Loaded:
     """A model in memory."""
 
-    vocabulary: Vocabulary
     checkpoint: Checkpoint
     model: Prepared
 
@@ -142,8 +141,7 @@ class Playground:
 
     def _load(self, path: Path) -> Loaded:
         checkpoint = Checkpoint.load(path)
-        model = Prepared(checkpoint.build_model(self.device))
-        return Loaded(checkpoint.vocabulary, checkpoint, model)
+        return Loaded(checkpoint, Prepared(checkpoint.build_model(self.device)))
 
     def order(self, loaded: Loaded, form: Mapping[str, str]) -> tuple[str, int, Order]:
         """Return what a form asks for: the prompt, the seed, and what is to be written.
@@ -151,7 +149,7 @@ class Playground:
         Raises:
             UserError: a setting or the prompt is unfit.
         """
-        vocabulary, cleaning = loaded.vocabulary, loaded.checkpoint.cleaning
+        vocabulary, cleaning = loaded.checkpoint.vocabulary, loaded.checkpoint.cleaning
         numbers: dict[str, Any] = {name: number(form, name) for name in NUMBERS}
         if numbers["seed"] is None:
             numbers["seed"] = secrets.randbelow(2**32)
@@ -364,9 +362,8 @@ def build(playground: Playground) -> FastAPI:
         if key in playground.under_way:
             playground.under_way[key].stop()
         playground.under_way[key] = stream
-        return StreamingResponse(
-            text_page(head(), loaded.vocabulary, prompt, seed, stream, key), media_type="text/html"
-        )
+        written = text_page(head(), loaded.checkpoint.vocabulary, prompt, seed, stream, key)
+        return StreamingResponse(written, media_type="text/html")
 
     async def text_page(
         begin: str, vocabulary: Vocabulary, prompt: str, seed: int, stream: Stream, key: str

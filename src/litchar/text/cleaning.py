@@ -14,6 +14,7 @@ from litchar.text.corpus import Corpus
 from litchar.text.vocabulary import REPLACEMENT, codepoints, count_into, describe, no_counts
 
 FORMS = ("NFC", "NFKC")
+MOST_NAMED = 5  # characters in a line
 SIGMA = "Σ"  # GREEK CAPITAL LETTER SIGMA
 Step = Callable[[str], str]
 
@@ -158,13 +159,14 @@ def rare_line(min_count: int, counts: np.ndarray) -> str:
     return f"data.min_count={min_count}: {_count(counts, f'became U+{ord(REPLACEMENT):04X}')}"
 
 
-def _count(counts: np.ndarray, what: str, most: int = 5) -> str:
+def _count(counts: np.ndarray, what: str) -> str:
     kinds = np.flatnonzero(counts)
     if len(kinds) == 0:
         return "no character to change"
     often = kinds[np.argsort(-counts[kinds], kind="stable")]
-    named = [f"{describe(chr(kind))} {_times(counts[kind])}" for kind in often[:most].tolist()]
-    more = [f"and {len(kinds) - most} more"] if len(kinds) > most else []
+    shown = often[:MOST_NAMED].tolist()
+    named = [f"{describe(chr(kind))} {_times(counts[kind])}" for kind in shown]
+    more = [f"and {len(kinds) - MOST_NAMED} more"] if len(kinds) > MOST_NAMED else []
     return f"{counts.sum():,} characters of {len(kinds):,} kinds {what}: {', '.join(named + more)}"
 
 

@@ -1,5 +1,6 @@
 """The cache's place, and what it remembers of large files, so that they are not read again."""
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -83,10 +84,13 @@ def remembered(paths: Sequence[Path], about: str, compute: Callable[[], str]) ->
         return place.read_text()
     except OSError:
         found = compute()
-    try:
+    keep(place, found)
+    return found
+
+
+def keep(place: Path, text: str) -> None:
+    """Write `text` to a place in the cache; on a full disk it is computed again next time."""
+    with contextlib.suppress(OSError, UserError):
         make_cache(place.parent)
         with written_whole(place) as draft:
-            draft.write_text(found)
-    except (OSError, UserError):  # a full disk: it is read again next time
-        pass
-    return found
+            draft.write_text(text)

@@ -19,6 +19,7 @@ from litchar.text.formats import ROWS_AT_ONCE, check_column, column_rows
 from litchar.text.remembered import cache_dir, make_cache
 from litchar.text.remote import MOST_BYTES
 from litchar.text.store import file_sha256, known_sha256
+from litchar.whole import remove_drafts, written_whole
 
 if TYPE_CHECKING:
     import datasets
@@ -124,22 +125,20 @@ class HuggingFace(Corpus):
 
 def _fetch_checked(url: str, sha256: str, place: Path) -> None:
     """Put the file at `url` at `place`, whole and checked, or not at all."""
-    draft = place.with_name(f"{place.name}.draft")
+    remove_drafts(place.parent)  # of a process that was killed; the lock is ours
     try:
-        with open(draft, "wb") as file:
-            _fetch(url, file)
-            file.flush()
-            os.fsync(file.fileno())
-        if (found := file_sha256(draft)) != sha256:
-            raise UserError(f"{url}: the SHA-256 is {found}, not {sha256}; nothing was kept")
-        os.replace(draft, place)
+        with written_whole(place) as draft:
+            with open(draft, "wb") as file:
+                _fetch(url, file)
+                file.flush()
+                os.fsync(file.fileno())
+            if (found := file_sha256(draft)) != sha256:
+                raise UserError(f"{url}: the SHA-256 is {found}, not {sha256}; nothing was kept")
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise UserError(
             f"{url}: cannot be fetched ({getattr(error, 'reason', error)}); put a copy of the file "
             f"at {place}, or give its path: data.path=FILE"
         ) from None
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 class _SafeRedirects(urllib.request.HTTPRedirectHandler):

@@ -78,7 +78,8 @@ def open_store(corpus: Corpus, encoding: Encoding = Encoding()) -> TokenStore:
     """Return the token store of `corpus`, from the cache or built now.
 
     The corpus is read with bounded memory: once to fingerprint it and, if it is new, once to find
-    its characters, once to encode it and once to see that it is still the same. A store that is
+    its characters (and once more for what cleaning changes), once to encode it and once to see
+    that it is still the same. A store that is
     damaged is built again; of processes that want the same one at once, the first builds it and
     the others wait.
 

@@ -1,6 +1,5 @@
 """Yardsticks: what a validation split costs a predictor that only counts."""
 
-import contextlib
 import json
 import math
 import sys
@@ -11,10 +10,9 @@ import numpy as np
 
 from litchar.errors import UserError
 from litchar.text.ngrams import BYTES_PER_NGRAM, Packing, add_one, count_tokens, kneser_ney
-from litchar.text.remembered import cache_dir, make_cache
+from litchar.text.remembered import cache_dir, keep
 from litchar.text.split import Text
 from litchar.text.store import TokenStore
-from litchar.whole import written_whole
 
 ORDER = 8
 MEMORY_BYTES = 2_000_000_000
@@ -76,7 +74,8 @@ def count_yardsticks(
         yardstick(f"{used}-gram", n_gram, _note(packing, used, order, memory_bytes)),
     ]
     if used == packing.order or memory_bytes >= MEMORY_BYTES:
-        _cache(store, text, order, found)
+        kept = json.dumps([asdict(yardstick) for yardstick in found])
+        keep(_place(store, text, order), kept)
     return found
 
 
@@ -129,11 +128,3 @@ def _place(store: TokenStore, text: Text, order: int) -> Path:
     store_name = Path(str(store.tokens.filename)).parent.name
     ends = "-".join(str(stop) for _, stop in text.bounds_in(store).values())
     return cache_dir() / "yardsticks" / f"{store_name}-{ends}-{order}-{FORMAT}.json"
-
-
-def _cache(store: TokenStore, text: Text, order: int, found: list[Yardstick]) -> None:
-    place = _place(store, text, order)
-    with contextlib.suppress(OSError, UserError):  # a full disk: they are counted again
-        make_cache(place.parent)
-        with written_whole(place) as draft:
-            draft.write_text(json.dumps([asdict(yardstick) for yardstick in found]))

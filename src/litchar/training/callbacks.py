@@ -263,16 +263,14 @@ class Samples(Callback):
     Args:
         path: of `samples.txt`.
         seed: the same for each sample, so that samples differ by what was learned.
-        max_new_tokens: the length of a sample.
     """
 
-    def __init__(
-        self, path: Path, vocabulary: Vocabulary, seed: int, max_new_tokens: int = 200
-    ) -> None:
+    LENGTH = 200  # tokens of a sample
+
+    def __init__(self, path: Path, vocabulary: Vocabulary, seed: int) -> None:
         self.path = path
         self.vocabulary = vocabulary
         self.seed = seed
-        self.max_new_tokens = max_new_tokens
         self.text = ""
         self._length = 0  # of the file, in bytes
 
@@ -284,7 +282,7 @@ class Samples(Callback):
         if not trainer.is_global_zero and not is_sharded(model):
             return  # of shares all ranks have to give theirs
         with whole(model):
-            self.text = sample(model, self.vocabulary, self.seed, self.max_new_tokens)
+            self.text = sample(model, self.vocabulary, self.seed, self.LENGTH)
         if not trainer.is_global_zero:
             return
         step = trainer.global_step

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 from google.protobuf import text_format
-from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
@@ -182,12 +181,6 @@ class MetricsCSV(Logger):
     def version(self) -> str:
         """There is one file, and so no version."""
         return ""
-
-    @property
-    @rank_zero_experiment
-    def experiment(self) -> None:
-        """This logger has no further object to log with."""
-        return
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw as adamw_step
 
 from litchar.device import capture
+from litchar.models.checks import check_choice, check_not_negative, check_shares, check_sizes
 
 
 def adamw(
@@ -31,9 +32,8 @@ def adamw(
     Raises:
         ValueError: `decay` is neither.
     """
-    if decay not in ("matrices", "all"):
-        raise ValueError(f"decay={decay} is not one of matrices, all")
-    _check_not_negative(weight_decay=weight_decay)  # torch looks at the rest
+    check_choice("decay", decay, ("matrices", "all"))
+    check_not_negative(weight_decay=weight_decay)  # torch looks at the rest
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     spared = [p for p in parameters if p.ndim < 2 and decay == "matrices"]
     decayed = [p for p in parameters if p.ndim >= 2 or decay == "all"]
@@ -81,14 +81,12 @@ def muon(
     Raises:
         ValueError: a setting is out of its range.
     """
-    if isinstance(polar_steps, bool) or not isinstance(polar_steps, int) or polar_steps < 1:
-        raise ValueError(f"polar_steps={polar_steps} is not a whole number of at least 1")
-    if not isinstance(momentum, int | float) or not 0 <= momentum < 1:
-        raise ValueError(f"momentum={momentum} does not lie in [0, 1)")
+    check_sizes(polar_steps=polar_steps)
+    check_shares(momentum=momentum)
     if len(betas) != 2 or not all(isinstance(b, int | float) and 0 <= b < 1 for b in betas):
         raise ValueError(f"betas={list(betas)} are not two numbers in [0, 1)")
-    _check_not_negative(lr=lr, weight_decay=weight_decay, eps=eps)
-    _check_not_negative(embedding_lr_factor=embedding_lr_factor)
+    check_not_negative(lr=lr, weight_decay=weight_decay, eps=eps)
+    check_not_negative(embedding_lr_factor=embedding_lr_factor)
     embeddings = [m.weight for m in model.modules() if isinstance(m, nn.Embedding)]
     head = getattr(model, "head", None)
     of_head = head.parameters() if isinstance(head, nn.Module) else [head]
@@ -113,12 +111,6 @@ def muon(
             "eps": eps,
         },
     )
-
-
-def _check_not_negative(**settings: float) -> None:
-    for name, value in settings.items():
-        if not isinstance(value, int | float) or not value >= 0:
-            raise ValueError(f"{name}={value} is not a number of at least 0")
 
 
 class Muon(torch.optim.Optimizer):

@@ -10,6 +10,9 @@ from torch.profiler import profile
 
 from litchar.terminal import Terminal
 
+SKIP = 10  # batches that warm up; none if the run is too short for them
+RECORD = 5  # batches
+
 
 class Profile(Callback):
     """Records a few batches with torch.profiler, and writes `trace.json` and `table.txt`.
@@ -20,25 +23,19 @@ class Profile(Callback):
     Args:
         directory: where to write.
         terminal: tells the person where that is.
-        skip: batches before, which warm up; none if the run is too short for them.
-        record: batches.
     """
 
-    def __init__(
-        self, directory: Path, terminal: Terminal, skip: int = 10, record: int = 5
-    ) -> None:
+    def __init__(self, directory: Path, terminal: Terminal) -> None:
         self.directory = directory
         self.terminal = terminal
-        self.skip = skip
-        self.record = record
         self._batches = 0  # of this process
         self._profile: profile | None = None
 
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
         """Begin to record, when it is time."""
         steps = trainer.max_steps - trainer.global_step + self._batches
-        is_short = trainer.max_steps > 0 and steps < self.skip + self.record
-        if self._batches == (0 if is_short else self.skip) and trainer.is_global_zero:
+        is_short = trainer.max_steps > 0 and steps < SKIP + RECORD
+        if self._batches == (0 if is_short else SKIP) and trainer.is_global_zero:
             os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it would write lines between ours
             self._profile = profile()
             self._profile.start()
@@ -46,19 +43,17 @@ class Profile(Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Write what was recorded, when it is enough."""
-        if self._profile is None:
-            return
-        if self._batches >= self.skip + self.record or trainer.global_step == trainer.max_steps:
-            self._write(self._profile)
-            self._profile = None
+        if self._batches >= SKIP + RECORD or trainer.global_step == trainer.max_steps:
+            self._write()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write what there is, if the run ends early."""
-        if self._profile is not None:
-            self._write(self._profile)
-            self._profile = None
+        self._write()
 
-    def _write(self, recorded: profile) -> None:
+    def _write(self) -> None:
+        if self._profile is None:
+            return
+        recorded, self._profile = self._profile, None
         recorded.stop()
         averages = recorded.key_averages()
         on_device = any(event.self_device_time_total for event in averages)

@@ -117,13 +117,16 @@ def device_of(accelerator: str) -> torch.device:
     Raises:
         UserError: there is no such device.
     """
-    device = torch.device(_device_type(accelerator))
-    if device.type == "cpu" and accelerator in ("gpu", "cuda", "mps"):
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return torch.device("cuda")
+    if accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
+        return torch.device("mps")
+    if accelerator in ("gpu", "cuda", "mps"):
         raise UserError(
             f"trainer.accelerator={accelerator}: torch finds no such device on this machine; "
             "try trainer.accelerator=auto"
         )
-    return device
+    return torch.device("cpu")
 
 
 def resolve_as_before(config: DictConfig, then: dict[str, Any]) -> None:
@@ -283,14 +286,6 @@ def characters_of_a_step(config: DictConfig) -> int:
     """Return how many characters an optimiser step trains on."""
     windows: int = config.data.batch_size * config.trainer.accumulate_grad_batches
     return windows * int(config.data.block_size)
-
-
-def _device_type(accelerator: str) -> str:
-    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
-        return "cuda"
-    if accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
-        return "mps"
-    return "cpu"
 
 
 def _fill(config: DictConfig, values: Any) -> None:

@@ -167,10 +167,13 @@ def unfinished_runs(config: DictConfig) -> Iterator[Path]:
 
 def is_busy(run_dir: Path) -> bool:
     """Return whether another process trains in this directory."""
-    if not run_dir.is_dir():
-        return False
+    return run_dir.is_dir() and is_locked(run_dir / ".lock")
+
+
+def is_locked(file: Path) -> bool:
+    """Return whether another process holds the lock that this file is."""
     try:
-        with FileLock(run_dir / ".lock", timeout=0):
+        with FileLock(file, timeout=0):
             return False
     except Timeout:
         return True

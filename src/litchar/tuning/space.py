@@ -19,10 +19,8 @@ KINDS: dict[str, type[BaseDistribution]] = {
     "int": IntDistribution,
     "categorical": CategoricalDistribution,
 }
-Fields = dict[str, type]
-FIELDS: dict[
-    str, tuple[Fields, Fields]
-] = {  # of each kind: those that it needs, and those that it may have
+# Of each kind, the fields that it needs, and those that it may have.
+FIELDS: dict[str, tuple[dict[str, type], dict[str, type]]] = {
     "float": ({"low": float, "high": float}, {"log": bool, "step": float}),
     "int": ({"low": int, "high": int}, {"log": bool, "step": int}),
     "categorical": ({"choices": list}, {}),

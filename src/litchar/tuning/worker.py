@@ -8,16 +8,16 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from optuna import Study, Trial
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from litchar.training.resume import is_locked
 from litchar.tuning.slots import FINISHED, filled, is_mine, lost, place, root
 
 POLL_SECONDS = 1.0  # between looks at trials of other workers, when none is left to take
@@ -67,12 +67,7 @@ class Worker:
         self._beats.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._ended.set()
         self._beats.join()
         self._lock.release()
@@ -173,11 +168,7 @@ class Worker:
         worker = str(trial.user_attrs.get("worker"))
         lock = self._locks / f"{worker}.lock"
         if trial.user_attrs.get("host") == platform.node() and lock.exists():
-            try:
-                with FileLock(lock, timeout=0):
-                    return False
-            except Timeout:
-                return True
+            return is_locked(lock)
         beat, since = self._seen.get(trial.number, (None, 0.0))
         if beat != (worker, trial.user_attrs.get("beat")):
             since = time.monotonic()
