@@ -228,6 +228,30 @@ def test_a_text_of_a_single_run_says_nothing_of_the_settings_that_others_differ_
     assert [table.keys for table in compare([tmp_path / "sweep"]).tables] == [["model.n_layer"], []]
 
 
+def test_what_is_settled_by_the_device_is_compared_by_what_it_became(made, tmp_path):
+    """As of `debug=overfit`, which changes what is open on each device."""
+    for name, dropout in (("a", 0.0), ("b", 0.1)):
+        run = made(name, settings={"model.dropout": dropout, "model.noise": 0.0})
+        composed = {"by_device": {"cpu": {"model": {"dropout": dropout, "noise": dropout}}}}
+        OmegaConf.save(OmegaConf.create(composed | {"seed": 1}), run / ".hydra/config.yaml")
+    (table,) = compare([tmp_path / "sweep"]).tables
+    assert table.keys == ["model.dropout"]
+
+
+def test_texts_of_one_name_are_told_apart(made, tmp_path):
+    made("a", settings={"data.lowercase": True, "data.batch_size": 4})
+    made("b", settings={"data.val_fraction": 0.2, "data.batch_size": 8})
+    for name in "cd":
+        environment = {"fingerprint": f"{name}123456789", "text": "/same.txt"}
+        (made(name, text="same") / "environment.json").write_text(json.dumps(environment))
+    assert [table.text for table in compare([tmp_path / "sweep"]).tables] == [
+        "/f1.txt (lowercase=None, val_fraction=0.2)",
+        "/f1.txt (lowercase=True, val_fraction=None)",
+        "/same.txt (c1234567)",
+        "/same.txt (d1234567)",
+    ]
+
+
 @pytest.mark.parametrize("width", [60, 80, 200])
 def test_a_table_is_cut_on_no_terminal(made, tmp_path, monkeypatch, capsys, width):
     for i, lr in enumerate((0.0001, 0.0003)):

@@ -176,7 +176,7 @@ def test_confusions_read_no_more_than_they_count(train, monkeypatch):
 
     monkeypatch.setattr(dashboard, "predictions", predicted)
     train("callbacks.confusions.characters=64", "data.val_batch_size=64")
-    assert set(sizes) == {5 * 16}  # windows, every 192 of 800 characters
+    assert set(sizes) == {4 * 16}  # windows, every 208 of 800 characters
 
 
 def test_the_embedding_is_the_table_with_a_row_for_each_character():

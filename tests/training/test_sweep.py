@@ -19,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import litchar.training.run
 from conftest import ROOT, SignalAt, assert_same_run, summary
+from litchar.analysis.comparison import Comparison
 from litchar.cli import Task, hydra_main
 from litchar.errors import UserError
 from litchar.overrides import quote
@@ -60,7 +61,8 @@ def sweep(tmp_path, text_file, monkeypatch, capsys):
 
     def sweep(*arguments, name="s", small=SMALL, compared=False):
         if not compared:
-            monkeypatch.setattr("litchar.analysis.compare.report_on", lambda *_: None)
+            nothing = Comparison(None, [], [], {}, [])
+            monkeypatch.setattr("litchar.analysis.compare.report_on", lambda *_: nothing)
         named = () if name is None else (f"sweep.name={name}",)
         line = ["-m", f"data.path={text_file}", *small, *named, *arguments]
         monkeypatch.setattr(sys, "argv", ["train.py", *line])
@@ -228,6 +230,10 @@ def test_failures_end_alone_are_recorded_and_tried_again_when_asked(sweep, with_
         )
         assert words in listed
     assert summary(first.job("n_embd-8_"))["status"] == "completed"
+
+    compared = sweep(*line, compared=True)  # which says it, and so it is not said again
+    for part, words in reasons.items():
+        assert compared.out.count(words) == 1, part
 
     before = {job: everything(job) for job in first.jobs}
     again = sweep(*line)

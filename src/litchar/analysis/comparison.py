@@ -13,7 +13,7 @@ from scipy import stats
 from litchar.analysis.runs import Run, is_run
 from litchar.errors import UserError
 from litchar.text.mixture import read_mixture
-from litchar.text.split import SPLIT_BY
+from litchar.text.split import BATCHED_BY, SPLIT_BY
 from litchar.training.resume import flatten, within
 from litchar.training.sweep import identity, swept_keys
 
@@ -210,8 +210,10 @@ def compare(paths: Sequence[Path], at: At | None = None) -> Comparison:
         if run.path in losses:
             by_text.setdefault(comparable_by(run), []).append(run)
     pending = [run for run in runs if run.path in reasons]
+    names = names_of_texts([group[0] for group in by_text.values()])
     tables = [
-        make_table(group, keys, swept, losses, pending, notes, at) for group in by_text.values()
+        make_table(name, group, keys, swept, losses, pending, notes, at)
+        for name, group in zip(names, by_text.values(), strict=True)
     ]
     if len(tables) > 1:
         notes.append(
@@ -252,8 +254,12 @@ def differing(runs: list[Run]) -> list[str]:
     the choices have.
     """
     settings = [identity(run.composed or run.config) for run in runs]
-    keys = sorted({key for one in settings for key in one})
-    found = [key for key in keys if len({repr(one.get(key)) for one in settings}) > 1]
+    found = _unlike(settings)
+    if by_device := [key for key in found if within(key, ["by_device"])]:  # what they settle
+        settled = {key.split(".", 2)[-1] for key in by_device}
+        resolved = [dict(flatten(run.config)) for run in runs]
+        found = [key for key in found if key not in by_device and key not in settled]
+        found += [key for key in _unlike(resolved) if key in settled]
     groups = [key.removesuffix("._target_") for key in found if key.endswith("._target_")]
     for group in groups:
         choices: dict[Any, list[dict[str, Any]]] = {}
@@ -266,6 +272,12 @@ def differing(runs: list[Run]) -> list[str]:
             or any(len({repr(one.get(key)) for one in same}) > 1 for same in choices.values())
         ]
     return sorted([*groups, *found])
+
+
+def _unlike(settings: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the keys whose values differ."""
+    keys = sorted({key for one in settings for key in one})
+    return [key for key in keys if len({repr(one.get(key)) for one in settings}) > 1]
 
 
 def loss_of(run: Run, at: At | None) -> tuple[float, str]:
@@ -346,6 +358,24 @@ def name_of_text(run: Run) -> str:
     return str(run.environment.get("text", "an unknown text"))
 
 
+def names_of_texts(runs: Sequence[Run]) -> list[str]:
+    """Return what the texts of runs are called, each on another: where several have one name, with
+    the settings that set them apart, or the beginning of its fingerprint."""
+    names = [name_of_text(run) for run in runs]
+    for name in {name for name in names if names.count(name) > 1}:
+        same = [i for i, other in enumerate(names) if other == name]
+        settings = [
+            {k: v for k, v in flatten(runs[i].config.get("data", {})) if not within(k, BATCHED_BY)}
+            for i in same
+        ]
+        keys = _unlike(settings)
+        for i, one in zip(same, settings, strict=True):
+            apart = [f"{key}={shown(one.get(key))}" for key in keys]
+            apart = apart or [str(runs[i].environment.get("fingerprint"))[:8]]
+            names[i] = f"{name} ({', '.join(apart)})"
+    return names
+
+
 def seeds_of(run: Run) -> tuple[Any, ...]:
     """Return what a run drew its random numbers from: two with the same are one run twice."""
     seeds = [value_of(run, key) for key in SEEDS]
@@ -373,6 +403,7 @@ def value_of(run: Run, key: str) -> Any:
 
 
 def make_table(
+    text: str,
     runs: list[Run],
     keys: list[str],
     swept: list[str],
@@ -384,6 +415,7 @@ def make_table(
     """Group comparable runs over seeds, the best row first, each tested against that.
 
     Args:
+        text: what theirs is called.
         keys: in which runs differ, on whatever texts.
         swept: those of them that one row is named by, too, which differs from no other.
     """
@@ -416,8 +448,7 @@ def make_table(
         replace(row, settings={key: row.settings[key] for key in kept}, p=p)
         for row, p in zip(rows, against_best([row.losses for row in rows]), strict=True)
     ]
-    first = rows[0].runs[0]
-    return Table(name_of_text(first), first.unit, kept, rows, power_law(rows))
+    return Table(text, rows[0].runs[0].unit, kept, rows, power_law(rows))
 
 
 def against_best(losses: list[np.ndarray]) -> list[float]:

@@ -153,7 +153,12 @@ def _losses(axes: "Axes", table: Table, key: str, lines: list[str]) -> None:
             axes.tick_params(axis="x", labelrotation=25)
     axes.set_xlabel(key)
     mixed = len(table.keys) > 1 and not lines
-    axes.set_title("a point a run" + ("; the line: the best of the other keys" if mixed else ""))
+    titles = ["a point a run"]
+    if any(row.n > 1 for row in table.rows):
+        titles.append("bars: 95% of the mean")
+    if mixed:
+        titles.append("the line: the best of the other keys")
+    axes.set_title("; ".join(titles), fontsize=8 if len(titles) > 2 else None)
     if lines:
         axes.legend()
 
@@ -164,6 +169,8 @@ def _cut(text: str, most: int) -> str:
 
 def _curves(axes: "Axes", table: Table) -> None:
     """Draw each run's validation curve, in the colour of its row; the best on top."""
+    from matplotlib.ticker import MaxNLocator
+
     rows = table.rows
     for i, row in reversed(list(enumerate(rows))):
         named = i < MOST_LINES - 1 or len(rows) <= MOST_LINES
@@ -196,6 +203,7 @@ def _curves(axes: "Axes", table: Table) -> None:
     )
     legend.set_in_layout(False)  # the axes need not shrink for it
     axes.set_xlabel("step")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.set_title("validation loss, best row first")
 
 

@@ -52,6 +52,8 @@ def loss_figure(
         yardsticks = ()  # they are of characters
 
     def draw(figure: "Figure") -> None:
+        from matplotlib.ticker import MaxNLocator
+
         figure.set_layout_engine("none")  # which would draw twice
         axes = figure.add_axes((0.09, 0.12, 0.82, 0.74))
         train = points(rows, "train/loss")
@@ -70,22 +72,27 @@ def loss_figure(
             height = in_bits / bits
             if lowest < height < highest - 0.25 * (highest - lowest):  # the legend is above
                 axes.axhline(height, color=INK, linewidth=0.8, linestyle=":", alpha=0.7)
+                # At the end that the curve is further from.
+                ends = np.abs(val[1][[0, -1]] - height) if len(val[1]) else (0, 1)
+                right = bool(ends[1] > ends[0])
                 axes.annotate(
                     f"counting {name}s",
-                    (1, height),
-                    (-3, 2),
+                    (right, height),
+                    (-3 if right else 3, 2),
                     xycoords=axes.get_yaxis_transform(),
                     textcoords="offset points",
-                    ha="right",
+                    ha="right" if right else "left",
                     fontsize=8,
                 )
         if shown:
             axes.legend(*zip(*shown, strict=True), loc="upper right", bbox_to_anchor=(0.93, 1))
         axes.set_xlabel("step")
+        axes.ticklabel_format(useOffset=False)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.set_ylabel(f"loss, nats per {unit}", labelpad=8)
-        right = axes.secondary_yaxis("right", functions=_scale(bits))
-        right.set_ylabel(f"bits per {measure}", labelpad=10)
-        _plain(right)
+        beside = axes.secondary_yaxis("right", functions=_scale(bits))
+        beside.set_ylabel(f"bits per {measure}", labelpad=10)
+        _plain(beside)
         if characters_per_step:
             _characters_on_top(axes, characters_per_step, unit)
 
@@ -97,7 +104,8 @@ def _limit(axes: "Axes", measured: Sequence[np.ndarray], otherwise: np.ndarray) 
     values = np.concatenate(measured)
     values = values if len(values) else otherwise
     if len(values):
-        room = 0.06 * (values.max() - values.min()) or 0.05 * abs(values[0]) or 1
+        spread = values.max() - values.min()
+        room = max(0.06 * spread, 0.005 * abs(values[0])) or 1
         axes.set_ylim(values.min() - room, values.max() + 2 * room)
 
 
@@ -128,7 +136,7 @@ def small_figure(rows: Sequence[Row], name: str, label: str) -> Callable[["Figur
         return None
 
     def draw(figure: "Figure") -> None:
-        from matplotlib.ticker import EngFormatter
+        from matplotlib.ticker import EngFormatter, MaxNLocator
 
         figure.set_layout_engine("none")  # which would draw twice
         axes = figure.add_axes((0.14, 0.18, 0.83, 0.7))
@@ -137,6 +145,7 @@ def small_figure(rows: Sequence[Row], name: str, label: str) -> Callable[["Figur
             steps, values, linewidth=1.3, marker=marker, gid=f"curve-{name.replace('/', '-')}"
         )
         axes.set(title=label, xlabel="step")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.set_ylim(bottom=0)
         if values.max() >= 1000:
             axes.yaxis.set_major_formatter(EngFormatter(sep=""))

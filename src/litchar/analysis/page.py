@@ -59,7 +59,7 @@ summary { cursor: pointer; color: var(--soft); margin: .5rem 0; }
   .tile { padding: .5rem .7rem; } .tile b { font-size: 1.3rem; }
   body { padding: 1rem .8rem 3rem; } .table { max-height: none; }
   td, th { padding-right: .7rem; } td { overflow-wrap: anywhere; min-width: 4.5rem; }
-  td.n { min-width: 0; }
+  td.n { min-width: 0; } th.n { white-space: normal; }
   .runs td:first-child { min-width: 13rem; } .runs td { overflow-wrap: break-word; } }
 @media print { body { max-width: none; padding: 0; font-size: 12px; }
   .table { overflow: visible; max-height: none; } th { position: static; }

@@ -155,8 +155,8 @@ def _sentences(run: Run, probed: Probed | None, yardsticks: Sequence[Yardstick])
     summary, status = run.summary, run.summary.get("status")
     model = str(run.config.get("model", {}).get("_target_", "A model")).rpartition(".")[2]
     size = f" of {summary['parameters']:,} parameters" if summary.get("parameters") else ""
-    steps = f"{summary.get('steps') or 0:,} steps"
-    began = f"{model}{size}, trained for {steps}"
+    steps = summary.get("steps") or 0
+    began = f"{model}{size}, trained for {steps:,} step{'s' * (steps != 1)}"
     best = summary.get("best_val_bpc")
     if best is None:
         yield f"{began}; it was never validated."
@@ -170,9 +170,8 @@ def _sentences(run: Run, probed: Probed | None, yardsticks: Sequence[Yardstick])
             "interrupted": f"It was interrupted{reason}; resume=auto goes on.",
             "diverged": f"It diverged: {summary.get('error')}.",
         }.get(str(status), f"It ended as {status}{reason}.")
-    if len(run.history) > 1:
-        words = verdict(run.history)
-        yield f"The curve: {words}."
+    elif len(run.history) > 1:
+        yield f"The curve: {verdict(run.history)}."
     if probed and probed.written and probed.held_out:
         yield _copies(probed.written, probed.held_out, probed.vocabulary.unit)
 
@@ -439,7 +438,7 @@ def _confused(found: Surprise, vocabulary: Vocabulary) -> str:
 
 def _copying(run: Run, probed: Probed | None, lack: str) -> str:
     title = "Is it copying?"
-    if probed is None or probed.lack or probed.train is None:
+    if probed is None or probed.lack or probed.surprise is None:
         return section(title, note=f"Not shown. {lack}")
     if probed.written is None or probed.held_out is None:
         command = f"python scripts/report.py {shlex.quote(str(run.path))}"
@@ -453,7 +452,8 @@ def _copying(run: Run, probed: Probed | None, lack: str) -> str:
     note = (
         f"The share of sequences of so many {unit}s that stand in the training text word for word: "
         f"of {sum(map(len, probed.texts)):,} {unit}s that the model wrote, and, as the yardstick, "
-        "of validation text, which shares with the training text what any two texts of its kind do."
+        f"of {len(probed.surprise.ids):,} {unit}s of validation text, which shares with the "
+        "training text what any two texts of its kind do."
     )
     parts = [f"<p>{escape(_copies(probed.written, probed.held_out, unit))}</p>"]
     parts.append(table((f"# {unit}s", "# written by the model", "# validation text"), rows))
@@ -464,8 +464,8 @@ def _copying(run: Run, probed: Probed | None, lack: str) -> str:
         if (yardstick := probed.held_out.longest) is not None:
             parts.append(
                 paragraph(
-                    f"It stands at {longest.place:,} in the training text. In validation text the "
-                    f"longest has {yardstick.length:,}."
+                    f"It stands at {longest.place:,} in the training text. In that validation text "
+                    f"the longest has {yardstick.length:,}."
                 )
             )
     return section(title, *parts, note=note)
@@ -562,11 +562,16 @@ def changed_settings(run: Run) -> list[tuple[str, str, str]] | None:
         composed: Any = OmegaConf.to_container(compose("train"))
     defaults = dict(flatten(composed))
     here = dict(flatten(run.composed))
-    elsewhere = {"cpu", "cuda", "mps"} - {str(run.summary.get("device")).partition(":")[0]}
+    device = str(run.summary.get("device")).partition(":")[0]
+    elsewhere = {"cpu", "cuda", "mps"} - {device}
     places = ("run_dir", "outputs_dir", "resume", "name")
     left_out = (*places, *(f"by_device.{device}." for device in elsewhere))
     return [
-        (key, _value(value), _value(defaults[key]) if key in defaults else "not set")
+        (
+            key.removeprefix(f"by_device.{device}."),  # which is settled by it
+            _value(value),
+            _value(defaults[key]) if key in defaults else "not set",
+        )
         for key, value in here.items()
         if value != defaults.get(key, ...) and not key.startswith(left_out)
     ]

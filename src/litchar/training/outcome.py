@@ -12,36 +12,40 @@ from litchar.terminal import Terminal
 from litchar.text.vocabulary import printable
 from litchar.text.yardsticks import Yardstick
 
+ENOUGH = 5  # validations, to call a curve flat
+
 
 def verdict(history: list[dict[str, float]]) -> str:
     """Say in words what the validation curve means.
 
     The last fifth of the run decides: the curve is still improving if the loss fell there by more
     than 1% of the best, it shows overfitting if the last loss lies more than 1% above the best,
-    and is flat otherwise.
+    and is flat otherwise, unless it was hardly validated.
 
     Args:
         history: `step` and `val/loss` of each validation.
     """
     if len(history) < 2:
-        return f"validated {len(history)} times: too few to see a trend"
+        return f"validated {'once' if history else 'never'}: too few to see a trend"
     best = min(history, key=lambda point: point["val/loss"])
     last = history[-1]
     margin = 0.01 * best["val/loss"]
     if last["val/loss"] > best["val/loss"] + margin:
         if last.get("train/eval_loss", -math.inf) > best.get("train/eval_loss", math.inf):
             return (
-                f"worse since step {best['step']:,}, on the training text too: "
+                f"worse since step {best['step']:,.0f}, on the training text too: "
                 "the learning rate may be too high"
             )
         return (
-            f"overfitting since step {best['step']:,}: stop there, or give it more text, "
+            f"overfitting since step {best['step']:,.0f}: stop there, or give it more text, "
             "more model.dropout or a smaller model"
         )
     before = [p for p in history[:-1] if p["step"] <= 0.8 * last["step"]] or history[:1]
     if before[-1]["val/loss"] - last["val/loss"] > margin:
         return "still improving: more steps (trainer.max_steps) should lower the loss further"
-    return "flat: more steps alone will not help much; a larger model or more text may"
+    if len(history) < ENOUGH:
+        return f"validated {len(history)} times: too few to see whether it has begun to fall"
+    return "flat: more steps alone will not help much; a larger model or more text may help"
 
 
 def together(history: list[dict[str, float]]) -> float | None:

@@ -102,7 +102,12 @@ def run(config: DictConfig, run_dir: Path, callbacks: Sequence[Callback] = ()) -
             if is_users(error):
                 remove_traces(run_dir)
             raise
-        summary = train(ready, run_dir)
+        try:
+            summary = train(ready, run_dir)
+        except Interrupted:
+            if (run_dir / "checkpoints" / "last.ckpt").exists():
+                terminal.say("The same line with resume=auto goes on from there")
+            raise
         data, history = ready.setup.data, ready.metrics.history
         yardsticks = quick_yardsticks(data.text, data.store)
         report = _write_report(ready, run_dir)

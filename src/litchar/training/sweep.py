@@ -258,15 +258,18 @@ def finish(plan: Plan, outcomes: list[Outcome]) -> list[Outcome]:
         JobsFailedError: some failed.
     """
     terminal = Terminal()
+    told: dict[Path, str] = {}
     try:
         from litchar.analysis.compare import report_on  # when it is wanted: it takes a second
 
-        report_on([plan.directory], plan.directory, None, terminal)
+        told = report_on([plan.directory], plan.directory, None, terminal).reasons
     except Exception as error:  # whatever it is, the runs are safe
         terminal.say(f"No comparison ({error}); later: python scripts/compare.py {plan.directory}")
     failed = [outcome for outcome in outcomes if outcome.status != "completed"]
     for outcome in failed:
-        terminal.say(f"{outcome.status}: {outcome.job}: {' '.join(str(outcome.error).split())}")
+        why = " ".join(str(outcome.error).split())
+        if told.get(plan.directory.absolute() / outcome.job) != f"{outcome.status}: {why}":
+            terminal.say(f"{outcome.status}: {outcome.job}: {why}")
     if failed:
         raise JobsFailedError(
             f"{len(failed)} of {len(outcomes)} jobs failed, the others are completed; "
