@@ -257,6 +257,18 @@ class SignalIn(Callback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
+class StopsAt(Callback):
+    """Asks the Trainer to stop at the end of a batch, counted from 1."""
+
+    def __init__(self, batch: int):
+        self.batch = batch
+
+    def on_train_batch_end(self, trainer, *_):
+        self.batch -= 1
+        if self.batch == 0:
+            trainer.should_stop = True
+
+
 class FailAt(Callback):
     """Fails one rank in the middle of a step."""
 

@@ -46,6 +46,22 @@ def test_rows_of_one_step_are_joined_when_a_run_goes_on(tmp_path):
     assert path.read_text().split() == ["step,a,b", "4,3.0,", "5,1.0,2.0"]
 
 
+def test_a_row_that_is_in_the_file_may_still_grow(tmp_path):
+    path = tmp_path / "metrics.csv"
+    logger = MetricsCSV(path)
+    for step in (0, 1):
+        logger.log_metrics({"a": step}, step=step)
+    logger.save()  # with a checkpoint
+    logger.log_metrics({"b": 5}, step=1)
+    logger.log_metrics({"a": 2}, step=2)
+    logger.save()
+    resumed = MetricsCSV(path)
+    resumed.cut(step=1)
+    resumed.log_metrics({"a": 7}, step=1)
+    resumed.save()
+    assert path.read_text().split() == ["step,a,b", "0,0,", "1,7,5"]
+
+
 def test_a_file_that_is_there_is_continued(tmp_path):
     path = tmp_path / "metrics.csv"
     first = MetricsCSV(path)

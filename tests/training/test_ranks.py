@@ -288,6 +288,7 @@ def test_sharded_ranks_go_on_from_one_device_and_back(train):
         (["trainer.num_nodes=true"], "cpu", "trainer.num_nodes=True: must be a whole number"),
         (["trainer.devices=[0,1]"], "cpu", "trainer.devices"),
         (["trainer.devices=2", "trainer.num_nodes=2"], "cpu", "torchrun or srun"),
+        (["trainer.val_check_interval='00:00:00:01'", *TWO], "cpu", "a clock of its own"),
         (["trainer.devices=2"], "mps", "an Apple GPU trains alone"),
         (["trainer=ddp"], "mps", "an Apple GPU trains alone"),
         (["trainer.devices=9"], "cuda", "GPUs; ask for fewer"),

@@ -16,7 +16,7 @@ import torch
 from filelock import FileLock
 
 from conftest import ROOT, assert_same_run, figures, summary
-from litchar.checkpoints import Checkpoint, load
+from litchar.checkpoints import Checkpoint, load, save
 from litchar.errors import DivergedError, Interrupted, UserError
 from litchar.training import run
 from litchar.training.resolve import resolve_as_before
@@ -36,6 +36,11 @@ def stopped_at(step, signum=signal.SIGTERM):
 SETTING = ("model.dropout=0.2", "trainer.max_steps=25", "trainer.log_every_n_steps=4")
 
 
+EPOCHS = (
+    "trainer.limit_train_batches=7",
+    "trainer.check_val_every_n_epoch=1",
+    "trainer.val_check_interval=3",
+)
 SCHEDULED = (
     "+callbacks.more._target_=lightning.pytorch.callbacks.GradientAccumulationScheduler",
     "+callbacks.more.scheduling={0:2}",
@@ -53,6 +58,8 @@ SCHEDULED = (
         (25, ()),  # the last step
         (3, ("trainer.precision=64-true",)),
         (8, SCHEDULED),
+        (10, EPOCHS),  # which Lightning counts batches within
+        (12, ("trainer.val_check_interval={hours:1}",)),
     ],
 )
 def test_a_run_stopped_by_a_signal_goes_on_exactly(train, step, setting):
@@ -75,6 +82,38 @@ def test_a_run_stopped_many_times_goes_on_exactly(train):
             train(*SETTING, *stopped_at(step, signal.SIGUSR1), "resume=auto", name="stopped")
     train(*SETTING, "resume=auto", name="stopped")
     assert_same_run(whole, whole.with_name("stopped"))
+
+
+def test_a_run_that_goes_on_from_an_older_checkpoint_forgets_a_later_best(train):
+    """`best.ckpt` and the figures of the best validation are of one step, which the run has had."""
+    line = ("trainer.val_check_interval=5", "data.test_fraction=0.1", "scheduler=constant")
+    run_dir = train(*line, name="run")
+    best = run_dir / "checkpoints/best.ckpt"
+    assert Checkpoint.load(best).step == summary(run_dir)["best_step"] == 20
+    data = load(run_dir / "checkpoints/previous.ckpt")
+    data["callbacks"]["Metrics"] |= {"best_step": 5, "best_val_loss": 0.1}
+    save(data, older := run_dir / "older.ckpt")
+    for name in ("run", "elsewhere"):
+        went_on = train(*line, f"resume={older}", "trainer.max_steps=16", name=name)
+        found = summary(went_on)
+        assert Checkpoint.load(went_on / "checkpoints/best.ckpt").step == found["best_step"] == 16
+
+
+def test_a_run_ends_with_a_whole_step_though_it_is_told_to_within_one(train):
+    """As a Timer does when `trainer.max_time` is over."""
+    stop = "+callbacks.stop._target_=conftest.StopsAt", "+callbacks.stop.batch=18"
+    line = ("trainer.accumulate_grad_batches=4", "trainer.val_check_interval=20")
+    run_dir = train(*line, *stop)
+    loop = load(run_dir / "checkpoints/last.ckpt")["loops"]["fit_loop"]
+    assert loop["epoch_loop.batch_progress"]["total"]["ready"] == 20
+    assert summary(run_dir)["steps"] == 5
+
+
+def test_a_target_that_is_left_open_stays(train):
+    line = ("target_val_loss=10", "trainer.val_check_interval=10")
+    with pytest.raises(Interrupted):
+        train(*line, *stopped_at(3), name="run")
+    assert summary(train(*line[1:], "resume=auto", name="run"))["steps"] == 10
 
 
 def test_more_steps_go_on_from_a_completed_run(train):

@@ -436,6 +436,24 @@ CALLBACKS = "lightning.pytorch.callbacks"
         (["trainer.accumulate_grad_batches=0"], "at least 1"),
         (["trainer.accumulate_grad_batches=null"], "accumulate_grad_batches=None: must be a whole"),
         (["trainer.val_check_interval=0"], "trainer.val_check_interval=0"),
+        (["trainer.val_check_interval={seconds:-1}"], "must be more than no time"),
+        (["trainer.max_time={seconds:-1}"], "trainer.max_time={'seconds': -1}: must be more"),
+        (["trainer.check_val_every_n_epoch=0"], "trainer.check_val_every_n_epoch=0"),
+        (["trainer.num_sanity_val_steps=x"], "trainer.num_sanity_val_steps=x"),
+        (["trainer.benchmark=x"], "trainer.benchmark=x: must be true or false"),
+        (["trainer.inference_mode=x"], "trainer.inference_mode=x: must be true or false"),
+        (["trainer.deterministic=x"], "trainer.deterministic=x: must be true, false or warn"),
+        (["trainer.gradient_clip_val=-1"], "trainer.gradient_clip_val=-1"),
+        (["trainer.limit_val_batches=true"], "trainer.limit_val_batches=True"),
+        (["trainer.use_distributed_sampler=true"], "deals batches to ranks itself"),
+        (
+            [
+                "trainer.limit_train_batches=1e1",
+                "trainer.accumulate_grad_batches=4",
+                "trainer.val_check_interval=8",
+            ],
+            "trainer.limit_train_batches=10: are the batches of an epoch",
+        ),
         (["trainer.val_check_interval=-5"], "trainer.val_check_interval=-5"),
         (["trainer.max_epochs=abc"], "trainer.max_epochs=abc: must be a number above 0"),
         (["trainer.max_epochs=-1"], "trainer.max_epochs=-1: must be a number above 0"),
@@ -488,6 +506,10 @@ CALLBACKS = "lightning.pytorch.callbacks"
             ],
             r"val_check_interval=10: .* multiple of 4, such as trainer.val_check_interval=12$",
         ),
+        (
+            ["trainer=fsdp", f"+callbacks.x._target_={CALLBACKS}.EMAWeightAveraging"],
+            "EMAWeightAveraging copies a whole model",
+        ),
         (["+logger.x.path=5"], "logger.x: its _target_ must name a Logger"),
         (["model._target_=torch.nn.Linear"], "model._target_: it names 'torch.nn.Linear'"),
         (["+model.act._target_=torch.nn.GELU"], r"model.act._target_=torch.nn.GELU: .* plain data"),
@@ -511,6 +533,21 @@ def test_bad_settings_are_refused_by_name(train, overrides, words):
         pytest.skip("this machine has an accelerator")
     with pytest.raises(UserError, match=words):
         train(*overrides)
+
+
+def test_a_loss_is_a_whole_one_however_many_batches_a_step_has(train):
+    """As the number of batches changes, those since the last report are of both kinds."""
+    run_dir = train(
+        f"+callbacks.x._target_={CALLBACKS}.GradientAccumulationScheduler",
+        "+callbacks.x.scheduling={0:1,1:4}",
+        "trainer.limit_train_batches=8",
+        "trainer.val_check_interval=8",
+        "trainer.log_every_n_steps=5",
+    )
+    with open(run_dir / "metrics.csv", newline="") as file:
+        losses = [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
+    assert len(losses) == 5
+    assert max(losses) < 1.1 * math.log(15)
 
 
 GROUPS = ("model", "trainer", "logger")  # those that have keys which are true or false

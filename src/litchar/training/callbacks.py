@@ -85,7 +85,10 @@ class Metrics(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *_: Any
     ) -> None:
         """Keep the loss; write a report every `trainer.log_every_n_steps`."""
-        self._losses.append(outputs["loss"].detach())
+        loss, shares = outputs["loss"].detach(), trainer.accumulate_grad_batches
+        self._losses.append(
+            loss * shares if shares > 1 else loss
+        )  # of a step's loss, says Lightning
         if self._grad_norm is not None and self._reports(trainer, trainer.global_step):
             self._report(trainer, float(self._grad_norm))
         if trainer.global_step == trainer.max_steps:
@@ -116,7 +119,7 @@ class Metrics(Callback):
         """Return the losses of the batches since the last report.
 
         They are the means over the ranks, and looked at together, since each look waits for the
-        device. Where gradients are accumulated Lightning hands out a step's share of each.
+        device.
 
         Raises:
             DivergedError: one is not a finite number.
@@ -125,7 +128,7 @@ class Metrics(Callback):
             return []
         means = trainer.strategy.reduce(torch.stack(self._losses), reduce_op="mean")
         self._losses = list(means.unbind())
-        losses = [loss * trainer.accumulate_grad_batches for loss in means.tolist()]
+        losses: list[float] = means.tolist()
         for i, loss in enumerate(losses):
             if not math.isfinite(loss):
                 batch = batches_seen(trainer) - len(losses) + i + 1

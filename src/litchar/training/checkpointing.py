@@ -22,7 +22,6 @@ from litchar.errors import DivergedError, Interrupted, UserError
 from litchar.terminal import Terminal
 from litchar.training.callbacks import (
     Metrics,
-    batches_seen,
     gradient_norm,
     is_validation,
     total_norm,
@@ -105,6 +104,7 @@ class Checkpoints(CheckpointCallback):
         self._failure: OSError | None = None  # of the last that was to be saved
         self._best_is_due = False
         self._best_saved = (math.inf, 0)
+        self._stops = False  # with the next whole step
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Let a signal wait for the end of the step from here on, while training runs."""
@@ -115,11 +115,27 @@ class Checkpoints(CheckpointCallback):
         signals.defer(False)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Begin to count the time since the last checkpoint."""
+        """Begin to count the time since the last checkpoint.
+
+        Whoever goes on from an older checkpoint, or in another directory, has no file of the best
+        step that the record names: then the next validation is the best.
+        """
         self._agreement = Agreement()
         self._saved_at = time.monotonic()
         self.saved_step = trainer.global_step
+        if self.metrics.best_step and not trainer.strategy.broadcast(self._has_best(trainer)):
+            self.metrics.best_val_loss, self.metrics.best_step = math.inf, 0
         self._best_saved = (self.metrics.best_val_loss, self.metrics.best_step)
+
+    def _has_best(self, trainer: L.Trainer) -> bool:
+        """Return whether `best.ckpt` is of the best step; one of a step to come is deleted."""
+        best = self.directory / "best.ckpt"
+        if not trainer.is_global_zero or not best.exists():
+            return False
+        step = Checkpoint.load(best).step
+        if step > trainer.global_step:
+            best.unlink()
+        return step == self.metrics.best_step
 
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
         """Ask the other ranks, if there are any, what they know of a signal and of the time."""
@@ -138,6 +154,10 @@ class Checkpoints(CheckpointCallback):
         """
         signum, is_time = self._agreement.answer(self._wishes(trainer))
         accumulates = trainer.fit_loop.epoch_loop._should_accumulate()
+        if accumulates and trainer.should_stop:  # the time is over, say
+            self._stops, trainer.should_stop = True, False
+        elif self._stops and not accumulates:
+            self._stops, trainer.should_stop = False, True
         if (signum or is_time) and not is_validated(trainer) and not accumulates:
             self._save(trainer, pl_module, signum)
 
@@ -315,8 +335,6 @@ def check_same_run(resumed: Checkpoint, settings: dict[str, Any], fingerprint: s
 
 def is_validated(trainer: L.Trainer) -> bool:
     """Return whether validation follows the batch that has just ended."""
-    if not trainer.enable_validation:
-        return False
-    stops = trainer.should_stop and trainer.fit_loop._can_stop_early
-    every = trainer.val_check_batch
-    return stops or (every is not None and every > 0 and batches_seen(trainer) % every == 0)
+    loop = trainer.fit_loop
+    assert loop._data_fetcher is not None
+    return loop.epoch_loop._should_check_val_fx(loop._data_fetcher)

@@ -171,6 +171,7 @@ class MetricsCSV(Logger):
         self.path = Path(path)
         self._columns: list[str] = []  # of the file
         self._rows: list[dict[str, Any]] = []  # not in the file yet; the last two may grow
+        self._written = -1  # the last step of the file
 
     @property
     def name(self) -> str:
@@ -218,10 +219,11 @@ class MetricsCSV(Logger):
         if not self.path.exists():
             self._columns = []
         new = dict.fromkeys(key for row in rows for key in row if key not in self._columns)
-        if new:
-            self._rewrite([*self._read(), *rows], [*self._columns, *new])
+        if new or rows[0]["step"] <= self._written:  # one that has grown since it was written
+            self._rewrite(_merged([*self._read(), *rows]), [*self._columns, *new])
         else:
             self._append(rows)
+        self._written = max(self._written, rows[-1]["step"])
         self._rows = self._rows[len(rows) :]
 
     @rank_zero_only
@@ -229,15 +231,10 @@ class MetricsCSV(Logger):
         """Keep the rows up to `step` of a file that is there; the rest will be written again, and
         what a power cut has left is none."""
         rows = self._read()
-        kept: dict[int, dict[str, Any]] = {}
-        for row in rows:
-            number = int(row["step"]) if str(row["step"]).isdecimal() else 0
-            if 0 < number <= step and None not in row:
-                known = {column: figure for column, figure in row.items() if figure}
-                kept[number] = kept.get(number, {}) | known
         if rows:
-            columns = [column for column in rows[0] if column is not None]
-            self._rewrite([kept[number] for number in sorted(kept)], columns)
+            kept = [row for row in _merged(rows) if int(row["step"]) <= step]
+            self._rewrite(kept, [column for column in rows[0] if column is not None])
+            self._written = max((int(row["step"]) for row in kept), default=-1)
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
@@ -267,3 +264,13 @@ class MetricsCSV(Logger):
             writer.writeheader()
             writer.writerows(rows)
         self._columns = columns
+
+
+def _merged(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return one row for each step, in their order; what is no row of a step is left out."""
+    merged: dict[int, dict[str, Any]] = {}
+    for row in rows:
+        if str(row["step"]).isdecimal() and None not in row:
+            known = {column: figure for column, figure in row.items() if figure not in ("", None)}
+            merged[int(row["step"])] = merged.get(int(row["step"]), {}) | known
+    return [merged[step] for step in sorted(merged)]

@@ -124,6 +124,12 @@ def settle_devices(trainer: DictConfig, device: torch.device) -> Place:
             "alone; leave both out"
         )
     world_size = count * trainer.num_nodes
+    interval = trainer.val_check_interval
+    if world_size > 1 and interval is not None and not isinstance(interval, int | float):
+        raise UserError(
+            f"trainer.val_check_interval={interval}: each rank has a clock of its own, and would "
+            "validate at another step; count batches"
+        )
     if place is not None and place.world_size != world_size:
         raise UserError(
             f"trainer.devices={trainer.devices} and trainer.num_nodes={trainer.num_nodes} ask for "

@@ -54,19 +54,6 @@ def check_settings(config: DictConfig) -> None:
             check_whole(key, value, least)
     if config.seed >= 2**32:
         raise UserError(f"seed={config.seed}: must be a whole number from 0 to {2**32 - 1}")
-    interval = config.trainer.val_check_interval
-    if _is_number(interval, int | float) and interval <= 0:
-        raise UserError(
-            f"trainer.val_check_interval={interval}: counts batches, and must be at least 1"
-        )
-    if isinstance(interval, float) and interval > 1 and interval.is_integer():
-        config.trainer.val_check_interval = int(interval)  # 1.0 is a pass to Lightning
-    epochs = config.trainer.max_epochs
-    if epochs is not None and not (_is_number(epochs, int | float) and 0 < epochs < math.inf):
-        raise UserError(f"trainer.max_epochs={epochs}: must be a number above 0, or null")
-    epochs = config.trainer.min_epochs
-    if epochs is not None and not (_is_number(epochs, int | float) and 0 <= epochs < math.inf):
-        raise UserError(f"trainer.min_epochs={epochs}: must be a number of at least 0, or null")
     every = config.checkpoint.every_seconds
     if not _is_number(every, int | float) or not every > 0:
         raise UserError(f"checkpoint.every_seconds={every}: must be a number above 0")
@@ -78,9 +65,6 @@ def check_settings(config: DictConfig) -> None:
             "profile=true and trainer.profiler=pytorch: both are torch's profiler, which records "
             "one thing at a time; leave one out"
         )
-    for key in ("compile", "profile", "report"):
-        if config[key] is not None or key != "compile":
-            check_flag(key, config[key])
     trusted(config.model.get("_target_"), MODELS, "model._target_")
     for key, value in flatten(cast(dict[str, Any], OmegaConf.to_container(config))):
         if key.startswith("model.") and key.endswith("._target_") and key != "model._target_":
@@ -90,6 +74,47 @@ def check_settings(config: DictConfig) -> None:
             )
         if isinstance(value, str) and value.lower() in YES_AND_NO and within(key, BUILT):
             raise UserError(f"{key}={value}: a text, which Python takes as true; true or false?")
+    for key in (*FLAGS, *OPEN_FLAGS):
+        value = OmegaConf.select(config, key)
+        if value is not None or key in FLAGS:
+            check_flag(key, value)
+    _check_trainer(config.trainer)
+
+
+def _check_trainer(trainer: DictConfig) -> None:
+    interval = trainer.val_check_interval
+    if _is_number(interval, int | float) and interval <= 0:
+        raise UserError(
+            f"trainer.val_check_interval={interval}: counts batches, and must be at least 1"
+        )
+    if isinstance(interval, float) and interval > 1 and interval.is_integer():
+        trainer.val_check_interval = int(interval)  # 1.0 is a pass to Lightning
+    epochs = trainer.max_epochs
+    if epochs is not None and not (_is_number(epochs, int | float) and 0 < epochs < math.inf):
+        raise UserError(f"trainer.max_epochs={epochs}: must be a number above 0, or null")
+    epochs = trainer.min_epochs
+    if epochs is not None and not (_is_number(epochs, int | float) and 0 <= epochs < math.inf):
+        raise UserError(f"trainer.min_epochs={epochs}: must be a number of at least 0, or null")
+    if trainer.deterministic not in (True, False, None, "warn"):
+        raise UserError(
+            f"trainer.deterministic={trainer.deterministic}: must be true, false or warn"
+        )
+    if trainer.use_distributed_sampler is not False:
+        raise UserError(
+            "trainer.use_distributed_sampler: the data module deals batches to ranks itself; leave "
+            "it out"
+        )
+    clip = trainer.gradient_clip_val
+    if clip is not None and not (_is_number(clip, int | float) and clip >= 0):
+        raise UserError(
+            f"trainer.gradient_clip_val={clip}: must be a number of at least 0, or null"
+        )
+    for key in LIMITS:
+        limit = trainer[key]
+        if isinstance(limit, bool):
+            raise UserError(f"trainer.{key}={limit}: must be a number of batches, or a share")
+        if isinstance(limit, float) and limit > 1 and limit.is_integer():
+            trainer[key] = int(limit)
 
 
 # Keys that are whole numbers where they are not null, and the least of each.
@@ -100,7 +125,22 @@ WHOLE_NUMBERS = {
     "trainer.overfit_batches": 0,
     "trainer.accumulate_grad_batches": 1,
     "trainer.log_every_n_steps": 0,
+    "trainer.check_val_every_n_epoch": 1,
+    "trainer.num_sanity_val_steps": -1,
+    "trainer.reload_dataloaders_every_n_epochs": 0,
 }
+
+FLAGS = (
+    "profile",
+    "report",
+    "trainer.barebones",
+    "trainer.detect_anomaly",
+    "trainer.enable_checkpointing",
+    "trainer.inference_mode",
+    "trainer.sync_batchnorm",
+)
+OPEN_FLAGS = ("compile", "trainer.benchmark")  # which may be null
+LIMITS = ("limit_train_batches", "limit_val_batches", "limit_test_batches")
 
 NEEDED = ("seed", "trainer.accumulate_grad_batches")  # which are never null
 YES_AND_NO = ("yes", "no", "on", "off")  # true and false to YAML 1.1, and texts to Hydra
@@ -129,6 +169,9 @@ def device_of(accelerator: str) -> torch.device:
     return torch.device("cpu")
 
 
+KEPT = ("data.val_batch_size", "target_val_loss", "trainer.min_steps", "trainer.deterministic")
+
+
 def resolve_as_before(config: DictConfig, then: dict[str, Any]) -> None:
     """Give what `config` leaves open the values of the run that it goes on with.
 
@@ -140,7 +183,7 @@ def resolve_as_before(config: DictConfig, then: dict[str, Any]) -> None:
         before = then.get("trainer", {})
         trainer.update({key: before.get(key) for key in ("max_steps", "max_time")})
     for key, value in flatten(then):
-        kept = key == "data.val_batch_size" or not within(key, MAY_CHANGE)
+        kept = key in KEPT or not within(key, MAY_CHANGE)
         if value is not None and kept and OmegaConf.select(config, key, default=0) is None:
             OmegaConf.update(config, key, value)
 

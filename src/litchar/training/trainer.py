@@ -19,6 +19,8 @@ from lightning.pytorch.callbacks import (
     GradientAccumulationScheduler,
     LearningRateFinder,
     StochasticWeightAveraging,
+    Timer,
+    WeightAveraging,
 )
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import (
@@ -44,6 +46,7 @@ from litchar.training.profile import Profile
 from litchar.training.progress import ProgressBar
 from litchar.training.ranks import Environment
 from litchar.training.replay import Loss, ReplayedLoss
+from litchar.training.sharding import ShardedStrategy
 
 
 def make_trainer(
@@ -87,7 +90,16 @@ def make_trainer(
         ],
     )
     interval = config.trainer.val_check_interval
+    if trainer._val_check_time_interval is not None and trainer._val_check_time_interval <= 0:
+        raise UserError(f"trainer.val_check_interval={interval}: must be more than no time")
     for callback in trainer.callbacks:
+        if isinstance(callback, Timer) and (callback._duration or 1) <= 0:
+            raise UserError(f"trainer.max_time={config.trainer.max_time}: must be more than none")
+        if isinstance(callback, WeightAveraging) and isinstance(trainer.strategy, ShardedStrategy):
+            raise UserError(
+                f"callbacks: {type(callback).__name__} copies a whole model, which trainer=fsdp "
+                "cuts up; use trainer=ddp"
+            )
         if isinstance(callback, GradientAccumulationScheduler):
             whole = math.lcm(*callback.scheduling.values())  # steps, whatever a step has
             if isinstance(interval, int) and interval % whole:
