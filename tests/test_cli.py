@@ -117,6 +117,14 @@ def test_a_full_disk_ends_with_2_and_one_line(monkeypatch, capsys):
     assert "the disk that is written to: No space left on device; make" in capsys.readouterr().err
 
 
+def test_a_script_runs_with_its_output_closed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "said", types.SimpleNamespace(run=lambda _: print("hello")))
+    monkeypatch.setattr(sys, "argv", ["export.py"])
+    monkeypatch.setattr(sys, "stdout", None)
+    hydra_main(str(ROOT / "scripts/export.py"), "export", "said:run")
+    assert sys.stdout.isatty() is False
+
+
 @pytest.mark.parametrize("place", [["--config-dir", "{}/b=c"], ["--config-dir={}/b=c"], []])
 def test_options_may_stand_anywhere(monkeypatch, tmp_path, capsys, place):
     (tmp_path / "b=c").mkdir()

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from litchar import benchmarks
+from litchar import benchmarks, cli
 from litchar.analysis import compare, report
 
 
@@ -18,6 +18,13 @@ def test_a_signal_ends_a_command_with_its_code_and_no_traceback(monkeypatch, mai
     with pytest.raises(SystemExit) as ended:
         main([])
     assert ended.value.code == 128 + signal.SIGINT
+
+
+def test_a_name_that_no_file_can_have_is_named_in_one_line(capsys):
+    with pytest.raises(SystemExit) as ended, cli.exit_codes():
+        os.stat("x" * 300)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.endswith("xxx: File name too long; give a shorter one\n")
 
 
 def test_what_may_not_be_read_is_named_in_one_line(monkeypatch, tmp_path, capsys):

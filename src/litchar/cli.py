@@ -4,6 +4,7 @@ Nothing heavy is imported here, so that `--help` and `--cfg job` answer at once.
 """
 
 import contextlib
+import errno
 import gc
 import importlib
 import io
@@ -165,6 +166,8 @@ def _set_up(conf: Path, config_name: str) -> None:
     arguments = sorted(sys.argv[1:], key=lambda argument: not OVERRIDE.match(argument))
     sys.argv[1:] = [quote(argument, sweeps) for argument in arguments]
     signals.install()
+    if sys.stdout is None:  # closed
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a character that it cannot show ends no run
             stream.reconfigure(errors="backslashreplace")
@@ -190,12 +193,14 @@ def _exit_on(error: Exception, started: bool, conf: Path, config_name: str) -> N
 
 
 def _unwritable(error: OSError) -> str | None:
-    """Return the line for a place that the system lets nobody write to; None for other errors."""
+    """Return the line for a place that the system lets nobody have; None for other errors."""
     if isinstance(error, PermissionError) and error.filename:
         return f"{error.filename}: {error.strerror}; change its rights, or name another place"
     if is_disk_full(error):
         place = error.filename or "the disk that is written to"
         return f"{place}: {error.strerror}; make room there, or name another place"
+    if error.errno == errno.ENAMETOOLONG:
+        return f"{error.filename}: {error.strerror}; give a shorter one"
     return None
 
 

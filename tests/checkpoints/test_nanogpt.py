@@ -271,6 +271,10 @@ def test_tokens_that_are_no_characters_are_refused_with_the_reason(written, impo
         imported(checkpoint, meta)
     assert path.read_bytes() == before
     path.unlink()
+    path.symlink_to("elsewhere.ckpt")  # which is not there yet
+    with pytest.raises(UserError, match=r"output=.*is there already"):
+        imported(checkpoint, meta)
+    path.unlink()
     with pytest.raises(UserError, match=r"meta=/nowhere.pkl: cannot be read"):
         imported(checkpoint, "meta=/nowhere.pkl")
     with pytest.raises(UserError, match=r"~nobody-here.pkl: cannot be read"):

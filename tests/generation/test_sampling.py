@@ -398,6 +398,7 @@ def test_log_probabilities_are_those_of_the_model_before_any_setting(model):
         ({"repetition_penalty": 1e-320}, r"repetition_penalty=1e-320: must lie in"),
         ({"repetition_penalty": None}, r"repetition_penalty=None"),
         ({"temperature": "hot"}, r"temperature=hot: must be a number"),
+        ({"temperature": 10**400}, r"temperature: is too large"),
     ],
 )
 def test_a_setting_that_no_distribution_has_is_refused_by_name(settings, message):

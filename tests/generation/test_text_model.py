@@ -87,6 +87,17 @@ def test_it_writes_what_the_script_prints(train, generated, text_file, overrides
     assert score.log_probs.shape == (len(score.ids) - (ours.vocabulary.document is None),)
 
 
+def test_the_mean_of_a_score_is_that_of_the_characters_it_counts(train, text_file):
+    """The bytes of a first character that is not predicted are in neither."""
+    model = litchar.load(train(*TINY, "data.unit=byte"), device="cpu")
+    score = model.score("日本語x")
+    bits = [bits for _, bits, _ in score.surprises()]
+    assert score.n_predicted == 3
+    assert score.bits_per_character == pytest.approx(sum(bits[1:]) / 3)
+    with pytest.raises(UserError, match="takes 2 characters"):
+        model.score("日")
+
+
 def test_a_document_is_scored_behind_its_boundary_as_the_evaluation_does(train, text_file):
     sizes = ("model.n_embd=16", "model.n_head=2", "model.n_layer=1", "data.block_size=16")
     text = (f"data.path={text_file}", "data.document=line", "trainer.accelerator=cpu")

@@ -361,6 +361,16 @@ def test_bytes_make_up_characters_and_a_clean_prompt_is_read(directory):
         ids = served.vocabulary.encode("é你")[None]
         steps = generate(served.model, ids, 30, seeds=[1])
         assert choice.text == "é你" + served.vocabulary.decode([int(s.ids[0]) for s in steps])
+        for ids, offsets in (
+            ([0xE2, 0x41], [0, 1]),  # the first is no character, as the second shows
+            ([0xE2, 0xE2, 0x41], [0, 1, 2]),
+            ([0xF0, 0x9F, 0x41], [0, 0, 1]),
+            ([0xE0, 0x80, 0x41], [0, 1, 2]),
+        ):
+            answer = client.completions.create(
+                model="bytes", prompt=ids, max_tokens=0, echo=True, logprobs=0
+            )
+            assert answer.choices[0].logprobs.text_offset == offsets
 
 
 @pytest.mark.parametrize(
@@ -383,6 +393,31 @@ def test_every_token_has_a_name_of_its_own(vocabulary):
             "bytes:\\xc3",
             "bytes:\\xa9",
         ]
+
+
+def test_a_prompts_line_ends_are_those_that_training_read(server):
+    url, _ = server
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+    answer = client.completions.create(model="letters", prompt="a\r\nb\rc", max_tokens=0, echo=True)
+    assert answer.choices[0].text == "a\nb\nc"
+
+
+def test_what_asks_for_nothing_is_served(server):
+    url, _ = server
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+    options = {"include_usage": None, "include_obfuscation": False}
+    stream = client.completions.create(
+        model="letters", prompt=None, max_tokens=3, seed=1, stream=True, stream_options=options
+    )
+    whole = client.completions.create(model="letters", prompt="", max_tokens=3, seed=1)
+    assert "".join(part.choices[0].text for part in stream) == whole.choices[0].text
+
+
+def test_json_without_its_type_is_told_what_is_missing(server):
+    url, _ = server
+    answer = httpx.post(f"{url}/v1/completions", content='{"model": "letters", "prompt": "a"}')
+    assert answer.status_code == 400
+    assert "Content-Type: application/json" in answer.json()["error"]["message"]
 
 
 def test_half_of_a_character_is_refused(directory):

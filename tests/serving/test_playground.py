@@ -1,5 +1,6 @@
 """The playground, in a real browser."""
 
+import os
 import re
 import shutil
 from pathlib import Path
@@ -259,6 +260,26 @@ def test_an_unfit_form_is_refused_with_the_reason(url, changes, message):
 
 def test_a_browser_takes_no_longer_prompt_than_the_server(url):
     assert 'name="prompt" rows="4" maxlength="16384"' in httpx.get(url).text
+
+
+def test_a_run_whose_name_is_no_text_is_left_out(url, directory):
+    run = directory / "outputs/runs" / os.fsdecode(b"bad\xff")
+    shutil.copytree(directory / "outputs/runs/letters", run)
+    answer = httpx.get(url)
+    shutil.rmtree(run)
+    assert answer.status_code == 200
+    assert "runs/letters" in answer.text
+    assert "bad" not in answer.text
+
+
+def test_a_prompt_is_shown_as_the_model_reads_it(url, directory):
+    rare = Vocabulary("ab\ufffd", replaces=True)
+    place = directory / "outputs/runs/rare/checkpoints/best.ckpt"
+    save(place, rare, untrained(rare))
+    answer = httpx.post(f"{url}/write", data=FORM | {"run": "runs/rare", "prompt": "☃ab"})
+    shutil.rmtree(place.parents[1])
+    assert "\ufffdab" in answer.text
+    assert "☃" not in answer.text
 
 
 def test_a_checkpoint_in_no_directory_has_its_path_for_a_name():

@@ -117,6 +117,13 @@ class Checkpoint:
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise UserError(f"{path}: not a checkpoint that litchar wrote ({error})") from None
 
+    def cleaned(self, text: str) -> str:
+        """Return a text, such as a prompt, as that of training was read: its characters cleaned,
+        and every line end `\\n`, but where tokens are bytes."""
+        if "\r" not in self.vocabulary.characters:
+            text = text.replace("\r\n", "\n").replace("\r", "\n")
+        return self.cleaning(text)
+
     def build_model(self, device: str | torch.device = "cpu") -> nn.Module:
         """Return the model with its trained weights, in evaluation mode, on `device`.
 

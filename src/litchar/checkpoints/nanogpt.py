@@ -43,7 +43,7 @@ def run(config: DictConfig) -> None:
             raise UserError(f"{key}=null: give a file")
     place = Path(os.path.expanduser(config.checkpoint))
     output = Path(os.path.expanduser(config.output))
-    if output.exists():
+    if os.path.lexists(output):
         raise UserError(f"output={output}: is there already; name another file, or delete it")
     if not output.parent.is_dir():
         raise UserError(f"output={output}: there is no directory {output.parent}")

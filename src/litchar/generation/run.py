@@ -122,15 +122,17 @@ def prompts_of(config: DictConfig) -> list[str]:
 
 
 def show_texts(text_model: TextModel, prompts: Sequence[str], config: DictConfig) -> list[Writing]:
-    """Print `num_samples` texts for each prompt, or a line of JSON for each; return them.
+    """Print `num_samples` texts for each prompt, or a line of JSON for each; return documents.
 
     Raises:
         UserError: a prompt has characters that the model never saw.
     """
     # A terminal obeys control characters, and a model may have learned some; a file takes all.
     show = printable if sys.stdout.isatty() else str
-    shown: list[Writing] = []
-    for text in text_model.write(prompts, settings_of(config), config.num_samples):
+    document = text_model.vocabulary.document
+    documents: list[Writing] = []
+    texts = text_model.write(prompts, settings_of(config), config.num_samples)
+    for i, text in enumerate(texts):
         if config.json:
             line = {
                 "prompt": text.prompt,
@@ -141,15 +143,16 @@ def show_texts(text_model: TextModel, prompts: Sequence[str], config: DictConfig
             }
             print(json.dumps(line), flush=True)
         else:
-            if shown and text_model.vocabulary.document != "line":
+            if i and document != "line":
                 print("-" * 8)
             sys.stdout.write(show(text.prompt))
             for piece in text:
                 sys.stdout.write(show(piece))
                 sys.stdout.flush()
             print()
-        shown.append(text)
-    return shown
+        if document:
+            documents.append(text)
+    return documents
 
 
 def show_score(score: Score, as_json: bool) -> None:

@@ -44,6 +44,10 @@ class Sampling:
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, Real)):
                 raise UserError(f"{name}={value}: must be a number")
+            try:
+                float(value or 0)
+            except OverflowError:
+                raise UserError(f"{name}: is too large for a number with a point") from None
         if self.temperature is None or not self.temperature >= 0:
             raise UserError(
                 f"temperature={self.temperature}: must be 0 (the likeliest character) or more"

@@ -67,12 +67,13 @@ class Score:
     @property
     def n_predicted(self) -> int:
         """How many characters were predicted."""
-        return max(1, len(self.text) - self.n_given)
+        return len(self.text) - self.n_given
 
     @property
     def bits_per_character(self) -> float:
         """The surprise of a predicted character in the mean, in bits."""
-        return float(-self.log_probs.sum() / math.log(2) / self.n_predicted)
+        predicted = (bits for _, bits, place in self.surprises() if place >= self.n_given)
+        return sum(predicted) / self.n_predicted
 
     def __repr__(self) -> str:
         figure = (

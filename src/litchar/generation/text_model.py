@@ -68,7 +68,7 @@ class TextModel:
         Raises:
             UserError: the text has such characters, and `unknown` is `error`.
         """
-        return self.vocabulary.encode(self.checkpoint.cleaning(text), unknown)
+        return self.vocabulary.encode(self.checkpoint.cleaned(text), unknown)
 
     def decode(self, ids: np.ndarray | Sequence[int]) -> str:
         """Return the text whose ids these are.
@@ -109,7 +109,7 @@ class TextModel:
             UserError: a prompt has characters that the model never saw; nothing is written yet.
         """
         prepared = Prepared(self.model)
-        stop = [self.checkpoint.cleaning(text) for text in settings.stops]
+        stop = [self.checkpoint.cleaned(text) for text in settings.stops]
         settings = replace(settings, stop=stop)
         for ids in [self.encode(prompt, settings.unknown) for prompt in prompts]:
             yield from write(prepared, self.vocabulary, ids, settings, num_samples)
@@ -122,7 +122,7 @@ class TextModel:
         """
         ids = self.encode(text, unknown).astype(np.int64)
         begun = beginning(self.vocabulary, ids)
-        if len(begun) < 2:
+        if len(self.decode(ids)) < (1 if self.vocabulary.document else 2):
             if self.vocabulary.document:
                 raise UserError("score: takes a character that the model knows")
             raise UserError(

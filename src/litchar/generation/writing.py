@@ -172,7 +172,7 @@ def write(
 
     prepared = Prepared.of(model)
     alone = prepared.on_cpu or num_samples == 1
-    for batch in [[seed] for seed in seeds] if alone else [seeds]:
+    for batch in ([seed] for seed in seeds) if alone else [seeds]:
         idx = np.repeat(begin[None], len(batch), axis=0)
         steps = generate(prepared, idx, settings.max_new_tokens, settings, batch, n_before)
         if len(batch) == 1:

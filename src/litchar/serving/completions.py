@@ -58,7 +58,8 @@ class StreamOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    include_usage: bool = False
+    include_usage: bool | None = False
+    include_obfuscation: bool | None = None  # which pads events, and does not here
 
 
 class CompletionRequest(BaseModel):
@@ -67,7 +68,7 @@ class CompletionRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     model: str
-    prompt: str | list[str] | list[int] | list[list[int]] = ""
+    prompt: str | list[str] | list[int] | list[list[int]] | None = ""
     max_tokens: int | None = Field(default=16, ge=0)
     n: int | None = Field(default=1, ge=1)
     temperature: float | None = None
@@ -105,7 +106,7 @@ class CompletionRequest(BaseModel):
 
     def prompts(self) -> Sequence[str | Sequence[int]]:
         """Return the prompts: texts, or ids."""
-        prompt = self.prompt
+        prompt = "" if self.prompt is None else self.prompt
         if isinstance(prompt, str):
             return [prompt]
         if prompt and isinstance(prompt[0], int):
@@ -141,7 +142,7 @@ class Completions:
 
     def __init__(self, checkpoint: Checkpoint, model: Prepared, name: str, limits: Limits) -> None:
         self.vocabulary = checkpoint.vocabulary
-        self.cleaning = checkpoint.cleaning
+        self.cleaned = checkpoint.cleaned
         self.model = model
         self.name = name
         self.limits = limits
@@ -216,7 +217,7 @@ class Completions:
         """
         size = len(self.vocabulary)
         if isinstance(prompt, str):
-            text = self.cleaning(prompt)
+            text = self.cleaned(prompt)
             if unknown := self.vocabulary.unknown(text):
                 raise RefusedError(f"prompt: the model never saw {describe(unknown)}", "prompt")
             try:
@@ -310,7 +311,7 @@ class Choice:
                 self.orders.append(Order(model, begun[:1], len(begun) - 1, choose, follow))
         length = served.limits.max_tokens if request.max_tokens is None else request.max_tokens
         if length:
-            stop = [served.cleaning(text) for text in request.stops()]
+            stop = [served.cleaned(text) for text in request.stops()]
             tokens = (
                 Tokens(vocabulary, n_likeliest or 0, len(self.echo or ""))
                 if self.logprobs
@@ -386,8 +387,10 @@ def build(served: Completions) -> FastAPI:
         return refusal(str(error), error.status, error.param, error.code)
 
     @app.exception_handler(RequestValidationError)
-    async def unfit(_: Request, error: RequestValidationError) -> Response:
+    async def unfit(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
+        if "json" not in request.headers.get("content-type", ""):
+            return refusal("send JSON, with Content-Type: application/json", HTTPStatus.BAD_REQUEST)
         if first["type"] == "json_invalid":
             return refusal(f"the body is no JSON: {first['ctx']['error']}", HTTPStatus.BAD_REQUEST)
         param = next(map(str, first["loc"][1:]), None)
@@ -437,7 +440,7 @@ def build(served: Completions) -> FastAPI:
         if body.stream:
             options = body.stream_options or StreamOptions()
             return StreamingResponse(
-                events(choices, head, options.include_usage), media_type="text/event-stream"
+                events(choices, head, bool(options.include_usage)), media_type="text/event-stream"
             )
         wholes = await unless_gone(request, asyncio.gather(*(choice.whole() for choice in choices)))
         if wholes is None:

@@ -83,9 +83,11 @@ class Tokens:
     def _tell(
         self, token: int, log_prob: float | None, likeliest: list[tuple[int, float]] | None
     ) -> Token:
-        told = Token(token, name_of(self.vocabulary, token), self.offset, log_prob, likeliest)
-        self.offset += len(self._decode([token]))
-        return told
+        text = self._decode([token])
+        self.offset += len(text)
+        begins = not text or self._decode.pending  # as far as is known; else it ends a character
+        offset = self.offset if begins else self.offset - 1
+        return Token(token, name_of(self.vocabulary, token), offset, log_prob, likeliest)
 
 
 def written(

@@ -116,7 +116,7 @@ class Playground:
 
     def runs(self) -> list[Run]:
         """Return the runs that have a checkpoint, the newest first, and the chosen one's."""
-        paths = trained(self.outputs)
+        paths = [path for path in trained(self.outputs) if str(path).isprintable()]  # in a form
         runs = [Run(str(path.parents[1].relative_to(self.outputs)), path) for path in paths]
         other = [] if self.chosen in paths else [Run(str(self.chosen), self.chosen)]
         return other + runs
@@ -149,7 +149,7 @@ class Playground:
         Raises:
             UserError: a setting or the prompt is unfit.
         """
-        vocabulary, cleaning = loaded.checkpoint.vocabulary, loaded.checkpoint.cleaning
+        vocabulary, cleaned = loaded.checkpoint.vocabulary, loaded.checkpoint.cleaned
         numbers: dict[str, Any] = {name: number(form, name) for name in NUMBERS}
         if numbers["seed"] is None:
             numbers["seed"] = secrets.randbelow(2**32)
@@ -157,12 +157,12 @@ class Playground:
         if settings.max_new_tokens > self.config.limit:
             raise UserError(f"Length: at most {self.config.limit} characters")
         # A form sends every line end as two characters.
-        prompt = cleaning(form.get("prompt", "").replace("\r\n", "\n"))
+        prompt = cleaned(form.get("prompt", "").replace("\r\n", "\n"))
         if len(prompt) > self.config.max_prompt:
             raise UserError(f"Prompt: at most {self.config.max_prompt} characters")
         if unknown := vocabulary.unknown(prompt):
             raise UserError(f"The model never saw {describe(unknown)}.")
-        stop = cleaning(typed(form.get("stop", "")))
+        stop = cleaned(typed(form.get("stop", "")))
         encoded = vocabulary.encode(prompt)
         ids = beginning(vocabulary, encoded)
         follow = partial(
@@ -173,7 +173,7 @@ class Playground:
         )
         choose = Chooser(settings, [settings.seed], len(ids) - len(encoded)).choose
         order = Order(loaded.model, ids, settings.max_new_tokens, choose, follow)
-        return prompt, settings.seed, order
+        return vocabulary.decode(encoded), settings.seed, order
 
 
 class Characters:

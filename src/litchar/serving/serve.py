@@ -10,6 +10,7 @@ from litchar.device import choose_device
 from litchar.errors import check_whole
 from litchar.generation.readers import Prepared
 from litchar.serving import completions, host
+from litchar.text.vocabulary import printable
 
 
 def run(config: DictConfig) -> None:
@@ -42,4 +43,4 @@ def run(config: DictConfig) -> None:
 def name_of(path: Path) -> str:
     """Return what a checkpoint is called: as its run, or as its file where it is in none."""
     run = path.resolve().parent
-    return run.parent.name if run.name == "checkpoints" else path.stem
+    return printable(run.parent.name if run.name == "checkpoints" else path.stem)

@@ -2,7 +2,7 @@
 
 import codecs
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -146,15 +146,9 @@ class Vocabulary:
         """Return the text whose ids these are as UTF-8, or its bytes where tokens are bytes."""
         return self.decode(ids).encode()
 
-    def decoder(self) -> Callable[..., str]:
-        """Return a function that decodes a stream of ids piece by piece: `decode(ids)`.
-
-        It returns the text that is complete by then; `decode(ids, final=True)` what is left too.
-        """
-        decoder = codecs.getincrementaldecoder(self._encoding[0])(self._encoding[1])
-        return lambda ids, final=False: decoder.decode(
-            self._codes[np.asarray(ids, dtype=np.int64)].tobytes(), final
-        )
+    def decoder(self) -> "Decoder":
+        """Return what decodes a stream of ids piece by piece."""
+        return Decoder(self._codes, *self._encoding)
 
     def unknown(self, text: str) -> str:
         """Return the distinct characters of `text` that are outside the vocabulary, sorted."""
@@ -176,6 +170,29 @@ class Vocabulary:
             return ByteVocabulary(data.get("document"))
         replaces = data.get("replaces") is True
         return Vocabulary(data["characters"], data.get("document"), replaces)
+
+
+class Decoder:
+    """Decodes a stream of ids piece by piece.
+
+    Args:
+        codes: of each id, in the encoding.
+        errors: what becomes of codes that are no text.
+    """
+
+    def __init__(self, codes: np.ndarray, encoding: str, errors: str) -> None:
+        self._codes = codes
+        self._decoder = codecs.getincrementaldecoder(encoding)(errors)
+
+    def __call__(self, ids: np.ndarray | Sequence[int], final: bool = False) -> str:
+        """Return the text that is complete with `ids`; if they are the last, what is left too."""
+        codes: np.ndarray = self._codes[np.asarray(ids, dtype=np.int64)]
+        return self._decoder.decode(codes.tobytes(), final)
+
+    @property
+    def pending(self) -> bool:
+        """Whether the last id is of a character that is not complete yet."""
+        return bool(self._decoder.getstate()[0])
 
 
 class ByteVocabulary(Vocabulary):
