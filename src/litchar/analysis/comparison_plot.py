@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from litchar.analysis.comparison import Comparison, PowerLaw, Row, Table, cost, short, shown
+from litchar.analysis.curves import whole_steps
 from litchar.whole import written_whole
 
 if TYPE_CHECKING:
@@ -169,8 +170,6 @@ def _cut(text: str, most: int) -> str:
 
 def _curves(axes: "Axes", table: Table) -> None:
     """Draw each run's validation curve, in the colour of its row; the best on top."""
-    from matplotlib.ticker import MaxNLocator
-
     rows = table.rows
     for i, row in reversed(list(enumerate(rows))):
         named = i < MOST_LINES - 1 or len(rows) <= MOST_LINES
@@ -203,7 +202,7 @@ def _curves(axes: "Axes", table: Table) -> None:
     )
     legend.set_in_layout(False)  # the axes need not shrink for it
     axes.set_xlabel("step")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    whole_steps(axes)
     axes.set_title("validation loss, best row first")
 
 

@@ -52,8 +52,6 @@ def loss_figure(
         yardsticks = ()  # they are of characters
 
     def draw(figure: "Figure") -> None:
-        from matplotlib.ticker import MaxNLocator
-
         figure.set_layout_engine("none")  # which would draw twice
         axes = figure.add_axes((0.09, 0.12, 0.82, 0.74))
         train = points(rows, "train/loss")
@@ -88,7 +86,7 @@ def loss_figure(
             axes.legend(*zip(*shown, strict=True), loc="upper right", bbox_to_anchor=(0.93, 1))
         axes.set_xlabel("step")
         axes.ticklabel_format(useOffset=False)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        whole_steps(axes)
         axes.set_ylabel(f"loss, nats per {unit}", labelpad=8)
         beside = axes.secondary_yaxis("right", functions=_scale(bits))
         beside.set_ylabel(f"bits per {measure}", labelpad=10)
@@ -107,6 +105,14 @@ def _limit(axes: "Axes", measured: Sequence[np.ndarray], otherwise: np.ndarray) 
         spread = values.max() - values.min()
         room = max(0.06 * spread, 0.005 * abs(values[0])) or 1
         axes.set_ylim(values.min() - room, values.max() + 2 * room)
+
+
+def whole_steps(axes: "Axes") -> None:
+    """Mark whole steps alone, one at least."""
+    from matplotlib.ticker import MaxNLocator
+
+    locator = MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], integer=True, min_n_ticks=1)
+    axes.xaxis.set_major_locator(locator)
 
 
 def _characters_on_top(axes: "Axes", characters_per_step: float, unit: str) -> None:
@@ -136,7 +142,7 @@ def small_figure(rows: Sequence[Row], name: str, label: str) -> Callable[["Figur
         return None
 
     def draw(figure: "Figure") -> None:
-        from matplotlib.ticker import EngFormatter, MaxNLocator
+        from matplotlib.ticker import EngFormatter
 
         figure.set_layout_engine("none")  # which would draw twice
         axes = figure.add_axes((0.14, 0.18, 0.83, 0.7))
@@ -145,7 +151,7 @@ def small_figure(rows: Sequence[Row], name: str, label: str) -> Callable[["Figur
             steps, values, linewidth=1.3, marker=marker, gid=f"curve-{name.replace('/', '-')}"
         )
         axes.set(title=label, xlabel="step")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        whole_steps(axes)
         axes.set_ylim(bottom=0)
         if values.max() >= 1000:
             axes.yaxis.set_major_formatter(EngFormatter(sep=""))
