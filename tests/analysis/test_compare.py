@@ -241,14 +241,16 @@ def test_what_is_settled_by_the_device_is_compared_by_what_it_became(made, tmp_p
 def test_texts_of_one_name_are_told_apart(made, tmp_path):
     made("a", settings={"data.lowercase": True, "data.batch_size": 4})
     made("b", settings={"data.val_fraction": 0.2, "data.batch_size": 8})
-    for name in "cd":
+    for name in "cde":
         environment = {"fingerprint": f"{name}123456789", "text": "/same.txt"}
-        (made(name, text="same") / "environment.json").write_text(json.dumps(environment))
+        run = made(name, text="same", settings={"data.unit": "byte"} if name == "e" else None)
+        (run / "environment.json").write_text(json.dumps(environment))
     assert [table.text for table in compare([tmp_path / "sweep"]).tables] == [
         "/f1.txt (lowercase=None, val_fraction=0.2)",
         "/f1.txt (lowercase=True, val_fraction=None)",
-        "/same.txt (c1234567)",
-        "/same.txt (d1234567)",
+        "/same.txt (unit=None, c1234567)",
+        "/same.txt (unit=None, d1234567)",
+        "/same.txt (unit=byte, e1234567)",
     ]
 
 

@@ -94,6 +94,8 @@ def test_the_mean_of_a_score_is_that_of_the_characters_it_counts(train, text_fil
     bits = [bits for _, bits, _ in score.surprises()]
     assert score.n_predicted == 3
     assert score.bits_per_character == pytest.approx(sum(bits[1:]) / 3)
+    broken = model.score(b"\xe6\x97a".decode(errors="surrogateescape"))
+    assert broken.bits_per_character == pytest.approx(-broken.log_probs.sum() / np.log(2))
     with pytest.raises(UserError, match="takes 2 characters"):
         model.score("日")
 

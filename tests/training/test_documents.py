@@ -133,6 +133,10 @@ def test_the_loss_of_each_document_is_that_of_the_document_by_itself(
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert (tmp_path / "losses.csv").read_bytes() == before
+    (tmp_path / "link.csv").symlink_to("there.csv")
+    loss_of(f"checkpoint={named}", f"documents={tmp_path / 'link.csv'}")
+    assert (tmp_path / "link.csv").is_symlink()
+    assert (tmp_path / "there.csv").read_bytes() == before
 
 
 def test_documents_longer_than_a_window_are_scored_whole(train, tmp_path, loss_of):

@@ -109,11 +109,22 @@ def test_a_run_ends_with_a_whole_step_though_it_is_told_to_within_one(train):
     assert summary(run_dir)["steps"] == 5
 
 
-def test_a_target_that_is_left_open_stays(train):
-    line = ("target_val_loss=10", "trainer.val_check_interval=10")
-    with pytest.raises(Interrupted):
-        train(*line, *stopped_at(3), name="run")
-    assert summary(train(*line[1:], "resume=auto", name="run"))["steps"] == 10
+def test_a_run_whose_least_steps_are_more_than_it_takes_validates_the_last(train):
+    least = ("trainer.min_steps=100", "trainer.val_check_interval=4")
+    assert summary(train(*least, "trainer.max_steps=5", name="run"))["best_step"] == 5
+    went_on = train(least[1], "trainer.max_steps=7", "resume=auto", name="run")
+    assert summary(went_on)["best_step"] == 7
+
+
+def test_a_damaged_last_that_is_the_best_too_costs_the_steps_since_the_one_before(train):
+    run_dir = train(*SETTING, "trainer.val_check_interval=5", name="run")
+    last = run_dir / "checkpoints/last.ckpt"
+    assert last.samefile(run_dir / "checkpoints/best.ckpt")
+    content = bytearray(last.read_bytes())
+    content[len(content) // 2] ^= 255
+    last.write_bytes(content)
+    train(*SETTING, "trainer.val_check_interval=5", "resume=auto", name="run")
+    assert Checkpoint.load(last).step == Checkpoint.load(last.with_name("best.ckpt")).step == 25
 
 
 def test_more_steps_go_on_from_a_completed_run(train):

@@ -438,6 +438,7 @@ CALLBACKS = "lightning.pytorch.callbacks"
         (["trainer.val_check_interval=0"], "trainer.val_check_interval=0"),
         (["trainer.val_check_interval={seconds:-1}"], "must be more than no time"),
         (["trainer.max_time={seconds:-1}"], "trainer.max_time={'seconds': -1}: must be more"),
+        (["trainer.max_time=00:00:00:00"], "trainer.max_time=00:00:00:00: must be more than none"),
         (["trainer.check_val_every_n_epoch=0"], "trainer.check_val_every_n_epoch=0"),
         (["trainer.num_sanity_val_steps=x"], "trainer.num_sanity_val_steps=x"),
         (["trainer.benchmark=x"], "trainer.benchmark=x: must be true or false"),
@@ -632,7 +633,7 @@ def test_a_run_that_saves_nothing_ends_at_a_signal(train):
 def test_losses_that_are_never_reported_are_not_kept(train):
     run_dir = train("trainer.log_every_n_steps=0")
     kept = torch.load(run_dir / "checkpoints/last.ckpt", weights_only=True)
-    assert kept["callbacks"]["Metrics"]["losses"] == []
+    assert kept["callbacks"]["Metrics"]["batch_losses"] == []
 
 
 def test_lightnings_csv_files_stand_beside_tensorboard(train):

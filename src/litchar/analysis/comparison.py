@@ -369,10 +369,12 @@ def names_of_texts(runs: Sequence[Run]) -> list[str]:
             for i in same
         ]
         keys = _unlike(settings)
-        for i, one in zip(same, settings, strict=True):
-            apart = [f"{key}={shown(one.get(key))}" for key in keys]
-            apart = apart or [str(runs[i].environment.get("fingerprint"))[:8]]
-            names[i] = f"{name} ({', '.join(apart)})"
+        apart = [[f"{key}={shown(one.get(key))}" for key in keys] for one in settings]
+        if len({repr(one) for one in apart}) < len(apart):  # the files themselves are others
+            for i, one in zip(same, apart, strict=True):
+                one.append(str(runs[i].environment.get("fingerprint"))[:8])
+        for i, one in zip(same, apart, strict=True):
+            names[i] = f"{name} ({', '.join(one)})"
     return names
 
 

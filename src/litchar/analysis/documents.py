@@ -134,7 +134,7 @@ def _text(i: int, edges: np.ndarray, tokens: Tensor, vocabulary: Vocabulary) -> 
 def _write(place: Path, rows: list[dict[str, Any]]) -> None:
     try:
         with (
-            written_whole(place) as draft,
+            written_whole(place.resolve()) as draft,
             open(draft, "w", newline="", encoding="utf-8", errors="backslashreplace") as file,
         ):
             if place.suffix == ".json":

@@ -15,7 +15,6 @@ from rich.table import Table
 from litchar.cli import exit_codes
 from litchar.errors import UserError
 from litchar.terminal import Terminal
-from litchar.whole import written_whole
 
 
 @exit_codes()
@@ -37,8 +36,7 @@ def main(arguments: list[str] | None = None) -> None:
     rows = options.measure(options)
     _print(rows)
     if options.json:
-        with written_whole(options.json) as draft:
-            draft.write_text(json.dumps(rows, indent=2) + "\n")
+        options.json.write_text(json.dumps(rows, indent=2) + "\n")
 
 
 def check(repeats: int, place: Path | None) -> None:

@@ -72,8 +72,9 @@ class Score:
     @property
     def bits_per_character(self) -> float:
         """The surprise of a predicted character in the mean, in bits."""
-        predicted = (bits for _, bits, place in self.surprises() if place >= self.n_given)
-        return sum(predicted) / self.n_predicted
+        pieces = self.surprises()
+        bits = (bits for piece, bits, place in pieces if place + len(piece) > self.n_given)
+        return sum(bits) / self.n_predicted
 
     def __repr__(self) -> str:
         figure = (

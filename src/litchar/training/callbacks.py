@@ -85,10 +85,8 @@ class Metrics(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *_: Any
     ) -> None:
         """Keep the loss; write a report every `trainer.log_every_n_steps`."""
-        loss, shares = outputs["loss"].detach(), trainer.accumulate_grad_batches
-        self._losses.append(
-            loss * shares if shares > 1 else loss
-        )  # of a step's loss, says Lightning
+        # Of a step of several batches Lightning hands out each one's share.
+        self._losses.append(outputs["loss"].detach() * trainer.accumulate_grad_batches)
         if self._grad_norm is not None and self._reports(trainer, trainer.global_step):
             self._report(trainer, float(self._grad_norm))
         if trainer.global_step == trainer.max_steps:
@@ -220,7 +218,7 @@ class Metrics(Callback):
             "target_val_loss": self.target_val_loss,
             "seconds": self.clock.seconds,
             "total_seconds": self._total_seconds(),
-            "losses": torch.stack(self._losses).tolist() if self._losses else [],
+            "batch_losses": torch.stack(self._losses).tolist() if self._losses else [],
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -237,7 +235,7 @@ class Metrics(Callback):
             self.seconds_to_target = state_dict["seconds_to_target"]
         self.clock = Clock(state_dict["seconds"])
         self._seconds_before = state_dict.get("total_seconds", 0.0)
-        self._losses = list(torch.tensor(state_dict["losses"]))
+        self._losses = list(torch.tensor(state_dict.get("batch_losses", [])))
 
 
 class Clock:

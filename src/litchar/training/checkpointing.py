@@ -123,19 +123,18 @@ class Checkpoints(CheckpointCallback):
         self._agreement = Agreement()
         self._saved_at = time.monotonic()
         self.saved_step = trainer.global_step
-        if self.metrics.best_step and not trainer.strategy.broadcast(self._has_best(trainer)):
+        if self.metrics.best_step and not trainer.strategy.broadcast(self._has_best()):
             self.metrics.best_val_loss, self.metrics.best_step = math.inf, 0
+            if trainer.is_global_zero:  # of a step to come, or damaged
+                (self.directory / "best.ckpt").unlink(missing_ok=True)
         self._best_saved = (self.metrics.best_val_loss, self.metrics.best_step)
 
-    def _has_best(self, trainer: L.Trainer) -> bool:
-        """Return whether `best.ckpt` is of the best step; one of a step to come is deleted."""
-        best = self.directory / "best.ckpt"
-        if not trainer.is_global_zero or not best.exists():
+    def _has_best(self) -> bool:
+        """Return whether `best.ckpt` is whole, and of the best step."""
+        try:
+            return Checkpoint.load(self.directory / "best.ckpt").step == self.metrics.best_step
+        except UserError:
             return False
-        step = Checkpoint.load(best).step
-        if step > trainer.global_step:
-            best.unlink()
-        return step == self.metrics.best_step
 
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
         """Ask the other ranks, if there are any, what they know of a signal and of the time."""

@@ -169,7 +169,7 @@ def device_of(accelerator: str) -> torch.device:
     return torch.device("cpu")
 
 
-KEPT = ("data.val_batch_size", "target_val_loss", "trainer.min_steps", "trainer.deterministic")
+KEPT = ("data.val_batch_size", "trainer.min_steps", "trainer.deterministic")
 
 
 def resolve_as_before(config: DictConfig, then: dict[str, Any]) -> None:
@@ -270,6 +270,8 @@ def resolve_steps(
     elif by_default:
         most = math.ceil(MOST_PASSES * train_characters / characters)
         trainer.max_steps = min(trainer.max_steps, most)
+    if trainer.min_steps and trainer.max_steps > 0:  # or Lightning would not validate the last
+        trainer.min_steps = min(trainer.min_steps, trainer.max_steps)
     if trainer.val_check_interval is None:
         steps = 500
         if trainer.max_steps > 0:

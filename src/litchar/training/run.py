@@ -76,7 +76,14 @@ def main(config: DictConfig) -> float | Outcome | None:
     hydra_config = HydraConfig.get()
     run_dir = Path(hydra_config.runtime.output_dir)
     sweeps = hydra_config.mode is RunMode.MULTIRUN
-    return run_job(config, run_dir) if sweeps else run(config, run_dir)
+    if sweeps:
+        return run_job(config, run_dir)
+    try:
+        return run(config, run_dir)
+    except Interrupted:
+        if (run_dir / "checkpoints" / "last.ckpt").exists():
+            Terminal().say("The same line with resume=auto goes on from there")
+        raise
 
 
 def run(config: DictConfig, run_dir: Path, callbacks: Sequence[Callback] = ()) -> float | None:
@@ -102,12 +109,7 @@ def run(config: DictConfig, run_dir: Path, callbacks: Sequence[Callback] = ()) -
             if is_users(error):
                 remove_traces(run_dir)
             raise
-        try:
-            summary = train(ready, run_dir)
-        except Interrupted:
-            if (run_dir / "checkpoints" / "last.ckpt").exists():
-                terminal.say("The same line with resume=auto goes on from there")
-            raise
+        summary = train(ready, run_dir)
         data, history = ready.setup.data, ready.metrics.history
         yardsticks = quick_yardsticks(data.text, data.store)
         report = _write_report(ready, run_dir)

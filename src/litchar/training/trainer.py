@@ -93,7 +93,8 @@ def make_trainer(
     if trainer._val_check_time_interval is not None and trainer._val_check_time_interval <= 0:
         raise UserError(f"trainer.val_check_interval={interval}: must be more than no time")
     for callback in trainer.callbacks:
-        if isinstance(callback, Timer) and (callback._duration or 1) <= 0:
+        seconds = callback._duration if isinstance(callback, Timer) else None
+        if seconds is not None and seconds <= 0:
             raise UserError(f"trainer.max_time={config.trainer.max_time}: must be more than none")
         if isinstance(callback, WeightAveraging) and isinstance(trainer.strategy, ShardedStrategy):
             raise UserError(
