@@ -123,7 +123,8 @@ class Checkpoints(CheckpointCallback):
         self._agreement = Agreement()
         self._saved_at = time.monotonic()
         self.saved_step = trainer.global_step
-        if self.metrics.best_step and not trainer.strategy.broadcast(self._has_best()):
+        has_best = trainer.is_global_zero and self._has_best()  # whose disk counts
+        if self.metrics.best_step and not trainer.strategy.broadcast(has_best):
             self.metrics.best_val_loss, self.metrics.best_step = math.inf, 0
             if trainer.is_global_zero:  # of a step to come, or damaged
                 (self.directory / "best.ckpt").unlink(missing_ok=True)
