@@ -89,6 +89,13 @@ def test_bytes_are_inspected_as_bytes(inspected):
     assert all(row[1:5] == ("100.00%",) * 4 for row in rows)
 
 
+def test_a_boundary_that_two_splits_share_is_counted_once(inspected):
+    sections, _ = inspected("abcd\n" * 10, "data.document=line", "data.test_fraction=0.2")
+    assert dict(sections["Size"].rows)["bytes"] == "51 as UTF-8"
+    counts = {row[1]: row[2] for row in sections["Characters"].rows}
+    assert counts["LINE FEED"] == "11"  # before and behind each document
+
+
 @pytest.mark.parametrize("content", ["ab", "a\n", "\n\n\na", "a" * 300 + "b"])
 def test_any_text_that_is_long_enough_to_have_characters_is_inspected(inspected, content):
     sections, page = inspected(content)

@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 
 from litchar.analysis import passages
+from litchar.analysis.copying import standing
 from litchar.analysis.passages import (
     Repeats,
+    by_chance,
+    by_content,
     hash_lines,
     hash_windows,
     longest_passages,
@@ -25,8 +28,8 @@ def noise(length, seed=0, vocab_size=20):
 def test_windows_have_equal_hashes_where_they_are_equal(monkeypatch, chunk):
     monkeypatch.setattr(passages, "CHUNK", chunk)
     tokens = noise(300, vocab_size=2)
-    found = hash_windows(tokens, 2, (3, 9), bits=0) | hash_windows(tokens, 2, (400,), bits=0)
-    for length, windows in found.items():
+    for length in (3, 9, 400):
+        windows = hash_windows(tokens, 2, length)
         expected = [tokens[i : i + length].tobytes() for i in range(len(tokens) - length + 1)]
         assert windows.places.tolist() == list(range(len(expected)))
         by_hash, by_content = {}, {}
@@ -38,8 +41,8 @@ def test_windows_have_equal_hashes_where_they_are_equal(monkeypatch, chunk):
 def test_a_sample_of_windows_is_chosen_by_content():
     page = noise(20_000)
     tokens = np.concatenate((page, noise(777, 1), page))
-    every = hash_windows(tokens, 20, (50,), bits=0)[50]
-    some = hash_windows(tokens, 20, (50,), bits=3)[50]
+    every = hash_windows(tokens, 20, 50)
+    some = hash_windows(tokens, 20, 50, by_content(bits=3))
     assert len(some.places) == pytest.approx(len(every.places) / 8, rel=0.1)
     assert np.isin(some.hashes, every.hashes).all()
     kept = set(some.places.tolist())
@@ -67,17 +70,42 @@ def test_lines_have_equal_hashes_where_they_are_equal(monkeypatch, chunk):
     assert len(set(zip(lines, hashes, strict=True))) == len(set(lines)) == len(set(hashes))
 
 
-def test_the_share_of_windows_that_stand_in_training_is_exact():
-    train = noise(5000)
-    held_out = np.concatenate((noise(300, 1), train[1000:1200], noise(100, 2)))
-    windows = [hash_windows(split, 20, (50,), 0)[50].hashes for split in (held_out, train)]
-    assert share_in(*windows) == 151 / 551
-    assert share_in(windows[0], windows[1][:0]) == 0
-    assert math.isnan(share_in(windows[0][:0], windows[1]))  # of nothing there is no share
+def test_a_sample_by_chance_has_the_text_in_its_proportions(monkeypatch):
+    """By content, the windows of a run of one character would all be kept, or none."""
+    monkeypatch.setattr(passages, "MOST_DRAWN", 20_000)
+    tokens = np.concatenate((noise(150_000), np.zeros(50_000, np.uint8)))
+    some = hash_windows(tokens, 20, 50, by_chance(len(tokens)))
+    assert len(some.places) == pytest.approx(20_000, rel=0.05)
+    assert (some.places >= 150_000).mean() == pytest.approx(1 / 4, abs=0.02)
+    every = hash_windows(tokens, 20, 50)
+    assert (some.hashes == every.hashes[some.places]).all()
+
+
+@pytest.mark.parametrize("chunk", [64, 1 << 16])
+def test_windows_stand_in_a_text_as_often_as_they_do(monkeypatch, chunk):
+    monkeypatch.setattr(passages, "CHUNK", chunk)
+    train = np.concatenate((noise(4000, vocab_size=3), noise(4000, 1, 3), np.zeros(90, np.uint8)))
+    texts = {n: noise(3000, n, 3) for n in (3, 7, 8, 50)}
+    texts[50][100:170] = 0
+    hashes = {n: hash_windows(text, 3, n).hashes for n, text in texts.items()}
+    for times in (1, 2, 5):
+        found = standing(hashes, train, 3, times)
+        for n, text in texts.items():
+            counts = Counter(train[i : i + n].tobytes() for i in range(len(train) - n + 1))
+            windows = [text[i : i + n].tobytes() for i in range(len(text) - n + 1)]
+            assert found[n].tolist() == [counts[window] >= times for window in windows]
+    assert standing({3: hashes[3][:0]}, train, 3)[3].tolist() == []
+
+
+def test_the_share_of_lines_that_stand_in_training_is_exact():
+    held_out, train = (np.array(hashes, np.uint64) for hashes in ([5, 1, 5, 9], [1, 7, 5]))
+    assert share_in(held_out, train) == 3 / 4
+    assert share_in(held_out, train[:0]) == 0
+    assert math.isnan(share_in(held_out[:0], train))  # of nothing there is no share
 
 
 def repeats_of(tokens, bits=0):
-    return Repeats(tokens, hash_windows(tokens, 20, (50,), bits)[50], 50)
+    return Repeats(tokens, hash_windows(tokens, 20, 50, by_content(bits)), 50)
 
 
 def test_planted_passages_are_found_whole():
@@ -91,7 +119,8 @@ def test_planted_passages_are_found_whole():
             (500, [100, 1665]),
             (80, [600, 1580]),
         ]
-    assert repeats_of(tokens).share == 2 * (451 + 31) / (len(tokens) - 49)
+    twice = standing({50: hash_windows(tokens, 20, 50).hashes}, tokens, 20, times=2)[50]
+    assert twice.sum() == 2 * (451 + 31)
     assert found.most_frequent(10) == []  # twice is not often
 
 

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from conftest import summary
 from litchar.data.windows import RandomWindows, Span
 from litchar.text import Corpus, Encoding, Vocabulary, remembered
-from litchar.text.store import _place
+from litchar.text.store import _place, _seal
 
 BIG = 20_000_000_000
 
@@ -41,8 +41,8 @@ def big_store(tmp_path, monkeypatch):
     place.mkdir(parents=True)
     sparse_file(place / "tokens.npy", BIG)
     found = remembered.remembered([place / "tokens.npy"], "", lambda: "known")
-    vocabulary = Vocabulary("ab").to_json()
-    (place / "meta.json").write_text(json.dumps({"vocabulary": vocabulary, "tokens_sha256": found}))
+    meta = {"vocabulary": Vocabulary("ab").to_json()}
+    (place / "meta.json").write_text(json.dumps(meta | {"sha256": _seal(found, meta)}))
     return place
 
 

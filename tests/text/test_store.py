@@ -172,6 +172,12 @@ def test_a_full_disk_is_named_with_the_cache_and_leaves_nothing(tmp_path, monkey
     assert not list(cache_dir().glob("tokens/*/"))
 
 
+def replace(path: Path, old: str, new: str) -> None:
+    content = path.read_text()
+    assert old in content
+    path.write_text(content.replace(old, new))
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -183,6 +189,8 @@ def test_a_full_disk_is_named_with_the_cache_and_leaves_nothing(tmp_path, monkey
         lambda store: (store / "meta.json").write_text("[]"),
         lambda store: (store / "meta.json").write_text("{}"),
         lambda store: (store / "meta.json").write_bytes(b"\xff"),
+        lambda store: replace(store / "meta.json", '"ranges": {}', '"ranges": 5'),
+        lambda store: replace(store / "meta.json", '"x"', '"y"'),
     ],
 )
 def test_a_damaged_store_is_built_again(tmp_path, damage):

@@ -75,6 +75,15 @@ def test_a_lowered_order_is_said(text):
     assert "order 40 does not fit" in last.note
 
 
+def test_both_ways_in_which_n_grams_are_coarser_are_said(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("abca" * 15_000 + "ba" * 100 + "".join(map(chr, range(0x4E00, 0x4E00 + 300))))
+    text = Text(path=str(path), val_fraction=0.2)
+    last = count_yardsticks(text, text.open(), 8, memory_bytes=64 * 3)[-1]
+    assert "does not fit memory_gb=1.92e-07" in last.note
+    assert "contexts tell the 127 most frequent apart" in last.note
+
+
 def test_a_text_too_short_to_count_is_refused(tmp_path):
     path = tmp_path / "text.txt"
     path.write_text("abcd")

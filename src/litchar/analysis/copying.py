@@ -1,15 +1,15 @@
-"""Does a model copy? How much of what it writes stands word for word in the training text."""
+"""How much of a text, such as one that a model writes, stands word for word in another."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from litchar.analysis.passages import MIX, window_hashes
+from litchar.analysis.passages import MIX, hash_windows, window_hashes
 from litchar.text.ngrams import find_sorted
 
 LENGTHS = (4, 8, 16, 32, 64)  # of the n-grams that are looked for, in tokens
-TABLE_BITS = 20  # of a table that tells most windows of the training text from those wanted
+TABLE_BITS = 20  # at least, of a table that tells most windows of a text from those wanted
 
 
 @dataclass(frozen=True)
@@ -49,22 +49,35 @@ def find_copied(texts: Sequence[np.ndarray], train: np.ndarray, vocab_size: int)
 
     The training text is read once, in pieces; memory is bounded by the texts' own length.
     """
-    hashes = {n: [_hashes(text, n, vocab_size) for text in texts] for n in LENGTHS}
-    wanted = {n: Wanted(np.concatenate(of_texts)) for n, of_texts in hashes.items()}
-    wanted = {n: some for n, some in wanted.items() if len(some.hashes)}
-    if wanted:
-        for _, n, windows in window_hashes(train, vocab_size, tuple(wanted)):
-            at, _ = wanted[n].find(windows)
-            wanted[n].strike(at)
+    hashes = {n: [hash_windows(t, vocab_size, n).hashes for t in texts] for n in LENGTHS}
+    joined = {n: np.concatenate(of_texts) for n, of_texts in hashes.items()}
     shares: dict[int, float] = {}
     reach = [np.zeros(len(text), np.int64) for text in texts]
-    for n, some in wanted.items():
-        stands = [some.struck[np.searchsorted(some.hashes, text)] for text in hashes[n]]
-        shares[n] = float(np.concatenate(stands).mean())
-        for tokens, begins in zip(reach, stands, strict=True):
+    for n, stand in standing(joined, train, vocab_size).items():
+        if len(stand):
+            shares[n] = float(stand.mean())
+        ends = np.cumsum([len(of_text) for of_text in hashes[n]])[:-1]
+        for tokens, begins in zip(reach, np.split(stand, ends), strict=True):
             for start in np.flatnonzero(begins):
                 tokens[start : start + n] = n
     return Copied(shares, reach)
+
+
+def standing(
+    hashes: Mapping[int, np.ndarray], tokens: np.ndarray, vocab_size: int, times: int = 1
+) -> dict[int, np.ndarray]:
+    """Return which windows stand in `tokens`, and so many times at least: by length, (K,) bool.
+
+    The tokens are read once, in pieces; memory is bounded by the number of the windows.
+
+    Args:
+        hashes: of the windows, by their length: (K,) uint64
+    """
+    wanted = {length: Wanted(some, times) for length, some in hashes.items()}
+    for _, length, windows in window_hashes(tokens, vocab_size, tuple(wanted)):
+        at, _ = wanted[length].find(windows)
+        wanted[length].strike(at)
+    return {length: some.left[some.inverse] <= 0 for length, some in wanted.items()}
 
 
 def longest_copied(
@@ -90,11 +103,12 @@ def _first_copied(
     texts: Sequence[np.ndarray], length: int, train: np.ndarray, vocab_size: int
 ) -> CopiedPassage | None:
     """Return the passage of `length` tokens of `texts` that stands first in `train`."""
-    hashes = [_hashes(text, length, vocab_size) for text in texts]
+    hashes = [hash_windows(text, vocab_size, length).hashes for text in texts]
     wanted = Wanted(np.concatenate(hashes))
     for first, _, windows in window_hashes(train, vocab_size, (length,)):
         at, places = wanted.find(windows)
-        for i, place in zip(at[:1], first + places[:1], strict=True):
+        for k in places.argsort()[:1]:  # the first
+            i, place = at[k], first + places[k]
             for text, of_text in enumerate(hashes):
                 for start in np.flatnonzero(of_text == wanted.hashes[i])[:1]:
                     return CopiedPassage(text, int(start), int(place), length)
@@ -105,37 +119,41 @@ class Wanted:
     """Hashes that are looked for among many, most of which are others.
 
     Args:
-        hashes: (K,) uint64, repeats do not matter.
+        given: (K,) uint64, repeats do not matter.
+        times: how often each is looked for.
+
+    Attributes:
+        hashes: those given, each once, in ascending order.
+        inverse: where each of those given stands in `hashes`: (K,)
+        left: how often each of `hashes` is still wanted.
     """
 
-    def __init__(self, hashes: np.ndarray) -> None:
-        self.hashes = np.unique(hashes)
-        self.struck = np.zeros(len(self.hashes), bool)
-        self._table = self._of_open()
+    def __init__(self, given: np.ndarray, times: int = 1) -> None:
+        self.hashes, self.inverse = np.unique(given, return_inverse=True)
+        self.left = np.full(len(self.hashes), times, np.int32)
+        self._shift = np.uint64(64 - max(TABLE_BITS, (8 * len(self.hashes)).bit_length()))
+        self._fill()
 
     def find(self, among: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return which hashes that are not struck yet stand in `among`, and where."""
-        places = np.flatnonzero(self._table[_slots(among)])
+        """Return which hashes that are still wanted stand in `among`, and where."""
+        places = np.flatnonzero(self._table[self._slots(among)])
+        places = places[np.argsort(among[places])]  # a search in order reads memory in order
         at, right = find_sorted(self.hashes, among[places])
+        right &= self.left[at] > 0
         return at[right], places[right]
 
     def strike(self, at: np.ndarray) -> None:
-        """Look for these no more."""
-        if len(at):
-            self.struck[at] = True
-            self._table = self._of_open()
+        """Look for these once less."""
+        np.subtract.at(self.left, at, 1)
+        self._struck += len(at)
+        if 8 * self._struck > len(self.hashes):
+            self._fill()
 
-    def _of_open(self) -> np.ndarray:
-        table = np.zeros(1 << TABLE_BITS, bool)
-        table[_slots(self.hashes[~self.struck])] = True
-        return table
+    def _fill(self) -> None:
+        """Make the table that tells most hashes from those that are still wanted."""
+        self._struck = 0  # since then
+        self._table = np.zeros(1 << (64 - int(self._shift)), bool)
+        self._table[self._slots(self.hashes[self.left > 0])] = True
 
-
-def _slots(hashes: np.ndarray) -> np.ndarray:
-    return (hashes * MIX) >> np.uint64(64 - TABLE_BITS)
-
-
-def _hashes(tokens: np.ndarray, length: int, vocab_size: int) -> np.ndarray:
-    """Return the hashes of all windows of `length` tokens, by their places."""
-    pieces = [hashes for _, _, hashes in window_hashes(tokens, vocab_size, (length,))]
-    return np.concatenate([np.zeros(0, np.uint64), *pieces])
+    def _slots(self, hashes: np.ndarray) -> np.ndarray:
+        return (hashes * MIX) >> self._shift

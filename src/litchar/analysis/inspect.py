@@ -20,11 +20,14 @@ from litchar.analysis.characters import (
     name_of,
     oddity,
 )
+from litchar.analysis.copying import standing
 from litchar.analysis.inspect_page import write_page
 from litchar.analysis.passages import (
     Passage,
     Repeats,
     Windows,
+    by_chance,
+    by_content,
     hash_lines,
     hash_windows,
     longest_passages,
@@ -68,29 +71,30 @@ class Inspected:
     """A text taken apart: what the sections and the plots show.
 
     Attributes:
-        counts: of each token in each split: name -> (V,) int64
+        counts: of each token: (V,) int64
         lines: lengths of the lines: (L,)
         documents: lengths of the documents, if the text has such: (D,)
         overlap: split -> share of its windows that stand in training, by their length
         copied: `lines` and `documents` -> split -> share of them that stand in training
+        unseen: split -> how many distinct tokens training does not have
+        windows: of the text, all or drawn by chance
+        repeated: which of these stand more than once: (K,) bool
         repeats: what stands more than once
-        bits: by which windows were chosen; 0: all
+        bits: by which its windows were chosen; 0: all
     """
 
     store: TokenStore
     bounds: dict[str, tuple[int, int]]
-    counts: dict[str, np.ndarray]
+    counts: np.ndarray
     lines: np.ndarray
     documents: np.ndarray
     overlap: dict[str, dict[int, float]]
     copied: dict[str, dict[str, float]]
+    unseen: dict[str, int]
+    windows: Windows
+    repeated: np.ndarray
     repeats: Repeats
     bits: int
-
-    @property
-    def sampled(self) -> int:
-        """Of how many windows one was chosen."""
-        return 1 << self.bits
 
 
 def run(config: DictConfig) -> list[Section]:
@@ -119,11 +123,13 @@ def inspect(text: Text, store: TokenStore) -> Inspected:
     """Count and compare what `store` holds."""
     tokens, vocab_size = store.tokens, len(store.vocabulary)
     bounds = text.bounds_in(store)
-    splits = {name: tokens[start:stop] for name, (start, stop) in bounds.items()}
+    held_out = {name: tokens[start:stop] for name, (start, stop) in bounds.items()}
+    train = held_out.pop("train")
+    known = count_tokens(train, vocab_size) > 0
     bits = sampled_bits(len(tokens))
-    windows = {
-        name: hash_windows(split, vocab_size, LENGTHS, bits) for name, split in splits.items()
-    }
+    alike = hash_windows(tokens, vocab_size, REPEATED, by_content(bits))
+    windows = hash_windows(tokens, vocab_size, REPEATED, by_chance(len(tokens)))
+    repeated = standing({REPEATED: windows.hashes}, tokens, vocab_size, times=2)[REPEATED]
     starts, stops = _lines(store)
     edges = boundaries(tokens) if store.vocabulary.document else np.zeros(1, np.int64)
     documents = edges[:-1] + 1, edges[1:]
@@ -131,24 +137,31 @@ def inspect(text: Text, store: TokenStore) -> Inspected:
     copied = {"lines": _copied(store, bounds, starts[long], stops[long])}
     if store.vocabulary.document:
         copied["documents"] = _copied(store, bounds, *documents)
-    held_out = [name for name in splits if name != "train"]
     return Inspected(
         store,
         bounds,
-        {name: count_tokens(split, vocab_size) for name, split in splits.items()},
+        count_tokens(tokens, vocab_size),
         stops - starts,
         documents[1] - documents[0],
-        {
-            name: {
-                length: share_in(found.hashes, windows["train"][length].hashes)
-                for length, found in windows[name].items()
-            }
-            for name in held_out
-        },
+        {name: _shares_in(train, split, vocab_size) for name, split in held_out.items()},
         copied,
-        Repeats(tokens, _of_whole(windows, bounds), REPEATED),
+        {
+            name: int(np.count_nonzero(count_tokens(split, vocab_size)[~known]))
+            for name, split in held_out.items()
+        },
+        windows,
+        repeated,
+        Repeats(tokens, alike, REPEATED),
         bits,
     )
+
+
+def _shares_in(train: np.ndarray, split: np.ndarray, vocab_size: int) -> dict[int, float]:
+    """Return the share of a split's windows that stand in `train`, by their length."""
+    some = by_chance(len(split))
+    hashes = {n: hash_windows(split, vocab_size, n, some).hashes for n in LENGTHS}
+    stand = standing(hashes, train, vocab_size)
+    return {n: float(of_n.mean()) if len(of_n) else math.nan for n, of_n in stand.items()}
 
 
 def _copied(
@@ -178,21 +191,11 @@ def _lines(store: TokenStore) -> tuple[np.ndarray, np.ndarray]:
     return starts[lines], stops[lines]
 
 
-def _of_whole(
-    windows: dict[str, dict[int, Windows]], bounds: dict[str, tuple[int, int]]
-) -> Windows:
-    """Return the windows of all splits by their places in the text."""
-    return Windows(
-        np.concatenate([windows[name][REPEATED].places + bounds[name][0] for name in windows]),
-        np.concatenate([windows[name][REPEATED].hashes for name in windows]),
-    )
-
-
 def describe(text: Text, found: Inspected) -> Iterator[Section]:
     """Yield what was found, part by part."""
     store, unit = found.store, text.unit
-    counts = np.sum(list(found.counts.values()), axis=0)
-    yield _size(text, found, counts)
+    counts = found.counts
+    yield _size(text, found)
     yield _characters(store, counts)
     if unit == Vocabulary.unit:
         yield from _odd(text, store, counts)
@@ -201,9 +204,9 @@ def describe(text: Text, found: Inspected) -> Iterator[Section]:
     yield _overlap(found)
 
 
-def _size(text: Text, found: Inspected, counts: np.ndarray) -> Section:
+def _size(text: Text, found: Inspected) -> Section:
     corpus, tokens = text.corpus, found.store.tokens
-    _, size = counts @ found.store.vocabulary.sizes
+    _, size = found.counts @ found.store.vocabulary.sizes
     rows = [
         ("text", str(corpus)),
         ("bytes", f"{size:,} as UTF-8"),
@@ -298,8 +301,10 @@ def _repeats(found: Inspected) -> Iterator[Section]:
         return f"{passage.length:,}", f"{len(passage.places):,}", places, shown_text(start)
 
     columns = ("# length", "# times", "first places", "begins")
-    which = f" (of one in {found.sampled}, chosen by content)" if found.sampled > 1 else ""
-    note = f"{found.repeats.share:.2%} of windows of {REPEATED} stand more than once{which}"
+    share = found.repeated.mean() if len(found.repeated) else 0
+    note = f"{share:.2%} of windows of {REPEATED} stand more than once"
+    if found.bits:
+        note += f"; passages were sought by one window in {1 << found.bits}"
     longest = longest_passages(found.repeats, len(store.vocabulary), found.bits, MOST)
     rows = [row(passage) for passage in longest]
     yield Section("Longest passages that stand twice", columns, rows, 5, note)
@@ -315,18 +320,16 @@ def shown_text(text: str) -> str:
 def _overlap(found: Inspected) -> Section:
     rows = []
     for name, shares in found.overlap.items():
-        new = (found.counts[name] > 0) & (found.counts["train"] == 0)
         copied = (found.copied[kind][name] for kind in found.copied)
         shown = (*shares.values(), *copied)
         cells = ("" if math.isnan(share) else f"{share:.2%}" for share in shown)
-        rows.append((name, *cells, f"{np.count_nonzero(new):,}"))
+        rows.append((name, *cells, f"{found.unseen[name]:,}"))
     kinds = (*(f"# {length}" for length in LENGTHS), *(f"# {kind}" for kind in found.copied))
     columns = ("", *kinds, "# unseen")
-    sample = f"; windows: one in {found.sampled}, chosen by content" if found.sampled > 1 else ""
     documents = "of documents, " if "documents" in found.copied else ""
     note = (
         f"the share of windows of so many {found.store.vocabulary.unit}s, {documents}and of lines "
-        f"of {LONG_LINE} or more, that stands there word for word{sample}; unseen: how many "
+        f"of {LONG_LINE} or more, that stands there word for word; unseen: how many "
         f"distinct {found.store.vocabulary.unit}s never stand there"
     )
     return Section("In the training split word for word", columns, rows, note=note)

@@ -43,7 +43,7 @@ def write_page(path: Path, title: str, sections: list["Section"], found: "Inspec
 def _counts(axes: "Axes", found: "Inspected") -> None:
     from matplotlib.ticker import EngFormatter, NullFormatter
 
-    counts = np.sort(np.sum(list(found.counts.values()), axis=0))[::-1]
+    counts = np.sort(found.counts)[::-1]
     counts = counts[counts > 0]
     marker = "." if len(counts) <= 300 else ""
     axes.loglog(np.arange(1, len(counts) + 1), counts, marker=marker, linewidth=1.5)
@@ -81,9 +81,9 @@ def _repeats(axes: "Axes", found: "Inspected") -> None:
 
     length = len(found.store.tokens)
     edges = np.linspace(0, length, 101)
-    repeats = found.repeats
-    repeated, _ = np.histogram(repeats.repeated, edges)
-    all_windows, _ = np.histogram(repeats.places, edges)
+    places = found.windows.places
+    repeated, _ = np.histogram(places[found.repeated], edges)
+    all_windows, _ = np.histogram(places, edges)
     share = 100 * repeated / np.maximum(all_windows, 1)
     axes.stairs(share, edges, fill=True)
     for name, (start, stop) in found.bounds.items():
@@ -92,5 +92,5 @@ def _repeats(axes: "Axes", found: "Inspected") -> None:
         axes.text((start + stop) / 2, 1, name, ha="center", transform=axes.get_xaxis_transform())
     axes.set(xlabel="place in the text", ylabel="% of windows", xlim=(0, length))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.set_title(f"Windows of {repeats.length} that stand more than once", pad=14)
+    axes.set_title(f"Windows of {found.repeats.length} that stand more than once", pad=14)
     axes.set_ylim(bottom=0)

@@ -2,12 +2,11 @@
 
 Windows of a text are compared by their hashes (Karp & Rabin, "Efficient randomized pattern-matching
 algorithms", 1987): with x[i] = code[token i] * B^i mod 2^64, the window of w tokens at i has
-(x[i] + ... + x[i + w - 1]) / B^i, which a cumulative sum gives for all windows at once. Of a long
-text only windows whose hash is 0 in a few bits are kept: the same ones wherever they stand.
+(x[i] + ... + x[i + w - 1]) / B^i, which a cumulative sum gives for all windows at once.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +15,7 @@ from litchar.text.ngrams import find_sorted
 
 CHUNK = 1 << 16  # tokens at a time: small enough that all arrays stay in a core's cache
 MOST_WINDOWS = 1 << 22  # to keep: of longer texts a half, a quarter ... of all windows
+MOST_DRAWN = 1 << 20  # windows for a share: one is then known to within 0.2%
 LONGEST_WINDOW = CHUNK  # a longer one would be hashed again with each piece that it reaches into
 LONGEST_LINE = 1 << 20  # tokens of a line that is compared
 MIX = np.uint64(0x9E3779B97F4A7C15)  # spreads a hash's low bits to its high ones
@@ -69,22 +69,35 @@ def sampled_bits(length: int) -> int:
     return max(0, (length - 1).bit_length() - (MOST_WINDOWS.bit_length() - 1))
 
 
+Kept = Callable[[np.ndarray], np.ndarray]  # which windows are, by their hashes: (K,) bool
+
+
+def by_content(bits: int) -> Kept:
+    """Keep the windows whose hash is 0 in `bits` bits: the same ones wherever they stand."""
+    least = np.uint64((1 << 64) - 1 >> bits)
+    return lambda hashes: hashes * MIX <= least
+
+
+def by_chance(length: int) -> Kept:
+    """Keep each window of a text of `length` with one probability, about `MOST_DRAWN` in all."""
+    draw = np.random.default_rng(0)
+    return lambda hashes: draw.random(len(hashes)) < MOST_DRAWN / length
+
+
 def hash_windows(
-    tokens: np.ndarray, vocab_size: int, lengths: tuple[int, ...], bits: int
-) -> dict[int, Windows]:
-    """Return the windows of each of `lengths` tokens whose hash is 0 in `bits` bits.
+    tokens: np.ndarray, vocab_size: int, length: int, kept: Kept | None = None
+) -> Windows:
+    """Return the windows of `length` tokens, all of them or those that are to be kept.
 
     Args:
         tokens: (N,) ids, read in pieces.
     """
-    found: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {length: [] for length in lengths}
-    for start, length, hashes in window_hashes(tokens, vocab_size, lengths):
-        if bits:
-            kept = np.flatnonzero(hashes * MIX < np.uint64(1 << (64 - bits)))
-            found[length].append((kept + start, hashes[kept]))
-        else:
-            found[length].append((np.arange(start, start + len(hashes)), hashes))
-    return {length: Windows(*_joined(pieces)) for length, pieces in found.items()}
+    places, found = [np.zeros(0, np.int64)], [np.zeros(0, np.uint64)]
+    for start, _, hashes in window_hashes(tokens, vocab_size, (length,)):
+        at = np.arange(len(hashes)) if kept is None else np.flatnonzero(kept(hashes))
+        places.append(start + at)
+        found.append(hashes[at])
+    return Windows(np.concatenate(places), np.concatenate(found))
 
 
 def window_hashes(
@@ -106,13 +119,6 @@ def window_hashes(
                 hashes = sums[length : length + count] - sums[:count]
                 hashes *= hasher.inverses[:count]
                 yield start, length, hashes
-
-
-def _joined(pieces: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    if not pieces:
-        return np.zeros(0, np.int64), np.zeros(0, np.uint64)
-    places, hashes = zip(*pieces, strict=True)
-    return np.concatenate(places), np.concatenate(hashes)
 
 
 def hash_lines(
@@ -166,8 +172,6 @@ class Repeats:
         first[1:] = hashes[1:] != hashes[:-1]
         self.starts = np.flatnonzero(first)  # of the groups of equal windows
         self.counts = np.diff(np.append(self.starts, len(hashes)))
-        self.repeated = np.sort(self.places[np.repeat(self.counts > 1, self.counts)])
-        self.share = len(self.repeated) / max(1, len(hashes))
 
     def pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return where a passage begins in two places that do not overlap, the second as the next
@@ -228,10 +232,9 @@ def longest_passages(repeats: Repeats, vocab_size: int, bits: int, most: int) ->
     """
     tokens, shortest, length = repeats.tokens, repeats.length, repeats.length
     turns = [repeats.pairs()]
-    while not bits and repeats.share and 2 * length <= LONGEST_WINDOW:
+    while not bits and (repeats.counts > 1).any() and 2 * length <= LONGEST_WINDOW:
         length *= 2
-        windows = hash_windows(tokens, vocab_size, (length,), bits)[length]
-        repeats = Repeats(tokens, windows, length)
+        repeats = Repeats(tokens, hash_windows(tokens, vocab_size, length), length)
         turns.append(repeats.pairs())
     a, b, lengths = map(np.concatenate, zip(*turns, strict=True))
     found: list[Passage] = []

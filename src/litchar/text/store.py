@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from filelock import FileLock
@@ -123,10 +124,14 @@ def _is_whole(place: Path) -> bool:
     """Return whether there is a store at `place`, and it is as it was written."""
     try:
         meta = json.loads((place / "meta.json").read_text())
-        Vocabulary.from_json(meta["vocabulary"])
-        return bool(meta["tokens_sha256"] == known_sha256(place / "tokens.npy"))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, UserError):
+        return bool(meta.pop("sha256") == _seal(known_sha256(place / "tokens.npy"), meta))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
+
+
+def _seal(tokens_sha256: str, meta: dict[str, Any]) -> str:
+    """Return a checksum of a store, of what is said of its tokens as well."""
+    return hashlib.sha256(f"{tokens_sha256}{json.dumps(meta)}".encode()).hexdigest()
 
 
 def _build(corpus: Corpus, place: Path, fingerprint: str, encoding: Encoding) -> None:
@@ -156,12 +161,12 @@ def _build(corpus: Corpus, place: Path, fingerprint: str, encoding: Encoding) ->
                 part.unlink()
         meta = {
             "vocabulary": vocabulary.to_json(),
-            "tokens_sha256": file_sha256(draft / "tokens.npy"),
             "changes": changes,
             "ranges": ranges,
         }
+        seal = _seal(file_sha256(draft / "tokens.npy"), meta)
         with open(draft / "meta.json", "w") as file:
-            json.dump(meta, file)
+            json.dump(meta | {"sha256": seal}, file)
             file.flush()
             os.fsync(file.fileno())
         if corpus.fingerprint() != fingerprint:

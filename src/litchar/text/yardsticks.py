@@ -118,7 +118,7 @@ def _note(packing: Packing, used: int, order: int, memory_bytes: float) -> str:
         note += f"; order {order} does not fit the text or its vocabulary"
     if used < packing.order:
         note += f"; order {used + 1} does not fit memory_gb={memory_bytes / 1e9:g}"
-    elif packing.codes.max() < len(packing.codes) - 1:
+    if packing.codes.max() < len(packing.codes) - 1:
         note += f"; contexts tell the {int(packing.codes.max())} most frequent apart"
     return note
 
