@@ -23,7 +23,7 @@ def reset() -> None:
 
 
 def defer(deferred: bool) -> None:
-    """While deferred, a first signal is kept for `raise_if_received`; a second ends at once."""
+    """While deferred, a first signal is kept for `received`; a second ends at once."""
     _state["deferred"] = deferred
 
 
