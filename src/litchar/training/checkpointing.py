@@ -102,7 +102,6 @@ class Checkpoints(CheckpointCallback):
         self._saved_at = 0.0
         self.saved_step = 0
         self._failure: OSError | None = None  # of the last that was to be saved
-        self._best_is_due = False
         self._best_saved = (math.inf, 0)
         self._stops = False  # with the next whole step
 
@@ -165,9 +164,8 @@ class Checkpoints(CheckpointCallback):
         """Save the last state, and the best."""
         if not is_validation(trainer):
             return
-        if self.metrics.best_step == trainer.global_step:
-            self._best_is_due = True
-        self._save(trainer, pl_module, self._signal(trainer))
+        is_best = self.metrics.best_step == trainer.global_step
+        self._save(trainer, pl_module, self._signal(trainer), is_best)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the last state, if no validation has.
@@ -189,8 +187,10 @@ class Checkpoints(CheckpointCallback):
         self._agreement.ask(self._wishes(trainer))
         return self._agreement.answer(self._wishes(trainer))[0]
 
-    def _save(self, trainer: L.Trainer, pl_module: L.LightningModule, signum: int) -> None:
-        """Save what is due, outside of the clock that counts steps; end if a signal says so."""
+    def _save(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, signum: int, is_best: bool = False
+    ) -> None:
+        """Save the state, outside of the clock that counts steps; end if a signal says so."""
         self.metrics.clock.stop(pl_module.device)
         self.metrics.check_finite(trainer)
         weights = total_norm(pl_module.parameters())
@@ -199,10 +199,9 @@ class Checkpoints(CheckpointCallback):
                 f"a weight is not a finite number at step {trainer.global_step:,} (the norm of "
                 f"the gradient is {gradient_norm(trainer):.3g}); try a lower optimizer.lr"
             )
-        self._failure, best_failed = self._write(trainer)
+        self._failure, best_failed = self._write(trainer, is_best)
         if best_failed:  # not on disk: the next validation that is better than that is
             self.metrics.best_val_loss, self.metrics.best_step = self._best_saved
-        self._best_is_due = False
         self._best_saved = (self.metrics.best_val_loss, self.metrics.best_step)
         if self._failure is None:
             self.saved_step = trainer.global_step
@@ -215,8 +214,8 @@ class Checkpoints(CheckpointCallback):
         if signum:
             raise Interrupted(signum)
 
-    def _write(self, trainer: L.Trainer) -> tuple[OSError | None, bool]:
-        """Write what is due.
+    def _write(self, trainer: L.Trainer, is_best: bool) -> tuple[OSError | None, bool]:
+        """Write what the loggers have, and the checkpoint.
 
         Returns:
             what went wrong, and whether the best was lost by it, as all ranks are told
@@ -227,10 +226,10 @@ class Checkpoints(CheckpointCallback):
         if trainer.is_global_zero:
             self.files.try_to(lambda: self._name("last.ckpt", "previous.ckpt"))
         # One file has both names where it is the best: it takes time to write.
-        name = "best.ckpt" if self._best_is_due else "last.ckpt"
+        name = "best.ckpt" if is_best else "last.ckpt"
         trainer.save_checkpoint(self.directory / name)
-        best_failed = self._best_is_due and self.files.failure is not None
-        if trainer.is_global_zero and self._best_is_due:
+        best_failed = is_best and self.files.failure is not None
+        if trainer.is_global_zero and is_best:
             self.files.try_to(lambda: self._name("best.ckpt", "last.ckpt"))
         told: tuple[OSError | None, bool]
         told = trainer.strategy.broadcast((self.files.failure, best_failed))
