@@ -198,17 +198,15 @@ def compare(paths: Sequence[Path], at: At | None = None) -> Comparison:
     keys = swept or [key for key in differing(runs) if key not in SEEDS]
     losses: dict[Path, float] = {}
     reasons: dict[Path, str] = {}
+    by_text: dict[tuple[Any, ...], list[Run]] = {}
     for run in runs:
         loss, reason = loss_of(run, at)
         if reason:
             reasons[run.path] = reason
         else:
             losses[run.path] = loss
-    notes: list[str] = []
-    by_text: dict[tuple[Any, ...], list[Run]] = {}
-    for run in runs:
-        if run.path in losses:
             by_text.setdefault(comparable_by(run), []).append(run)
+    notes: list[str] = []
     pending = [run for run in runs if run.path in reasons]
     names = names_of_texts([group[0] for group in by_text.values()])
     tables = [
