@@ -11,6 +11,7 @@ import numpy as np
 
 from litchar.analysis.comparison import Comparison, PowerLaw, Row, Table, cost, short, shown
 from litchar.analysis.curves import whole_steps
+from litchar.analysis.page import PLOT
 from litchar.whole import written_whole
 
 if TYPE_CHECKING:
@@ -34,17 +35,7 @@ def write_plot(comparison: Comparison, path: Path) -> str:
     tables = [table for table in comparison.tables if table.rows]
     if not tables:
         return " (no sweep.png: no run is counted)"
-    settings: dict[Any, Any] = {
-        "font.size": 9,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.titlesize": 10,
-        "axes.grid": True,
-        "grid.color": "0.92",
-        "axes.axisbelow": True,
-        "legend.frameon": False,
-        "legend.fontsize": 8,
-    }
+    settings = PLOT | {"grid.color": "0.92", "legend.fontsize": 8}
     with matplotlib.rc_context(settings), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")
         panels = [panels_of(table) for table in tables]

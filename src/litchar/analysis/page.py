@@ -78,6 +78,17 @@ _THEMED = {INK: "currentColor", LINE: "var(--line)"} | {
     colour: f"var(--c{i})" for i, colour in enumerate(SERIES)
 }
 
+# How a plot looks, in a page or in a file of its own.
+PLOT: dict[Any, Any] = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+}
+
 
 def write_page(path: Path, title: str, body: str, style: str = "") -> None:
     """Write a page beside its place, then rename it over the one before.
@@ -176,23 +187,16 @@ def drawing(draw: Callable[["Figure"], Any], width: float, height: float) -> str
     from cycler import cycler
     from matplotlib.figure import Figure
 
-    settings: Any = {
+    settings = PLOT | {
         "svg.fonttype": "none",  # text stays text, in the page's own font
         "svg.hashsalt": "litchar",
         "path.simplify": False,  # a curve keeps all its points
         "font.family": "sans-serif",
-        "font.size": 9,
-        "axes.titlesize": 10,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
         "axes.edgecolor": LINE,
         "axes.labelcolor": INK,
         "axes.prop_cycle": cycler(color=SERIES),
-        "axes.grid": True,
-        "axes.axisbelow": True,
         "grid.color": LINE,
         "grid.linewidth": 0.6,
-        "legend.frameon": False,
         "text.color": INK,
         "xtick.color": LINE,
         "ytick.color": LINE,
