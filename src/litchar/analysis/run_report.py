@@ -5,7 +5,7 @@ import io
 import json
 import math
 import shlex
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
@@ -115,7 +115,8 @@ def _sections(run: Run, probed: Probed | None, lack: str) -> Iterator[str]:
     yield _top(run, probed, yardsticks)
     yield _writing(run, probed)
     yield _curves(run)
-    yield section("Figures", _facts(_figures(run, probed)))
+    figures = table(("", "", ""), _figures(run, probed))
+    yield section("Figures", f'<div class="facts">{figures}</div>')
     if probed is None or probed.surprise is None:
         yield section("Where the model is surprised", note=f"Not shown. {lack}")
     else:
@@ -191,7 +192,7 @@ def _beside(best: float, yardsticks: Sequence[Yardstick]) -> Iterator[str]:
 
 
 def _tiles(run: Run, yardsticks: Sequence[Yardstick]) -> Iterator[tuple[str, str]]:
-    summary = run.summary
+    summary, unit = run.summary, run.unit
     if summary.get("best_val_bpc") is not None:
         counts = ", ".join(f"{y.name} {y.bits_per_character:.2f}" for y in yardsticks[-2:])
         beside = f"; counting: {counts}" if counts else ""
@@ -201,11 +202,10 @@ def _tiles(run: Run, yardsticks: Sequence[Yardstick]) -> Iterator[tuple[str, str
         )
         train = summary.get("train_loss")
         gap = f"; training text: {train:.3f}" if train is not None else ""
-        unit = run.unit
         yield f"{summary['best_val_loss']:.3f}", f"the same in nats per {unit}{gap}"
     if summary.get("train_seconds"):
-        speed = _engineering(summary["characters_per_second"])
-        unit = run.unit
+        per_second = summary["characters_per_second"]
+        speed = f"{per_second / 1e6:.1f} million" if per_second >= 1e6 else f"{per_second:,.0f}"
         yield duration(summary["train_seconds"]), f"of steps, {speed} {unit}s per second"
 
 
@@ -263,18 +263,13 @@ def _curves(run: Run) -> str:
     return section("Curves", f'<div class="row">{figures}</div>' if figures else "none")
 
 
-def _facts(rows: Iterable[tuple[str, str, str]]) -> str:
-    return f'<div class="facts">{table(("", "", ""), rows)}</div>'
-
-
 def _figures(run: Run, probed: Probed | None) -> Iterator[tuple[str, str, str]]:
     """Yield the figures of `summary.json`, and in words what they mean."""
-    summary = run.summary
-    unit = run.unit
+    summary, unit = run.summary, run.unit
 
-    def losses(name: str, value: str, words: str, at: str = "") -> Iterator[tuple[str, str, str]]:
+    def losses(name: str, value: str, words: str) -> Iterator[tuple[str, str, str]]:
         if (loss := summary.get(value)) is not None:
-            yield name, f"{loss:.4f} nats per {unit}{at}", words
+            yield name, f"{loss:.4f} nats per {unit}", words
 
     best = summary.get("best_val_loss")
     if best is not None:
@@ -284,8 +279,8 @@ def _figures(run: Run, probed: Probed | None) -> Iterator[tuple[str, str, str]]:
         as_good = (
             f"{in_bits}; as unsure as among {math.exp(best):.1f} {unit}s that are equally likely"
         )
-        at = f", step {summary['best_step']:,}"
-        yield from losses("best validation loss", "best_val_loss", as_good, at)
+        nats = f"{best:.4f} nats per {unit}, step {summary['best_step']:,}"
+        yield "best validation loss", nats, as_good
     if summary.get("val_loss") != best:
         words = "the further above the best, the more of the training text is known by heart"
         yield from losses("last validation loss", "val_loss", words)
@@ -610,9 +605,3 @@ def _again(run: Run) -> str:
         "<h3>And with what came of it</h3>",
         text_block("\n".join(use)),
     )
-
-
-def _engineering(value: float) -> str:
-    if value >= 1e6:
-        return f"{value / 1e6:.1f} million"
-    return f"{value:,.0f}"
