@@ -1,6 +1,7 @@
 """What a configuration leaves open, decided when it runs: by the device and by the text."""
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -54,12 +55,10 @@ def check_settings(config: DictConfig) -> None:
             check_whole(key, value, least)
     if config.seed >= 2**32:
         raise UserError(f"seed={config.seed}: must be a whole number from 0 to {2**32 - 1}")
-    every = config.checkpoint.every_seconds
-    if not _is_number(every, int | float) or not every > 0:
-        raise UserError(f"checkpoint.every_seconds={every}: must be a number above 0")
-    target = config.target_val_loss
-    if target is not None and not _is_number(target, int | float):
-        raise UserError(f"target_val_loss={target}: must be a number, or null")
+    for key, (fits, what) in NUMBERS.items():
+        value = OmegaConf.select(config, key)
+        if (value is not None or key in NEEDED) and not (_is_number(value) and fits(value)):
+            raise UserError(f"{key}={value}: must be {what}")
     if config.profile and config.trainer.profiler == "pytorch":
         raise UserError(
             "profile=true and trainer.profiler=pytorch: both are torch's profiler, which records "
@@ -83,18 +82,10 @@ def check_settings(config: DictConfig) -> None:
 
 def _check_trainer(trainer: DictConfig) -> None:
     interval = trainer.val_check_interval
-    if _is_number(interval, int | float) and interval <= 0:
+    if _is_number(interval) and interval <= 0:
         raise UserError(
             f"trainer.val_check_interval={interval}: counts batches, and must be at least 1"
         )
-    if isinstance(interval, float) and interval > 1 and interval.is_integer():
-        trainer.val_check_interval = int(interval)  # 1.0 is a pass to Lightning
-    epochs = trainer.max_epochs
-    if epochs is not None and not (_is_number(epochs, int | float) and 0 < epochs < math.inf):
-        raise UserError(f"trainer.max_epochs={epochs}: must be a number above 0, or null")
-    epochs = trainer.min_epochs
-    if epochs is not None and not (_is_number(epochs, int | float) and 0 <= epochs < math.inf):
-        raise UserError(f"trainer.min_epochs={epochs}: must be a number of at least 0, or null")
     if trainer.deterministic not in (True, False, None, "warn"):
         raise UserError(
             f"trainer.deterministic={trainer.deterministic}: must be true, false or warn"
@@ -104,17 +95,12 @@ def _check_trainer(trainer: DictConfig) -> None:
             "trainer.use_distributed_sampler: the data module deals batches to ranks itself; leave "
             "it out"
         )
-    clip = trainer.gradient_clip_val
-    if clip is not None and not (_is_number(clip, int | float) and clip >= 0):
-        raise UserError(
-            f"trainer.gradient_clip_val={clip}: must be a number of at least 0, or null"
-        )
-    for key in LIMITS:
-        limit = trainer[key]
-        if isinstance(limit, bool):
-            raise UserError(f"trainer.{key}={limit}: must be a number of batches, or a share")
-        if isinstance(limit, float) and limit > 1 and limit.is_integer():
-            trainer[key] = int(limit)
+    for key in ("val_check_interval", *LIMITS):
+        batches = trainer[key]
+        if isinstance(batches, bool) and key in LIMITS:
+            raise UserError(f"trainer.{key}={batches}: must be a number of batches, or a share")
+        if isinstance(batches, float) and batches > 1 and batches.is_integer():
+            trainer[key] = int(batches)  # 1.0 is all of them to Lightning
 
 
 # Keys that are whole numbers where they are not null, and the least of each.
@@ -130,6 +116,15 @@ WHOLE_NUMBERS = {
     "trainer.reload_dataloaders_every_n_epochs": 0,
 }
 
+# Keys that are numbers where they are not null, and of each which ones, also in words.
+NUMBERS: dict[str, tuple[Callable[[float], bool], str]] = {
+    "checkpoint.every_seconds": (lambda x: x > 0, "a number above 0"),
+    "target_val_loss": (lambda x: True, "a number, or null"),
+    "trainer.max_epochs": (lambda x: 0 < x < math.inf, "a number above 0, or null"),
+    "trainer.min_epochs": (lambda x: 0 <= x < math.inf, "a number of at least 0, or null"),
+    "trainer.gradient_clip_val": (lambda x: x >= 0, "a number of at least 0, or null"),
+}
+
 FLAGS = (
     "profile",
     "report",
@@ -142,13 +137,14 @@ FLAGS = (
 OPEN_FLAGS = ("compile", "trainer.benchmark")  # which may be null
 LIMITS = ("limit_train_batches", "limit_val_batches", "limit_test_batches")
 
-NEEDED = ("seed", "trainer.accumulate_grad_batches")  # which are never null
+# Which are never null:
+NEEDED = ("seed", "checkpoint.every_seconds", "trainer.accumulate_grad_batches")
 YES_AND_NO = ("yes", "no", "on", "off")  # true and false to YAML 1.1, and texts to Hydra
 BUILT = ("model", "optimizer", "scheduler", "trainer", "callbacks", "logger")  # what they may be in
 
 
-def _is_number(value: Any, kind: Any) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool)
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def device_of(accelerator: str) -> torch.device:
@@ -286,15 +282,15 @@ def resolve_steps(
             "validated"
         )
     for key in ("limit_train_batches", "overfit_batches"):
-        if _is_number(trainer[key], int) and trainer[key] % trainer.accumulate_grad_batches:
+        if isinstance(trainer[key], int) and trainer[key] % trainer.accumulate_grad_batches:
             raise UserError(
                 f"trainer.{key}={trainer[key]}: are the batches of an epoch, and must be a "
                 f"multiple of trainer.accumulate_grad_batches={trainer.accumulate_grad_batches}: "
                 "it ends with a whole step"
             )
-    if trainer.check_val_every_n_epoch is not None and _is_number(interval, int):
+    if trainer.check_val_every_n_epoch is not None and isinstance(interval, int):
         batches = trainer.limit_train_batches
-        if _is_number(batches, int) and interval > batches:
+        if isinstance(batches, int) and interval > batches:
             raise UserError(
                 f"trainer.check_val_every_n_epoch={trainer.check_val_every_n_epoch}: counts within "
                 f"an epoch of trainer.limit_train_batches={batches} batches, of which "
