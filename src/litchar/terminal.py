@@ -2,8 +2,13 @@
 
 import os
 import sys
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from rich.console import Console
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 class Terminal(Console):
@@ -23,6 +28,20 @@ class Terminal(Console):
     def say(self, line: str) -> None:
         """Print a line in one piece, however narrow the terminal is."""
         self.print(line, soft_wrap=True)
+
+    def table(self, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> "Table":
+        """Return a table of texts; behind `#` and a space a heading right-aligns."""
+        from rich.table import Table
+
+        made = Table(box=None, pad_edge=False, show_header=any(columns))
+        for heading in columns:
+            if heading.startswith("# "):
+                made.add_column(heading.removeprefix("# "), justify="right", no_wrap=True)
+            else:
+                made.add_column(heading, overflow="fold")
+        for row in rows:
+            made.add_row(*row)
+        return made
 
     def on_broken_pipe(self) -> None:
         """Go on unseen."""

@@ -2,12 +2,11 @@
 
 import csv
 import math
-from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table as RichTable
-from rich.text import Text
 
 from litchar.analysis.comparison import (
     FIGURES,
@@ -84,29 +83,20 @@ def _settings(row: Row) -> list[str]:
 
 def _print_table(table: Table, console: Terminal) -> None:
     """Print all columns side by side, or where there is no room for that, in parts."""
-    names = LOSSES + COST
-    cells = [[*_losses(row, table.rows[0]), *_cost(row)] for row in table.rows]
+    headings, rows = cells_of(table)
+    n = len(headings) - len(LOSSES + COST)  # columns that name a row, in each part
+
+    def part(start: int, end: int) -> RichTable:
+        kept = [*range(n), *range(n + start, n + end)]
+        return console.table([headings[i] for i in kept], [[row[i] for i in kept] for row in rows])
+
     endless = console.options.update(width=1000)
     for ends in ((11,), (7, 11), (4, 7, 11)):
-        parts = [
-            _rich(table, names[start:end], [row[start:end] for row in cells])
-            for start, end in zip((0, *ends), ends, strict=False)
-        ]
-        widths = [console.measure(part, options=endless).maximum for part in parts]
+        parts = [part(start, end) for start, end in pairwise((0, *ends))]
+        widths = [console.measure(one, options=endless).maximum for one in parts]
         if max(widths) <= console.width:
             break
     console.print(*parts, sep="\n\n")
-
-
-def _rich(table: Table, columns: Sequence[str], cells: list[list[str]]) -> RichTable:
-    made = RichTable(box=None, pad_edge=False, header_style="bold")
-    for name in _names(table):
-        made.add_column(name, overflow="fold")
-    for name in columns:
-        made.add_column(name, justify="right", no_wrap=True)
-    for row, figures in zip(table.rows, cells, strict=True):
-        made.add_row(*map(Text, _settings(row)), *figures)
-    return made
 
 
 def _losses(row: Row, best: Row) -> list[str]:

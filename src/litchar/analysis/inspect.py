@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 from omegaconf import DictConfig
-from rich.table import Table
 from rich.text import Text as Line
 
 from litchar.analysis.characters import (
@@ -336,14 +335,7 @@ def _overlap(found: Inspected) -> Section:
 
 
 def _print(terminal: Terminal, section: Section) -> None:
-    table = Table(box=None, pad_edge=False, show_header=any(section.columns))
-    for heading in section.columns:
-        if heading.startswith("# "):
-            table.add_column(heading.removeprefix("# "), justify="right", no_wrap=True)
-        else:
-            table.add_column(heading, overflow="fold")
-    for row in section.rows[: section.most]:
-        table.add_row(*map(Line, row))
+    table = terminal.table(section.columns, section.rows[: section.most])
     terminal.print(f"\n{section.title}", style="bold")
     terminal.print(table if section.rows else "none")
     if len(section.rows) > section.most:
