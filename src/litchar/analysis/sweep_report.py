@@ -4,7 +4,6 @@ import math
 import os
 import shlex
 from collections.abc import Iterator
-from itertools import chain, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -66,8 +65,8 @@ def _sections(directory: Path, comparison: Comparison) -> Iterator[str]:
 
 def _top(found: Table, comparison: Comparison, titled: bool) -> str:
     title = f"<h2>{escape(shown(found.text))}</h2>" if titled else ""
-    labels = [label_of_losses(found, comparison)]
-    drawn = "".join(map(_drawing, panels_of(found), chain(labels, repeat(""))))
+    first, *others = panels_of(found)
+    drawn = _drawing(first, label_of_losses(found, comparison)) + "".join(map(_drawing, others))
     sentence = escape(" ".join(_sentences(found, comparison)))
     return (
         f'{title}<p class="verdict">{sentence}</p><div class="tiles wide">{_tiles(found)}</div>'
@@ -75,7 +74,7 @@ def _top(found: Table, comparison: Comparison, titled: bool) -> str:
     )
 
 
-def _drawing(panel: "Panel", label: str) -> str:
+def _drawing(panel: "Panel", label: str = "") -> str:
     def draw(figure: "Figure") -> None:
         axes = figure.subplots()
         axes.set_ylabel(label)
