@@ -549,13 +549,11 @@ def _headline(setup: Setup, place: Place, summary: dict[str, Any]) -> str:
 
 def _mixture(data: TextDataModule) -> list[str]:
     """Return a line for each corpus of a mixture."""
-    lines = []
-    for number, (name, weight) in enumerate(data.text.weights.items()):
-        start, stop = data.parts("train")[number]
-        lines.append(
-            f"{name}: {weight:.1%} of the windows, {stop - start:,} {data.text.unit}s to train on"
-        )
-    return lines
+    weights = data.text.weights.items()
+    return [
+        f"{name}: {weight:.1%} of the windows, {stop - start:,} {data.text.unit}s to train on"
+        for (name, weight), (start, stop) in zip(weights, data.parts("train"), strict=False)
+    ]
 
 
 def _documents(data: TextDataModule) -> str:
