@@ -96,9 +96,8 @@ class CompletionRequest(BaseModel):
         Raises:
             UserError: a setting is out of its range.
         """
-        names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-        chosen = {name: getattr(self, name) for name in names}
-        return Sampling(**{name: value for name, value in chosen.items() if value is not None})
+        names = {"temperature", "top_p", "top_k", "min_p", "repetition_penalty"}
+        return Sampling(**self.model_dump(include=names, exclude_none=True))
 
     def stops(self) -> list[str]:
         """Return the stop strings."""
@@ -447,8 +446,8 @@ def build(served: Completions) -> FastAPI:
             for choice in choices:
                 choice.cancel()
             return Response(status_code=CLIENT_CLOSED_REQUEST)
-        written = [{"index": i} | whole for i, whole in enumerate(wholes)]
-        return JSONResponse(head | {"choices": written, "usage": usage(choices)})
+        answers = [{"index": i} | whole for i, whole in enumerate(wholes)]
+        return JSONResponse(head | {"choices": answers, "usage": usage(choices)})
 
     return app
 
@@ -540,9 +539,9 @@ def event(data: dict[str, Any]) -> str:
 
 def usage(choices: list[Choice]) -> dict[str, int]:
     """Return how many tokens were read and written."""
-    read_, written_ = (sum(getattr(t, name) for t in choices) for name in ("n_read", "n_written"))
+    n_read, n_written = (sum(getattr(t, n) for t in choices) for n in ("n_read", "n_written"))
     return {
-        "prompt_tokens": read_,
-        "completion_tokens": written_,
-        "total_tokens": read_ + written_,
+        "prompt_tokens": n_read,
+        "completion_tokens": n_written,
+        "total_tokens": n_read + n_written,
     }

@@ -163,17 +163,17 @@ class Playground:
         if unknown := vocabulary.unknown(prompt):
             raise UserError(f"The model never saw {describe(unknown)}.")
         stop = cleaned(typed(form.get("stop", "")))
-        encoded = vocabulary.encode(prompt)
-        ids = beginning(vocabulary, encoded)
+        ids = vocabulary.encode(prompt)
+        begun = beginning(vocabulary, ids)
         follow = partial(
             written,
             vocabulary=vocabulary,
             stop=[stop] if stop else [],
             tokens=Tokens(vocabulary, N_LIKELIEST),
         )
-        choose = Chooser(settings, [settings.seed], len(ids) - len(encoded)).choose
-        order = Order(loaded.model, ids, settings.max_new_tokens, choose, follow)
-        return vocabulary.decode(encoded), settings.seed, order
+        choose = Chooser(settings, [settings.seed], len(begun) - len(ids)).choose
+        order = Order(loaded.model, begun, settings.max_new_tokens, choose, follow)
+        return vocabulary.decode(ids), settings.seed, order
 
 
 class Characters:
@@ -356,14 +356,14 @@ def build(playground: Playground) -> FastAPI:
                 if isinstance(error, FullError)
                 else str(error)
             )
-            shown = f'<p class="error" role="alert">{html.escape(printable(said))}</p>'
+            shown = f'<p class="error" role="alert">{escaped(said)}</p>'
             return HTMLResponse(head() + shown, HTTPStatus.BAD_REQUEST)
         key = form.get("page", "") or secrets.token_hex(8)
         if key in playground.under_way:
             playground.under_way[key].stop()
         playground.under_way[key] = stream
-        written = text_page(head(), loaded.checkpoint.vocabulary, prompt, seed, stream, key)
-        return StreamingResponse(written, media_type="text/html")
+        text = text_page(head(), loaded.checkpoint.vocabulary, prompt, seed, stream, key)
+        return StreamingResponse(text, media_type="text/html")
 
     async def text_page(
         begin: str, vocabulary: Vocabulary, prompt: str, seed: int, stream: Stream, key: str
