@@ -134,7 +134,7 @@ def hydra_main(
     if follow is not None and (place := launched()) is not None:
         if place.rank > 0:
             sys.exit(_function(follow)())
-        _function("litchar.training.ranks:dismiss_at_exit")()
+        _function("litchar.training.ranks:dismiss_at_exit")(place)
     conf = root / "conf"
     task = Task(target, readable(conf, config_name))
     try:

@@ -390,12 +390,10 @@ def launchers_store() -> Store:
     return store
 
 
-def dismiss_at_exit() -> None:
+def dismiss_at_exit(place: Place) -> None:
     """Let the ranks of a launcher end when this one, which leads them, does."""
 
     def dismiss() -> None:
-        place = launched()
-        assert place is not None
         store = launchers_store()
         store.set(_key("run", next(_numbers)), json.dumps(None))
         deadline = time.monotonic() + NOTICE_SECONDS
