@@ -10,15 +10,15 @@ import html
 import json
 import math
 import secrets
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, fields
-from functools import partial
+from functools import lru_cache, partial
 from http import HTTPStatus
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import torch
 from fastapi import FastAPI, Request
 from fastapi.responses import (
     FileResponse,
@@ -75,6 +75,13 @@ class Loaded:
     model: Prepared
 
 
+@lru_cache(MOST_LOADED)
+def load(path: Path, changed_ns: int, device: torch.device) -> Loaded:
+    """Return the model of the checkpoint at `path`, as of when that was last changed."""
+    checkpoint = Checkpoint.load(path)
+    return Loaded(checkpoint, Prepared(checkpoint.build_model(device)))
+
+
 @dataclass(frozen=True)
 class Run:
     """A trained model that may be chosen.
@@ -111,7 +118,6 @@ class Playground:
         self.chosen = chosen.resolve()
         self.batcher = Batcher(config.at_once, config.waiting)
         self.under_way: dict[str, Stream] = {}  # by page
-        self._loaded: OrderedDict[tuple[Path, int], Loaded] = OrderedDict()
         self._loading = asyncio.Lock()
 
     def runs(self) -> list[Run]:
@@ -131,17 +137,8 @@ class Playground:
         if path is None:
             raise UserError(f"{name}: there is no such run any more; reload the page")
         async with self._loading:
-            key = (path, path.stat().st_mtime_ns)
-            if key not in self._loaded:
-                self._loaded[key] = await asyncio.to_thread(self._load, path)
-            self._loaded.move_to_end(key)
-            while len(self._loaded) > MOST_LOADED:
-                self._loaded.popitem(last=False)
-            return self._loaded[key]
-
-    def _load(self, path: Path) -> Loaded:
-        checkpoint = Checkpoint.load(path)
-        return Loaded(checkpoint, Prepared(checkpoint.build_model(self.device)))
+            changed_ns = path.stat().st_mtime_ns
+            return await asyncio.to_thread(load, path, changed_ns, self.device)
 
     def order(self, loaded: Loaded, form: Mapping[str, str]) -> tuple[str, int, Order]:
         """Return what a form asks for: the prompt, the seed, and what is to be written.
