@@ -442,8 +442,7 @@ def make_table(
             )
         )
     rows.sort(key=lambda row: row.mean)
-    constant = [key for key in keys if len({repr(row.settings[key]) for row in rows}) == 1]
-    kept = [key for key in keys if key not in constant] if len(rows) > 1 else swept
+    kept = _unlike([row.settings for row in rows]) if len(rows) > 1 else swept
     rows = [
         replace(row, settings={key: row.settings[key] for key in kept}, p=p)
         for row, p in zip(rows, against_best([row.losses for row in rows]), strict=True)
