@@ -131,16 +131,12 @@ class Metrics(Callback):
             if not math.isfinite(loss):
                 batch = batches_seen(trainer) - len(losses) + i + 1
                 step = math.ceil(batch / trainer.accumulate_grad_batches)
-                clips = trainer.gradient_clip_val is not None
+                key, value = "trainer.gradient_clip_val", trainer.gradient_clip_val
+                clip = f"{key}=1.0" if value is None else f"a lower {key}"
                 raise DivergedError(
                     f"the loss is {loss} at step {step:,} (the norm of the gradient is "
                     f"{gradient_norm(trainer):.3g} at step {trainer.global_step:,}); try a lower "
-                    "optimizer.lr, a longer scheduler.warmup_steps or "
-                    + (
-                        "a lower trainer.gradient_clip_val"
-                        if clips
-                        else "trainer.gradient_clip_val=1.0"
-                    )
+                    f"optimizer.lr, a longer scheduler.warmup_steps or {clip}"
                 )
         if not trainer.log_every_n_steps:  # type: ignore[attr-defined]  # none is ever reported
             self._losses = []
