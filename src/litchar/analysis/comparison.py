@@ -170,7 +170,7 @@ class Comparison:
 
     Attributes:
         runs: every run that was looked at.
-        reasons: why a run is not counted, by its path.
+        reasons: why a run is not counted, by its path, in the order of `runs`.
         notes: what makes the figures less than they seem.
     """
 

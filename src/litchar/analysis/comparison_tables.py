@@ -40,9 +40,8 @@ def print_comparison(comparison: Comparison, console: Terminal) -> None:
         _print_table(table, console)
         for line in in_words(table):
             console.say(line)
-    for run in comparison.runs:
-        if reason := comparison.reasons.get(run.path):
-            console.say(f"not counted: {run.path.name}: {reason}")
+    for path, reason in comparison.reasons.items():
+        console.say(f"not counted: {path.name}: {reason}")
     for note in comparison.notes:
         console.say(f"note: {note}")
 

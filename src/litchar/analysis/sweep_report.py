@@ -163,11 +163,8 @@ def _link(directory: Path, run: Run) -> str:
 
 
 def _left_out(directory: Path, comparison: Comparison) -> str:
-    rows = [
-        (os.path.relpath(run.path, directory), comparison.reasons[run.path])
-        for run in comparison.runs
-        if run.path in comparison.reasons
-    ]
+    reasons = comparison.reasons.items()
+    rows = [(os.path.relpath(path, directory), reason) for path, reason in reasons]
     parts = [paragraph(note) for note in comparison.notes]
     if rows:
         parts.append(table(("run", "why it is not counted"), rows))
