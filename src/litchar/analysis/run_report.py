@@ -433,7 +433,7 @@ def _confused(found: Surprise, vocabulary: Vocabulary) -> str:
 
 def _copying(run: Run, probed: Probed | None, lack: str) -> str:
     title = "Is it copying?"
-    if probed is None or probed.lack or probed.surprise is None:
+    if probed is None or probed.surprise is None:
         return section(title, note=f"Not shown. {lack}")
     if probed.written is None or probed.held_out is None:
         command = f"python scripts/report.py {shlex.quote(str(run.path))}"
