@@ -190,8 +190,8 @@ class Completions:
         if request.stream_options is not None and not request.stream:
             raise RefusedError("stream_options go with stream", "stream_options")
         n_texts = len(request.prompts()) * (request.n or 1)
-        if not 0 < n_texts <= limits.at_once + limits.waiting:
-            most = limits.at_once + limits.waiting
+        most = limits.at_once + limits.waiting
+        if not 0 < n_texts <= most:
             raise RefusedError(f"prompt, n: 1 to {most} texts a request, and not {n_texts}", "n")
 
     def check_model(self, name: str) -> None:
@@ -289,9 +289,9 @@ class Choice:
         seed: int,
         again: bool,
     ) -> None:
-        vocabulary, model, n_likeliest = served.vocabulary, served.model, request.logprobs
+        vocabulary, model, n_likeliest = served.vocabulary, served.model, request.logprobs or 0
         self.vocabulary = vocabulary
-        self.logprobs = n_likeliest is not None
+        self.logprobs = request.logprobs is not None
         self.echo = vocabulary.decode(prompt) if request.echo else None
         self.orders: list[Order] = []
         self.streams: list[Stream] = []
@@ -301,7 +301,7 @@ class Choice:
 
         begun = beginning(vocabulary, prompt)
         if request.echo and self.logprobs:
-            of_prompt = Tokens(vocabulary, n_likeliest or 0)
+            of_prompt = Tokens(vocabulary, n_likeliest)
             if len(begun) == len(prompt):
                 self.prompt_tokens.append(of_prompt.first(int(prompt[0])))
             if len(begun) > 1:
@@ -311,11 +311,8 @@ class Choice:
         length = served.limits.max_tokens if request.max_tokens is None else request.max_tokens
         if length:
             stop = [served.cleaned(text) for text in request.stops()]
-            tokens = (
-                Tokens(vocabulary, n_likeliest or 0, len(self.echo or ""))
-                if self.logprobs
-                else None
-            )
+            offset = len(self.echo or "")
+            tokens = Tokens(vocabulary, n_likeliest, offset) if self.logprobs else None
             follow = partial(written, vocabulary=vocabulary, stop=stop, tokens=tokens)
             chooser = Chooser(sampling, [seed], len(begun) - len(prompt))
             self.orders.append(Order(model, begun, length, chooser.choose, follow))
