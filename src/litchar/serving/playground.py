@@ -311,8 +311,8 @@ def build(playground: Playground) -> FastAPI:
     """Return the application behind the page."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, max_body_size=1 << 20)
     app.add_middleware(Guard)
-    pages = Environment(loader=FileSystemLoader(HERE), autoescape=True)
-    pages.filters["shown"] = lambda value: "" if value is None else value
+    loader = FileSystemLoader(HERE)
+    pages = Environment(loader=loader, autoescape=True, finalize=lambda x: "" if x is None else x)
 
     @app.get("/")
     async def page() -> HTMLResponse:
