@@ -23,9 +23,8 @@ from litchar.data import TextDataModule
 from litchar.data.windows import SequentialWindows
 from litchar.errors import check_whole
 from litchar.text import Vocabulary
-from litchar.training.callbacks import batches_seen, is_validation, language_model
+from litchar.training.callbacks import batches_seen, is_validation, language_model, tensorboards
 from litchar.training.checkpointing import is_validated
-from litchar.training.loggers import TensorBoard
 from litchar.training.sharding import full
 
 # The Custom Scalars page: charts of the tags that match, by category.
@@ -228,11 +227,6 @@ def validation_line(trainer: L.Trainer, length: int) -> Tensor:
     most = min(length, data.block_size)
     line = fixed_line(vocabulary_of(trainer), data.splits["val"].numpy(), most)
     return torch.from_numpy(line.astype(np.int64))[None]
-
-
-def tensorboards(trainer: L.Trainer) -> list[TensorBoard]:
-    """Return the run's TensorBoard loggers, which write on the first rank alone."""
-    return [logger for logger in trainer.loggers if isinstance(logger, TensorBoard)]
 
 
 def embedding_of(model: nn.Module, vocab_size: int) -> Tensor | None:

@@ -294,9 +294,8 @@ class Samples(Callback):
             file.truncate(min(self._length, file.tell()))
             file.write(f"--- step {step}\n{self.text}\n".encode())
             self._length = file.tell()
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoard):
-                logger.log_text("samples", self.text, step)
+        for logger in tensorboards(trainer):
+            logger.log_text("samples", self.text, step)
 
     def state_dict(self) -> dict[str, Any]:
         """Return how long the file is."""
@@ -319,6 +318,11 @@ def is_validation(trainer: L.Trainer) -> bool:
     """Return whether the evaluation that ends is one of training: no test, and no trial of
     `trainer.num_sanity_val_steps`."""
     return trainer.state.fn == "fit" and not trainer.sanity_checking
+
+
+def tensorboards(trainer: L.Trainer) -> list[TensorBoard]:
+    """Return the run's TensorBoard loggers, which write on the first rank alone."""
+    return [logger for logger in trainer.loggers if isinstance(logger, TensorBoard)]
 
 
 def language_model(trainer: L.Trainer) -> LanguageModel:

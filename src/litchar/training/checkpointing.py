@@ -20,12 +20,7 @@ from litchar.checkpoints import Checkpoint, load, save
 from litchar.checkpoints.files import flush_directory
 from litchar.errors import DivergedError, Interrupted, UserError
 from litchar.terminal import Terminal
-from litchar.training.callbacks import (
-    Metrics,
-    gradient_norm,
-    is_validation,
-    total_norm,
-)
+from litchar.training.callbacks import Metrics, gradient_norm, is_validation, total_norm
 from litchar.training.resume import differences
 from litchar.whole import remove_drafts, written_whole
 

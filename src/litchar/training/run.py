@@ -45,7 +45,7 @@ from litchar.text import Vocabulary
 from litchar.text.store import boundaries
 from litchar.text.yardsticks import quick_yardsticks
 from litchar.training import environment
-from litchar.training.callbacks import Metrics, Samples, flops_per_token
+from litchar.training.callbacks import Metrics, Samples, flops_per_token, tensorboards
 from litchar.training.checkpointing import Checkpoints, check_same_run, find_resumed
 from litchar.training.loggers import MetricsCSV, TensorBoard, hyperparameters
 from litchar.training.module import LanguageModel
@@ -436,10 +436,9 @@ def train(ready: Ready, run_dir: Path, sweep: Path | None = None) -> dict[str, A
         **{f"test_{name}": module.losses.get(f"test/{name}") for name in ("loss", "bpc", "bpb")},
         checkpoint=best and str(best),
     )
-    for logger in trainer.loggers:
-        if isinstance(logger, TensorBoard) and metrics.history:  # a row of its HParams page
-            logger.log_hyperparams(shown, final_metrics(summary))
-            logger.save()
+    for logger in tensorboards(trainer) if metrics.history else ():  # a row of its HParams page
+        logger.log_hyperparams(shown, final_metrics(summary))
+        logger.save()
     return summary
 
 
