@@ -16,6 +16,7 @@ from litchar.analysis.compare import main, report_on
 from litchar.analysis.comparison import At, compare, cost
 from litchar.analysis.comparison_plot import panels_of, write_plot
 from litchar.analysis.page import write_page
+from litchar.analysis.runs import Run
 from litchar.terminal import Terminal
 
 
@@ -350,6 +351,63 @@ def test_a_group_stands_for_the_keys_that_only_its_choices_have(made, tmp_path):
     made("c", settings=other | {"model.n_layer": 4})
     (table,) = compare([tmp_path / "sweep"]).tables
     assert table.keys == ["model", "model.n_layer"]
+
+
+def chosen(run, **groups):
+    OmegaConf.save({"hydra": {"runtime": {"choices": groups}}}, run / ".hydra/hydra.yaml")
+
+
+def test_a_group_is_what_was_chosen_whether_it_was_typed_or_not(made, tmp_path):
+    for name, group, target in (("a", "transformer", "Transformer"), ("b", "gru", "GRU")):
+        run = made(name, settings={"model._target_": f"litchar.models.{target}"})
+        chosen(run, model=group)
+    (table,) = compare([tmp_path / "sweep"]).tables
+    assert {row.settings["model"] for row in table.rows} == {"transformer", "gru"}
+
+
+def test_jobs_of_a_sweep_that_differ_elsewhere_as_well_are_no_repeats(made, tmp_path):
+    """As when the file of an experiment is changed before the sweep is gone on with."""
+    for seed, dropout in ((1, 0.0), (2, 0.0), (3, 0.5)):
+        run = made(f"{seed}", settings={"model.dropout": dropout}, seed=seed)
+        chosen(run, experiment="mine")
+    (tmp_path / "sweep/sweep.json").write_text(json.dumps({"swept": ["experiment"]}))
+    (table,) = compare([tmp_path / "sweep"]).tables
+    assert table.keys == ["model.dropout"]
+    assert [(row.settings["model.dropout"], row.n) for row in table.rows] == [(0.0, 2), (0.5, 1)]
+
+
+def test_a_run_that_was_gone_on_with_is_what_it_became(made, tmp_path):
+    for seed in (1, 2, 3):
+        run = made(f"{seed}", settings={"trainer.max_steps": 20}, seed=seed)
+    for number, steps in ((2, 40), (10, 60), (9, 50)):
+        again = run / f".hydra/resumed-{number}"
+        again.mkdir()
+        OmegaConf.save({"seed": 3, "trainer": {"max_steps": steps}}, again / "config.yaml")
+        OmegaConf.save([f"trainer.max_steps={steps}"], again / "overrides.yaml")
+    OmegaConf.save({"seed": 3, "trainer": {"max_steps": 60}}, run / "config.yaml")
+    assert Run.load(run).overrides == ["trainer.max_steps=60"]
+    (table,) = compare([tmp_path / "sweep"]).tables
+    assert {row.settings["trainer.max_steps"]: row.n for row in table.rows} == {20: 2, 60: 1}
+
+
+def test_numbers_that_are_equal_are_one_however_they_are_written(made, tmp_path):
+    made("a", settings={"model.dropout": 0, "optimizer.lr": 0.1}, seed=1)
+    made("b", settings={"model.dropout": 0.0, "optimizer.lr": 0.1}, seed=2)
+    assert compare([tmp_path / "sweep"]).tables[0].keys == []
+    made("c", settings={"model.dropout": 0.5, "optimizer.lr": 0.1}, seed=1)
+    assert [row.n for row in compare([tmp_path / "sweep"]).tables[0].rows] == [2, 1]
+
+
+def test_losses_of_parts_of_the_validation_text_have_tables_of_their_own(made, tmp_path):
+    for name, limit in (("a", 1), ("b", 0.5), ("c", 1.0), ("d", None)):
+        settings = {"trainer.limit_val_batches": limit, "data.val_batch_size": 2}
+        made(name, settings=settings, seed=ord(name))
+    tables = compare([tmp_path / "sweep"]).tables
+    assert {table.text: len(table.rows) for table in tables} == {
+        "/f1.txt (limit_val_batches=1, val_batch_size=2)": 1,
+        "/f1.txt (limit_val_batches=0.5, val_batch_size=2)": 1,
+        "/f1.txt (limit_val_batches=None, val_batch_size=None)": 2,
+    }
 
 
 def test_sizes_have_a_power_law_and_two_are_too_few(made, tmp_path):

@@ -1,10 +1,18 @@
-"""What `scripts/evaluate.py` refuses."""
+"""What `scripts/evaluate.py` refuses and shows."""
+
+import math
 
 import pytest
 
 from litchar.analysis.evaluate import data_of
 from litchar.checkpoints import Checkpoint
 from litchar.errors import UserError
+from litchar.training.module import perplexity
+
+
+def test_a_loss_whose_perplexity_no_float_holds_is_shown_all_the_same():
+    assert perplexity(math.log(7)) == pytest.approx(7)
+    assert perplexity(1344.5) == math.inf
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,12 @@
 """The report of a run: what it measures, what it shows in a browser, and what it does without."""
 
+import html
 import json
 import math
 import os
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from litchar import signals
 from litchar.analysis import probe, report, reports
 from litchar.analysis.copying import LENGTHS, find_copied, longest_copied
 from litchar.analysis.evaluate import data_of, exact_loss
-from litchar.analysis.run_report import PASSAGE, changed_settings
+from litchar.analysis.run_report import PASSAGE, _again, changed_settings
 from litchar.analysis.runs import Run
 from litchar.analysis.surprise import most_surprising, surprise
 from litchar.checkpoints import Checkpoint
@@ -195,6 +197,26 @@ def test_copied_sequences_are_those_that_stand_in_the_training_text(seed):
         for t in texts
         for i in range(len(t) - found.length)
     )
+
+
+def again(**record):
+    """Return the commands that do a run again."""
+    run = Run(Path("run"), {}, [], [], {}, {}, **{"overrides": [], "environment": {}} | record)
+    return html.unescape(_again(run)).partition("<pre")[2].partition("</pre>")[0].split("\n")
+
+
+def test_a_run_is_done_again_where_it_took_place():
+    typed = ["data.path=a b.txt", "sweep.name=s", "run_dir=x", "hydra.job.name=y", "seed=1"]
+    lines = again(overrides=typed, environment={"cwd": str(ROOT), "revision": "abc"})
+    assert lines[-2:] == ["git checkout abc", "python scripts/train.py 'data.path=a b.txt' seed=1"]
+    command = ["train.py", "--config-dir", "c", "experiment=e"]
+    environment = {"cwd": "/else where", "revision": "abc", "command": command}
+    lines = again(overrides=["experiment=e"], environment=environment)
+    assert lines[-3:] == [
+        "cd '/else where'",
+        f"git -C {ROOT} checkout abc",
+        f"python {ROOT}/scripts/train.py --config-dir c experiment=e",
+    ]
 
 
 def test_nothing_is_copied_from_a_text_of_other_characters():

@@ -195,7 +195,7 @@ def compare(paths: Sequence[Path], at: At | None = None) -> Comparison:
     """
     runs = [Run.load(path) for path in find_runs(paths)]
     swept = sorted(swept_keys(paths[0]) - set(SEEDS)) if len(paths) == 1 else []
-    keys = swept or [key for key in differing(runs) if key not in SEEDS]
+    keys = compared_keys(runs, swept)
     losses: dict[Path, float] = {}
     reasons: dict[Path, str] = {}
     by_text: dict[tuple[Any, ...], list[Run]] = {}
@@ -215,8 +215,8 @@ def compare(paths: Sequence[Path], at: At | None = None) -> Comparison:
     ]
     if len(tables) > 1:
         notes.append(
-            "the runs are on different texts, units, splits or weights of a mixture, whose losses "
-            "cannot be compared: one table for each"
+            "the runs are on different texts, units, splits, parts of one or weights of a mixture, "
+            "whose losses cannot be compared: one table for each"
         )
     notes += revisions_of(runs)
     unfinished = [run for run in runs if run.path in losses and run.status != "completed"]
@@ -243,6 +243,20 @@ def find_runs(paths: Iterable[Path]) -> list[Path]:
             raise UserError(f"{path}: there is no run in this directory (no summary.json)")
         found |= dict.fromkeys(run.absolute() for run in below)
     return list(found)
+
+
+def compared_keys(runs: list[Run], swept: list[str]) -> list[str]:
+    """Return the keys by which runs are told apart, seeds excepted.
+
+    Args:
+        swept: of one sweep: its keys come first, and others only where runs differ that have the
+            same values of these, as when an experiment's file was changed in between.
+    """
+    alike: dict[str, list[Run]] = {}
+    for run in runs:
+        alike.setdefault(repr([one_form(value_of(run, key)) for key in swept]), []).append(run)
+    more = {key for group in alike.values() for key in differing(group)}
+    return [*swept, *sorted(more.difference(swept, SEEDS))]
 
 
 def differing(runs: list[Run]) -> list[str]:
@@ -275,7 +289,14 @@ def differing(runs: list[Run]) -> list[str]:
 def _unlike(settings: Sequence[dict[str, Any]]) -> list[str]:
     """Return the keys whose values differ."""
     keys = sorted({key for one in settings for key in one})
-    return [key for key in keys if len({repr(one.get(key)) for one in settings}) > 1]
+    return [key for key in keys if len({repr(one_form(one.get(key))) for one in settings}) > 1]
+
+
+def one_form(value: Any) -> Any:
+    """Return a value in the form that all which equal it have: 0 for 0.0. But 1.0 is all batches to
+    Lightning, and 1 is one."""
+    whole = isinstance(value, float) and value.is_integer() and value != 1
+    return int(value) if whole else value
 
 
 def loss_of(run: Run, at: At | None) -> tuple[float, str]:
@@ -340,7 +361,23 @@ def comparable_by(run: Run) -> tuple[Any, ...]:
     split = tuple(json.dumps(settings.get(f"data.{name}")) for name in SPLIT_BY)
     # A mixture's loss is a mean by weight; its fingerprint knows the order of the corpora.
     weights = tuple(weights_of(run).values())
-    return run.environment.get("fingerprint"), run.unit, *split, weights
+    return (
+        run.environment.get("fingerprint"),
+        run.unit,
+        *split,
+        weights,
+        *part_validated(run).values(),
+    )
+
+
+def part_validated(run: Run) -> dict[str, Any]:
+    """Return the settings that say which part of the validation split a run is validated on; none
+    where it is all of it."""
+    settings = dict(flatten(run.config))
+    keys = ("trainer.limit_val_batches", "data.block_size", "data.val_batch_size")
+    part = {key.partition(".")[2]: settings.get(key) for key in keys}
+    limit = part["limit_val_batches"]
+    return {} if limit is None or (isinstance(limit, float) and limit == 1) else part
 
 
 def weights_of(run: Run) -> dict[str, float]:
@@ -364,6 +401,7 @@ def names_of_texts(runs: Sequence[Run]) -> list[str]:
         same = [i for i, other in enumerate(names) if other == name]
         settings = [
             {k: v for k, v in flatten(runs[i].config.get("data", {})) if not within(k, BATCHED_BY)}
+            | part_validated(runs[i])
             for i in same
         ]
         keys = _unlike(settings)
@@ -393,11 +431,8 @@ def value_of(run: Run, key: str) -> Any:
     settings = dict(flatten(run.config or run.composed))
     if key in settings:
         return settings[key]
-    typed = [
-        text.partition("=")[2] for text in run.overrides if text.lstrip("+").startswith(f"{key}=")
-    ]
-    if typed:
-        return typed[-1]
+    if key in run.choices:
+        return run.choices[key]
     target = settings.get(f"{key}._target_")
     return target and target.rpartition(".")[2]
 
@@ -420,9 +455,13 @@ def make_table(
         swept: those of them that one row is named by, too, which differs from no other.
     """
     values = {run.path: {key: value_of(run, key) for key in keys} for run in [*runs, *pending]}
+
+    def named(run: Run) -> str:
+        return repr([one_form(value) for value in values[run.path].values()])
+
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        groups.setdefault(repr(values[run.path]), []).append(run)
+        groups.setdefault(named(run), []).append(run)
     rows = []
     for group, same in groups.items():
         by_seeds = {seeds_of(run): run for run in reversed(same)}
@@ -437,7 +476,7 @@ def make_table(
                 values[same[0].path],
                 counted,
                 np.array([losses[run.path] for run in counted]),
-                [run for run in pending if repr(values[run.path]) == group],
+                [run for run in pending if named(run) == group],
                 at,
             )
         )

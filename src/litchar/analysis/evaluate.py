@@ -1,6 +1,5 @@
 """`scripts/evaluate.py`: the exact loss of a checkpoint on a text."""
 
-import math
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -24,7 +23,7 @@ from litchar.text import Corpus
 from litchar.text.split import stray
 from litchar.text.store import count_codes, encode_corpus
 from litchar.text.vocabulary import describe
-from litchar.training.module import bits, size_table, summed_loss
+from litchar.training.module import bits, perplexity, size_table, summed_loss
 
 SPLITS = ("train", "val", "test")
 
@@ -70,7 +69,7 @@ def run(config: DictConfig) -> float:
     terminal.say(f"{checkpoint.path}, step {checkpoint.step:,}, on {what}:")
     terminal.print(
         f"{loss:.6f} nats per {unit}, {in_bits['bpc']:.4f} bits per character, "
-        f"{in_bits['bpb']:.4f} bits per byte, perplexity {math.exp(loss):.3f}, "
+        f"{in_bits['bpb']:.4f} bits per byte, perplexity {perplexity(loss):.3f}, "
         f"over {count:,.0f} {unit}s" + _overlap(config.stride, block_size)
     )
     if checkpoint.vocabulary.document:

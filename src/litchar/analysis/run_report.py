@@ -7,6 +7,7 @@ import math
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -43,6 +44,7 @@ from litchar.text import Vocabulary
 from litchar.text.vocabulary import printable
 from litchar.text.yardsticks import Yardstick
 from litchar.training.environment import ROOT
+from litchar.training.module import perplexity
 from litchar.training.outcome import together, verdict
 from litchar.training.resume import flatten
 
@@ -200,7 +202,8 @@ def _tiles(run: Run, yardsticks: Sequence[Yardstick]) -> Iterator[tuple[str, str
             f"{summary['best_val_bpc']:.3f}",
             f"bits per character of validation text, at step {summary['best_step']:,}{beside}",
         )
-        train = summary.get("train_loss")
+        best = min(run.history, key=lambda row: row["val/loss"], default={})
+        train = best.get("train/eval_loss")
         gap = f"; training text: {train:.3f}" if train is not None else ""
         yield f"{summary['best_val_loss']:.3f}", f"the same in nats per {unit}{gap}"
     if summary.get("train_seconds"):
@@ -277,7 +280,7 @@ def _figures(run: Run, probed: Probed | None) -> Iterator[tuple[str, str, str]]:
         if summary.get("best_val_bpb") is not None:
             in_bits += f", {summary['best_val_bpb']:.3f} per byte"
         as_good = (
-            f"{in_bits}; as unsure as among {math.exp(best):.1f} {unit}s that are equally likely"
+            f"{in_bits}; as unsure as among {perplexity(best):.1f} {unit}s that are equally likely"
         )
         nats = f"{best:.4f} nats per {unit}, step {summary['best_step']:,}"
         yield "best validation loss", nats, as_good
@@ -589,14 +592,21 @@ def _environment(run: Run) -> str:
 
 def _again(run: Run) -> str:
     """Return the commands that do it again, and that use what came of it."""
-    own = ("run_dir=", "resume=", "hydra.")
-    typed = [o for o in run.overrides if not str(o).startswith(own)]
-    lines = []
+    own = ("run_dir=", "resume=", "hydra.", "sweep.")
+    typed = [str(o) for o in run.overrides if not str(o).startswith(own)]
+    words = run.environment.get("command", [])
+    options = [
+        word
+        for before, word in pairwise(["", *words])
+        if "--config-dir" in (before, word.partition("=")[0])
+    ]
+    cwd = run.environment.get("cwd", str(ROOT))
+    checkout = [] if cwd == str(ROOT) else ["-C", str(ROOT)]
+    script = ROOT / "scripts" / "train.py" if checkout else "scripts/train.py"
+    lines = [shlex.join(["cd", cwd])]
     if (revision := run.environment.get("revision")) is not None:
-        lines.append(f"git checkout {revision}")
-    if any(str(o).startswith("data.path=") for o in typed) and "cwd" in run.environment:
-        lines.append(f"cd {shlex.quote(run.environment['cwd'])}")
-    lines.append(shlex.join(["python", "scripts/train.py", *map(str, typed)]))
+        lines.append(shlex.join(["git", *checkout, "checkout", revision]))
+    lines.append(shlex.join(["python", str(script), *options, *typed]))
     place = shlex.quote(str(run.path))
     use = [f"python scripts/generate.py checkpoint={place}", f"tensorboard --logdir {place}"]
     return section(

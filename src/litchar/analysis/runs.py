@@ -5,6 +5,7 @@ import json
 import math
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,9 @@ class Run:
         rows: `metrics.csv`: the figures of each step that has any, and `step`.
         samples: `samples.txt`: steps and texts.
         config: `config.yaml`, resolved.
-        composed: the configuration as Hydra composed it, before anything was settled by device.
-        overrides: what was typed on the command line.
+        composed: the configuration as Hydra composed it, before anything was settled by device;
+            of a run that was gone on with, the last time.
+        overrides: what was typed on the command line, likewise.
         environment: `environment.json`
     """
 
@@ -50,16 +52,24 @@ class Run:
         if not is_run(path):
             what = "not a run's directory (it has no summary.json)"
             raise UserError(f"{path}: {what if path.is_dir() else 'no such directory'}")
+        typed = _typed(path)
         return cls(
             path,
             _json(path / "summary.json"),
             _rows(path / "metrics.csv"),
             _samples(path / "samples.txt"),
             _yaml(path / "config.yaml") or {},
-            _yaml(path / ".hydra" / "config.yaml") or {},
-            _yaml(path / ".hydra" / "overrides.yaml") or [],
+            _yaml(typed / "config.yaml") or {},
+            _yaml(typed / "overrides.yaml") or [],
             _json(path / "environment.json"),
         )
+
+    @cached_property
+    def choices(self) -> dict[str, Any]:
+        """What each config group was, as Hydra recorded it."""
+        hydra = _yaml(_typed(self.path) / "hydra.yaml") or {}
+        found: dict[str, Any] = hydra.get("hydra", {}).get("runtime", {}).get("choices", {})
+        return found
 
     @property
     def name(self) -> str:
@@ -87,6 +97,12 @@ class Run:
 def is_run(path: Path) -> bool:
     """Return whether `path` is a run's directory."""
     return (path / "summary.json").is_file()
+
+
+def _typed(path: Path) -> Path:
+    """Return where Hydra recorded what was typed for a run, the last time if there were several."""
+    resumed = (path / ".hydra").glob("resumed-*")
+    return max(resumed, key=lambda place: (len(place.name), place.name), default=path / ".hydra")
 
 
 def _json(path: Path) -> dict[str, Any]:

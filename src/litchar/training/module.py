@@ -276,6 +276,11 @@ def mixed_figures(
     return mixed | own | {f"{name}_all": nats / tokens}
 
 
+def perplexity(loss: float) -> float:
+    """Return among how many equally likely tokens one would be as unsure; `loss` is in nats."""
+    return math.exp(loss) if loss < 700 else math.inf  # beyond what a float holds
+
+
 def bits(nats: float, characters: float, utf8_bytes: float, prefix: str = "") -> dict[str, float]:
     """Return a text's loss in bits per character (`bpc`) and bits per byte (`bpb`).
 

@@ -181,7 +181,8 @@ def check_same_sweep(plan: Plan) -> None:
     """Refuse a name that holds another sweep.
 
     The same sweep may have more values, more keys with lists, and lists where there was one value:
-    its jobs still differ in those keys alone.
+    its jobs still differ in those keys alone. Keys of a group that has a list follow from it, but
+    for those that the line sets itself.
 
     Raises:
         UserError: the message says in what the two differ.
@@ -191,7 +192,12 @@ def check_same_sweep(plan: Plan) -> None:
     then = json.loads(plan.place.read_text())
     swept = plan.swept | set(then["swept"])
     found = changes(then["shared"], json.loads(json.dumps(plan.shared)))
-    differences = [line for key, line in found.items() if not within(key, [*swept, *FREE])]
+    free = [*FREE, *swept]
+    differences = [
+        line
+        for key, line in found.items()
+        if not within(key, free) or (key in plan.named - swept and not within(key, FREE))
+    ]
     differences += [
         f"{key}: swept then, not named now" for key in sorted(set(then["swept"]) - plan.named)
     ]

@@ -1,6 +1,7 @@
 """A study: what it searches, and that all who take part in it search the same."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -174,8 +175,8 @@ def study_directory(config: DictConfig) -> Path:
         UserError: its name is no name for a directory.
     """
     name = str(config.tune.name)
-    if not name.strip(".") or not all(letter.isalnum() or letter in "-_." for letter in name):
-        raise UserError(f"tune.name={name}: letters, digits, -, _ and . make a name")
+    if not name.strip(".") or not re.fullmatch(r"[A-Za-z0-9_.-]+", name):  # in experiment=tune/...
+        raise UserError(f"tune.name={name}: letters from a to z, digits, -, _ and . make a name")
     return Path(config.outputs_dir).absolute() / "tune" / name
 
 
