@@ -296,6 +296,16 @@ def test_a_group_that_cannot_be_is_not_proposed_again(script, argument, line):
     assert refused(script, argument).startswith(line)
 
 
+@pytest.mark.parametrize("target", ["mine.Talk", "litchar.training.optimizers.adamww"])
+def test_a_class_that_is_not_found_is_named_with_its_key(target):
+    node = OmegaConf.create({"callbacks": {"a": {"_target_": target}}}).callbacks.a
+    with pytest.raises(HydraException) as failure:
+        hydra.utils.instantiate(node)
+    line = explain(failure.value, ROOT / "conf", "train")
+    assert line.startswith(f"callbacks.a._target_={target}: cannot be imported (No module named")
+    assert line.endswith("; a file of your own has to be on PYTHONPATH")
+
+
 def test_a_key_of_another_choice_is_not_proposed_again():
     line = refused("train", "model=bigram", "model.n_layer=3")
     assert line == "model.n_layer: the chosen model has no such key"

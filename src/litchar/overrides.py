@@ -206,11 +206,20 @@ def _groups(conf: Path) -> list[str]:
     return sorted(entry.name for entry in conf.iterdir() if entry.is_dir())
 
 
+_NOT_LOCATED = re.compile(r"Error locating target '([^']+)'.*\nfull_key: (\S+)", re.DOTALL)
+
+
 def explain(error: Exception, conf: Path, config_name: str) -> str:
     """Return one line for an error of the user's, with the nearest right name."""
     chain = list(causes(error))
     if any(isinstance(cause, UserError) for cause in chain):
         return reason(error)
+    for cause in chain:
+        if located := _NOT_LOCATED.match(str(cause)):
+            return (
+                f"{located[2]}._target_={located[1]}: cannot be imported ({reason(error)}); a file "
+                "of your own has to be on PYTHONPATH"
+            )
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
         return f"{group}={name}: there is no such file in conf/{group}" + nearest(

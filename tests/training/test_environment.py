@@ -70,6 +70,7 @@ def test_unchanged_code_and_code_outside_of_a_checkout_have_no_difference(
     root, _ = checkout
     (root / "my.txt").write_text("a text to train on is no code")
     assert not environment.describe(torch.device("cpu"))["uncommitted"]
+    (tmp_path / "code.diff").touch()  # of another revision, before the run was gone on with
     environment.record(tmp_path, {})
     monkeypatch.setattr(environment, "ROOT", tmp_path)
     environment.record(tmp_path, {})

@@ -14,6 +14,7 @@ import time
 import pytest
 import torch
 from filelock import FileLock
+from hydra._internal.utils import get_args_parser
 
 from conftest import ROOT, assert_same_run, figures, summary
 from litchar.checkpoints import Checkpoint, load, save
@@ -447,10 +448,10 @@ def test_auto_means_the_newest_unfinished_run_of_the_same_configuration(finished
     busy = finished_like("2026-01-06_f", same, "running")
     with FileLock(busy / ".lock"):
         found = redirect([*same, "resume=auto"], CONF, "train")
-    assert found[-2:] == [f'run_dir="{wanted}"', "hydra.output_subdir=.hydra/resumed-1"]
+    assert found[:2] == ["hydra.output_subdir=.hydra/resumed-1", f'run_dir="{wanted}"']
     shutil.rmtree(busy)
     found = redirect([*same, "resume=auto"], CONF, "train")
-    assert found[-2:] == [f'run_dir="{wanted}"', "hydra.output_subdir=.hydra/resumed-1"]
+    assert found[:2] == ["hydra.output_subdir=.hydra/resumed-1", f'run_dir="{wanted}"']
     alone = ["model.n_layer=5", "resume=auto"]
     assert redirect(alone, CONF, "train") == alone
     assert redirect(same, CONF, "train") == same
@@ -507,16 +508,15 @@ def test_however_it_is_named_a_run_is_not_overwritten_and_gone_on_with(
     mine.write_text(f"# @package _global_\nrun_dir: {run_dir}\n")
     line = {
         "++run_dir": [f"++run_dir='{run_dir}'"],
-        "--config-dir": ["--config-dir", str(tmp_path), f"run_dir='{run_dir}'"],
-        "experiment": [f"--config-dir={tmp_path}/mine", "experiment=mine"],
+        "--config-dir": [f"run_dir='{run_dir}'", "--config-dir", str(tmp_path)],
+        "experiment": ["experiment=mine", f"--config-dir={tmp_path}/mine"],
     }[way]
     with pytest.raises(UserError, match="holds a run already"):
         redirect(line, CONF, "train")
-    assert redirect([*line, "++resume=auto"], CONF, "train") == [
-        *line,
-        "++resume=auto",
-        "hydra.output_subdir=.hydra/resumed-1",
-    ]
+    found = redirect(["++resume=auto", *line], CONF, "train")
+    subdir = "hydra.output_subdir=.hydra/resumed-1"
+    assert found == [subdir, "++resume=auto", *line]
+    assert get_args_parser().parse_args(found).overrides == [subdir, "++resume=auto", line[0]]
 
 
 @pytest.mark.parametrize(

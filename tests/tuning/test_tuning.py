@@ -329,7 +329,7 @@ def test_another_search_under_the_same_name_is_refused(tune, tmp_path):
         (["tune.sampler={_target_:optuna.samplers.BruteForceSampler}"], "a sweep does"),
         (["~callbacks"], "takes nothing away"),
         (["tune.name=a/b"], "tune.name=a/b"),
-        (["tune.name=ü"], "tune.name=ü"),  # no value of experiment=tune/... to Hydra
+        (["tune.name='ü'"], "tune.name=ü"),  # no value of experiment=tune/... to Hydra
         (["tune.trials=0"], "tune.trials=0"),
         (["tune.storage=nosql://x"], "tune.storage=nosql://x: cannot be opened"),
         (["model.n_head=3"], "all 5 trials were refused; the last one: n_embd=16"),

@@ -43,6 +43,7 @@ def record(run_dir: Path, described: dict[str, Any]) -> None:
     command = [without_passwords(word) for word in sys.argv]
     text = json.dumps({**described, "command": command, "cwd": os.getcwd()}, indent=2)
     (run_dir / "environment.json").write_text(text + "\n")
+    (run_dir / "code.diff").unlink(missing_ok=True)  # of a revision before, if the run goes on
     if difference := _difference():
         (run_dir / "code.diff").write_bytes(difference)
 

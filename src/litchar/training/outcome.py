@@ -69,8 +69,9 @@ def print_outcome(
     report: Path | None = None,
 ) -> None:
     """Print the last sample, the table of figures, where the report is, and what to do next."""
-    terminal.print("\nA sample:", style="bold")
-    terminal.print(Text(printable(sample)), soft_wrap=True)
+    if sample:  # none, where a finished run has been gone on with to no further step
+        terminal.print("\nA sample:", style="bold")
+        terminal.print(Text(printable(sample)), soft_wrap=True)
 
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold")

@@ -112,10 +112,11 @@ def redirect(arguments: list[str], conf: Path, config_name: str) -> list[str]:
     if is_named:
         run_dir = Path(config.run_dir)
     else:
-        arguments = [*arguments, f"run_dir={_quoted(run_dir)}"]
+        arguments = [f"run_dir={_quoted(run_dir)}", *arguments]
     if is_busy(run_dir):
         raise BusyError(run_dir)
-    return [*arguments, *output_subdir(run_dir)]
+    # In front: argparse takes none behind an option, such as --config-dir.
+    return [*output_subdir(run_dir), *arguments]
 
 
 def output_subdir(run_dir: Path) -> list[str]:

@@ -91,7 +91,8 @@ def run(config: DictConfig, run_dir: Path, callbacks: Sequence[Callback] = ()) -
 
     Args:
         config: as `conf/train.yaml` composes it.
-        callbacks: beside those of the configuration.
+        callbacks: beside those of the configuration, on the first rank alone: what stops or changes
+            a run of several is to be named in the configuration.
 
     Returns:
         the best validation loss, in nats per token.
