@@ -68,7 +68,7 @@ def loss_figure(
         lowest, highest = axes.get_ylim()
         for name, in_bits in yardsticks:
             height = in_bits / bits
-            if lowest < height < highest - 0.25 * (highest - lowest):  # the legend is above
+            if lowest < height < highest:
                 axes.axhline(height, color=INK, linewidth=0.8, linestyle=":", alpha=0.7)
                 # At the end that the curve is further from.
                 ends = np.abs(val[1][[0, -1]] - height) if len(val[1]) else (0, 1)
@@ -83,8 +83,11 @@ def loss_figure(
                     fontsize=8,
                 )
         if shown:
-            axes.legend(*zip(*shown, strict=True), loc="upper right", bbox_to_anchor=(0.93, 1))
-        axes.set_xlabel("step")
+            # Below, where no curve is, beside the axis's own name.
+            figure.legend(
+                *zip(*shown, strict=True), loc="lower left", bbox_to_anchor=(0.08, 0), ncols=3
+            )
+        axes.set_xlabel("step", loc="right")
         axes.ticklabel_format(useOffset=False)
         whole_steps(axes)
         axes.set_ylabel(f"loss, nats per {unit}", labelpad=8)
