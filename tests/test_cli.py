@@ -303,7 +303,7 @@ def test_a_class_that_is_not_found_is_named_with_its_key(target):
         hydra.utils.instantiate(node)
     line = explain(failure.value, ROOT / "conf", "train")
     assert line.startswith(f"callbacks.a._target_={target}: cannot be imported (No module named")
-    assert line.endswith("; a file of your own has to be on PYTHONPATH")
+    assert ("a file of your own has to be on PYTHONPATH" in line) is target.startswith("mine.")
 
 
 def test_a_key_of_another_choice_is_not_proposed_again():

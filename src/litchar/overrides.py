@@ -216,9 +216,10 @@ def explain(error: Exception, conf: Path, config_name: str) -> str:
         return reason(error)
     for cause in chain:
         if located := _NOT_LOCATED.match(str(cause)):
+            own = getattr(chain[-1], "name", None) == located[1].partition(".")[0]
+            advice = "; a file of your own has to be on PYTHONPATH" if own else ""
             return (
-                f"{located[2]}._target_={located[1]}: cannot be imported ({reason(error)}); a file "
-                "of your own has to be on PYTHONPATH"
+                f"{located[2]}._target_={located[1]}: cannot be imported ({reason(error)}){advice}"
             )
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")

@@ -363,6 +363,10 @@ def test_a_group_is_what_was_chosen_whether_it_was_typed_or_not(made, tmp_path):
         chosen(run, model=group)
     (table,) = compare([tmp_path / "sweep"]).tables
     assert {row.settings["model"] for row in table.rows} == {"transformer", "gru"}
+    chosen(made("c", settings={"model._target_": "litchar.models.Other"}), model="gru")
+    (table,) = compare([tmp_path / "sweep"]).tables
+    assert table.keys == ["model", "model._target_"]
+    assert [row.n for row in table.rows] == [1, 1, 1]
 
 
 def test_jobs_of_a_sweep_that_differ_elsewhere_as_well_are_no_repeats(made, tmp_path):
@@ -402,11 +406,16 @@ def test_losses_of_parts_of_the_validation_text_have_tables_of_their_own(made, t
     for name, limit in (("a", 1), ("b", 0.5), ("c", 1.0), ("d", None)):
         settings = {"trainer.limit_val_batches": limit, "data.val_batch_size": 2}
         made(name, settings=settings, seed=ord(name))
+    settings = {"trainer.overfit_batches": 3, "data.val_batch_size": 2}  # limits both
+    made("e", settings=settings, text="f2")
+    made("f", settings={"data.val_batch_size": 2}, text="f2")
     tables = compare([tmp_path / "sweep"]).tables
     assert {table.text: len(table.rows) for table in tables} == {
         "/f1.txt (limit_val_batches=1, val_batch_size=2)": 1,
         "/f1.txt (limit_val_batches=0.5, val_batch_size=2)": 1,
         "/f1.txt (limit_val_batches=None, val_batch_size=None)": 2,
+        "/f2.txt (limit_val_batches=3, val_batch_size=2)": 1,
+        "/f2.txt (limit_val_batches=None, val_batch_size=None)": 1,
     }
 
 

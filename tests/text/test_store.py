@@ -419,7 +419,7 @@ def test_a_store_is_found_by_fingerprint_without_its_text(tmp_path):
 def test_a_cache_of_an_earlier_version_is_found_again(tmp_path):
     store = open_store(corpus_of(tmp_path / "a.txt", "a\nb"))
     place = Path(store.tokens.filename).parent
-    assert place.name == f"{store.fingerprint[:32]}-character-None-in-order-1"
+    assert place.name == f"{store.fingerprint[:32]}-character-None-in-order-2"
     splitting = Splitting("0.1-0.0-None", lambda tokens: {})
     name = Encoding("byte", "line", True, splitting).name
-    assert name == "byte-line-shuffled-0.1-0.0-None-1"
+    assert name == "byte-line-shuffled-0.1-0.0-None-2"

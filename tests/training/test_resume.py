@@ -448,10 +448,10 @@ def test_auto_means_the_newest_unfinished_run_of_the_same_configuration(finished
     busy = finished_like("2026-01-06_f", same, "running")
     with FileLock(busy / ".lock"):
         found = redirect([*same, "resume=auto"], CONF, "train")
-    assert found[:2] == ["hydra.output_subdir=.hydra/resumed-1", f'run_dir="{wanted}"']
+    assert found[-2:] == [f'run_dir="{wanted}"', "hydra.output_subdir=.hydra/resumed-1"]
     shutil.rmtree(busy)
     found = redirect([*same, "resume=auto"], CONF, "train")
-    assert found[:2] == ["hydra.output_subdir=.hydra/resumed-1", f'run_dir="{wanted}"']
+    assert found[-2:] == [f'run_dir="{wanted}"', "hydra.output_subdir=.hydra/resumed-1"]
     alone = ["model.n_layer=5", "resume=auto"]
     assert redirect(alone, CONF, "train") == alone
     assert redirect(same, CONF, "train") == same
@@ -515,8 +515,8 @@ def test_however_it_is_named_a_run_is_not_overwritten_and_gone_on_with(
         redirect(line, CONF, "train")
     found = redirect(["++resume=auto", *line], CONF, "train")
     subdir = "hydra.output_subdir=.hydra/resumed-1"
-    assert found == [subdir, "++resume=auto", *line]
-    assert get_args_parser().parse_args(found).overrides == [subdir, "++resume=auto", line[0]]
+    assert found == ["++resume=auto", line[0], subdir, *line[1:]]
+    assert get_args_parser().parse_args(found).overrides == ["++resume=auto", line[0], subdir]
 
 
 @pytest.mark.parametrize(

@@ -139,9 +139,10 @@ def test_another_sweep_of_the_same_name_is_refused_and_the_difference_named(swee
 
 def test_another_value_within_a_group_that_has_a_list_is_refused(sweep):
     sweep("model=transformer,gpt2", "model.dropout=0.0", "trainer.max_steps=1")
-    other = sweep("model=transformer,gpt2", "model.dropout=0.5", "trainer.max_steps=1")
-    assert other.code == 2
-    assert "another sweep (model.dropout: 0.0 then, 0.5 now)" in other.err
+    for line, now in ((["model.dropout=0.5"], "0.5"), ([], "not set")):
+        other = sweep("model=transformer,gpt2", *line, "trainer.max_steps=1")
+        assert other.code == 2
+        assert f"another sweep (model.dropout: 0.0 then, {now} now)" in other.err
 
 
 @pytest.mark.parametrize(

@@ -249,21 +249,21 @@ def compared_keys(runs: list[Run], swept: list[str]) -> list[str]:
     """Return the keys by which runs are told apart, seeds excepted.
 
     Args:
-        swept: of one sweep: its keys come first, and others only where runs differ that have the
-            same values of these, as when an experiment's file was changed in between.
+        swept: of one sweep: others count only where runs differ that have the same values of these,
+            as when an experiment's file was changed in between.
     """
     alike: dict[str, list[Run]] = {}
     for run in runs:
         alike.setdefault(repr([one_form(value_of(run, key)) for key in swept]), []).append(run)
     more = {key for group in alike.values() for key in differing(group)}
-    return [*swept, *sorted(more.difference(swept, SEEDS))]
+    return sorted({*swept, *more}.difference(SEEDS))
 
 
 def differing(runs: list[Run]) -> list[str]:
     """Return the keys in which the configurations of `runs` differ.
 
     A group whose choices differ (`model._target_`) stands for those of its keys that only some of
-    the choices have.
+    the choices have; that key is named itself where one choice has had several of its values.
     """
     settings = [identity(run.composed or run.config) for run in runs]
     found = _unlike(settings)
@@ -273,6 +273,13 @@ def differing(runs: list[Run]) -> list[str]:
         found = [key for key in found if key not in by_device and key not in settled]
         found += [key for key in _unlike(resolved) if key in settled]
     groups = [key.removesuffix("._target_") for key in found if key.endswith("._target_")]
+
+    def told(group: str) -> bool:
+        """Return whether what is chosen tells what is built."""
+        chosen = [repr(value_of(run, group)) for run in runs]
+        built = [one.get(f"{group}._target_") for one in settings]
+        return len(set(chosen)) == len(set(zip(chosen, built, strict=True)))
+
     for group in groups:
         choices: dict[Any, list[dict[str, Any]]] = {}
         for one in settings:
@@ -283,7 +290,7 @@ def differing(runs: list[Run]) -> list[str]:
             if not within(key, [group])
             or any(len({repr(one.get(key)) for one in same}) > 1 for same in choices.values())
         ]
-    return sorted([*groups, *found])
+    return sorted([*groups, *found, *(f"{group}._target_" for group in groups if not told(group))])
 
 
 def _unlike(settings: Sequence[dict[str, Any]]) -> list[str]:
@@ -376,6 +383,8 @@ def part_validated(run: Run) -> dict[str, Any]:
     settings = dict(flatten(run.config))
     keys = ("trainer.limit_val_batches", "data.block_size", "data.val_batch_size")
     part = {key.partition(".")[2]: settings.get(key) for key in keys}
+    if overfit := settings.get("trainer.overfit_batches"):  # by which Lightning limits these too
+        part["limit_val_batches"] = overfit
     limit = part["limit_val_batches"]
     return {} if limit is None or (isinstance(limit, float) and limit == 1) else part
 

@@ -598,7 +598,7 @@ def _again(run: Run) -> str:
     options = [
         word
         for before, word in pairwise(["", *words])
-        if "--config-dir" in (before, word.partition("=")[0])
+        if {"--config-dir", "-cd"} & {before, word.partition("=")[0]}
     ]
     cwd = run.environment.get("cwd", str(ROOT))
     checkout = [] if cwd == str(ROOT) else ["-C", str(ROOT)]

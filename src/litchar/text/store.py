@@ -28,7 +28,7 @@ from litchar.text.vocabulary import (
     no_counts,
 )
 
-FORMAT = 1  # of a store; another number leaves older ones alone
+FORMAT = 2  # of a store; another number leaves older ones alone
 
 
 @dataclass(frozen=True)

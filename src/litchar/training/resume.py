@@ -74,6 +74,7 @@ def redirect(arguments: list[str], conf: Path, config_name: str) -> list[str]:
     """
     options = vars(get_args_parser().parse_args(arguments))
     overrides, config_dir = options.pop("overrides"), options.pop("config_dir")
+    n = len(overrides)  # which come first: argparse takes none behind an option
     options.pop("run")  # which is what is done anyway
     if any(options.values()):
         return arguments  # --help, --cfg, or a sweep, whose jobs have their own directories
@@ -109,14 +110,12 @@ def redirect(arguments: list[str], conf: Path, config_name: str) -> list[str]:
         run_dir = next(unfinished_runs(config), None)
     if run_dir is None:
         return arguments
+    ours = [] if is_named else [f"run_dir={_quoted(run_dir)}"]
     if is_named:
         run_dir = Path(config.run_dir)
-    else:
-        arguments = [f"run_dir={_quoted(run_dir)}", *arguments]
     if is_busy(run_dir):
         raise BusyError(run_dir)
-    # In front: argparse takes none behind an option, such as --config-dir.
-    return [*output_subdir(run_dir), *arguments]
+    return [*arguments[:n], *ours, *output_subdir(run_dir), *arguments[n:]]
 
 
 def output_subdir(run_dir: Path) -> list[str]:

@@ -74,7 +74,8 @@ class Plan:
     def record(self) -> None:
         """Write down which sweep the directory holds."""
         swept = sorted(self.swept | swept_keys(self.directory))
-        text = json.dumps({"swept": swept, "shared": self.shared}, indent=2) + "\n"
+        held = {"swept": swept, "named": sorted(self.named), "shared": self.shared}
+        text = json.dumps(held, indent=2) + "\n"
         if not self.place.exists() or self.place.read_text() != text:
             with written_whole(self.place) as draft:
                 draft.write_text(text)
@@ -182,7 +183,7 @@ def check_same_sweep(plan: Plan) -> None:
 
     The same sweep may have more values, more keys with lists, and lists where there was one value:
     its jobs still differ in those keys alone. Keys of a group that has a list follow from it, but
-    for those that the line sets itself.
+    for those that a line sets itself.
 
     Raises:
         UserError: the message says in what the two differ.
@@ -193,10 +194,11 @@ def check_same_sweep(plan: Plan) -> None:
     swept = plan.swept | set(then["swept"])
     found = changes(then["shared"], json.loads(json.dumps(plan.shared)))
     free = [*FREE, *swept]
+    named = plan.named.union(then.get("named", ())) - swept
     differences = [
         line
         for key, line in found.items()
-        if not within(key, free) or (key in plan.named - swept and not within(key, FREE))
+        if not within(key, free) or (key in named and not within(key, FREE))
     ]
     differences += [
         f"{key}: swept then, not named now" for key in sorted(set(then["swept"]) - plan.named)
