@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -29,7 +29,7 @@ class Terminal(Console):
         """Print a line in one piece, however narrow the terminal is."""
         self.print(line, soft_wrap=True)
 
-    def table(self, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> "Table":
+    def table(self, columns: Sequence[str], rows: Iterable[Iterable[str]]) -> "Table":
         """Return a table of texts; behind `#` and a space a heading right-aligns."""
         from rich.table import Table
 

@@ -402,6 +402,14 @@ def test_numbers_that_are_equal_are_one_however_they_are_written(made, tmp_path)
     assert [row.n for row in compare([tmp_path / "sweep"]).tables[0].rows] == [2, 1]
 
 
+def test_numbers_that_are_equal_are_one_within_a_group_as_well(made, tmp_path):
+    for name, target, dropout in (("a", "A", 0), ("b", "A", 0.0), ("c", "B", 0.5)):
+        made(name, settings={"model._target_": target, "model.dropout": dropout}, seed=ord(name))
+    (table,) = compare([tmp_path / "sweep"]).tables
+    assert table.keys == ["model"]
+    assert sorted(row.n for row in table.rows) == [1, 2]
+
+
 def test_losses_of_parts_of_the_validation_text_have_tables_of_their_own(made, tmp_path):
     for name, limit in (("a", 1), ("b", 0.5), ("c", 1.0), ("d", None)):
         settings = {"trainer.limit_val_batches": limit, "data.val_batch_size": 2}

@@ -284,12 +284,8 @@ def differing(runs: list[Run]) -> list[str]:
         choices: dict[Any, list[dict[str, Any]]] = {}
         for one in settings:
             choices.setdefault(one.get(f"{group}._target_"), []).append(one)
-        found = [
-            key
-            for key in found
-            if not within(key, [group])
-            or any(len({repr(one.get(key)) for one in same}) > 1 for same in choices.values())
-        ]
+        own = {key for same in choices.values() for key in _unlike(same)}
+        found = [key for key in found if not within(key, [group]) or key in own]
     return sorted([*groups, *found, *(f"{group}._target_" for group in groups if not told(group))])
 
 
