@@ -277,6 +277,10 @@ def test_a_terminal_is_asked_for_prompts(run_dir):
         settings = until("\r\n> ")
         assert "max_new_tokens=100000000" in settings
         assert "stop=a\\${x\r\n" in settings
+        type_(':stop=[qqq, "z\\\\n"]\n')
+        until("> ")
+        type_(":settings\n")
+        assert 'stop=["qqq", "z\\\\n"]\r\n' in until("\r\n> ")  # a list
         type_("\x04")
         assert process.wait(timeout=60) == 0
     finally:

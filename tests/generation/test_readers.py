@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from litchar.generation import Sampling, generate
+from litchar.generation import Sampling, generate, readers
 from litchar.generation.cached import CachedTransformer
 from litchar.generation.lean import LeanReader, LeanTransformer
-from litchar.generation.readers import Crop, Prepared, Window
+from litchar.generation.readers import Carried, Crop, Prepared, Window
 from litchar.models import Bigram, Recurrent, Transformer
 from litchar.models.transformer import Rotary
 
@@ -192,3 +192,14 @@ def test_other_types_and_subclasses_are_read_by_what_fits_them():
     assert isinstance(Prepared(make().double()).open(1, 9), CachedTransformer)
     changed = Changed(13, BLOCK, 1, 2, 16, init="torch").eval()
     assert isinstance(Prepared(changed).open(1, 9), Window)
+
+
+@torch.inference_mode()
+def test_a_state_is_carried_from_one_part_of_a_long_prompt_to_the_next(monkeypatch):
+    torch.manual_seed(0)
+    model = Recurrent(13, BLOCK, 1, 16).eval()
+    whole, in_parts = (Carried(model) for _ in range(2))
+    idx = some_ids(2, 23)
+    expected = whole.read(idx)
+    monkeypatch.setattr(readers, "MOST_AT_ONCE", 5)
+    np.testing.assert_allclose(in_parts.read(idx), expected, atol=1e-6)

@@ -1,5 +1,6 @@
 """How the server and the playground begin and end."""
 
+import contextlib
 import importlib
 import json
 import re
@@ -95,7 +96,8 @@ def test_an_address_that_others_reach_is_said_to_be_one():
             assert ("no passwords" in host.open_to(FastAPI(), listening)) == is_open
 
 
-def test_it_serves_until_sigterm_and_ends_with_its_exit_code(start):
+@pytest.mark.parametrize("signals", [[signal.SIGTERM], [signal.SIGINT] * 2])
+def test_it_serves_until_a_signal_and_ends_with_its_exit_code(start, signals):
     process = subprocess.Popen(
         [
             sys.executable,
@@ -103,7 +105,7 @@ def test_it_serves_until_sigterm_and_ends_with_its_exit_code(start):
             f"checkpoint={start.checkpoint}",
             "port=0",
             "max_tokens=10000000",
-            "shutdown_seconds=0",
+            f"shutdown_seconds={0 if len(signals) == 1 else 100}",
         ],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -117,11 +119,19 @@ def test_it_serves_until_sigterm_and_ends_with_its_exit_code(start):
         with httpx.stream("POST", f"{url}/v1/completions", json=body) as answer:
             parts = answer.iter_lines()
             assert json.loads(next(parts).removeprefix("data: "))["choices"]
-            process.send_signal(signal.SIGTERM)  # in the middle of a text
-            last = [part for part in parts if part][-1]
-            assert "the server is ending" in last
+            process.send_signal(signals[0])  # in the middle of a text
+            if len(signals) == 1:
+                last = [part for part in parts if part][-1]
+                assert "the server is ending" in last
+            else:  # it waits for the text, until it is told once more
+                with contextlib.suppress(httpx.ConnectError):
+                    while True:
+                        httpx.get(f"{url}/health")
+                process.send_signal(signals[1])
+                with contextlib.suppress(httpx.HTTPError):
+                    list(parts)
         _, errors = process.communicate(timeout=30)
-        assert process.returncode == 128 + signal.SIGTERM
+        assert process.returncode == 128 + signals[0]
         assert errors == ""
     finally:
         process.kill()

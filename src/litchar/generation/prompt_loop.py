@@ -1,6 +1,7 @@
 """The prompt loop: at a terminal, a text for each prompt that is typed."""
 
 import contextlib
+import json
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import fields
@@ -74,7 +75,8 @@ def change(config: DictConfig, setting: str, check: Callable[[DictConfig], None]
         raise UserError(f":{setting}: write :KEY=VALUE, with one of {', '.join(SETTINGS)}")
     tried = config.copy()
     try:
-        if key in ("stop", "unknown") and value != "null":
+        is_list = value.startswith("[") and value.endswith("]")
+        if key in ("stop", "unknown") and value != "null" and not is_list:
             tried[key] = literal(value)
         else:
             tried[key] = OmegaConf.create(f"value: {value}").value
@@ -86,7 +88,9 @@ def change(config: DictConfig, setting: str, check: Callable[[DictConfig], None]
 
 def said(value: object) -> str:
     """Return a setting as it would be typed."""
-    return "null" if value is None else str(value)
+    if value is None or OmegaConf.is_list(value):
+        return json.dumps(OmegaConf.to_object(value) if value else value, ensure_ascii=False)
+    return str(value)
 
 
 @contextlib.contextmanager

@@ -128,6 +128,9 @@ class Crop(Window):
         return self.cached.read(idx)
 
 
+MOST_AT_ONCE = 1024  # ids of a row: each takes memory for gates and logits
+
+
 class Carried:
     """A model with a `step`, such as a recurrent one: its state holds all that was read."""
 
@@ -138,7 +141,9 @@ class Carried:
 
     def read(self, idx: np.ndarray) -> np.ndarray:
         """Return the logits behind the next ids: (B, T) int64 -> (B, V) float32."""
-        logits, self.state = self.step(to_device(idx, self.model), self.state)
+        for start in range(0, idx.shape[1], MOST_AT_ONCE):
+            part = to_device(idx[:, start : start + MOST_AT_ONCE], self.model)
+            logits, self.state = self.step(part, self.state)
         return logits[:, -1].float().cpu().numpy()
 
 

@@ -77,6 +77,7 @@ class Stream:
         """End the text where it is iterated, with StoppedError behind what has come by now."""
         self.cancel()
         self.put(StoppedError())
+        self._arrived.set()  # whatever the other thread has just taken for told
 
     def put(self, piece: Piece | Exception) -> None:
         """Hand over what was written, from another thread."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import ipaddress
+import logging
 import socket
 from collections.abc import Callable
 
@@ -73,6 +74,8 @@ class Server(uvicorn.Server):
             timeout_graceful_shutdown=shutdown_seconds + SECONDS_TO_CLOSE,
         )
         super().__init__(config)
+        # What is cut off as it ends is no error, and has nobody to be told to.
+        logging.getLogger("uvicorn.error").addFilter(lambda record: not self.should_exit)
         self.listening = listening
         self.shutdown_seconds = shutdown_seconds
         self.close = close
