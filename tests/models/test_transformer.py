@@ -643,9 +643,10 @@ def test_each_of_the_four_dropouts_is_there():
         ),
         ({"ngrams": None}, r"ngrams=None: must be a list of \[n, rows of its table"),
         ({"ngrams": [2, 169, 4]}, r"ngrams=\[2, 169, 4\]: must be a list of \[n, rows"),
-        ({"logit_cap": "abc"}, r"logit_cap=abc is not above 0"),
-        ({"logit_cap": float("nan")}, r"logit_cap=nan is not above 0"),
-        ({"rope_theta": -1}, r"rope_theta=-1 is not above 0"),
+        ({"logit_cap": "abc"}, r"logit_cap=abc is not a finite number above 0"),
+        ({"logit_cap": float("nan")}, r"logit_cap=nan is not a finite number above 0"),
+        ({"logit_cap": math.inf}, r"logit_cap=inf is not a finite number above 0"),
+        ({"rope_theta": -1}, r"rope_theta=-1 is not a finite number above 0"),
         ({"norm_eps": -1}, r"norm_eps=-1 is not a number of at least 0"),
         ({"norm_eps": None}, r"norm_eps=None is not a number of at least 0"),
         *(

@@ -250,6 +250,8 @@ def make_tokenizer(vocabulary: Vocabulary, cleaning: Cleaning) -> "Tokenizer":
 
     tokenizer = Tokenizer(models.WordLevel(ids, **rare))
     steps: list[Any] = []
+    if "\r" not in vocabulary.characters:  # as `Checkpoint.cleaned` has it
+        steps.append(normalizers.Replace(Regex(r"\r\n?"), "\n"))
     if form := cleaning.normalize:
         steps.append(getattr(normalizers, str(form))())
     if cleaning.lowercase:

@@ -1,5 +1,8 @@
 """What models and optimisers ask of their settings: a ValueError names the unfit one."""
 
+import math
+from collections.abc import Sequence
+
 
 def check_sizes(**sizes: int) -> None:
     """Refuse what is not a whole number of at least 1."""
@@ -16,10 +19,10 @@ def check_shares(**shares: float) -> None:
 
 
 def check_positive(**numbers: float) -> None:
-    """Refuse what is not a number above 0."""
+    """Refuse what is not a finite number above 0."""
     for name, number in numbers.items():
-        if not isinstance(number, int | float) or not number > 0:
-            raise ValueError(f"{name}={number} is not above 0")
+        if not isinstance(number, int | float) or not 0 < number < math.inf:
+            raise ValueError(f"{name}={number} is not a finite number above 0")
 
 
 def check_not_negative(**numbers: float) -> None:
@@ -27,6 +30,13 @@ def check_not_negative(**numbers: float) -> None:
     for name, number in numbers.items():
         if not isinstance(number, int | float) or not number >= 0:
             raise ValueError(f"{name}={number} is not a number of at least 0")
+
+
+def check_betas(betas: Sequence[float]) -> None:
+    """Refuse what is not two shares, of the means of gradients and of squares."""
+    shares = list(betas) if isinstance(betas, Sequence) else []
+    if len(shares) != 2 or not all(isinstance(b, int | float) and 0 <= b < 1 for b in shares):
+        raise ValueError(f"betas={betas} are not two numbers in [0, 1)")
 
 
 def check_flags(**flags: bool) -> None:

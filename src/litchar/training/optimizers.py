@@ -10,7 +10,13 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw as adamw_step
 
 from litchar.device import capture
-from litchar.models.checks import check_choice, check_not_negative, check_shares, check_sizes
+from litchar.models.checks import (
+    check_betas,
+    check_choice,
+    check_not_negative,
+    check_shares,
+    check_sizes,
+)
 
 
 def adamw(
@@ -37,7 +43,7 @@ def adamw(
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     spared = [p for p in parameters if p.ndim < 2 and decay == "matrices"]
     decayed = [p for p in parameters if p.ndim >= 2 or decay == "all"]
-    beta1, beta2 = betas
+    check_betas(betas)
     groups = [
         {"params": decayed, "weight_decay": weight_decay},
         {"params": spared, "weight_decay": 0.0},
@@ -45,7 +51,7 @@ def adamw(
     optimizer = torch.optim.AdamW(
         [group for group in groups if group["params"]],
         lr=lr,
-        betas=(beta1, beta2),
+        betas=(betas[0], betas[1]),
         eps=eps,
         fused=True,
     )
@@ -83,8 +89,7 @@ def muon(
     """
     check_sizes(polar_steps=polar_steps)
     check_shares(momentum=momentum)
-    if len(betas) != 2 or not all(isinstance(b, int | float) and 0 <= b < 1 for b in betas):
-        raise ValueError(f"betas={list(betas)} are not two numbers in [0, 1)")
+    check_betas(betas)
     check_not_negative(lr=lr, weight_decay=weight_decay, eps=eps)
     check_not_negative(embedding_lr_factor=embedding_lr_factor)
     embeddings = [m.weight for m in model.modules() if isinstance(m, nn.Embedding)]

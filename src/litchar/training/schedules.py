@@ -21,7 +21,7 @@ def cosine(
         step: how many steps have been taken, from 0.
         total_steps: how many will be; infinite, if that is not known.
         warmup_steps: over which the learning rate rises.
-        final_factor: at the last step.
+        final_factor: behind the last step.
     """
     _check(final_factor=final_factor)
     warmup = _warmup(step, warmup_steps)
@@ -43,7 +43,7 @@ def wsd(
     Args:
         warmup_steps: over which the learning rate rises.
         decay_fraction: of all steps, the last ones, over which it falls.
-        final_factor: at the last step.
+        final_factor: behind the last step.
     """
     _check(decay_fraction=decay_fraction, final_factor=final_factor)
     decay_steps = max(1, round(decay_fraction * total_steps))
