@@ -245,6 +245,29 @@ class SignalAt(Callback):
             os.kill(os.getpid(), self.signum)
 
 
+class Dies(Callback):
+    """Fails in the middle of a step."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_before_optimizer_step(self, trainer, *_):
+        if trainer.global_step + 1 == self.step:
+            raise ZeroDivisionError
+
+
+class Spoils(Callback):
+    """Makes the weights no numbers before a step, counted from 1."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_train_batch_start(self, trainer, *_):
+        if trainer.global_step + 1 == self.step:
+            for parameter in trainer.lightning_module.parameters():
+                parameter.data.fill_(float("nan"))
+
+
 class SignalIn(Callback):
     """Sends this process a signal in a batch, counted from 1."""
 

@@ -181,13 +181,14 @@ def test_gathering_on_the_device_changes_no_batch(make_data, record):
         assert equal(batches, on_device[name])
 
 
-def test_workers_are_there_to_gather_and_idle_where_the_device_does(make_data, make_trainer):
+def test_workers_gather_training_batches_and_idle_where_the_device_does(make_data, make_trainer):
     for kind, workers in ((TextDataModule, 2), (OnDevice, 0)):
         data = make_data(kind, num_workers=2)
         data.setup()
         data.trainer = make_trainer()
-        for loader in (data.train_dataloader(), *data.val_dataloader()):
-            assert loader.num_workers == workers
+        assert data.train_dataloader().num_workers == workers
+        for loader in data.val_dataloader():  # each validation would start them anew
+            assert loader.num_workers == 0
 
 
 @pytest.mark.gpu

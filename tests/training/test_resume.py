@@ -61,6 +61,15 @@ SCHEDULED = (
         (8, SCHEDULED),
         (10, EPOCHS),  # which Lightning counts batches within
         (12, ("trainer.val_check_interval={hours:1}",)),
+        (
+            20,
+            (
+                "callbacks=early_stopping",
+                "callbacks.early_stopping.patience=1",
+                "callbacks.early_stopping.min_delta=9",
+            ),
+        ),
+        (10, ("target_val_loss=2.8",)),
     ],
 )
 def test_a_run_stopped_by_a_signal_goes_on_exactly(train, step, setting):
@@ -98,6 +107,18 @@ def test_a_run_that_goes_on_from_an_older_checkpoint_forgets_a_later_best(train)
         went_on = train(*line, f"resume={older}", "trainer.max_steps=16", name=name)
         found = summary(went_on)
         assert Checkpoint.load(went_on / "checkpoints/best.ckpt").step == found["best_step"] == 16
+
+
+def test_a_run_that_goes_back_and_is_killed_at_once_goes_on_from_there(train):
+    line = (*SETTING, "trainer.val_check_interval=5")
+    with pytest.raises(Interrupted):
+        train(*line, *stopped_at(20))
+    run_dir = train(*line, name="whole").with_name("run")
+    dies = ("+callbacks.dies._target_=conftest.Dies", "+callbacks.dies.step=17")
+    with pytest.raises(ZeroDivisionError):
+        train(*line, *dies, f"resume={run_dir}/checkpoints/previous.ckpt")
+    train(*line, "resume=auto")
+    assert_same_run(run_dir.with_name("whole"), run_dir)
 
 
 def test_a_run_ends_with_a_whole_step_though_it_is_told_to_within_one(train):
@@ -362,6 +383,20 @@ def test_a_second_signal_within_a_step_says_that_the_step_was_not_saved(train, c
     assert re.search(r"Interrupted at step 14; saved before in .*stopped\n", said)
 
 
+def test_the_step_at_which_a_run_diverged_is_counted_as_steps_were_then(train):
+    scheduled = (*SCHEDULED[:1], "+callbacks.more.scheduling={0:1,1:4}")
+    spoiled = ("+callbacks.spoils._target_=conftest.Spoils", "+callbacks.spoils.step=11")
+    with pytest.raises(DivergedError, match=r"is nan at step 11 \(.*gradient_clip_val=1.0"):
+        train(
+            *scheduled,
+            *spoiled,
+            "trainer.limit_train_batches=8",
+            "trainer.val_check_interval=24",
+            "trainer.log_every_n_steps=100",
+            "trainer.gradient_clip_val=0",
+        )
+
+
 def test_a_diverged_run_stops_and_names_the_step_and_the_gradient(train):
     with pytest.raises(DivergedError, match=r"the loss is (nan|inf) at step [23] .*gradient"):
         train(
@@ -496,6 +531,14 @@ def test_a_directory_that_holds_a_run_is_not_overwritten(finished_like):
     run_dir = finished_like("2026-01-01_a", [], "completed")
     with pytest.raises(UserError, match="holds a run already"):
         redirect([f"run_dir='{run_dir}'"], CONF, "train")
+    (run_dir / "checkpoints").mkdir()
+    (run_dir / "checkpoints/last.ckpt").touch()
+    other = finished_like("2026-01-02_b", [], "completed")
+    line = [f"resume='{run_dir}'", f"run_dir='{other}'"]
+    with pytest.raises(UserError, match="holds a run already"):
+        redirect(line, CONF, "train")
+    same = [f"resume='{run_dir}'", f"run_dir='{other}/../{run_dir.name}'"]
+    assert redirect(same, CONF, "train")[:2] == same
 
 
 @pytest.mark.parametrize("way", ["++run_dir", "--config-dir", "experiment"])

@@ -18,6 +18,7 @@ from litchar import signals
 from litchar.checkpoints import Checkpoint
 from litchar.errors import Interrupted, UserError, is_users
 from litchar.models import Transformer
+from litchar.training.callbacks import Samples, sample
 from litchar.training.resolve import (
     check_settings,
     is_length_open,
@@ -212,6 +213,13 @@ def test_target_val_loss_ends_the_run_and_is_timed(train):
     assert figures["val_loss"] <= 2.8
     assert figures["steps"] < 200
     assert 0 < figures["seconds_to_target"] <= figures["train_seconds"]
+
+
+def test_a_run_that_met_its_target_is_at_its_end_when_it_is_resumed(train):
+    reached = summary(train("target_val_loss=2.8", "trainer.max_steps=200"))
+    again = summary(train("target_val_loss=2.8", "trainer.max_steps=200", "resume=auto"))
+    for key in ("steps", "val_loss", "seconds_to_target", "train_seconds"):
+        assert again[key] == reached[key]
 
 
 def test_the_time_to_another_target_is_not_that_to_this_one(train):
@@ -482,6 +490,30 @@ CALLBACKS = "lightning.pytorch.callbacks"
             ["trainer.overfit_batches=1", "trainer.accumulate_grad_batches=2"],
             "trainer.overfit_batches=1: .* multiple",
         ),
+        (
+            ["trainer.val_check_interval={seconds:1}", "trainer.accumulate_grad_batches=2"],
+            "trainer.val_check_interval=.*: counts time, and whole steps are validated",
+        ),
+        (
+            [
+                "trainer.val_check_interval=0.5",
+                "trainer.limit_train_batches=6",
+                "trainer.check_val_every_n_epoch=1",
+                "trainer.accumulate_grad_batches=2",
+            ],
+            "trainer.val_check_interval=0.5: 3 batches of an epoch's 6, .* a multiple of 2",
+        ),
+        (
+            [
+                f"+callbacks.x._target_={CALLBACKS}.GradientAccumulationScheduler",
+                "+callbacks.x.scheduling={0:1}",
+                "trainer.max_epochs=1",
+            ],
+            "trainer.max_epochs=1: .* count steps instead",
+        ),
+        (["optimizer=adamw", "optimizer.betas=[0.9]"], r"betas=\[0.9\] are not two numbers"),
+        (["optimizer=adamw", "optimizer.betas=[a,b]"], r"betas=\['a', 'b'\] are not two numbers"),
+        (["optimizer.betas=null"], "betas=None are not two numbers"),
         (["scheduler.warmup_steps=-1"], "warmup_steps=-1"),
         (["scheduler.warmup_steps=0.1"], "warmup_steps=0.1"),
         (["+callbacks.early_stopping.patience=5"], "callbacks.early_stopping: its _target_"),
@@ -505,7 +537,7 @@ CALLBACKS = "lightning.pytorch.callbacks"
                 f"+callbacks.x._target_={CALLBACKS}.GradientAccumulationScheduler",
                 "+callbacks.x.scheduling={0:1,1:4}",
             ],
-            r"val_check_interval=10: .* multiple of 4, such as trainer.val_check_interval=12$",
+            r"val_check_interval=10: .* multiple of 4, .*callbacks.*scheduling.*; try 12$",
         ),
         (
             ["trainer=fsdp", f"+callbacks.x._target_={CALLBACKS}.EMAWeightAveraging"],
@@ -534,6 +566,33 @@ def test_bad_settings_are_refused_by_name(train, overrides, words):
         pytest.skip("this machine has an accelerator")
     with pytest.raises(UserError, match=words):
         train(*overrides)
+
+
+def test_the_average_of_weights_is_what_is_scored_sampled_and_tested(train, loss_of, tmp_path):
+    text = tmp_path / "other.txt"
+    text.write_text("一二三四五六七八" * 300)  # three bytes each
+    run_dir = train(
+        f"data.path={text}",
+        "data.test_fraction=0.2",
+        f"+callbacks.average._target_={CALLBACKS}.EMAWeightAveraging",
+        "+callbacks.average.decay=0.9",
+    )
+    figures = summary(run_dir)
+    assert figures["best_val_bpc"] == pytest.approx(3 * figures["best_val_bpb"])
+    assert figures["test_bpc"] == pytest.approx(3 * figures["test_bpb"])
+    tested = loss_of(f"checkpoint={run_dir}", "split=test")
+    assert figures["test_loss"] == pytest.approx(tested, abs=1e-6)
+    last = Checkpoint.load(run_dir / "checkpoints/last.ckpt")
+    written = sample(last.build_model(), last.vocabulary, 1337, Samples.LENGTH)
+    assert (run_dir / "samples.txt").read_text().endswith(f"--- step 20\n{written}\n")
+
+
+def test_without_its_average_a_run_goes_on_from_the_weights_themselves(train):
+    average = f"+callbacks.average._target_={CALLBACKS}.EMAWeightAveraging"
+    setting = ("scheduler=constant", "trainer.val_check_interval=10")
+    train(*setting, average, "trainer.max_steps=10", name="averaged")
+    averaged = train(*setting, "resume=auto", name="averaged")
+    assert summary(averaged)["val_loss"] == summary(train(*setting, name="whole"))["val_loss"]
 
 
 def test_a_loss_is_a_whole_one_however_many_batches_a_step_has(train):

@@ -31,7 +31,7 @@ class TextDataModule(L.LightningDataModule):
         train_sample: at least so many characters of the training split are scored as well, for a
             training loss that is measured like the validation loss; 0: none.
         start_at_document: training windows begin where a document does, not anywhere.
-        num_workers: processes that gather windows, where the device does not.
+        num_workers: processes that gather training windows, where the device does not.
         seed: chooses the training windows.
         text: which text, and how it is split: what `litchar.text.Text` takes.
 
@@ -207,11 +207,13 @@ class TextDataModule(L.LightningDataModule):
     def _loader(
         self, name: str, windows: Dataset[Batch], sampler: Sampler[int] | None = None
     ) -> DataLoader[Batch]:
+        # For an evaluation they would be started anew each time, while the clock of steps runs.
+        has_workers = sampler is not None and name not in self._resident
         return DataLoader(
             windows,
             batch_size=None,  # the dataset makes whole batches
             sampler=sampler,
-            num_workers=0 if name in self._resident else self.num_workers,
+            num_workers=self.num_workers if has_workers else 0,
         )
 
     # Where windows are gathered

@@ -11,7 +11,7 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.fabric.utilities.throughput import _CUDA_FLOPS, get_available_flops
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, EarlyStopping
 from torch import Tensor
 
 from litchar.errors import DivergedError
@@ -51,7 +51,6 @@ class Metrics(Callback):
         self.history: list[dict[str, float]] = []  # of the validations: step and losses
         self.best_step = 0
         self.best_val_loss = math.inf
-        self.seconds_to_target: float | None = None
         self._seconds_before = 0.0  # of the processes that this run had before
         self._fits = True
         self._losses: list[Tensor] = []  # since the last report
@@ -62,6 +61,22 @@ class Metrics(Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Note whether this is training."""
         self._fits = stage == "fit"
+
+    @property
+    def seconds_to_target(self) -> float | None:
+        """The seconds of steps up to the validation that met the target, if one has."""
+        if self.target_val_loss is None:
+            return None
+        met = (point for point in self.history if point["val/loss"] <= self.target_val_loss)
+        return next((point["seconds"] for point in met), None)
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Stop a resumed run where it was to stop: Lightning keeps no record of that."""
+        lost = any(
+            isinstance(c, EarlyStopping) and c.wait_count >= max(1, c.patience)
+            for c in trainer.callbacks  # type: ignore[attr-defined]  # set unseen
+        )
+        trainer.should_stop |= lost or self.seconds_to_target is not None
 
     # Each step
 
@@ -129,10 +144,10 @@ class Metrics(Callback):
         losses: list[float] = means.tolist()
         for i, loss in enumerate(losses):
             if not math.isfinite(loss):
-                batch = batches_seen(trainer) - len(losses) + i + 1
-                step = math.ceil(batch / trainer.accumulate_grad_batches)
+                later = (len(losses) - 1 - i) // trainer.accumulate_grad_batches
+                step = trainer.global_step - later  # of which each is whole by now
                 key, value = "trainer.gradient_clip_val", trainer.gradient_clip_val
-                clip = f"{key}=1.0" if value is None else f"a lower {key}"
+                clip = f"{key}=1.0" if not value else f"a lower {key}"
                 raise DivergedError(
                     f"the loss is {loss} at step {step:,} (the norm of the gradient is "
                     f"{gradient_norm(trainer):.3g} at step {trainer.global_step:,}); try a lower "
@@ -163,10 +178,7 @@ class Metrics(Callback):
         self.history.append({"step": step, "seconds": self.clock.seconds, **losses})
         if val_loss < self.best_val_loss:
             self.best_val_loss, self.best_step = val_loss, step
-        if self.target_val_loss is not None and val_loss <= self.target_val_loss:
-            if self.seconds_to_target is None:
-                self.seconds_to_target = self.clock.seconds
-            trainer.should_stop = True
+        trainer.should_stop |= self.seconds_to_target is not None
         self.write(trainer, {**losses, "speed/train_seconds": self.clock.seconds})
         if trainer.is_global_zero:
             with contextlib.suppress(OSError):  # a full disk: the next validation tries again
@@ -210,8 +222,6 @@ class Metrics(Callback):
             "history": self.history,
             "best_step": self.best_step,
             "best_val_loss": self.best_val_loss,
-            "seconds_to_target": self.seconds_to_target,
-            "target_val_loss": self.target_val_loss,
             "seconds": self.clock.seconds,
             "total_seconds": self._total_seconds(),
             "batch_losses": torch.stack(self._losses).tolist() if self._losses else [],
@@ -227,8 +237,6 @@ class Metrics(Callback):
         self.history = list(state_dict["history"])
         self.best_step = state_dict["best_step"]
         self.best_val_loss = state_dict["best_val_loss"]
-        if state_dict.get("target_val_loss", self.target_val_loss) == self.target_val_loss:
-            self.seconds_to_target = state_dict["seconds_to_target"]
         self.clock = Clock(state_dict["seconds"])
         self._seconds_before = state_dict.get("total_seconds", 0.0)
         self._losses = list(torch.tensor(state_dict.get("batch_losses", [])))
@@ -276,8 +284,8 @@ class Samples(Callback):
         self.text = ""
         self._length = 0  # of the file, in bytes
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Sample from the model as it is."""
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Sample from the model that is scored: an average of weights, if a callback makes one."""
         if not is_validation(trainer):
             return
         model = language_model(trainer).model

@@ -232,14 +232,21 @@ class Checkpoints(CheckpointCallback):
 
     def _name(self, name: str, other: str) -> None:
         """Let `other` name the file that `name` names, if there is one: always a whole one."""
-        file = self.directory / name
-        if file.exists():
-            with written_whole(self.directory / other) as draft:
-                try:
-                    os.link(file, draft)
-                except OSError:  # a file system without hard links
-                    shutil.copyfile(file, draft)
-            flush_directory(self.directory)
+        if (file := self.directory / name).exists():
+            name_too(file, self.directory / other)
+
+
+def name_too(file: Path, other: Path) -> None:
+    """Let `other` name what `file` names: always a whole one."""
+    if other.exists() and file.samefile(other):
+        return
+    other.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(other) as draft:
+        try:
+            os.link(file, draft)
+        except OSError:  # another file system, or one without hard links
+            shutil.copyfile(file, draft)
+    flush_directory(other.parent)
 
 
 class Agreement:

@@ -7,7 +7,7 @@ from typing import Any
 import lightning as L
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, WeightAveraging
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
@@ -50,8 +50,7 @@ class LanguageModel(L.LightningModule):
         self.seed = seed
         self.mean_loss: Loss = mean_loss
         self.losses: dict[str, float] = {}
-        self.sizes: Tensor
-        self.register_buffer("sizes", size_table(vocabulary), persistent=False)
+        self.sizes = size_table(vocabulary)  # no buffer: callbacks average those
         self._generator: torch.Generator | None = None
         self._sums: list[list[Tensor]] = []
 
@@ -146,6 +145,7 @@ class LanguageModel(L.LightningModule):
     def on_validation_epoch_start(self) -> None:
         """Forget the sums of the last evaluation."""
         self._sums = []
+        self.sizes = self.sizes.to(self.device)
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Add a batch's loss and size to its split's sums."""
@@ -187,6 +187,14 @@ class LanguageModel(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add vocabulary, configuration and provenance."""
         checkpoint["litchar"] = self.card
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on from the weights themselves, where their average was kept and is no longer made."""
+        averages = any(isinstance(c, WeightAveraging) for c in self.trainer.callbacks)  # type: ignore[attr-defined]  # set unseen
+        if self.trainer.state.fn == "fit" and not averages:
+            checkpoint["state_dict"] = checkpoint.get(
+                "current_model_state", checkpoint["state_dict"]
+            )
 
 
 def dropout_seed(seed: int, stream: int) -> int:

@@ -255,6 +255,16 @@ def resolve_steps(
     """
     trainer = config.trainer
     characters = characters_of_a_step(config)
+    for key in ("max_epochs", "min_epochs"):
+        if trainer[key] and any(
+            str(entry.get("_target_")).endswith("GradientAccumulationScheduler")
+            for entry in (config.callbacks or {}).values()
+            if entry
+        ):
+            raise UserError(
+                f"trainer.{key}={trainer[key]}: counts characters by the step, of which "
+                "GradientAccumulationScheduler changes how many it has; count steps instead"
+            )
     if trainer.min_epochs:
         least = math.ceil(trainer.min_epochs * train_characters / characters)
         trainer.min_steps = max(trainer.min_steps or 0, least)
@@ -274,20 +284,8 @@ def resolve_steps(
             affordable = 3 * trainer.max_steps * characters // val_characters
             steps = max(1, trainer.max_steps // min(10, max(2, affordable)))
         trainer.val_check_interval = steps * trainer.accumulate_grad_batches
+    check_whole_steps(trainer, trainer.accumulate_grad_batches, "trainer.accumulate_grad_batches")
     interval = trainer.val_check_interval
-    if isinstance(interval, int) and interval % trainer.accumulate_grad_batches:
-        raise UserError(
-            f"trainer.val_check_interval={interval}: counts batches, and must be a multiple of "
-            f"trainer.accumulate_grad_batches={trainer.accumulate_grad_batches}: whole steps are "
-            "validated"
-        )
-    for key in ("limit_train_batches", "overfit_batches"):
-        if isinstance(trainer[key], int) and trainer[key] % trainer.accumulate_grad_batches:
-            raise UserError(
-                f"trainer.{key}={trainer[key]}: are the batches of an epoch, and must be a "
-                f"multiple of trainer.accumulate_grad_batches={trainer.accumulate_grad_batches}: "
-                "it ends with a whole step"
-            )
     if trainer.check_val_every_n_epoch is not None and isinstance(interval, int):
         batches = trainer.limit_train_batches
         if isinstance(batches, int) and interval > batches:
@@ -296,6 +294,48 @@ def resolve_steps(
                 f"an epoch of trainer.limit_train_batches={batches} batches, of which "
                 f"trainer.val_check_interval={interval} is more; leave it out"
             )
+
+
+def check_whole_steps(trainer: DictConfig, batches: int, why: str) -> None:
+    """Refuse what would validate, and save, or end an epoch within a step of several batches.
+
+    Args:
+        batches: of a step.
+        why: the key that says so.
+
+    Raises:
+        UserError: there is such a setting.
+    """
+    if batches == 1:
+        return
+    multiple = f"must be a multiple of {batches}, the batches of a step ({why})"
+    epoch = None
+    for key in ("limit_train_batches", "overfit_batches"):
+        if isinstance(trainer[key], int) and trainer[key]:
+            epoch = trainer[key]
+            if epoch % batches:
+                raise UserError(
+                    f"trainer.{key}={epoch}: are the batches of an epoch, and {multiple}: it ends "
+                    "with a whole step"
+                )
+    interval = trainer.val_check_interval
+    if isinstance(interval, float) and epoch is not None:
+        apart = max(1, int(epoch * interval))  # as Lightning has it
+        said = f"{apart} batches of an epoch's {epoch}, and they"
+    elif isinstance(interval, int):
+        apart, said = interval, "counts batches, and"
+    elif isinstance(interval, float):
+        return  # of an endless epoch, which Lightning refuses
+    else:
+        raise UserError(
+            f"trainer.val_check_interval={interval}: counts time, and whole steps are validated, "
+            f"which here have {batches} batches ({why}); count batches instead"
+        )
+    if apart % batches:
+        raise UserError(
+            f"trainer.val_check_interval={interval}: {said} {multiple}: whole steps are validated; "
+            f"try {math.ceil(apart / batches) * batches}"
+        )
 
 
 def resolve_dropout(config: DictConfig, train_characters: int, vocab_size: int) -> None:

@@ -94,25 +94,22 @@ def redirect(arguments: list[str], conf: Path, config_name: str) -> list[str]:
         cast(dict[str, Any], OmegaConf.to_container(each))["run_dir"]
         for each in (OmegaConf.load(conf / f"{config_name}.yaml"), config)
     )
-    is_named = theirs != ours
-    if config.resume is None:
-        if is_named and (Path(config.run_dir) / ".hydra").exists():
-            raise UserError(
-                f"run_dir={config.run_dir} holds a run already; go on with it (resume=auto), name "
-                "another directory, or delete it"
-            )
-        return arguments
-    if config.resume != "auto":
+    named = Path(config.run_dir).absolute() if theirs != ours else None
+    run_dir = None
+    if config.resume == "auto":
+        run_dir = named or next(unfinished_runs(config), None)
+    elif config.resume is not None:
         run_dir = run_of(Path(os.path.expanduser(config.resume)))
-    elif is_named:
-        run_dir = Path(config.run_dir)
-    else:
-        run_dir = next(unfinished_runs(config), None)
+    elsewhere = run_dir is None or named is None or run_dir.resolve() != named.resolve()
+    if named and elsewhere and (named / ".hydra").exists():
+        raise UserError(
+            f"run_dir={config.run_dir} holds a run already; go on with it (resume=auto), name "
+            "another directory, or delete it"
+        )
     if run_dir is None:
         return arguments
-    ours = [] if is_named else [f"run_dir={_quoted(run_dir)}"]
-    if is_named:
-        run_dir = Path(config.run_dir)
+    ours = [] if named else [f"run_dir={_quoted(run_dir)}"]
+    run_dir = named or run_dir
     if is_busy(run_dir):
         raise BusyError(run_dir)
     return [*arguments[:n], *ours, *output_subdir(run_dir), *arguments[n:]]

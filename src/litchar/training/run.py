@@ -19,7 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from hydra.utils import instantiate
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, WeightAveraging
 from omegaconf import DictConfig, OmegaConf
 
 from litchar import signals
@@ -46,7 +46,12 @@ from litchar.text.store import boundaries
 from litchar.text.yardsticks import quick_yardsticks
 from litchar.training import environment
 from litchar.training.callbacks import Metrics, Samples, flops_per_token, tensorboards
-from litchar.training.checkpointing import Checkpoints, check_same_run, find_resumed
+from litchar.training.checkpointing import (
+    Checkpoints,
+    check_same_run,
+    find_resumed,
+    name_too,
+)
 from litchar.training.loggers import MetricsCSV, TensorBoard, hyperparameters
 from litchar.training.module import LanguageModel
 from litchar.training.outcome import print_outcome
@@ -416,6 +421,10 @@ def train(ready: Ready, run_dir: Path, sweep: Path | None = None) -> dict[str, A
     terminal.say(str(run_dir))
 
     try:
+        if setup.resumed is not None and config.trainer.enable_checkpointing:
+            # What the records are cut to, whatever was later, is the last from here on.
+            with contextlib.suppress(OSError):  # a full disk: the next is tried again
+                name_too(setup.resumed.path, run_dir / "checkpoints" / "last.ckpt")
         for logger in trainer.loggers:
             if isinstance(logger, MetricsCSV | TensorBoard):
                 logger.cut(setup.step)
@@ -484,6 +493,9 @@ def fit_and_test(setup: Setup, trainer: L.Trainer, run_dir: Path, terminal: Term
         trainer.fit(module, data, ckpt_path=begin, weights_only=True)
         if "test" in data.splits:
             best = run_dir / "checkpoints" / "best.ckpt"
+            # On loading, it would put what was averaged in the place of the average.
+            callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set unseen
+            callbacks[:] = [c for c in callbacks if not isinstance(c, WeightAveraging)]
             tested = trainer.strategy.broadcast(best if best.exists() else None)
             trainer.test(module, data, ckpt_path=tested, weights_only=True, verbose=False)
     except (MemoryError, RuntimeError, ValueError, ModuleNotFoundError) as error:

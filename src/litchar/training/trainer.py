@@ -46,6 +46,7 @@ from litchar.training.profile import Profile
 from litchar.training.progress import ProgressBar
 from litchar.training.ranks import Environment
 from litchar.training.replay import Loss, ReplayedLoss
+from litchar.training.resolve import check_whole_steps
 from litchar.training.sharding import ShardedStrategy
 
 
@@ -103,12 +104,7 @@ def make_trainer(
             )
         if isinstance(callback, GradientAccumulationScheduler):
             whole = math.lcm(*callback.scheduling.values())  # steps, whatever a step has
-            if isinstance(interval, int) and interval % whole:
-                raise UserError(
-                    f"trainer.val_check_interval={interval}: counts batches, and whole steps are "
-                    f"validated; by callbacks.*.scheduling take a multiple of {whole}, such as "
-                    f"trainer.val_check_interval={math.ceil(interval / whole) * whole}"
-                )
+            check_whole_steps(config.trainer, whole, "callbacks.*.scheduling")
     # Its own handlers end with exit code 0, and with several ranks would speak to them from within
     # whatever a signal interrupts.
     setattr(trainer._signal_connector, "register_signal_handlers", signals.install)  # noqa: B010
