@@ -281,6 +281,10 @@ def test_a_terminal_is_asked_for_prompts(run_dir):
         until("> ")
         type_(":settings\n")
         assert 'stop=["qqq", "z\\\\n"]\r\n' in until("\r\n> ")  # a list
+        type_(":stop=[]\n")
+        until("> ")
+        type_(":settings\n")
+        assert "stop=[]\r\n" in until("\r\n> ")
         type_("\x04")
         assert process.wait(timeout=60) == 0
     finally:

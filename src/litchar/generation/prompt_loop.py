@@ -6,7 +6,7 @@ import signal
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -88,9 +88,9 @@ def change(config: DictConfig, setting: str, check: Callable[[DictConfig], None]
 
 def said(value: object) -> str:
     """Return a setting as it would be typed."""
-    if value is None or OmegaConf.is_list(value):
-        return json.dumps(OmegaConf.to_object(value) if value else value, ensure_ascii=False)
-    return str(value)
+    if isinstance(value, ListConfig):
+        return json.dumps(list(value), ensure_ascii=False)
+    return "null" if value is None else str(value)
 
 
 @contextlib.contextmanager
