@@ -21,8 +21,7 @@ from litchar.checkpoints.files import flush_directory
 from litchar.errors import DivergedError, Interrupted, UserError
 from litchar.terminal import Terminal
 from litchar.training.callbacks import Metrics, gradient_norm, is_validation, total_norm
-from litchar.training.resume import differences
-from litchar.whole import remove_drafts, written_whole
+from litchar.whole import written_whole
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -272,66 +271,6 @@ class Agreement:
             return wishes
         self._work.wait()
         return tuple(self._asked.tolist())
-
-
-def _newest(directory: Path, terminal: Terminal) -> Checkpoint | None:
-    """Return the newest whole checkpoint in `directory`, if there is one; name damaged ones.
-
-    Raises:
-        UserError: there are checkpoints, and all are damaged.
-    """
-    damaged = None
-    for name in ("last.ckpt", "previous.ckpt", "best.ckpt"):
-        path = directory / name
-        if not path.exists():
-            continue
-        try:
-            data = load(path)
-        except UserError as error:
-            damaged = error
-            terminal.say(str(error))
-        else:
-            return Checkpoint.of(data, path)
-    if damaged:
-        raise UserError(f"{directory}: no checkpoint here is whole; begin anew in another run_dir")
-    return None
-
-
-def find_resumed(resume: str | None, run_dir: Path, terminal: Terminal) -> Checkpoint | None:
-    """Return the checkpoint that `resume` means: null, `auto` (the newest whole one in `run_dir`),
-    a file, or a run's directory."""
-    if resume is None:
-        return None
-    path = run_dir if resume == "auto" else Path(os.path.expanduser(resume))
-    if path.is_dir() or resume == "auto":
-        for directory in (path, path / "checkpoints", path / "tensorboard"):
-            remove_drafts(directory)
-        newest = _newest(path / "checkpoints", terminal)
-        if newest is None and resume != "auto":
-            raise UserError(f"resume={resume}: there is no checkpoint in this directory")
-        return newest
-    return Checkpoint.load(path)
-
-
-def check_same_run(resumed: Checkpoint, settings: dict[str, Any], fingerprint: str) -> None:
-    """Refuse to go on with a run under other settings or on another text.
-
-    Raises:
-        UserError: it would not be the same run, and the message says in what; or its weights are
-            not its model's.
-    """
-    changed = differences(resumed.config, settings)
-    if changed:
-        raise UserError(
-            f"resume: {resumed.path} was trained with other settings ({'; '.join(changed)}); "
-            "give the same ones, or begin anew from its weights with init_from"
-        )
-    if resumed.provenance["fingerprint"] != fingerprint:
-        raise UserError(
-            f"resume: the text has changed since {resumed.path} was saved; restore it, or begin "
-            "anew from its weights with init_from"
-        )
-    resumed.build_model()  # refuses weights that are not its model's
 
 
 def is_validated(trainer: L.Trainer) -> bool:

@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import logging
-import math
 import shlex
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -16,19 +15,14 @@ import lightning as L
 import torch
 from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import InstantiationException
 from hydra.types import RunMode
-from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback, WeightAveraging
 from omegaconf import DictConfig, OmegaConf
 
 from litchar import signals
-from litchar.checkpoints import Checkpoint
-from litchar.checkpoints.checkpoint import best_of, make_card
-from litchar.checkpoints.transfer import differing, transfer_weights
+from litchar.checkpoints.checkpoint import best_of
 from litchar.cli import remove_traces
-from litchar.data import TextDataModule, make_data_module
-from litchar.device import set_matmul_precision
+from litchar.data import TextDataModule
 from litchar.errors import (
     BusyError,
     DivergedError,
@@ -39,33 +33,17 @@ from litchar.errors import (
     reason,
 )
 from litchar.launched import Place
-from litchar.overrides import literal
 from litchar.terminal import Terminal
-from litchar.text import Vocabulary
 from litchar.text.store import boundaries
 from litchar.text.yardsticks import quick_yardsticks
 from litchar.training import environment
 from litchar.training.callbacks import Metrics, Samples, flops_per_token, tensorboards
-from litchar.training.checkpointing import (
-    Checkpoints,
-    check_same_run,
-    find_resumed,
-    name_too,
-)
+from litchar.training.checkpointing import Checkpoints, name_too
 from litchar.training.loggers import MetricsCSV, TensorBoard, hyperparameters
-from litchar.training.module import LanguageModel
 from litchar.training.outcome import print_outcome
+from litchar.training.prepare import Setup, is_out_of_memory, prepare
 from litchar.training.ranks import Leader, follow_runs, settle_devices
-from litchar.training.resolve import (
-    device_of,
-    is_length_open,
-    resolve_as_before,
-    resolve_device,
-    resolve_dropout,
-    resolve_parent,
-    resolve_paths,
-    resolve_steps,
-)
+from litchar.training.resolve import device_of
 from litchar.training.summary import final_metrics, write_summary
 from litchar.training.sweep import Outcome, recorded, swept_settings
 from litchar.training.trainer import (
@@ -189,37 +167,6 @@ def _prepare_along(
 
 
 @dataclass(frozen=True)
-class Setup:
-    """What a run is made of, once nothing is left open.
-
-    Attributes:
-        config: the configuration, resolved by device and text.
-        resumed: the checkpoint to go on from, if any.
-        parent: the checkpoint whose weights the run begins with, if any; none when it is resumed.
-    """
-
-    config: DictConfig
-    device: torch.device
-    data: TextDataModule
-    module: LanguageModel
-    resumed: Checkpoint | None
-    parent: Checkpoint | None
-
-    @property
-    def step(self) -> int:
-        """The one that a resumed run goes on from; 0 if it begins."""
-        return self.resumed.step if self.resumed else 0
-
-    def for_the_others(self) -> DictConfig:
-        """Return the configuration with which other ranks prepare the very same."""
-        config = self.config.copy()
-        config.name = literal(str(config.name))  # Hydra's own are known here alone
-        config.resume = self.resumed and literal(str(self.resumed.path))
-        config.init_from = self.parent and literal(str(self.parent.path))
-        return config
-
-
-@dataclass(frozen=True)
 class Ready:
     """A run that can begin."""
 
@@ -258,133 +205,6 @@ def made_ready(
         made = make_trainer(setup.config, run_dir, vocabulary, place, terminal, callbacks)
         leader.begin(setup.for_the_others(), run_dir, setup.device)
         yield Ready(setup, *made, leader, terminal)
-
-
-def prepare(config: DictConfig, run_dir: Path, place: Place, terminal: Terminal) -> Setup:
-    """Settle what `config` leaves open, open the text and build the model; nothing is written.
-
-    Raises:
-        UserError: the configuration or the text is unfit.
-    """
-    config.run_dir = str(run_dir)  # a sweep's job has its own
-    try:
-        config.run_dir.encode()
-    except UnicodeEncodeError:
-        raise UserError(
-            f"run_dir={run_dir}: this name is not UTF-8, and TensorBoard writes to no such place; "
-            "name another"
-        ) from None
-    resumed = find_resumed(config.resume, run_dir, terminal)
-    if resumed is not None:
-        resolve_as_before(config, resumed.config)
-    resolve_paths(config)
-    parent = resolve_parent(config) if resumed is None else None
-    by_default = is_length_open(config)
-    device = resolve_device(config)
-    set_matmul_precision(config.float32_matmul_precision, device)
-    L.seed_everything(config.seed, workers=True, verbose=False)
-    data = make_data_module(config.data)
-    data.setup()
-    data.check_shared_by(place.world_size)
-    resolve_steps(config, len(data.splits["train"]), len(data.splits["val"]), by_default)
-    resolve_dropout(config, len(data.splits["train"]), len(data.store.vocabulary))
-    settings = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
-    if resumed is not None:
-        check_same_run(resumed, settings, data.store.fingerprint)
-
-    vocabulary, block_size = data.store.vocabulary, config.data.block_size
-    build = functools.partial(_build_model, config.model, block_size=block_size)
-    model = build(len(vocabulary))
-    if parent is not None:
-        _begin_from(parent, model, vocabulary, build, settings["model"], terminal)
-    card = make_card(
-        vocabulary,
-        settings["model"] | {"vocab_size": len(vocabulary), "block_size": block_size},
-        settings,
-        fingerprint=data.store.fingerprint,
-        text=str(data.text.corpus),
-        changes=data.store.changes,
-        **environment.describe(device),
-    )
-    optimizer, schedule = _optimizer_and_schedule(config, model)
-    module = LanguageModel(
-        model, vocabulary, optimizer, schedule, card, config.seed, data.text.weights
-    )
-    return Setup(config, device, data, module, resumed, parent)
-
-
-def _build_model(settings: DictConfig, vocab_size: int, block_size: int) -> torch.nn.Module:
-    """Return the model that `settings` describe.
-
-    Raises:
-        UserError: there is no memory for it.
-        InstantiationException: it refuses its settings.
-    """
-    try:
-        model: torch.nn.Module = instantiate(settings, vocab_size=vocab_size, block_size=block_size)
-    except InstantiationException as error:
-        if _is_out_of_memory(error.__cause__):
-            raise UserError(
-                "model: there is no memory for it; make it smaller, by model.n_embd say"
-            ) from None
-        raise
-    return model
-
-
-def _begin_from(
-    parent: Checkpoint,
-    model: torch.nn.Module,
-    vocabulary: Vocabulary,
-    build: Callable[[int], torch.nn.Module],
-    settings: dict[str, Any],
-    terminal: Terminal,
-) -> None:
-    """Take over the weights of `parent`, see `transfer_weights`, and say which."""
-    transfer = transfer_weights(parent, model, vocabulary, build, settings)
-    terminal.say(
-        f"From {parent.path}: {transfer.matched} {vocabulary.unit}s matched, "
-        f"{transfer.new} new, {transfer.dropped} dropped"
-    )
-    if other := differing(parent, settings):
-        terminal.say(f"The weights go on in another model: {other}")
-
-
-def _optimizer_and_schedule(
-    config: DictConfig, model: torch.nn.Module
-) -> tuple[Callable[[torch.nn.Module], torch.optim.Optimizer], Callable[[int, float], float]]:
-    """Return what makes the optimizer, and the schedule, both tried.
-
-    Raises:
-        UserError: they refuse their settings, or the schedule needs a number of steps.
-    """
-    optimizer, schedule = instantiate(config.optimizer), instantiate(config.scheduler)
-    # Hydra's own partial checks at every call, and so at every step, what it may call.
-    schedule = functools.partial(schedule.func, *schedule.args, **schedule.keywords)
-    steps = max(1, config.trainer.max_steps)
-    try:  # now rather than when training begins, or after the warm-up
-        optimizer(model)
-    except (TypeError, ValueError, ZeroDivisionError) as error:
-        raise UserError(f"optimizer: {error}") from None
-    try:
-        schedule(0, steps)
-        schedule(steps, steps)
-    except (TypeError, ValueError, ZeroDivisionError) as error:
-        given = ", ".join(f"{key}={value}" for key, value in schedule.keywords.items())
-        raise UserError(f"scheduler, with {given}: {error}") from None
-    if config.trainer.max_steps < 0 and not _goes_on_for_ever(schedule):
-        raise UserError(
-            "scheduler: it has to know how many steps there will be; set trainer.max_steps "
-            "beside trainer.max_time (what comes first ends the run), or scheduler=constant"
-        )
-    return optimizer, schedule
-
-
-def _goes_on_for_ever(schedule: Callable[[int, float], float]) -> bool:
-    """Return whether a schedule is the same however many steps there will be."""
-    try:
-        return schedule(10**6, 10**6) == schedule(10**6, math.inf)
-    except (OverflowError, ValueError):  # it counts with infinity
-        return False
 
 
 def train(ready: Ready, run_dir: Path, sweep: Path | None = None) -> dict[str, Any]:
@@ -501,7 +321,7 @@ def fit_and_test(setup: Setup, trainer: L.Trainer, run_dir: Path, terminal: Term
     except (MemoryError, RuntimeError, ValueError, ModuleNotFoundError) as error:
         if any(words in str(error) for words in IMPOSSIBLE):
             raise UserError(f"callbacks: {error}") from None
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         raise UserError(_smaller_batch(setup, trainer.global_step)) from None
 
@@ -577,14 +397,6 @@ def _documents(data: TextDataModule) -> str:
         for name, ids in data.splits.items()
     )
     return f"{sum(counts.values()):,} documents: {', '.join(shares)}"
-
-
-def _is_out_of_memory(error: BaseException | None) -> bool:
-    """Return whether memory was asked for that there is not: torch has no kind of its own for a
-    CPU's."""
-    return isinstance(
-        error, MemoryError | torch.OutOfMemoryError
-    ) or "can't allocate memory" in str(error)
 
 
 def _smaller_batch(setup: Setup, step: int) -> str:

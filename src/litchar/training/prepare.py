@@ -1,0 +1,265 @@
+"""What a run is made of: the configuration settled, the text opened, the model built."""
+
+import functools
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import lightning as L
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from litchar.checkpoints import Checkpoint, load
+from litchar.checkpoints.checkpoint import make_card
+from litchar.checkpoints.transfer import differing, transfer_weights
+from litchar.data import TextDataModule, make_data_module
+from litchar.device import set_matmul_precision
+from litchar.errors import UserError
+from litchar.launched import Place
+from litchar.overrides import literal
+from litchar.terminal import Terminal
+from litchar.text import Vocabulary
+from litchar.training import environment
+from litchar.training.module import LanguageModel
+from litchar.training.resolve import (
+    is_length_open,
+    resolve_as_before,
+    resolve_device,
+    resolve_dropout,
+    resolve_parent,
+    resolve_paths,
+    resolve_steps,
+)
+from litchar.training.resume import differences
+from litchar.whole import remove_drafts
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a run is made of, once nothing is left open.
+
+    Attributes:
+        config: the configuration, resolved by device and text.
+        resumed: the checkpoint to go on from, if any.
+        parent: the checkpoint whose weights the run begins with, if any; none when it is resumed.
+    """
+
+    config: DictConfig
+    device: torch.device
+    data: TextDataModule
+    module: LanguageModel
+    resumed: Checkpoint | None
+    parent: Checkpoint | None
+
+    @property
+    def step(self) -> int:
+        """The one that a resumed run goes on from; 0 if it begins."""
+        return self.resumed.step if self.resumed else 0
+
+    def for_the_others(self) -> DictConfig:
+        """Return the configuration with which other ranks prepare the very same."""
+        config = self.config.copy()
+        config.name = literal(str(config.name))  # Hydra's own are known here alone
+        config.resume = self.resumed and literal(str(self.resumed.path))
+        config.init_from = self.parent and literal(str(self.parent.path))
+        return config
+
+
+def prepare(config: DictConfig, run_dir: Path, place: Place, terminal: Terminal) -> Setup:
+    """Settle what `config` leaves open, open the text and build the model; nothing is written.
+
+    Raises:
+        UserError: the configuration or the text is unfit.
+    """
+    config.run_dir = str(run_dir)  # a sweep's job has its own
+    try:
+        config.run_dir.encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            f"run_dir={run_dir}: this name is not UTF-8, and TensorBoard writes to no such place; "
+            "name another"
+        ) from None
+    resumed = find_resumed(config.resume, run_dir, terminal)
+    if resumed is not None:
+        resolve_as_before(config, resumed.config)
+    resolve_paths(config)
+    parent = resolve_parent(config) if resumed is None else None
+    by_default = is_length_open(config)
+    device = resolve_device(config)
+    set_matmul_precision(config.float32_matmul_precision, device)
+    L.seed_everything(config.seed, workers=True, verbose=False)
+    data = make_data_module(config.data)
+    data.setup()
+    data.check_shared_by(place.world_size)
+    resolve_steps(config, len(data.splits["train"]), len(data.splits["val"]), by_default)
+    resolve_dropout(config, len(data.splits["train"]), len(data.store.vocabulary))
+    settings = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+    if resumed is not None:
+        check_same_run(resumed, settings, data.store.fingerprint)
+
+    vocabulary, block_size = data.store.vocabulary, config.data.block_size
+    build = functools.partial(_build_model, config.model, block_size=block_size)
+    model = build(len(vocabulary))
+    if parent is not None:
+        _begin_from(parent, model, vocabulary, build, settings["model"], terminal)
+    card = make_card(
+        vocabulary,
+        settings["model"] | {"vocab_size": len(vocabulary), "block_size": block_size},
+        settings,
+        fingerprint=data.store.fingerprint,
+        text=str(data.text.corpus),
+        changes=data.store.changes,
+        **environment.describe(device),
+    )
+    optimizer, schedule = _optimizer_and_schedule(config, model)
+    module = LanguageModel(
+        model, vocabulary, optimizer, schedule, card, config.seed, data.text.weights
+    )
+    return Setup(config, device, data, module, resumed, parent)
+
+
+def find_resumed(resume: str | None, run_dir: Path, terminal: Terminal) -> Checkpoint | None:
+    """Return the checkpoint that `resume` means: null, `auto` (the newest whole one in `run_dir`),
+    a file, or a run's directory."""
+    if resume is None:
+        return None
+    path = run_dir if resume == "auto" else Path(os.path.expanduser(resume))
+    if path.is_dir() or resume == "auto":
+        for directory in (path, path / "checkpoints", path / "tensorboard"):
+            remove_drafts(directory)
+        newest = _newest(path / "checkpoints", terminal)
+        if newest is None and resume != "auto":
+            raise UserError(f"resume={resume}: there is no checkpoint in this directory")
+        return newest
+    return Checkpoint.load(path)
+
+
+def _newest(directory: Path, terminal: Terminal) -> Checkpoint | None:
+    """Return the newest whole checkpoint in `directory`, if there is one; name damaged ones.
+
+    Raises:
+        UserError: there are checkpoints, and all are damaged.
+    """
+    damaged = None
+    for name in ("last.ckpt", "previous.ckpt", "best.ckpt"):
+        path = directory / name
+        if not path.exists():
+            continue
+        try:
+            data = load(path)
+        except UserError as error:
+            damaged = error
+            terminal.say(str(error))
+        else:
+            return Checkpoint.of(data, path)
+    if damaged:
+        raise UserError(f"{directory}: no checkpoint here is whole; begin anew in another run_dir")
+    return None
+
+
+def check_same_run(resumed: Checkpoint, settings: dict[str, Any], fingerprint: str) -> None:
+    """Refuse to go on with a run under other settings or on another text.
+
+    Raises:
+        UserError: it would not be the same run, and the message says in what; or its weights are
+            not its model's.
+    """
+    changed = differences(resumed.config, settings)
+    if changed:
+        raise UserError(
+            f"resume: {resumed.path} was trained with other settings ({'; '.join(changed)}); "
+            "give the same ones, or begin anew from its weights with init_from"
+        )
+    if resumed.provenance["fingerprint"] != fingerprint:
+        raise UserError(
+            f"resume: the text has changed since {resumed.path} was saved; restore it, or begin "
+            "anew from its weights with init_from"
+        )
+    resumed.build_model()  # refuses weights that are not its model's
+
+
+def _build_model(settings: DictConfig, vocab_size: int, block_size: int) -> torch.nn.Module:
+    """Return the model that `settings` describe.
+
+    Raises:
+        UserError: there is no memory for it.
+        InstantiationException: it refuses its settings.
+    """
+    try:
+        model: torch.nn.Module = instantiate(settings, vocab_size=vocab_size, block_size=block_size)
+    except InstantiationException as error:
+        if is_out_of_memory(error.__cause__):
+            raise UserError(
+                "model: there is no memory for it; make it smaller, by model.n_embd say"
+            ) from None
+        raise
+    return model
+
+
+def _begin_from(
+    parent: Checkpoint,
+    model: torch.nn.Module,
+    vocabulary: Vocabulary,
+    build: Callable[[int], torch.nn.Module],
+    settings: dict[str, Any],
+    terminal: Terminal,
+) -> None:
+    """Take over the weights of `parent`, see `transfer_weights`, and say which."""
+    transfer = transfer_weights(parent, model, vocabulary, build, settings)
+    terminal.say(
+        f"From {parent.path}: {transfer.matched} {vocabulary.unit}s matched, "
+        f"{transfer.new} new, {transfer.dropped} dropped"
+    )
+    if other := differing(parent, settings):
+        terminal.say(f"The weights go on in another model: {other}")
+
+
+def _optimizer_and_schedule(
+    config: DictConfig, model: torch.nn.Module
+) -> tuple[Callable[[torch.nn.Module], torch.optim.Optimizer], Callable[[int, float], float]]:
+    """Return what makes the optimizer, and the schedule, both tried.
+
+    Raises:
+        UserError: they refuse their settings, or the schedule needs a number of steps.
+    """
+    optimizer, schedule = instantiate(config.optimizer), instantiate(config.scheduler)
+    # Hydra's own partial checks at every call, and so at every step, what it may call.
+    schedule = functools.partial(schedule.func, *schedule.args, **schedule.keywords)
+    steps = max(1, config.trainer.max_steps)
+    try:  # now rather than when training begins, or after the warm-up
+        optimizer(model)
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        raise UserError(f"optimizer: {error}") from None
+    try:
+        schedule(0, steps)
+        schedule(steps, steps)
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        given = ", ".join(f"{key}={value}" for key, value in schedule.keywords.items())
+        raise UserError(f"scheduler, with {given}: {error}") from None
+    if config.trainer.max_steps < 0 and not _goes_on_for_ever(schedule):
+        raise UserError(
+            "scheduler: it has to know how many steps there will be; set trainer.max_steps "
+            "beside trainer.max_time (what comes first ends the run), or scheduler=constant"
+        )
+    return optimizer, schedule
+
+
+def _goes_on_for_ever(schedule: Callable[[int, float], float]) -> bool:
+    """Return whether a schedule is the same however many steps there will be."""
+    try:
+        return schedule(10**6, 10**6) == schedule(10**6, math.inf)
+    except (OverflowError, ValueError):  # it counts with infinity
+        return False
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Return whether memory was asked for that there is not: torch has no kind of its own for a
+    CPU's."""
+    return isinstance(
+        error, MemoryError | torch.OutOfMemoryError
+    ) or "can't allocate memory" in str(error)
