@@ -244,5 +244,7 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", message="FLOPs not found")  # of a GPU that it does not know
     warnings.filterwarnings("ignore", message="Synchronization debug mode")  # of replay.py
     warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
+    warnings.filterwarnings("ignore", message="You're using the WeightAveraging callback with")
+    warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`")
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     warnings.filterwarnings("ignore", category=FutureWarning)
