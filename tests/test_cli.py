@@ -550,7 +550,10 @@ def endless(text_file, tmp_path):
         process.kill()
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2])
+@pytest.mark.parametrize(
+    "signum",
+    [signal.SIGTERM, signal.SIGINT, pytest.param(signal.SIGUSR2, marks=pytest.mark.slow)],
+)
 def test_a_signal_saves_and_ends_with_its_exit_code(endless, signum):
     process, run_dir = endless()
     process.send_signal(signum)
@@ -571,7 +574,11 @@ def test_a_run_outlives_whoever_reads_what_it_prints(endless):
 
 
 @pytest.mark.parametrize(
-    "launcher", [["launcher=sequential"], ["launcher=parallel", "hydra.launcher.n_jobs=1"]]
+    "launcher",
+    [
+        pytest.param(["launcher=sequential"], marks=pytest.mark.slow),
+        ["launcher=parallel", "hydra.launcher.n_jobs=1"],
+    ],
 )
 def test_a_sweep_outlives_whoever_reads_what_it_prints(text_file, tmp_path, launcher):
     sweep = ("seed=1,2", "sweep.name=s", "report=false", *launcher)
