@@ -15,8 +15,8 @@ class UserError(Exception):
 
 
 def is_disk_full(error: OSError) -> bool:
-    """Return whether there is no room left to write to, or none for this user."""
-    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    """Return whether there is no room left to write to, or none for this user or in one file."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextlib.contextmanager

@@ -80,7 +80,8 @@ def test_the_page_needs_nothing_beside_it_and_shows_a_text_as_text(inspected):
 
 
 def test_bytes_are_inspected_as_bytes(inspected):
-    sections, _ = inspected(bytes(range(256)) * 40, "data.unit=byte", "data.test_fraction=0.2")
+    sections, _ = inspected(bytes(range(255)) * 40, "data.unit=byte", "data.test_fraction=0.2")
+    assert dict(sections["Size"].rows)["bytes"] == "10,200, 255 distinct"
     assert "Odd characters" not in sections
     assert sections["Characters"].rows[0][:2] == ("0x00", "byte 0x00")
     assert sections["Characters"].rows[0xE9][:2] == ("0xE9", "byte 0xE9")  # and no letter

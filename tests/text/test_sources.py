@@ -14,6 +14,7 @@ import pytest
 
 from litchar.errors import UserError
 from litchar.text import Text
+from litchar.text.corpus import Corpus
 from litchar.text.sources import HuggingFace, bundled, download, python_stdlib
 from litchar.text.store import cache_dir
 
@@ -280,6 +281,8 @@ def test_the_identity_of_a_data_set_is_its_rows(data_set, tmp_path):
     assert whole == fingerprint("train[:600]")  # the last row is null
     assert whole != fingerprint("train[:599]") != fingerprint("test")
     assert whole == fingerprint("train", data_set.rename(tmp_path / "moved"))
+    (tmp_path / "four.txt").write_text("four")  # no row, which a newline follows
+    assert fingerprint("test", tmp_path / "moved") != Corpus([tmp_path / "four.txt"]).fingerprint()
 
 
 @pytest.mark.parametrize(

@@ -160,9 +160,10 @@ def cut(store: Path) -> None:
     (store / "tokens.npy").write_bytes(data[:-1])
 
 
-def test_a_full_disk_is_named_with_the_cache_and_leaves_nothing(tmp_path, monkeypatch):
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EFBIG])
+def test_a_full_disk_is_named_with_the_cache_and_leaves_nothing(tmp_path, monkeypatch, number):
     def fail(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise OSError(number, "No space left on device")
 
     (tmp_path / "text.txt").write_text("abc")
     monkeypatch.setattr("litchar.text.store._save", fail)

@@ -34,7 +34,8 @@ def run(config: DictConfig) -> list[Yardstick]:
         store = text.open()
         train, val = splits(text, store)
     terminal.say(
-        f"{text.corpus}: {len(store.tokens):,} {text.unit}s, {len(store.vocabulary)} distinct\n"
+        f"{text.corpus}: {len(store.tokens):,} {text.unit}s, "
+        f"a vocabulary of {len(store.vocabulary)}\n"
         f"counted on the first {len(train):,}, scored on the {len(val):,} of the validation split"
     )
     with terminal.status("Counting"):

@@ -209,7 +209,7 @@ def _size(text: Text, found: Inspected) -> Section:
     rows = [
         ("text", str(corpus)),
         ("bytes", f"{size:,} as UTF-8"),
-        (f"{text.unit}s", f"{len(tokens):,}, {len(found.store.vocabulary):,} distinct"),
+        (f"{text.unit}s", f"{len(tokens):,}, {np.count_nonzero(found.counts):,} distinct"),
         ("lines", f"{len(found.lines):,}"),
     ]
     for name, (start, stop) in found.bounds.items():
