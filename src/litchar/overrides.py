@@ -77,7 +77,7 @@ def quote(argument: str, sweeps: bool = False) -> str:
         return argument
     whole = os.path.expanduser(value)  # like exists below, it takes whatever was typed
     if sweeps and name in PATHS and "," in value and not os.path.exists(whole):
-        if value.startswith("choice("):
+        if value.startswith(("choice(", '"', "'")):  # Hydra's grammar
             return argument
         paths = (quote(f"{key}={path}").partition("=")[2] for path in value.split(","))
         return f"{key}={','.join(paths)}"

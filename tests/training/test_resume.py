@@ -18,7 +18,7 @@ from hydra._internal.utils import get_args_parser
 
 from conftest import ROOT, assert_same_run, figures, summary
 from litchar.checkpoints import Checkpoint, load, save
-from litchar.errors import DivergedError, Interrupted, UserError
+from litchar.errors import DivergedError, Interrupted, UserError, is_disk_full
 from litchar.training import run
 from litchar.training.resolve import resolve_as_before
 from litchar.training.resume import is_busy, redirect
@@ -328,8 +328,10 @@ def test_a_run_whose_end_is_not_saved_fails_and_is_gone_on_with(train, first):
         "+callbacks.full.most_bytes=50000",
     )
     saved = 0 if first == 1 else 20
-    with pytest.raises(UserError, match=rf"File too large.*step {saved}.*run_dir=.*resume=auto"):
+    words = rf"File too large.*step {saved}.*run_dir=.*resume=auto"
+    with pytest.raises(UserError, match=words) as refusal:
         train(*SETTING, *full, name="full")
+    assert is_disk_full(refusal.value.__cause__)  # and no setting's fault
     run_dir = whole.with_name("full")
     assert summary(run_dir)["status"] == "failed"
     train(*SETTING, "resume=auto", name="full")

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from lightning.pytorch.callbacks import Callback
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -362,6 +363,15 @@ def test_no_job_begins_from_the_latest_run_wherever_that_is_set(tmp_path):
     set_by_an_experiment = [(["experiment=mine"], {"init_from": "latest"})]
     with pytest.raises(UserError, match="from the one before it"):
         make_plan(tmp_path, {}, {}, set_by_an_experiment)
+
+
+def test_two_terminals_that_begin_a_sweep_in_another_order_train_the_same_jobs(tmp_path):
+    def jobs(*line: str) -> set[Path]:
+        parsed = OverridesParser.create().parse_overrides(["seed=1,2", "x=3,4"])
+        grid = [(list(line), {"seed": 1, "x": 3})]
+        return set(make_plan(tmp_path, {o.key_or_group: o for o in parsed}, {}, grid).jobs)
+
+    assert jobs("seed=1", "x=3") == jobs("x=3", "seed=1")
 
 
 def test_names_of_jobs_are_bounded_and_differ():

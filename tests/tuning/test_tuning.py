@@ -1,5 +1,6 @@
 """Studies, run as a person runs them and in this process."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -343,6 +344,16 @@ def test_what_no_trial_can_mend_is_refused(tune, tmp_path, arguments, words):
     assert not list(tmp_path.glob("outputs/runs/*"))
 
 
+def test_best_settings_are_not_begun_from_where_they_are_written(tune, tmp_path):
+    best = tmp_path / "outputs/conf/experiment/tune/t1.yaml"
+    best.parent.mkdir(parents=True)
+    best.write_text("# @package _global_\noptimizer: {weight_decay: 0.01}\n")
+    place = f"hydra.searchpath=[file://{tmp_path}/outputs/conf]"
+    with pytest.raises(UserError, match=r"^experiment=tune/t1: this study writes that file"):
+        tune("experiment=tune/t1", place)
+    tune("experiment=tune/t1", place, "tune.trials=1", name="t2")
+
+
 def test_trials_of_another_study_are_not_taken_for_a_new_ones(tune, tmp_path):
     tune("tune.trials=1")
     (tmp_path / "outputs/tune/t1/journal.log").unlink()
@@ -425,6 +436,55 @@ def test_a_run_that_ended_before_its_worker_could_say_so_is_not_trained_again(
     assert summary(run_dir) == before
 
 
+@pytest.mark.parametrize("pruned_at", [2, 4])
+def test_a_pruned_trial_that_is_stopped_before_it_has_ended_stays_pruned(
+    tune, tmp_path, monkeypatch, pruned_at
+):
+    """As by a signal after its last validation, and by kill -9 before that is saved."""
+
+    class Killed(BaseException):
+        pass
+
+    original = tuning.Watch.on_validation_end
+
+    def and_stop(self, *arguments):
+        original(self, *arguments)
+        if self.pruned and pruned_at == 2:
+            os.kill(os.getpid(), signal.SIGTERM)  # waits until the step is saved
+        elif self.pruned:
+            raise Killed
+
+    line = (
+        "tune.trials=1",
+        "tune/pruner=none",
+        "tune.pruner._target_=optuna.pruners.ThresholdPruner",
+        "+tune.pruner.upper=0.0",
+        f"+tune.pruner.n_warmup_steps={pruned_at // 2}",
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(tuning.Watch, "on_validation_end", and_stop)
+        with pytest.raises((Interrupted, Killed)):
+            tune(*line)
+    # A successive halving does not ask twice at the same rung.
+    monkeypatch.setattr(optuna.pruners.ThresholdPruner, "prune", lambda *_: False)
+    (stopped, ended) = tune(*line)
+    assert stopped.user_attrs["outcome"] == ("interrupted" if pruned_at == 2 else "lost")
+    assert ended.user_attrs["outcome"] == "pruned"
+    assert sorted(ended.intermediate_values) == list(range(1, pruned_at // 2 + 1))
+    assert summary(tmp_path / "outputs/tune/t1/trials/0000")["steps"] == pruned_at
+
+
+def test_a_full_disk_ends_a_study_and_is_not_the_settings_fault(tune, monkeypatch):
+    def full(*_):
+        raise UserError("the end was not saved") from OSError(errno.ENOSPC, "No space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "run", full)
+        with pytest.raises(UserError, match="the end was not saved"):
+            tune("tune.trials=1")
+    assert outcomes(tune("tune.trials=1")) == ["interrupted", "completed"]
+
+
 def test_a_diverged_trial_stops_no_study(tune):
     trials = tune(
         "tune.trials=2",
@@ -444,6 +504,12 @@ def test_a_journal_whose_last_line_was_cut_off_is_mended(tmp_path):
         lock.acquire()
         lock.release()
         assert journal.read_bytes() == whole
+
+
+def test_a_journal_damaged_within_is_refused(tmp_path):
+    (tmp_path / "journal.log").write_bytes(b'{"a":1\0\n{"b":2}\n')
+    with pytest.raises(UserError, match=r"journal\.log: is damaged \(.*another tune\.name"):
+        open_storage(None, tmp_path)
 
 
 def test_a_silent_worker_elsewhere_is_dead_and_one_that_beats_is_not(tmp_path):

@@ -173,8 +173,9 @@ class Checkpoints(CheckpointCallback):
             raise UserError(
                 f"{self.directory}: the end of the run was not saved ({self._failure.strerror}); "
                 f"make room there and go on from step {self.saved_step:,} with the same command "
-                f"and run_dir={shlex.quote(str(self.directory.parent))} resume=auto"
-            )
+                f"and run_dir={shlex.quote(str(self.directory.parent))} resume=auto (a sweep or a "
+                "study: with its own line)"
+            ) from self._failure
 
     def _signal(self, trainer: L.Trainer) -> int:
         """Return the signal that any rank has received by now, or 0."""

@@ -143,7 +143,8 @@ def make_plan(
     named = frozenset(key.lstrip("+~") for key in overrides)
     jobs: dict[Path, list[str]] = {}
     for job_overrides, config in grid:
-        shown = [text for text in job_overrides if _key(text) in (swept or named)]
+        # In one order whatever was typed: of two terminals that begin neither finds the other's.
+        shown = sorted(text for text in job_overrides if _key(text) in (swept or named))
         name = job_name(shown, identity(config, swept | swept_keys(directory)))
         digest = name.rpartition("_")[2]
         job = next(directory.glob(f"*_{digest}"), directory / name)

@@ -16,7 +16,16 @@ from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
 from optuna.samplers import BaseSampler, BruteForceSampler, GridSampler
 
-from litchar.errors import BusyError, DivergedError, Interrupted, UserError, check_whole, is_users
+from litchar.errors import (
+    BusyError,
+    DivergedError,
+    Interrupted,
+    UserError,
+    causes,
+    check_whole,
+    is_disk_full,
+    is_users,
+)
 from litchar.errors import reason as said
 from litchar.overrides import literal, without_passwords
 from litchar.terminal import Terminal
@@ -113,6 +122,9 @@ def run_trial(
     except DivergedError as error:
         outcome, loss, reason = "diverged", None, str(error)
     except Exception as error:
+        if any(isinstance(cause, OSError) and is_disk_full(cause) for cause in causes(error)):
+            worker.finish(trial, "interrupted", **attributes)  # which is not for its settings
+            raise
         if not is_users(error):
             worker.finish(trial, "failed", **attributes, reason=f"{type(error).__name__}: {error}")
             raise
@@ -139,6 +151,7 @@ class Watch(Callback):
         self.pruned = False
         self.best: float | None = None
         self._reported = set(trial.study._storage.get_trial(trial._trial_id).intermediate_values)
+        self._pruned_at: int | None = None  # the step, by whoever was stopped before it ended
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuse to prune a run of several ranks, of which this one alone would stop."""
@@ -147,24 +160,34 @@ class Watch(Callback):
             raise UserError("a trial of several devices cannot be pruned; set tune/pruner=none")
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write into the run's directory which trial it is."""
-        _mark(Path(trainer.default_root_dir), **self.about, outcome=None)
+        """Write into the run's directory which trial it is; one that was pruned stays so."""
+        run_dir = Path(trainer.default_root_dir)
+        self._pruned_at = _marked(run_dir).get("pruned_at")
+        if self._pruned_at is None:
+            _mark(run_dir, **self.about, outcome=None)
+        elif trainer.global_step >= self._pruned_at:
+            self.best = _metrics(trainer).best_val_loss
+            self.pruned = trainer.should_stop = True
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Report, and stop if it is among the losing ones."""
         if not is_validation(trainer):
             return
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        metrics = next(one for one in callbacks if isinstance(one, Metrics))
+        metrics, step = _metrics(trainer), trainer.global_step
         self.best = metrics.best_val_loss
         for number, point in enumerate(metrics.history, 1):
             if number not in self._reported:
                 self.trial.report(point["val/loss"], number)
                 self._reported.add(number)
-        ends = trainer.should_stop or trainer.global_step >= trainer.max_steps > 0
-        if not ends and self.trial.should_prune():
+        ends = trainer.should_stop or step >= trainer.max_steps > 0
+        if not ends and (step == self._pruned_at or self.trial.should_prune()):
             self.pruned = trainer.should_stop = True
-            _mark(Path(trainer.default_root_dir), **self.about, outcome="pruned")
+            _mark(Path(trainer.default_root_dir), **self.about, outcome="pruned", pruned_at=step)
+
+
+def _metrics(trainer: L.Trainer) -> Metrics:
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set unseen
+    return next(one for one in callbacks if isinstance(one, Metrics))
 
 
 def sampler_seed(seed: int, number: int) -> int:
@@ -199,8 +222,7 @@ def _result(run_dir: Path) -> tuple[float, bool] | None:
     with contextlib.suppress(OSError, ValueError):
         summary = json.loads((run_dir / "summary.json").read_text())
         if summary["status"] == "completed":
-            pruned = json.loads((run_dir / "trial.json").read_text())["outcome"] == "pruned"
-            return float(summary["best_val_loss"]), pruned
+            return float(summary["best_val_loss"]), _marked(run_dir)["outcome"] == "pruned"
     return None
 
 
@@ -208,6 +230,13 @@ def _mark(run_dir: Path, **mark: Any) -> None:
     """Write into a run's directory which trial it is, and how that ended."""
     with written_whole(run_dir / "trial.json") as draft:
         draft.write_text(json.dumps(mark, indent=2) + "\n")
+
+
+def _marked(run_dir: Path) -> dict[str, Any]:
+    """Return what is written there; nothing if nothing is."""
+    place = run_dir / "trial.json"
+    mark: dict[str, Any] = json.loads(place.read_text()) if place.exists() else {}
+    return mark
 
 
 def _free_run_dir(runs: Path, slot: int, number: int) -> Path:

@@ -26,7 +26,12 @@ def open_storage(url: str | None, directory: Path) -> BaseStorage:
     if url is None:
         directory.mkdir(parents=True, exist_ok=True)
         journal = directory / "journal.log"
-        return JournalStorage(JournalFileBackend(str(journal), JournalLock(journal)))
+        try:
+            return JournalStorage(JournalFileBackend(str(journal), JournalLock(journal)))
+        except ValueError as error:  # it is read line by line
+            raise UserError(
+                f"{journal}: is damaged ({error}); restore it, or give another tune.name"
+            ) from None
     try:
         return _open_database(url)
     except Exception as error:  # whatever a driver may raise for an address, a network or a login

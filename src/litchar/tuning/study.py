@@ -70,6 +70,12 @@ class Search:
         for given in parsed:
             if given.is_delete():
                 raise UserError(f"{given.input_line}: tune takes nothing away; set the key to null")
+            chosen = given.value()
+            names = chosen if isinstance(chosen, list) else [chosen]
+            if given.key_or_group == "experiment" and f"tune/{config.tune.name}" in names:
+                raise UserError(
+                    f"{given.input_line}: this study writes that file; give it another tune.name"
+                )
             if given.key_or_group in space:
                 raise UserError(
                     f"{given.input_line}: this key is searched; take it out of the space as well: "
