@@ -13,10 +13,12 @@ from omegaconf import OmegaConf
 from scipy import stats
 
 from litchar.analysis.compare import main, report_on
-from litchar.analysis.comparison import At, compare, cost
+from litchar.analysis.comparison import At, compare, cost, shown
 from litchar.analysis.comparison_plot import panels_of, write_plot
+from litchar.analysis.comparison_tables import in_words
 from litchar.analysis.page import write_page
 from litchar.analysis.runs import Run
+from litchar.analysis.sweep_report import _sentences
 from litchar.terminal import Terminal
 
 
@@ -408,6 +410,88 @@ def test_numbers_that_are_equal_are_one_within_a_group_as_well(made, tmp_path):
     (table,) = compare([tmp_path / "sweep"]).tables
     assert table.keys == ["model"]
     assert sorted(row.n for row in table.rows) == [1, 2]
+
+
+def test_a_split_is_one_however_its_share_is_written(made, tmp_path):
+    made("a", 2.0, {"model.n_layer": 1, "data.test_fraction": 0})
+    made("b", 2.1, {"model.n_layer": 2, "data.test_fraction": 0.0})
+    (table,) = compare([tmp_path / "sweep"]).tables
+    assert [row.settings for row in table.rows] == [{"model.n_layer": 1}, {"model.n_layer": 2}]
+
+
+def test_a_number_written_in_two_forms_is_one_line_of_a_plot(made, tmp_path):
+    for i, dropout in enumerate((0, 0.0, 0.1)):
+        for lr in (0.001, 0.002 + 0.001 * i):
+            made(f"{dropout}-{lr}", 2 + dropout, {"model.dropout": dropout, "optimizer.lr": lr}, i)
+    (table,) = compare([tmp_path / "sweep"]).tables
+    axes = Figure().subplots()
+    panels_of(table)[0](axes)
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == [
+        "dropout=0",
+        "dropout=0.1",
+    ]
+
+
+def test_dollars_begin_no_formula(made, tmp_path):
+    for seed, name in enumerate(("from $1_ to $2", "$_$^")):
+        for lr in (0.001, 0.002):
+            made(f"{seed}-{lr}", 2, {"data.pattern": name, "optimizer.lr": lr}, text=f"$_{seed}$^")
+    comparison = compare([tmp_path / "sweep"])
+    write_plot(comparison, tmp_path / "sweep.png")  # which fails where a formula cannot be read
+    made("c", 2, {"data.pattern": "from $1_ to $2"}, sweep="other")
+    made("d", 2, {"data.pattern": "$a$"}, sweep="other")
+    (table,) = compare([tmp_path / "other"]).tables
+    axes = Figure().subplots()
+    panels_of(table)[0](axes)
+    assert {label.get_text() for label in axes.get_xticklabels()} == {
+        r"from \$1_ to \$2",
+        r"\$a\$",
+    }
+
+
+def test_runs_begun_from_several_checkpoints_are_told_apart():
+    assert shown("/somewhere/runs/a9/checkpoints/best.ckpt") == "a9/checkpoints/best.ckpt"
+    assert shown("/somewhere/a.txt") == "a.txt"
+    assert shown("/best.ckpt") == "best.ckpt"
+
+
+def test_all_batches_are_not_shown_as_one():
+    assert (shown(1.0), shown(1), shown(0.5), shown(2.0)) == ("1.0", "1", "0.5", "2")
+
+
+def test_what_failed_on_another_text_counts_with_that(made, tmp_path):
+    for text, status in (("f1", "completed"), ("f2", "diverged")):
+        for seed in (1, 2):
+            made(f"{text}s{seed}", 2.0, {"x": 1}, seed, status, text=text, sweep=text)
+    made("f2s3", 2.0, {"x": 1}, 3, text="f2", sweep="f2")
+    unknown = made("gone", 2.0, {"x": 1}, 4, "failed", sweep="f1")
+    (unknown / "environment.json").unlink()  # it never opened its text
+    config = OmegaConf.create({"seed": 1, "x": 1, "data": {"path": "/f.txt"}})
+    for run in tmp_path.glob("f?/*"):
+        OmegaConf.save(config, run / "config.yaml")
+        OmegaConf.save(config, run / ".hydra/config.yaml")
+    tables = compare([tmp_path / "f1", tmp_path / "f2"]).tables
+    pending = {row.losses.size: len(row.pending) for table in tables for row in table.rows}
+    assert pending == {2: 1, 1: 3}
+
+
+def test_rows_are_named_by_what_sets_them_apart_from_runs_that_do_not_count(made, tmp_path):
+    for lr in (0.001, 0.002):
+        made(f"small{lr}", 2 + lr, {"n_embd": 16, "lr": lr})
+        made(f"large{lr}", 2 + lr, {"n_embd": 32, "lr": lr}, status="diverged")
+    (table,) = compare([tmp_path / "sweep"]).tables
+    assert table.keys == ["lr", "n_embd"]
+    assert table.rows[0].settings == {"lr": 0.001, "n_embd": 16}
+
+
+def test_a_difference_that_no_test_can_tell_is_not_explained(made, tmp_path):
+    for seed in (1, 2, 3):
+        made(f"a{seed}", 2 + seed / 10, {"x": 1}, seed)
+    made("b1", 2.5, {"x": 2})
+    comparison = compare([tmp_path / "sweep"])
+    assert not any("Welch" in line for line in in_words(comparison.tables[0]))
+    (verdict,) = [one for one in _sentences(comparison.tables[0], comparison) if "next" in one]
+    assert verdict.endswith("above, which so few seeds cannot tell from chance: give both more.")
 
 
 def test_losses_of_parts_of_the_validation_text_have_tables_of_their_own(made, tmp_path):

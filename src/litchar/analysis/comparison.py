@@ -206,12 +206,15 @@ def compare(paths: Sequence[Path], at: At | None = None) -> Comparison:
         else:
             losses[run.path] = loss
             by_text.setdefault(comparable_by(run), []).append(run)
+
+    def pending(text: tuple[Any, ...]) -> list[Run]:
+        return [run for run in runs if run.path in reasons and may_be_on(text, run)]
+
     notes: list[str] = []
-    pending = [run for run in runs if run.path in reasons]
     names = names_of_texts([group[0] for group in by_text.values()])
     tables = [
-        make_table(name, group, keys, swept, losses, pending, notes, at)
-        for name, group in zip(names, by_text.values(), strict=True)
+        make_table(name, group, keys, swept, losses, pending(text), notes, at)
+        for name, (text, group) in zip(names, by_text.items(), strict=True)
     ]
     if len(tables) > 1:
         notes.append(
@@ -361,7 +364,7 @@ def figure(run: Run, name: str, at: At | None = None) -> float | None:
 def comparable_by(run: Run) -> tuple[Any, ...]:
     """Return what two runs must have in common for their losses to be comparable."""
     settings = dict(flatten(run.config))
-    split = tuple(json.dumps(settings.get(f"data.{name}")) for name in SPLIT_BY)
+    split = tuple(json.dumps(one_form(settings.get(f"data.{name}"))) for name in SPLIT_BY)
     # A mixture's loss is a mean by weight; its fingerprint knows the order of the corpora.
     weights = tuple(weights_of(run).values())
     return (
@@ -371,6 +374,12 @@ def comparable_by(run: Run) -> tuple[Any, ...]:
         weights,
         *part_validated(run).values(),
     )
+
+
+def may_be_on(text: tuple[Any, ...], run: Run) -> bool:
+    """Return whether a run's loss would be comparable to those of `text`, see `comparable_by`; of
+    one that never opened its text nobody knows."""
+    return "fingerprint" not in run.environment or comparable_by(run) == text
 
 
 def part_validated(run: Run) -> dict[str, Any]:
@@ -457,16 +466,14 @@ def make_table(
     Args:
         text: what theirs is called.
         keys: in which runs differ, on whatever texts.
-        swept: those of them that one row is named by, too, which differs from no other.
+        swept: those of them that runs are named by, too, which differ in none.
     """
-    values = {run.path: {key: value_of(run, key) for key in keys} for run in [*runs, *pending]}
-
-    def named(run: Run) -> str:
-        return repr([one_form(value) for value in values[run.path].values()])
-
+    values = {
+        run.path: {key: one_form(value_of(run, key)) for key in keys} for run in [*runs, *pending]
+    }
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        groups.setdefault(named(run), []).append(run)
+        groups.setdefault(repr(values[run.path]), []).append(run)
     rows = []
     for group, same in groups.items():
         by_seeds = {seeds_of(run): run for run in reversed(same)}
@@ -481,12 +488,12 @@ def make_table(
                 values[same[0].path],
                 counted,
                 np.array([losses[run.path] for run in counted]),
-                [run for run in pending if named(run) == group],
+                [run for run in pending if repr(values[run.path]) == group],
                 at,
             )
         )
     rows.sort(key=lambda row: row.mean)
-    kept = _unlike([row.settings for row in rows]) if len(rows) > 1 else swept
+    kept = _unlike(list(values.values())) or swept
     rows = [
         replace(row, settings={key: row.settings[key] for key in kept}, p=p)
         for row, p in zip(rows, against_best([row.losses for row in rows]), strict=True)
@@ -555,6 +562,12 @@ def short(key: str) -> str:
 
 
 def shown(value: Any) -> str:
-    """Return a value for a table: a path by its name, the rest as it is written."""
-    text = f"{value:g}" if isinstance(value, float) else str(value)
-    return text.rstrip("/").rpartition("/")[2] if text.startswith("/") else text
+    """Return a value for a table: a path by its name, a checkpoint's with that of its run, the rest
+    as it is written."""
+    if isinstance(value, float):
+        return "1.0" if value == 1 else f"{value:g}"  # see `one_form`
+    text = str(value)
+    if not text.startswith("/"):
+        return text
+    parts = text.rstrip("/").split("/")
+    return "/".join(parts[-3:] if parts[-2] == "checkpoints" else parts[-1:])

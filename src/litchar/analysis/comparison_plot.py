@@ -49,7 +49,7 @@ def write_plot(comparison: Comparison, path: Path) -> str:
                 draw(place)
             axes[0].set_ylabel(label_of_losses(table, comparison))
             if len(tables) > 1:
-                axes[0].set_title(shown(table.text), fontweight="bold")
+                axes[0].set_title(_cut(shown(table.text), 60), fontweight="bold")
         with written_whole(path) as draft:
             figure.savefig(draft, format="png")
     return ""
@@ -128,7 +128,7 @@ def _losses(axes: "Axes", table: Table, key: str, lines: list[str]) -> None:
             linewidth=1.2,
             elinewidth=0.8,
             capsize=3,
-            label=f"{short(lines[0])}={shown(line)}" if lines else None,
+            label=_cut(f"{short(lines[0])}={shown(line)}", 42) if lines else None,
         )
     losses = np.concatenate([row.losses for row in table.rows])
     room = 0.15 * (losses.max() - losses.min())
@@ -142,7 +142,8 @@ def _losses(axes: "Axes", table: Table, key: str, lines: list[str]) -> None:
     if not numeric:
         axes.set_xlim(-0.6, len(values) - 0.4)
         if sum(map(len, map(shown, values))) > 30:
-            axes.tick_params(axis="x", labelrotation=25)
+            for label in axes.get_xticklabels():
+                label.set(rotation=25, ha="right", rotation_mode="anchor")
     axes.set_xlabel(key)
     mixed = len(table.keys) > 1 and not lines
     titles = ["a point a run"]
@@ -156,7 +157,9 @@ def _losses(axes: "Axes", table: Table, key: str, lines: list[str]) -> None:
 
 
 def _cut(text: str, most: int) -> str:
-    return text if len(text) <= most else f"{text[: most - 2]}..."
+    """Return at most so much of a text, with dollars that begin no formula."""
+    text = text if len(text) <= most else f"{text[: most - 2]}..."
+    return text.replace("$", r"\$")
 
 
 def _curves(axes: "Axes", table: Table) -> None:

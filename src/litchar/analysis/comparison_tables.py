@@ -56,7 +56,7 @@ def in_words(table: Table) -> list[str]:
         )
     elif len({row.figure("parameters") for row in table.rows}) == 2 and not same_flops(table.rows):
         lines.append("a power law of loss against FLOPs takes three sizes; here are two")
-    if any(row.n > 1 for row in table.rows[1:]):
+    if any(not math.isnan(row.p) for row in table.rows):
         lines.append(
             "differs: more than seeds explain, against the first row (Welch's t-test at "
             f"{LEVEL:.0%}, Holm's correction)"

@@ -98,7 +98,7 @@ def _sentences(found: Table, comparison: Comparison) -> Iterator[str]:
         words = {
             "yes": "more than seeds explain",
             "no": "which seeds alone may explain",
-            "": "of which one run each says little: give it more seeds",
+            "": "which so few seeds cannot tell from chance: give both more",
         }[differs(second)]
         yield f"The next, {second.label}, is {second.mean - best.mean:.4f} above, {words}."
         same = [row for row in others if differs(row) == "no"]
