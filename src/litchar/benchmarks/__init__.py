@@ -3,8 +3,10 @@
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +89,11 @@ def compose(script: str, *overrides: str) -> DictConfig:
     conf = Path(script).resolve().parents[1] / "conf"
     with hydra.initialize_config_dir(str(conf), version_base="1.3"):
         return hydra.compose("train", [*overrides])
+
+
+def spread(figure: str, measured: Sequence[float]) -> dict[str, float]:
+    """Return the median, as `figure`, with the least and the most."""
+    return {figure: statistics.median(measured), "least": min(measured), "most": max(measured)}
 
 
 def _print(rows: list[dict[str, Any]]) -> None:

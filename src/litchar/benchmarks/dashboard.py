@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from litchar.benchmarks import run_training
+from litchar.benchmarks import run_training, spread
 
 RUNS = {"teaching_transformer": ("experiment=teaching_transformer", "data=ml"), "default": ()}
 CALLBACKS = ("Overview", "Layers", "Attention", "Confusions", "Embeddings")
@@ -54,9 +54,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
             "what": name,
             "s": statistics.median(taken[0] for taken in found),
             "% of steps": statistics.median(taken[1] for taken in found),
-            "% in all": statistics.median(taken[2] for taken in found),
-            "least": min(taken[2] for taken in found),
-            "most": max(taken[2] for taken in found),
+            **spread("% in all", [taken[2] for taken in found]),
         }
         for name, found in shares.items()
     ]

@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -10,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from litchar.benchmarks import spread
 from litchar.errors import UserError
 
 MEASURED = """
@@ -86,10 +86,4 @@ def _teaching_script(text: str) -> float:
 
 
 def _row(what: str, rates: list[float], memory: float) -> dict[str, Any]:
-    return {
-        "what": what,
-        "MB/s": statistics.median(rates),
-        "least": min(rates),
-        "most": max(rates),
-        "peak MB": memory,
-    }
+    return {"what": what, **spread("MB/s", rates), "peak MB": memory}

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from litchar.benchmarks import spread
 from litchar.errors import UserError, check_whole
 
 if TYPE_CHECKING:
@@ -76,9 +77,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
                 rows.append(
                     {
                         "what": f"{name}, batch {batch}, {device.type}: {sampler}",
-                        "ms/step": median,
-                        "least": min(each),
-                        "most": max(each),
+                        **spread("ms/step", each),
                         "characters/s": 1000 * batch / median,
                         "times nanoGPT": peer / median,
                     }

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from litchar.benchmarks import compose, run_training
+from litchar.benchmarks import compose, run_training, spread
 from litchar.errors import UserError
 
 BLOCK = 50  # steps timed together: as many as between two reports of a run
@@ -59,9 +59,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     return [
         {
             "what": what,
-            "ms a step": statistics.median(taken),
-            "least": min(taken),
-            "most": max(taken),
+            **spread("ms a step", taken),
             "over the bare loop": statistics.median(map(operator.sub, taken, bare)),
             "ratio": statistics.median(map(operator.truediv, taken, bare)),
         }

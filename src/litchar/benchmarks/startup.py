@@ -1,13 +1,12 @@
 """How long `train.py` takes to its first step, from the start of the process."""
 
 import argparse
-import statistics
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from litchar.benchmarks import run_training
+from litchar.benchmarks import run_training, spread
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,9 +19,8 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     The bundled text, sizes by device; one batch is validated, so that the figure is an upper bound
     of the time to the first step.
     """
-    rows = []
+    seconds: dict[str, list[float]] = {"cold token store": [], "warm token store": []}
     with tempfile.TemporaryDirectory() as directory:
-        seconds: dict[str, list[float]] = {"cold token store": [], "warm token store": []}
         for repeat in range(options.repeats):
             for taken in seconds.values():
                 began = time.perf_counter()
@@ -33,7 +31,4 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
                     "data.train_sample=0",
                 )
                 taken.append(time.perf_counter() - began)
-        for what, taken in seconds.items():
-            median = statistics.median(taken)
-            rows.append({"what": what, "seconds": median, "least": min(taken), "most": max(taken)})
-    return rows
+    return [{"what": what, **spread("seconds", taken)} for what, taken in seconds.items()]

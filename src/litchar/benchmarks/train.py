@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from litchar.benchmarks import run_training
+from litchar.benchmarks import run_training, spread
 from litchar.errors import UserError
 from litchar.text import Corpus, Vocabulary
 
@@ -160,13 +160,10 @@ def _run(command: list[str], folder: Path) -> str:
 
 
 def _row(what: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
-    steps = [run["steps"] for run in runs]
     losses = [run["loss"] for run in runs]
     return {
         "what": what,
-        "s of steps": statistics.median(steps),
-        "least": min(steps),
-        "most": max(steps),
+        **spread("s of steps", [run["steps"] for run in runs]),
         "s in all": statistics.median(run["all"] for run in runs),
         "mean loss": statistics.mean(losses),
         "best": min(losses),
