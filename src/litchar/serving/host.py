@@ -81,8 +81,11 @@ class Server(uvicorn.Server):
         self.close = close
 
     def serve_until_signal(self) -> None:
-        """Answer requests."""
-        self.run(sockets=[self.listening])
+        """Answer requests; close whatever ends that."""
+        try:
+            self.run(sockets=[self.listening])
+        finally:
+            self.close()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Take no more requests, and wait for those under way."""

@@ -301,10 +301,7 @@ def run(config: DictConfig) -> None:
         Checkpoint.load(chosen)  # now, while a person looks at the terminal
         said = f"Playground at {host.address(listening)}, Ctrl-C ends"
         app, close = build(playground), playground.batcher.close
-        try:
-            host.Server(app, listening, said, 0, close).serve_until_signal()
-        finally:
-            close()
+        host.Server(app, listening, said, 0, close).serve_until_signal()
 
 
 def build(playground: Playground) -> FastAPI:

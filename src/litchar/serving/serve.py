@@ -33,11 +33,7 @@ def run(config: DictConfig) -> None:
         url = host.address(listening)
         said = f"{path}, step {checkpoint.step:,}\nmodel {name} at {url}/v1, Ctrl-C ends"
         app, close = completions.build(served), served.batcher.close
-        server = host.Server(app, listening, said, config.shutdown_seconds, close)
-        try:
-            server.serve_until_signal()
-        finally:
-            close()
+        host.Server(app, listening, said, config.shutdown_seconds, close).serve_until_signal()
 
 
 def name_of(path: Path) -> str:
