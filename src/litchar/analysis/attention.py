@@ -1,7 +1,7 @@
 """Where a transformer looks: the attention weights of its heads on a line, and their picture."""
 
 import math
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -33,27 +33,24 @@ def attention_maps(model: nn.Module, idx: Tensor) -> dict[str, Tensor]:
         idx: (1, T) int64
     """
     maps: dict[str, Tensor] = {}
-    hooks = []
 
-    def watch(name: str, module: CausalSelfAttention) -> None:
-        def note(_: nn.Module, inputs: tuple[Any, Any]) -> None:
-            x, rotary = inputs
-            q, k = module.project(x)[:2]  # (1, T, H, D)
-            if rotary is not None:
-                q, k = rotary(q), rotary(k)
-            scores = torch.einsum("bqhd,bkhd->bhqk", q.float(), k.float())[0]
-            scores = scores / math.sqrt(q.shape[-1])  # (H, T, T)
-            future = torch.ones_like(scores[0], dtype=torch.bool).triu(1)
-            maps[layer_of(f"{name}.")] = scores.masked_fill(future, -math.inf).softmax(-1)
+    def note(layer: str, module: CausalSelfAttention, inputs: tuple[Any, Any]) -> None:
+        x, rotary = inputs
+        q, k = module.project(x)[:2]  # (1, T, H, D)
+        if rotary is not None:
+            q, k = rotary(q), rotary(k)
+        scores = torch.einsum("bqhd,bkhd->bhqk", q.float(), k.float())[0]
+        scores = scores / math.sqrt(q.shape[-1])  # (H, T, T)
+        future = torch.ones_like(scores[0], dtype=torch.bool).triu(1)
+        maps[layer] = scores.masked_fill(future, -math.inf).softmax(-1)
 
-        hooks.append(module.register_forward_pre_hook(note))
-
-    for name, module in model.named_modules():
-        if isinstance(module, CausalSelfAttention):
-            watch(name, module)
-    if not hooks:
-        return {}
-    run_hooked(model, idx, hooks)
+    hooks = [
+        module.register_forward_pre_hook(partial(note, layer_of(f"{name}.")))
+        for name, module in model.named_modules()
+        if isinstance(module, CausalSelfAttention)
+    ]
+    if hooks:
+        run_hooked(model, idx, hooks)
     return maps
 
 
