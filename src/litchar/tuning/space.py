@@ -14,16 +14,11 @@ from optuna.distributions import (
 from litchar.errors import UserError
 
 Value = None | bool | int | float | str
-KINDS: dict[str, type[BaseDistribution]] = {
-    "float": FloatDistribution,
-    "int": IntDistribution,
-    "categorical": CategoricalDistribution,
-}
-# Of each kind, the fields that it needs, and those that it may have.
-FIELDS: dict[str, tuple[dict[str, type], dict[str, type]]] = {
-    "float": ({"low": float, "high": float}, {"log": bool, "step": float}),
-    "int": ({"low": int, "high": int}, {"log": bool, "step": int}),
-    "categorical": ({"choices": list}, {}),
+# Of each kind what makes it, the fields that it needs, and those that it may have.
+KINDS: dict[str, tuple[type[BaseDistribution], dict[str, type], dict[str, type]]] = {
+    "float": (FloatDistribution, {"low": float, "high": float}, {"log": bool, "step": float}),
+    "int": (IntDistribution, {"low": int, "high": int}, {"log": bool, "step": int}),
+    "categorical": (CategoricalDistribution, {"choices": list}, {}),
 }
 
 
@@ -89,9 +84,9 @@ def _leaves(node: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Mapping
 def _distribution(key: str, leaf: Mapping[str, Any]) -> BaseDistribution:
     place = f"tune.space.{key}"
     kind = leaf.get("type")
-    if kind not in FIELDS:
-        raise UserError(f"{place}: type={kind}; there are {', '.join(FIELDS)}")
-    needed, optional = FIELDS[kind]
+    if kind not in KINDS:
+        raise UserError(f"{place}: type={kind}; there are {', '.join(KINDS)}")
+    made, needed, optional = KINDS[kind]
     given = {name: value for name, value in leaf.items() if name != "type" and value is not None}
     if missing := needed.keys() - given.keys():
         raise UserError(f"{place}: a {kind} needs {' and '.join(sorted(missing))}")
@@ -108,6 +103,6 @@ def _distribution(key: str, leaf: Mapping[str, Any]) -> BaseDistribution:
             if not isinstance(choice, Value):
                 raise UserError(f"{place}: the choice {choice} must be a number, a text, or null")
     try:
-        return KINDS[kind](**given)
+        return made(**given)
     except ValueError as error:
         raise UserError(f"{place}: {error}") from None
