@@ -1,5 +1,6 @@
 """The data module: a corpus, split by position, as batches of windows."""
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -262,7 +263,4 @@ class _FromHere(Sampler[int]):
         self.position = position
 
     def __iter__(self) -> Iterator[int]:
-        batch = self.position()
-        while True:
-            yield batch
-            batch += 1
+        yield from itertools.count(self.position())
