@@ -93,12 +93,9 @@ class LanguageModel(L.LightningModule):
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]  # set unseen
             if isinstance(callback, GradientAccumulationScheduler):  # asked as epochs begin
                 callback.on_train_epoch_start(self.trainer)
-        for scheduler in self.trainer.lr_scheduler_configs:
-            groups = scheduler.scheduler.optimizer.param_groups
-            for group in groups:
-                group["lr"] = group["initial_lr"] * self.schedule(
-                    self.trainer.global_step, self.trainer.estimated_stepping_batches
-                )
+        steps, total_steps = self.trainer.global_step, self.trainer.estimated_stepping_batches
+        for group in self.trainer.optimizers[0].param_groups:
+            group["lr"] = group["initial_lr"] * self.schedule(steps, total_steps)
         index = self.device.index or 0
         if self.device.type == "cuda":
             self._generator = torch.cuda.default_generators[index]
