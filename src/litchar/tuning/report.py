@@ -13,7 +13,6 @@ import optuna
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 from optuna.trial import FrozenTrial, TrialState
-from rich.table import Table
 
 from litchar.analysis.page import STYLE, table
 from litchar.overrides import literal
@@ -52,13 +51,8 @@ def print_report(study: optuna.Study, total: int, directory: Path, terminal: Ter
     completed = _completed(study)
     if not completed:
         return
-    best = Table(box=None, pad_edge=False)
-    best.add_column("trial", justify="right")
-    best.add_column("best val loss", justify="right")
-    best.add_column("settings", overflow="fold")
-    for trial in completed[:5]:
-        best.add_row(str(root(trial)), f"{trial.value:.4f}", _settings(trial))
-    terminal.print(best)
+    best = ((str(root(trial)), f"{trial.value:.4f}", _settings(trial)) for trial in completed[:5])
+    terminal.print(terminal.table(("# trial", "# best val loss", "settings"), best))
     terminal.say(f"\nReport: {directory / 'report.html'}")
     terminal.say(f"Next:\n  {_best_command(directory)}")
 
