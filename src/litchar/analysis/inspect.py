@@ -296,8 +296,9 @@ def _repeats(found: Inspected) -> Iterator[Section]:
     def row(passage: Passage) -> tuple[str, ...]:
         first = passage.places[0]
         start = store.vocabulary.decode(store.tokens[first : first + min(passage.length, SHOWN)])
+        begins = printable(start.replace("\n", "\\n").replace("\t", "\\t"))  # on one line
         places = ", ".join(f"{place:,}" for place in passage.places[:3])
-        return f"{passage.length:,}", f"{len(passage.places):,}", places, shown_text(start)
+        return f"{passage.length:,}", f"{len(passage.places):,}", places, begins
 
     columns = ("# length", "# times", "first places", "begins")
     share = found.repeated.mean() if len(found.repeated) else 0
@@ -309,11 +310,6 @@ def _repeats(found: Inspected) -> Iterator[Section]:
     yield Section("Longest passages that stand twice", columns, rows, 5, note)
     rows = [row(passage) for passage in found.repeats.most_frequent(MOST)]
     yield Section(f"Most frequent passages of {REPEATED} or more", columns, rows, 5)
-
-
-def shown_text(text: str) -> str:
-    """Return a passage on one line."""
-    return printable(text.replace("\n", "\\n").replace("\t", "\\t"))
 
 
 def _overlap(found: Inspected) -> Section:
