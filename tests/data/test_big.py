@@ -41,7 +41,7 @@ def big_store(tmp_path, monkeypatch):
     place.mkdir(parents=True)
     sparse_file(place / "tokens.npy", BIG)
     found = remembered.remembered([place / "tokens.npy"], "", lambda: "known")
-    meta = {"vocabulary": Vocabulary("ab").to_json()}
+    meta = {"vocabulary": Vocabulary("ab").to_json(), "changes": [], "ranges": {}}
     (place / "meta.json").write_text(json.dumps(meta | {"sha256": _seal(found, meta)}))
     return place
 

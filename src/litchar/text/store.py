@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ class TokenStore:
     vocabulary: Vocabulary
     fingerprint: str
     changes: list[str]
-    ranges: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
+    ranges: dict[str, list[tuple[int, int]]]
 
 
 @dataclass(frozen=True)
@@ -80,9 +80,8 @@ def open_store(corpus: Corpus, encoding: Encoding = Encoding()) -> TokenStore:
 
     The corpus is read with bounded memory: once to fingerprint it and, if it is new, once to find
     its characters (and once more for what cleaning changes), once to encode it and once to see
-    that it is still the same. A store that is
-    damaged is built again; of processes that want the same one at once, the first builds it and
-    the others wait.
+    that it is still the same. A store that is damaged is built again; of processes that want the
+    same one at once, the first builds it and the others wait.
 
     Raises:
         UserError: the corpus is empty, has one distinct character or byte only, or is not UTF-8
@@ -113,11 +112,8 @@ def _load(place: Path, fingerprint: str) -> TokenStore:
     meta = json.loads((place / "meta.json").read_text())
     tokens = np.load(place / "tokens.npy", mmap_mode="r")
     vocabulary = Vocabulary.from_json(meta["vocabulary"])
-    ranges = {
-        split: [(start, stop) for start, stop in parts]
-        for split, parts in meta.get("ranges", {}).items()
-    }
-    return TokenStore(tokens, vocabulary, fingerprint, meta.get("changes", []), ranges)
+    ranges = {name: [(start, stop) for start, stop in at] for name, at in meta["ranges"].items()}
+    return TokenStore(tokens, vocabulary, fingerprint, meta["changes"], ranges)
 
 
 def _is_whole(place: Path) -> bool:
@@ -159,11 +155,7 @@ def _build(corpus: Corpus, place: Path, fingerprint: str, encoding: Encoding) ->
             _save(draft / "tokens.npy", vocabulary.dtype, pieces)
             for part in places:
                 part.unlink()
-        meta = {
-            "vocabulary": vocabulary.to_json(),
-            "changes": changes,
-            "ranges": ranges,
-        }
+        meta = {"vocabulary": vocabulary.to_json(), "changes": changes, "ranges": ranges}
         seal = _seal(file_sha256(draft / "tokens.npy"), meta)
         with open(draft / "meta.json", "w") as file:
             json.dump(meta | {"sha256": seal}, file)
