@@ -92,7 +92,7 @@ def test_no_worker_has_a_copy_of_the_tokens(tmp_path, method):
     for length in (1_000_000, 8_000_000_000):
         sparse_file(tmp_path / f"{length}.npy", length)
         tokens = np.load(tmp_path / f"{length}.npy", mmap_mode="r")
-        windows = Weighing(Span(tokens, 0, length), length, 64, 64, 0)
+        windows = Weighing(Span(tokens, 0, length), 64, 64, 0)
         loader = DataLoader(
             windows,
             batch_size=None,
