@@ -2,8 +2,8 @@
 
 import os
 import sys
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -42,6 +42,17 @@ class Terminal(Console):
         for row in rows:
             made.add_row(*row)
         return made
+
+    def print_rows(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Print rows of the same columns with lines between: names on the left, figures right."""
+        from rich.table import Table
+
+        made = Table()
+        for column in rows[0]:
+            made.add_column(column, justify="left" if column in ("model", "what") else "right")
+        for row in rows:
+            made.add_row(*(f"{v:,.4g}" if isinstance(v, float) else f"{v}" for v in row.values()))
+        self.print(made)
 
     def on_broken_pipe(self) -> None:
         """Go on unseen."""

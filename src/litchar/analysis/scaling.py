@@ -14,8 +14,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from litchar.cli import exit_codes
 from litchar.terminal import Terminal
 
@@ -288,9 +286,4 @@ def main(arguments: list[str] | None = None) -> None:
     else:
         cluster = H100_ETHERNET if options.ethernet else H100
         rows = table(cluster, options.characters, options.sharded, tuple(options.devices))
-    shown = Table()
-    for column in rows[0]:
-        shown.add_column(column, justify="left" if column in ("model", "what") else "right")
-    for row in rows:
-        shown.add_row(*map(str, row.values()))
-    Terminal().print(shown)
+    Terminal().print_rows(rows)

@@ -12,7 +12,6 @@ from typing import Any
 
 import hydra
 from omegaconf import DictConfig
-from rich.table import Table
 
 from litchar.cli import exit_codes
 from litchar.errors import UserError
@@ -36,7 +35,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     check(options.repeats, options.json)
     rows = options.measure(options)
-    _print(rows)
+    Terminal().print_rows(rows)
     if options.json:
         options.json.write_text(json.dumps(rows, indent=2) + "\n")
 
@@ -94,13 +93,3 @@ def compose(script: str, *overrides: str) -> DictConfig:
 def spread(figure: str, measured: Sequence[float]) -> dict[str, float]:
     """Return the median, as `figure`, with the least and the most."""
     return {figure: statistics.median(measured), "least": min(measured), "most": max(measured)}
-
-
-def _print(rows: list[dict[str, Any]]) -> None:
-    table = Table()
-    for column in rows[0]:
-        table.add_column(column, justify="left" if column == "what" else "right")
-    for row in rows:
-        cells = (f"{v:,.4g}" if isinstance(v, float) else f"{v}" for v in row.values())
-        table.add_row(*cells)
-    Terminal().print(table)
