@@ -54,6 +54,12 @@ class Terminal(Console):
             made.add_row(*(f"{v:,.4g}" if isinstance(v, float) else f"{v}" for v in row.values()))
         self.print(made)
 
+    def track(self, steps: range, what: str) -> Iterable[int]:
+        """Return the steps of what takes long; a bar counts them, unless they are few."""
+        from rich.progress import track
+
+        return track(steps, what, transient=True, disable=len(steps) < 20, console=self)
+
     def on_broken_pipe(self) -> None:
         """Go on unseen."""
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor, nn
@@ -49,10 +48,7 @@ def document_losses(
     lengths = np.minimum(edges[documents + 1] - starts, block_size)
     order = np.argsort(lengths, kind="stable")  # windows of one length share a batch
     losses = np.zeros(len(edges) - 1)
-    batches = range(0, len(order), batch_size)
-    for first in track(
-        batches, "Documents", transient=True, disable=len(batches) < 20, console=Terminal()
-    ):
+    for first in Terminal().track(range(0, len(order), batch_size), "Documents"):
         batch = order[first : first + batch_size]
         steps = torch.arange(int(lengths[batch].max()) + 1)
         positions = torch.from_numpy(starts[batch])[:, None] + steps  # (B, T + 1)

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from omegaconf import DictConfig
-from rich.progress import track
 from torch import Tensor, nn
 
 from litchar.analysis.documents import check_place, document_losses, report
@@ -189,13 +188,6 @@ def batches_of(
     """Yield the windows of `tokens` and their targets, each token but the first a target once, in
     the order of the text: (B, T) int64 each."""
     windows = SequentialWindows(tokens, block_size_of(model), batch_size, stride)
-    batches = track(
-        range(len(windows)),
-        "Scoring",
-        transient=True,
-        disable=len(windows) < 20,
-        console=Terminal(),
-    )
-    for batch in batches:
+    for batch in Terminal().track(range(len(windows)), "Scoring"):
         idx, targets = windows[batch]
         yield idx.to(device), targets.to(device)
