@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import functools
 import gc
 import json
 import os
@@ -23,7 +24,7 @@ import hydra
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from litchar import signals
@@ -90,16 +91,17 @@ def text_file(tmp_path):
     return path
 
 
+def composed(script: str, *overrides: str) -> DictConfig:
+    """Compose the configuration of a script with overrides, as its command line does."""
+    OmegaConf.register_new_resolver("unique", lambda: "test", replace=True)
+    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return hydra.compose(script, [*overrides])
+
+
 @pytest.fixture
 def compose():
     """Compose `conf/train.yaml` with overrides, as the command line does."""
-
-    def compose(*overrides: str):
-        OmegaConf.register_new_resolver("unique", lambda: "test", replace=True)
-        with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            return hydra.compose("train", ["name=test", *overrides])
-
-    return compose
+    return functools.partial(composed, "train", "name=test")
 
 
 @pytest.fixture
@@ -127,8 +129,7 @@ def generated(capsys):
     def generated(*overrides: str) -> tuple[str, str]:
         from litchar.generation.run import run
 
-        with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            config = hydra.compose("generate", ["device=cpu", *map(quote, overrides)])
+        config = composed("generate", "device=cpu", *map(quote, overrides))
         capsys.readouterr()
         run(config)
         return capsys.readouterr()
@@ -143,9 +144,7 @@ def loss_of():
     def loss_of(*overrides: str) -> float:
         from litchar.analysis.evaluate import run
 
-        with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            config = hydra.compose("evaluate", ["device=cpu", *map(quote, overrides)])
-        return run(config)
+        return run(composed("evaluate", "device=cpu", *map(quote, overrides)))
 
     return loss_of
 

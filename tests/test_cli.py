@@ -18,7 +18,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from conftest import ROOT, summary, wait_until
+from conftest import ROOT, composed, summary, wait_until
 from litchar.checkpoints import Checkpoint
 from litchar.cli import hydra_main, lasting_imports
 from litchar.errors import UserError, is_users
@@ -145,8 +145,7 @@ def test_an_experiment_may_have_names_of_its_own(tmp_path):
     content = "# @package _global_\nwidth: 32\nmodel: {n_embd: '${width}'}\nother: 1\n"
     (tmp_path / "experiment/mine.yaml").write_text(content)
     line = [f"hydra.searchpath=[file://{tmp_path}]", "experiment=mine"]
-    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        config = hydra.compose("train", line)
+    config = composed("train", *line)
     with pytest.raises(UserError, match=r"^other: there is no such key or group"):
         check_composed(config, readable(ROOT / "conf", "train"), {})
 
@@ -268,9 +267,7 @@ def refused(script, *arguments):
     conf = ROOT / "conf"
     try:
         check(arguments, conf, script)
-        with hydra.initialize_config_dir(str(conf), version_base="1.3"):
-            config = hydra.compose(script, [*arguments])
-        return str(config.logger)  # which a run reads
+        return str(composed(script, *arguments).logger)  # which a run reads
     except (UserError, HydraException, OmegaConfBaseException) as error:
         return explain(error, conf, script)
 

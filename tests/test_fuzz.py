@@ -1,10 +1,9 @@
 """Whatever is typed: a configuration, or one line that says what is wrong with it."""
 
-import hydra
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from conftest import ROOT
+from conftest import ROOT, composed
 from litchar.overrides import _keys, check, explain, quote
 
 CONF = ROOT / "conf"
@@ -24,8 +23,7 @@ def test_any_overrides_compose_or_are_explained_in_one_line(parts):
     try:
         line = [quote(f"{prefix}{key}={value}") for prefix, key, value in parts]
         check(line, CONF, "train")
-        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-            hydra.compose("train", line)
+        composed("train", *line)
     except Exception as error:
         if not explain(error, CONF, "train").strip():
             raise

@@ -5,11 +5,11 @@ import gzip
 import random
 import signal
 import threading
+from functools import partial
 
-import hydra
 import pytest
 
-from conftest import ROOT
+from conftest import composed
 from litchar.analysis import baselines
 from litchar.analysis.baselines import compress, run
 from litchar.errors import Interrupted, UserError
@@ -18,11 +18,7 @@ from litchar.text import Text
 
 @pytest.fixture
 def compose_baselines(text_file):
-    def compose(*overrides):
-        with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            return hydra.compose("baselines", ["data=text", f"data.path={text_file}", *overrides])
-
-    return compose
+    return partial(composed, "baselines", "data=text", f"data.path={text_file}")
 
 
 def test_a_split_costs_what_its_compressed_bytes_are(text_file):

@@ -6,10 +6,9 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 
-import hydra
 import pytest
 
-from conftest import ROOT
+from conftest import ROOT, composed
 from litchar.analysis.inspect import describe, inspect, run
 from litchar.errors import UserError
 from litchar.text import Text
@@ -25,8 +24,7 @@ def inspected(tmp_path):
         path, page = tmp_path / "text.txt", tmp_path / "pages" / "page.html"
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
         arguments = ["data=text", f"data.path={path}", f"page={page}", *overrides]
-        with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            sections = run(hydra.compose("inspect", arguments))
+        sections = run(composed("inspect", *arguments))
         return {section.title: section for section in sections}, page.read_text()
 
     return inspected
@@ -129,9 +127,7 @@ def test_a_share_of_no_windows_is_not_shown(inspected):
 
 
 def test_without_a_page_the_terminal_is_all(text_file, tmp_path, capsys):
-    arguments = ["data=text", f"data.path={text_file}", "page=null"]
-    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        sections = run(hydra.compose("inspect", arguments))
+    sections = run(composed("inspect", "data=text", f"data.path={text_file}", "page=null"))
     assert sections[-1].note.split("\n")[0] in " ".join(capsys.readouterr().out.split())
     assert not (tmp_path / "outputs").exists()
 

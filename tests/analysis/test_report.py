@@ -13,7 +13,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from conftest import ROOT, summary
+from conftest import ROOT, composed, summary
 from litchar import signals
 from litchar.analysis import probe, report, reports
 from litchar.analysis.copying import LENGTHS, find_copied, longest_copied
@@ -50,27 +50,21 @@ def hostile_run(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LITCHAR_CACHE", str(place / "cache"))
         patch.setenv("LITCHAR_OUTPUTS", str(place / "outputs"))
-        import hydra
-
-        OmegaConf.register_new_resolver("unique", lambda: "test", replace=True)
-        with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            config = hydra.compose(
-                "train",
-                [
-                    "name=test",
-                    f"data.path='{text}'",
-                    "data.block_size=32",
-                    "data.batch_size=8",
-                    "data.train_sample=512",
-                    "model.n_layer=2",
-                    "model.n_head=2",
-                    "model.n_embd=16",
-                    "trainer.accelerator=cpu",
-                    "trainer.max_steps=60",
-                    "trainer.log_every_n_steps=5",
-                    "trainer.val_check_interval=15",
-                ],
-            )
+        config = composed(
+            "train",
+            "name=test",
+            f"data.path='{text}'",
+            "data.block_size=32",
+            "data.batch_size=8",
+            "data.train_sample=512",
+            "model.n_layer=2",
+            "model.n_head=2",
+            "model.n_embd=16",
+            "trainer.accelerator=cpu",
+            "trainer.max_steps=60",
+            "trainer.log_every_n_steps=5",
+            "trainer.val_check_interval=15",
+        )
         run_dir = place / "outputs" / "runs" / "hostile"
         (run_dir / ".hydra").mkdir(parents=True)
         OmegaConf.save(config, run_dir / ".hydra" / "config.yaml")  # as Hydra does
@@ -310,12 +304,7 @@ def test_an_interrupted_run_says_so(hostile_run, tmp_path):
 
 
 def test_settings_other_than_the_defaults_come_first(tmp_path):
-    import hydra
-
-    overrides = ["model=bigram", "data.block_size=8", "seed=3"]
-    OmegaConf.register_new_resolver("unique", lambda: "test", replace=True)
-    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        config = hydra.compose("train", overrides)
+    config = composed("train", "model=bigram", "data.block_size=8", "seed=3")
     run_dir = tmp_path / "run"
     (run_dir / ".hydra").mkdir(parents=True)
     OmegaConf.save(config, run_dir / ".hydra" / "config.yaml")

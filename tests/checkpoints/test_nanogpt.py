@@ -5,7 +5,6 @@ import os
 import pickle
 import re
 
-import hydra
 import numpy as np
 import pytest
 import torch
@@ -13,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import litchar
-from conftest import ROOT, summary
+from conftest import composed, summary
 from litchar.checkpoints import Checkpoint
 from litchar.checkpoints.nanogpt import run
 from litchar.errors import UserError
@@ -109,9 +108,7 @@ def imported(tmp_path):
 
     def imported(*overrides):
         output = tmp_path / "run.ckpt"
-        with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            config = hydra.compose("import_nanogpt", [f"output={output}", *map(quote, overrides)])
-        run(config)
+        run(composed("import_nanogpt", f"output={output}", *map(quote, overrides)))
         return output
 
     return imported

@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 
 import httpx
-import hydra
 import numpy as np
 import pytest
 import torch
@@ -14,7 +13,7 @@ import torch.nn.functional as F
 from playwright.sync_api import Page, expect
 from servers import running, save, untrained
 
-from conftest import ROOT
+from conftest import composed
 from litchar.generation import Sampling, generate
 from litchar.serving.playground import Playground, Run, build
 from litchar.text import Vocabulary
@@ -52,9 +51,8 @@ def url(directory):
     save(outputs / "runs/html/checkpoints/best.ckpt", shouting, learned(HTML, shouting))
     latest = save(outputs / "runs/letters/checkpoints/best.ckpt", LETTERS, untrained(LETTERS))
     (outputs / "runs/letters/summary.json").write_text('{"best_val_loss": 1.5}')
-    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        overrides = [f"outputs_dir={outputs}", "limit=100000", "at_once=2", "waiting=1"]
-        config = hydra.compose("playground", [*overrides, "device=cpu"])
+    limits = ("limit=100000", "at_once=2", "waiting=1")
+    config = composed("playground", f"outputs_dir={outputs}", *limits, "device=cpu")
     playground = Playground(config, latest)
     with running(build(playground), playground.batcher.close) as url:
         yield url

@@ -10,11 +10,10 @@ import subprocess
 import sys
 
 import httpx
-import hydra
 import pytest
 from servers import save, untrained
 
-from conftest import ROOT
+from conftest import ROOT, composed
 from litchar import serving
 from litchar.errors import UserError
 from litchar.overrides import quote
@@ -31,8 +30,7 @@ def start(tmp_path):
     checkpoint = save(run_dir / "checkpoints/best.ckpt", LETTERS, untrained(LETTERS))
 
     def start(script: str, *overrides: str) -> None:
-        with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            config = hydra.compose(script, ["device=cpu", *map(quote, overrides)])
+        config = composed(script, "device=cpu", *map(quote, overrides))
         {"serve": serve, "playground": playground}[script].run(config)
 
     start.checkpoint = checkpoint

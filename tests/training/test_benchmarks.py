@@ -9,11 +9,8 @@ import zipfile
 
 import numpy as np
 import pytest
-from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
 
-from conftest import ROOT, summary
-from litchar.analysis import evaluate
+from conftest import summary
 from litchar.errors import UserError
 from litchar.text import Text, open_store
 
@@ -62,14 +59,10 @@ def stand_in(monkeypatch):
         server.server_close()
 
 
-def evaluated(*overrides: str) -> float:
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        config = hydra_compose("evaluate", ["device=cpu", *overrides])
-    return evaluate.run(config)
-
-
 @pytest.mark.parametrize("name", ["enwik8", "text8"])
-def test_a_benchmark_is_fetched_split_and_scored_as_papers_do(train, stand_in, capsys, name):
+def test_a_benchmark_is_fetched_split_and_scored_as_papers_do(
+    train, loss_of, stand_in, capsys, name
+):
     overrides, requests = stand_in(name)
     run_dir = train(*overrides, "trainer.max_steps=4")
     assert requests == [f"/dc/{name}.zip"]
@@ -80,7 +73,7 @@ def test_a_benchmark_is_fetched_split_and_scored_as_papers_do(train, stand_in, c
     said = " ".join(capsys.readouterr().out.split())
     assert f"{n:,} {figures['unit']}s" in said
     assert f"{figures['test_bpc']:.3f} bits per character, {figures['test_bpb']:.3f} per" in said
-    tested = evaluated(f"checkpoint={run_dir}", "split=test")
+    tested = loss_of(f"checkpoint={run_dir}", "split=test")
     assert tested == pytest.approx(figures["test_loss"], rel=1e-5)
     assert figures["test_bpb"] == pytest.approx(tested / math.log(2), rel=1e-5)
     assert requests == [f"/dc/{name}.zip"]  # fetched once
@@ -131,7 +124,7 @@ def test_the_configurations_are_of_the_size_they_say(compose, name):
 # Overlapping windows
 
 
-def test_a_bigram_model_has_one_loss_whatever_the_stride(train, text_file):
+def test_a_bigram_model_has_one_loss_whatever_the_stride(train, loss_of, text_file):
     run_dir = train(
         "model=bigram",
         f"data.path={text_file}",
@@ -140,27 +133,25 @@ def test_a_bigram_model_has_one_loss_whatever_the_stride(train, text_file):
         "trainer.max_steps=5",
         only=True,
     )
-    losses = [
-        evaluated(f"checkpoint={run_dir}", f"stride={stride}") for stride in ("null", 16, 7, 1)
-    ]
+    losses = [loss_of(f"checkpoint={run_dir}", f"stride={stride}") for stride in ("null", 16, 7, 1)]
     assert losses == pytest.approx([losses[0]] * 4, rel=1e-5)  # float32 sums
 
 
-def test_more_context_changes_the_loss_of_a_transformer(train, capsys):
+def test_more_context_changes_the_loss_of_a_transformer(train, loss_of, capsys):
     run_dir = train("trainer.max_steps=60")
     loss_at = {
-        stride: evaluated(f"checkpoint={run_dir}", f"stride={stride}") for stride in ("null", 16, 4)
+        stride: loss_of(f"checkpoint={run_dir}", f"stride={stride}") for stride in ("null", 16, 4)
     }
     assert loss_at[16] == loss_at["null"]
     assert abs(loss_at[4] - loss_at["null"]) > 1e-4
     assert "each but the first 16 predicted from 13 or more" in capsys.readouterr().out
 
 
-def test_a_stride_or_a_size_that_means_nothing_is_refused(train):
+def test_a_stride_or_a_size_that_means_nothing_is_refused(train, loss_of):
     run_dir = train("trainer.max_steps=2")
     for stride in ("0", "17", "-1", "2.5", "all", "true"):
         with pytest.raises(UserError, match=r"stride=.*: must be a whole number from 1 to 16"):
-            evaluated(f"checkpoint={run_dir}", f"stride={stride}")
+            loss_of(f"checkpoint={run_dir}", f"stride={stride}")
     for size in ("0", "true", "many"):
         with pytest.raises(UserError, match=r"batch_size=.*: must be a whole number of at least 1"):
-            evaluated(f"checkpoint={run_dir}", f"batch_size={size}")
+            loss_of(f"checkpoint={run_dir}", f"batch_size={size}")

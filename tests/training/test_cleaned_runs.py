@@ -4,10 +4,8 @@ import json
 
 import pytest
 import torch
-from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
 
-from conftest import ROOT
+from conftest import composed
 from litchar.analysis import evaluate
 from litchar.checkpoints import Checkpoint
 from litchar.errors import UserError
@@ -38,8 +36,7 @@ def run_script(capsys):
     """Run generate or evaluate as their scripts do; return what they print."""
 
     def run_script(name: str, function, *overrides: str) -> str:
-        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            config = hydra_compose(name, ["device=cpu", *map(quote, overrides)])
+        config = composed(name, "device=cpu", *map(quote, overrides))
         capsys.readouterr()
         function(config)
         return capsys.readouterr().out

@@ -16,7 +16,7 @@ import torch
 from filelock import FileLock
 from hydra._internal.utils import get_args_parser
 
-from conftest import ROOT, assert_same_run, figures, summary
+from conftest import ROOT, assert_same_run, composed, figures, summary
 from litchar.checkpoints import Checkpoint, load, save
 from litchar.errors import DivergedError, Interrupted, UserError, is_disk_full
 from litchar.training import run
@@ -464,11 +464,7 @@ def finished_like(train, tmp_path):
 
         run_dir = tmp_path / "outputs/runs" / name
         (run_dir / ".hydra").mkdir(parents=True)
-        import hydra
-
-        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-            config = hydra.compose("train", list(arguments))
-        OmegaConf.save(config, run_dir / ".hydra/config.yaml")
+        OmegaConf.save(composed("train", *arguments), run_dir / ".hydra/config.yaml")
         (run_dir / "summary.json").write_text(f'{{"status": "{status}"}}')
         return run_dir
 
