@@ -17,7 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 from optuna.trial import TrialState
 
-from conftest import ROOT, SignalAt, summary
+from conftest import ROOT, SignalAt, composed, summary
 from litchar import signals
 from litchar.checkpoints import Checkpoint
 from litchar.errors import Interrupted, UserError, is_users
@@ -72,6 +72,15 @@ def tune(text_file, tmp_path, monkeypatch):
 def study_of(outputs: Path, name: str) -> optuna.Study:
     directory = outputs / "tune" / name
     return optuna.load_study(study_name=name, storage=open_storage(None, directory))
+
+
+def written(line: list[str], **trial) -> str:
+    """The best settings of a study that has this line, and one trial."""
+    study = optuna.create_study(study_name="t1")
+    study.set_user_attr("command", "python scripts/tune.py")
+    study.add_trial(optuna.create_trial(value=1.5, **trial))
+    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return best_experiment(study, Search({}, line, {}))
 
 
 def outcomes(trials) -> list[str]:
@@ -227,23 +236,13 @@ def test_the_best_settings_name_a_text_that_is_found_from_anywhere(
 ):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "set").mkdir()
-    study = optuna.create_study(study_name="t1")
-    study.set_user_attr("command", "python scripts/tune.py")
-    study.add_trial(optuna.create_trial(value=1.5))
-    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        written = best_experiment(study, Search({}, line, {}))
     expected = json.loads(json.dumps(text).replace("{cwd}", str(tmp_path)))
-    assert OmegaConf.to_container(OmegaConf.create(written).data) == expected
+    assert OmegaConf.to_container(OmegaConf.create(written(line)).data) == expected
 
 
 def test_the_best_settings_name_the_parent_so_that_it_is_found_from_anywhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    study = optuna.create_study(study_name="t1")
-    study.set_user_attr("command", "python scripts/tune.py")
-    study.add_trial(optuna.create_trial(value=1.5))
-    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        written = best_experiment(study, Search({}, ["init_from=runs/one"], {}))
-    assert OmegaConf.create(written).init_from == f"{tmp_path}/runs/one"
+    assert OmegaConf.create(written(["init_from=runs/one"])).init_from == f"{tmp_path}/runs/one"
 
 
 @pytest.mark.parametrize(
@@ -255,16 +254,11 @@ def test_the_best_settings_name_the_parent_so_that_it_is_found_from_anywhere(tmp
     ],
 )
 def test_the_best_settings_take_experiments_along(tmp_path, line):
-    study = optuna.create_study(study_name="t1")
-    study.set_user_attr("command", "python scripts/tune.py")
-    study.add_trial(optuna.create_trial(value=1.5))
     conf = tmp_path / "experiment"
     conf.mkdir()
-    places = [f"hydra.searchpath=[file://{tmp_path}]"]
-    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        (conf / "best.yaml").write_text(best_experiment(study, Search({}, line, {})))
-        best = hydra.compose("train", [*places, "name=test", "run_dir=x", "experiment=best"])
-        assert best == hydra.compose("train", [*places, "name=test", "run_dir=x", *line])
+    (conf / "best.yaml").write_text(written(line))
+    alike = (f"hydra.searchpath=[file://{tmp_path}]", "name=test", "run_dir=x")
+    assert composed("train", *alike, "experiment=best") == composed("train", *alike, *line)
 
 
 @pytest.mark.parametrize(
@@ -375,12 +369,8 @@ def test_a_text_that_changes_ends_its_study(tune, text_file, monkeypatch):
 
 def test_an_experiment_that_was_searched_is_part_of_the_best_settings():
     choices = optuna.distributions.CategoricalDistribution(["cpu_fast", "teaching_bigram"])
-    study = optuna.create_study(study_name="t1")
-    study.set_user_attr("command", "python scripts/tune.py")
     params, space = {"experiment": "teaching_bigram"}, {"experiment": choices}
-    study.add_trial(optuna.create_trial(value=1.5, params=params, distributions=space))
-    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        text = best_experiment(study, Search({}, ["experiment=cpu_fast"], {}))
+    text = written(["experiment=cpu_fast"], params=params, distributions=space)
     assert OmegaConf.create(text).defaults == [
         "/experiment/cpu_fast",
         "/experiment/teaching_bigram",
