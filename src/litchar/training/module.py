@@ -28,7 +28,7 @@ class LanguageModel(L.LightningModule):
             ends a run, and returns a factor on the learning rate.
         card: what makes a checkpoint enough by itself, as plain data; saved under `litchar`.
         seed: with the step, it chooses what dropout drops.
-        mixture: of several texts, each corpus's share of the training windows.
+        mixture: of several texts, each corpus's share of the training windows; else empty.
     """
 
     def __init__(
@@ -38,11 +38,11 @@ class LanguageModel(L.LightningModule):
         optimizer: Callable[[nn.Module], torch.optim.Optimizer],
         schedule: Callable[[int, float], float],
         card: dict[str, Any],
-        seed: int = 0,
-        mixture: Mapping[str, float] | None = None,
+        seed: int,
+        mixture: Mapping[str, float],
     ) -> None:
         super().__init__()
-        self.mixture = dict(mixture or {})
+        self.mixture = mixture
         self.model = model
         self.optimizer = optimizer
         self.schedule = schedule
