@@ -72,8 +72,7 @@ def begin() -> None:
         torch.use_deterministic_algorithms(False)  # trainer.deterministic sets it for the process
         torch.backends.cudnn.benchmark = False
         torch.compiler.reset()  # or the ninth model of a size of its own would not be compiled
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        torch.cuda.empty_cache()  # nothing without a GPU
     _started["jobs"] += 1
     # cuBLAS reads it once in a process, and a deterministic run may follow one that is not.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
