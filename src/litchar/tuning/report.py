@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import optuna
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 from optuna.trial import FrozenTrial, TrialState
 
@@ -79,25 +80,22 @@ def best_experiment(study: optuna.Study, search: Search) -> str:
     overridden: list[dict[str, Any]] = []
     values = OmegaConf.create()
     fixed = search.compose({})
-    for given in training_overrides(search.overrides):
-        key = given.key_or_group
+
+    def of_line(given: Override) -> Any:
+        """Return a value of the line; what names files finds them from anywhere."""
+        key, value = given.key_or_group, given.value()
+        if key in ("data.path", "data.mixture", "data.name"):
+            return fixed.data._get_node(key.removeprefix("data."))
+        if key == "init_from" and value is not None:
+            return literal(str(Path(os.path.expanduser(str(value))).absolute()))
+        return value
+
+    line = [(given.key_or_group, of_line(given)) for given in training_overrides(search.overrides)]
+    for key, value in [*line, *best.params.items()]:
         if key in taken:
-            chosen = given.value()
-            names = chosen if isinstance(chosen, list) else [chosen]
+            names = value if isinstance(value, list) else [value]
             taken[key] += [f"/{key}/{name}" for name in names]
         elif key in groups or "/" in key:
-            overridden.append({f"override /{key}": given.value()})
-        elif key in ("data.path", "data.mixture", "data.name"):  # of a text, found from anywhere
-            OmegaConf.update(values, key, fixed.data._get_node(key.removeprefix("data.")))
-        elif key == "init_from" and given.value() is not None:
-            parent = Path(os.path.expanduser(str(given.value()))).absolute()
-            OmegaConf.update(values, key, literal(str(parent)))
-        else:
-            OmegaConf.update(values, key, given.value())
-    for key, value in best.params.items():
-        if key in taken:
-            taken[key].append(f"/{key}/{value}")
-        elif key in groups:
             overridden.append({f"override /{key}": value})
         else:
             OmegaConf.update(values, key, value)
