@@ -139,7 +139,7 @@ class Checkpoints(CheckpointCallback):
         is_time = time.monotonic() - self._saved_at > self.every_seconds
         return signals.received(), int(is_time and trainer.is_global_zero)
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Save after `every_seconds`; or, if a signal asks for it, save and end.
 
         A step that is validated is saved after that: a run resumed from before would skip it. And
@@ -152,14 +152,14 @@ class Checkpoints(CheckpointCallback):
         elif self._stops and not accumulates:
             self._stops, trainer.should_stop = False, True
         if (signum or is_time) and not is_validated(trainer) and not accumulates:
-            self._save(trainer, pl_module, signum)
+            self._save(trainer, signum)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the last state, and the best."""
         if not is_validation(trainer):
             return
         is_best = self.metrics.best_step == trainer.global_step
-        self._save(trainer, pl_module, self._signal(trainer), is_best)
+        self._save(trainer, self._signal(trainer), is_best)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the last state, if no validation has.
@@ -168,7 +168,7 @@ class Checkpoints(CheckpointCallback):
             UserError: it cannot be saved, on any rank.
         """
         if trainer.global_step > self.saved_step:
-            self._save(trainer, pl_module, self._signal(trainer))
+            self._save(trainer, self._signal(trainer))
         if self._failure is not None:
             raise UserError(
                 f"{self.directory}: the end of the run was not saved ({self._failure.strerror}); "
@@ -182,13 +182,11 @@ class Checkpoints(CheckpointCallback):
         self._agreement.ask(self._wishes(trainer))
         return self._agreement.answer(self._wishes(trainer))[0]
 
-    def _save(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, signum: int, is_best: bool = False
-    ) -> None:
+    def _save(self, trainer: L.Trainer, signum: int, is_best: bool = False) -> None:
         """Save the state, outside of the clock that counts steps; end if a signal says so."""
-        self.metrics.clock.stop(pl_module.device)
+        self.metrics.clock.stop(trainer.lightning_module.device)
         self.metrics.check_finite(trainer)
-        weights = total_norm(pl_module.parameters())
+        weights = total_norm(trainer.lightning_module.parameters())
         if not math.isfinite(weights):
             raise DivergedError(
                 f"a weight is not a finite number at step {trainer.global_step:,} (the norm of "
