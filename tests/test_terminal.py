@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+import litchar.terminal
 from conftest import ROOT
 from litchar.generation.run import show_score
 from litchar.generation.scoring import COLOURS, Score
@@ -160,6 +161,11 @@ def unread(script: str, *arguments: str) -> subprocess.CompletedProcess:
     result = subprocess.run(line, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
     os.close(write)
     return result
+
+
+def test_a_bar_leaves_nothing_where_no_terminal_is(capsys):
+    assert list(litchar.terminal.Terminal().track(range(30), "Scoring")) == list(range(30))
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize("name", ["inspect", "baselines"])

@@ -55,10 +55,12 @@ class Terminal(Console):
         self.print(made)
 
     def track(self, steps: range, what: str) -> Iterable[int]:
-        """Return the steps of what takes long; a bar counts them, unless they are few."""
+        """Return the steps of what takes long; at a terminal a bar counts them, unless they are
+        few."""
         from rich.progress import track
 
-        return track(steps, what, transient=True, disable=len(steps) < 20, console=self)
+        unseen = len(steps) < 20 or not self.is_terminal  # where it would leave an empty line
+        return track(steps, what, transient=True, disable=unseen, console=self)
 
     def on_broken_pipe(self) -> None:
         """Go on unseen."""
