@@ -5,6 +5,7 @@ import errno
 from collections.abc import Iterator
 from numbers import Integral
 from pathlib import Path
+from typing import TypeGuard
 
 from hydra.errors import HydraException, InstantiationException
 from omegaconf.errors import OmegaConfBaseException
@@ -61,6 +62,12 @@ class Interrupted(SystemExit):
     def __init__(self, signum: int) -> None:
         super().__init__(128 + signum)
         self.signum = signum
+
+
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Return whether a value is a number; true and false are none, though Python takes them for 1
+    and 0."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def check_whole(name: str, value: object, least: int, most: int | None = None) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from litchar.analysis.comparison import Comparison, PowerLaw, Row, Table, cost, short, shown
 from litchar.analysis.curves import whole_steps
 from litchar.analysis.page import PLOT
+from litchar.errors import is_number
 from litchar.whole import written_whole
 
 if TYPE_CHECKING:
@@ -78,18 +79,18 @@ def _by_length(table: Table) -> list[str]:
 
     def rank(key: str) -> tuple[bool, int]:
         values = _values(table, key)
-        return not all(_is_number(value) for value in values), -len(values)
+        return not all(_is_finite(value) for value in values), -len(values)
 
     return sorted(table.keys, key=rank)
 
 
 def _values(table: Table, key: str) -> list[Any]:
     values = list({repr(row.settings[key]): row.settings[key] for row in table.rows}.values())
-    return sorted(values, key=lambda v: (not _is_number(v), v if _is_number(v) else 0, str(v)))
+    return sorted(values, key=lambda v: (not _is_finite(v), v if _is_finite(v) else 0, str(v)))
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def _is_finite(value: Any) -> bool:
+    return is_number(value) and math.isfinite(value)
 
 
 def _losses(axes: "Axes", table: Table, key: str, lines: list[str]) -> None:
@@ -100,7 +101,7 @@ def _losses(axes: "Axes", table: Table, key: str, lines: list[str]) -> None:
             mixed, and the line joins the best of each value.
     """
     values = _values(table, key)
-    numeric = all(_is_number(value) for value in values)
+    numeric = all(_is_finite(value) for value in values)
     if not numeric:  # the best first, as the rows are
         values = list({repr(row.settings[key]): row.settings[key] for row in table.rows}.values())
     places = values if numeric else list(range(len(values)))

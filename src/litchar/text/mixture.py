@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from litchar.errors import UserError
+from litchar.errors import UserError, is_number
 from litchar.text.cleaning import Cleaning
 from litchar.text.corpus import Corpus
 
@@ -134,7 +134,7 @@ def read_mixture(entries: Sequence[Mapping[str, Any]]) -> dict[str, float]:
             if entry.get(key) is not None and not isinstance(entry[key], str):
                 raise UserError(f"{place}: {key}={entry[key]} must be a text, in quotes")
         weight = entry.get("weight", 1)
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < 1e9:
+        if not is_number(weight) or not 0 < weight < 1e9:
             raise UserError(f"{place}: weight={weight} must be a number above 0")
         name = str(entry.get("name") or str(entry["path"]).rstrip("/").rpartition("/")[2])
         name = "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in name)

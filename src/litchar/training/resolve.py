@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from litchar.checkpoints import Checkpoint, find
 from litchar.checkpoints.checkpoint import MODELS, trusted
-from litchar.errors import UserError, check_flag, check_whole
+from litchar.errors import UserError, check_flag, check_whole, is_number
 from litchar.overrides import literal
 from litchar.training.resume import MAY_CHANGE, absolute_paths, flatten, within
 
@@ -57,7 +57,7 @@ def check_settings(config: DictConfig) -> None:
         raise UserError(f"seed={config.seed}: must be a whole number from 0 to {2**32 - 1}")
     for key, (fits, what) in NUMBERS.items():
         value = OmegaConf.select(config, key)
-        if (value is not None or key in NEEDED) and not (_is_number(value) and fits(value)):
+        if (value is not None or key in NEEDED) and not (is_number(value) and fits(value)):
             raise UserError(f"{key}={value}: must be {what}")
     if config.profile and config.trainer.profiler == "pytorch":
         raise UserError(
@@ -82,7 +82,7 @@ def check_settings(config: DictConfig) -> None:
 
 def _check_trainer(trainer: DictConfig) -> None:
     interval = trainer.val_check_interval
-    if _is_number(interval) and interval <= 0:
+    if is_number(interval) and interval <= 0:
         raise UserError(
             f"trainer.val_check_interval={interval}: counts batches, and must be at least 1"
         )
@@ -141,10 +141,6 @@ LIMITS = ("limit_train_batches", "limit_val_batches", "limit_test_batches")
 NEEDED = ("seed", "checkpoint.every_seconds", "trainer.accumulate_grad_batches")
 YES_AND_NO = ("yes", "no", "on", "off")  # true and false to YAML 1.1, and texts to Hydra
 BUILT = ("model", "optimizer", "scheduler", "trainer", "callbacks", "logger")  # what they may be in
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def device_of(accelerator: str) -> torch.device:

@@ -24,6 +24,7 @@ from litchar.errors import (
     causes,
     check_whole,
     is_disk_full,
+    is_number,
     is_users,
 )
 from litchar.errors import reason as said
@@ -58,7 +59,7 @@ def run(config: DictConfig) -> None:
     tune = config.tune
     check_whole("tune.trials", tune.trials, 1)
     beat = tune.beat_seconds
-    if not isinstance(beat, int | float) or isinstance(beat, bool) or not beat > 0:
+    if not is_number(beat) or not beat > 0:
         raise UserError(f"tune.beat_seconds={beat}: must be a number above 0")
     directory = study_directory(config)
     search = Search.of(config)
