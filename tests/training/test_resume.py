@@ -627,7 +627,7 @@ def storm(kills, train, text_file, steps, seconds):
 
 
 def test_a_run_killed_at_a_random_moment_goes_on_exactly(train, text_file):
-    storm(1, train, text_file, steps=600, seconds=0.15)
+    storm(1, train, text_file, steps=200, seconds=0.15)
 
 
 @pytest.mark.slow

@@ -563,6 +563,7 @@ def assert_seven_ended(directory: Path, url: str | None = None) -> None:
     assert len({trial.user_attrs.get("root", trial.number) for trial in ended}) == len(ended) == 7
 
 
+@pytest.mark.slow
 def test_of_three_workers_one_is_killed_and_no_trial_is_lost(start, tmp_path):
     directory = tmp_path / "outputs/tune/t1"
     victim = start(*STORM)
