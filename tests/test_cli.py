@@ -176,8 +176,12 @@ def test_a_path_may_be_long_and_its_home_directory_unknown(monkeypatch):
     assert quote("data.path=~nobody-here/x,y", sweeps=True) == 'data.path="~nobody-here/x","y"'
     for lists in ("data.path=[a.txt,b.txt],c.txt", "data.path=a,[b,c]"):
         assert quote(lists, sweeps=True) == lists
-    quoted_in_part = 'data.path="a,b.txt",c.txt'
-    assert quote(quoted_in_part, sweeps=True) == quoted_in_part
+    assert quote('data.path="a,b",c d', sweeps=True) == 'data.path="a,b","c d"'
+    assert quote("data.path=c d,'a,b'", sweeps=True) == "data.path=\"c d\",'a,b'"
+    assert quote("data.path='tis,b's", sweeps=True) == 'data.path="\'tis","b\'s"'
+    for missing in ("a,,b", "a,", ",a", '"a",'):
+        with pytest.raises(UserError, match="is empty"):
+            quote(f"data.path={missing}", sweeps=True)
     assert quote("data.path=d[1],x],y", sweeps=True) == 'data.path="d[1]","x]","y"'
     assert quote("data.path=~/x") == 'data.path="~/x"'  # the program's own code expands it
     assert quote("run_dir=~/x") == 'run_dir="/home/me/x"'

@@ -77,9 +77,9 @@ def quote(argument: str, sweeps: bool = False) -> str:
         return argument
     whole = os.path.expanduser(value)  # like exists below, it takes whatever was typed
     if sweeps and name in PATHS and "," in value and not os.path.exists(whole):
-        if value.startswith(("choice(", '"', "'")):  # Hydra's grammar
+        if value.startswith("choice("):
             return argument
-        paths = (quote(f"{key}={path}").partition("=")[2] for path in value.split(","))
+        paths = (quote(f"{key}={path}").partition("=")[2] for path in _PART.findall(value))
         return f"{key}={','.join(paths)}"
     if name in PLACES:
         value = whole
@@ -104,6 +104,7 @@ def without_passwords(text: str) -> str:
 
 OVERRIDE = re.compile(r"~|[\w+][^=]*=")
 _QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
+_PART = re.compile(rf"(?:\A|(?<=,))(?:(?:{_QUOTED.pattern})(?=,|\Z)|[^,]*)", re.DOTALL)
 
 
 def check(arguments: list[str], conf: Path, config_name: str) -> None:

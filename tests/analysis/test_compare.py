@@ -453,6 +453,7 @@ def test_runs_begun_from_several_checkpoints_are_told_apart():
     assert shown("/somewhere/runs/a9/checkpoints/best.ckpt") == "a9/checkpoints/best.ckpt"
     assert shown("/somewhere/a.txt") == "a.txt"
     assert shown("/best.ckpt") == "best.ckpt"
+    assert (shown("/"), shown("//")) == ("", "")
 
 
 def test_all_batches_are_not_shown_as_one():
@@ -482,6 +483,10 @@ def test_rows_are_named_by_what_sets_them_apart_from_runs_that_do_not_count(made
     (table,) = compare([tmp_path / "sweep"]).tables
     assert table.keys == ["lr", "n_embd"]
     assert table.rows[0].settings == {"lr": 0.001, "n_embd": 16}
+    assert [panel.keywords.get("key") for panel in panels_of(table)] == ["lr", None]
+    refused = made("odd", 2, {"n_embd": 16, "lr": 0.001, "x": 1}, status="failed")
+    (refused / "environment.json").unlink()  # it may be of another text
+    assert compare([tmp_path / "sweep"]).tables[0].keys == ["lr", "n_embd"]
 
 
 def test_a_difference_that_no_test_can_tell_is_not_explained(made, tmp_path):

@@ -464,6 +464,25 @@ def test_a_pruned_trial_that_is_stopped_before_it_has_ended_stays_pruned(
     assert summary(tmp_path / "outputs/tune/t1/trials/0000")["steps"] == pruned_at
 
 
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_trial_whose_mark_a_power_cut_has_emptied_goes_on(tune, tmp_path, monkeypatch, ended):
+    def stop(*_):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        if ended:
+            patch.setattr(Worker, "finish", killed)
+        else:
+            patch.setattr(tuning.Watch, "on_validation_end", stop)
+        with pytest.raises((Interrupted, KeyboardInterrupt)):
+            tune("tune.trials=1")
+    (tmp_path / "outputs/tune/t1/trials/0000/trial.json").write_text("")
+    assert outcomes(tune("tune.trials=1"))[-1] == "completed"
+
+
 def test_a_full_disk_ends_a_study_and_is_not_the_settings_fault(tune, monkeypatch):
     def full(*_):
         raise UserError("the end was not saved") from OSError(errno.ENOSPC, "No space left")

@@ -493,7 +493,8 @@ def make_table(
             )
         )
     rows.sort(key=lambda row: row.mean)
-    kept = _unlike(list(values.values())) or swept
+    opened = [run for run in pending if "fingerprint" in run.environment]
+    kept = _unlike([values[run.path] for run in [*runs, *opened]]) or swept
     rows = [
         replace(row, settings={key: row.settings[key] for key in kept}, p=p)
         for row, p in zip(rows, against_best([row.losses for row in rows]), strict=True)
@@ -570,4 +571,4 @@ def shown(value: Any) -> str:
     if not text.startswith("/"):
         return text
     parts = text.rstrip("/").split("/")
-    return "/".join(parts[-3:] if parts[-2] == "checkpoints" else parts[-1:])
+    return "/".join(parts[-3:] if parts[-2:-1] == ["checkpoints"] else parts[-1:])

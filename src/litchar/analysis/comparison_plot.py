@@ -75,13 +75,15 @@ def panels_of(table: Table) -> "list[Panel]":
 
 
 def _by_length(table: Table) -> list[str]:
-    """Return the keys, those of numbers and of many values first: they make the best axes."""
+    """Return the keys in which rows differ, or all if they differ in none; those of numbers and of
+    many values first: they make the best axes."""
 
     def rank(key: str) -> tuple[bool, int]:
         values = _values(table, key)
         return not all(_is_finite(value) for value in values), -len(values)
 
-    return sorted(table.keys, key=rank)
+    differ = [key for key in table.keys if len(_values(table, key)) > 1]
+    return sorted(differ or table.keys, key=rank)
 
 
 def _values(table: Table, key: str) -> list[Any]:
@@ -146,7 +148,7 @@ def _losses(axes: "Axes", table: Table, key: str, lines: list[str]) -> None:
             for label in axes.get_xticklabels():
                 label.set(rotation=25, ha="right", rotation_mode="anchor")
     axes.set_xlabel(key)
-    mixed = len(table.keys) > 1 and not lines
+    mixed = len(_by_length(table)) > 1 and not lines
     titles = ["a point a run"]
     if any(row.n > 1 for row in table.rows):
         titles.append("bars: 95% of the mean")

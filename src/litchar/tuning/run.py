@@ -220,7 +220,7 @@ def _train(search: Search, values: Mapping[str, Value], run_dir: Path, watch: Wa
 
 def _result(run_dir: Path) -> tuple[float, bool] | None:
     """Return the loss of a run that has ended, and whether it was pruned."""
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, KeyError):
         summary = json.loads((run_dir / "summary.json").read_text())
         if summary["status"] == "completed":
             return float(summary["best_val_loss"]), _marked(run_dir)["outcome"] == "pruned"
@@ -234,9 +234,10 @@ def _mark(run_dir: Path, **mark: Any) -> None:
 
 
 def _marked(run_dir: Path) -> dict[str, Any]:
-    """Return what is written there; nothing if nothing is."""
-    place = run_dir / "trial.json"
-    mark: dict[str, Any] = json.loads(place.read_text()) if place.exists() else {}
+    """Return what is written there; nothing if nothing is, or a power cut has emptied it."""
+    mark: dict[str, Any] = {}
+    with contextlib.suppress(OSError, ValueError):
+        mark = json.loads((run_dir / "trial.json").read_text())
     return mark
 
 
