@@ -8,11 +8,11 @@ Nothing heavy is imported here: Hydra imports all plugins at each start.
 """
 
 import contextlib
-import functools
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,60 @@ from litchar.training.sweep import Outcome
 IDLE_SECONDS = 60  # after which a worker that waits ends, also one whose sweep was killed
 END_SECONDS = 60  # for workers to save and end after a signal
 
-Call = Callable[[], JobReturn]
 Returned = JobReturn | BaseException
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job of a sweep, to be called in some process.
+
+    Attributes:
+        overrides: what its configuration is made from, and the name of its directory.
+        number: its place in the sweep.
+        state: of Hydra's singletons.
+    """
+
+    hydra_context: HydraContext
+    config: DictConfig
+    task_function: TaskFunction
+    overrides: list[str]
+    number: int
+    state: dict[Any, Any]
+
+    @property
+    def name(self) -> str:
+        """That of its directory, which our sweeper sets."""
+        place = next((o for o in self.overrides if o.startswith("hydra.sweep.subdir=")), "")
+        return place.partition("=")[2].strip('"') or f"job {self.number}"
+
+    def __call__(self) -> JobReturn:
+        """Run the job in this process, as Hydra does; what it prints goes to `output.txt`."""
+        signals.install()
+        setup_globals()
+        Singleton.set_state(self.state)
+        job = self.hydra_context.config_loader.load_sweep_config(self.config, self.overrides)
+        with open_dict(job):
+            job.hydra.job.num = self.number
+            job.hydra.job.id = f"{job.hydra.job.name}_{self.number}"
+        HydraConfig.instance().set_config(job)
+        directory = Path(job.hydra.sweep.dir) / job.hydra.sweep.subdir
+        directory.mkdir(parents=True, exist_ok=True)
+        with (
+            open(directory / "output.txt", "a", encoding="utf-8") as output,
+            contextlib.redirect_stdout(output),
+        ):
+            try:
+                returned = run_job(
+                    hydra_context=self.hydra_context,
+                    config=job,
+                    task_function=self.task_function,
+                    job_dir_key="hydra.sweep.dir",
+                    job_subdir_key="hydra.sweep.subdir",
+                )
+                # The rest is known, and long.
+                return JobReturn(_return_value=returned._return_value)
+            except Interrupted as interrupted:  # a worker that exits would count as killed
+                return JobReturn(_return_value=interrupted)
 
 
 class _Launcher(Launcher):
@@ -65,9 +117,8 @@ class _Launcher(Launcher):
             )
         setup_globals()
         Path(str(self.config.hydra.sweep.dir)).mkdir(parents=True, exist_ok=True)
-        calls: list[Call] = [
-            functools.partial(
-                run_one,
+        jobs = [
+            Job(
                 self.hydra_context,
                 self.config,
                 self.task_function,
@@ -79,21 +130,21 @@ class _Launcher(Launcher):
         ]
         return [
             outcome if isinstance(outcome, JobReturn) else JobReturn(_return_value=outcome)
-            for outcome in self.run(calls)
+            for outcome in self.run(jobs)
         ]
 
-    def run(self, calls: list[Call]) -> list[Returned]:
-        """Call all of `calls`, each in some process, and return what they return or raise."""
+    def run(self, jobs: list[Job]) -> list[Returned]:
+        """Call all of `jobs`, each in some process, and return what they return or raise."""
         raise NotImplementedError
 
-    def ended(self, returned: Returned) -> Returned:
+    def ended(self, job: Job, returned: Returned) -> Returned:
         """Print how a job ended, and return that; of an error its first two lines."""
         if isinstance(returned, BaseException):  # submitit's goes on with a whole log
             lines = str(returned).strip().split("\n")[:2]
             returned = RuntimeError(" ".join(lines) or type(returned).__name__)
         value = returned._return_value if isinstance(returned, JobReturn) else returned
         if not isinstance(value, Outcome):
-            line = f"failed: {type(value).__name__}: {value}"
+            line = f"failed: {job.name}: {type(value).__name__}: {value}"
         elif value.status == "completed":
             loss = value.best_val_loss  # None without validation
             found = "not validated" if loss is None else f"best val loss {loss:.4f}"
@@ -104,42 +155,6 @@ class _Launcher(Launcher):
         return returned
 
 
-def run_one(
-    hydra_context: HydraContext,
-    config: DictConfig,
-    task_function: TaskFunction,
-    overrides: list[str],
-    number: int,
-    state: dict[Any, Any],
-) -> JobReturn:
-    """Run a job in this process, as Hydra does; what it prints goes to `output.txt`."""
-    signals.install()
-    setup_globals()
-    Singleton.set_state(state)
-    job = hydra_context.config_loader.load_sweep_config(config, overrides)
-    with open_dict(job):
-        job.hydra.job.num = number
-        job.hydra.job.id = f"{job.hydra.job.name}_{number}"
-    HydraConfig.instance().set_config(job)
-    directory = Path(job.hydra.sweep.dir) / job.hydra.sweep.subdir
-    directory.mkdir(parents=True, exist_ok=True)
-    with (
-        open(directory / "output.txt", "a", encoding="utf-8") as output,
-        contextlib.redirect_stdout(output),
-    ):
-        try:
-            returned = run_job(
-                hydra_context=hydra_context,
-                config=job,
-                task_function=task_function,
-                job_dir_key="hydra.sweep.dir",
-                job_subdir_key="hydra.sweep.subdir",
-            )
-            return JobReturn(_return_value=returned._return_value)  # the rest is known, and long
-        except Interrupted as interrupted:  # a worker that exits would count as killed
-            return JobReturn(_return_value=interrupted)
-
-
 class ParallelLauncher(_Launcher):
     """Several jobs at once on this machine, in joblib's processes, which share its cores.
 
@@ -147,33 +162,34 @@ class ParallelLauncher(_Launcher):
         n_jobs: how many at once; null: as many as there are physical cores.
     """
 
-    def run(self, calls: list[Call]) -> list[Returned]:
-        """Call all of `calls`; those that were running when a process died once more, each alone.
+    def run(self, jobs: list[Job]) -> list[Returned]:
+        """Call all of `jobs`; those that were running when a process died once more, each alone.
 
         So the one that kills its process takes no other along.
         """
         outcomes: dict[int, Returned] = {}
         suspects: list[int] = []
-        while left := [i for i in range(len(calls)) if i not in outcomes]:
+        while left := [i for i in range(len(jobs)) if i not in outcomes]:
             at_once = [i for i in left if i not in suspects] or suspects[:1]
-            ended, running = self._run_at_once({i: calls[i] for i in at_once})
+            ended, running = self._run_at_once({i: jobs[i] for i in at_once})
             outcomes |= ended
             if at_once == suspects[:1]:
-                outcomes |= {i: self.ended(RuntimeError("its process was killed")) for i in running}
+                killed = RuntimeError("its process was killed")
+                outcomes |= {i: self.ended(jobs[i], killed) for i in running}
                 suspects = suspects[1:]
             else:
                 suspects += running
-        return [outcomes[i] for i in range(len(calls))]
+        return [outcomes[i] for i in range(len(jobs))]
 
-    def _run_at_once(self, calls: dict[int, Call]) -> tuple[dict[int, Returned], list[int]]:
-        """Return what came of `calls`, and which were under way when a process died."""
+    def _run_at_once(self, jobs: dict[int, Job]) -> tuple[dict[int, Returned], list[int]]:
+        """Return what came of `jobs`, and which were under way when a process died."""
         from joblib.externals.loky import BrokenProcessPool, ProcessPoolExecutor, cpu_count, wait
 
         cores = cpu_count(only_physical_cores=True)
         n_jobs = self.settings["n_jobs"]
         if n_jobs is not None:
             check_whole("hydra.launcher.n_jobs", n_jobs, 1)
-        n_jobs = min(n_jobs or cores, len(calls))
+        n_jobs = min(n_jobs or cores, len(jobs))
         threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores // n_jobs))
         workers = ProcessPoolExecutor(
             n_jobs,
@@ -182,20 +198,21 @@ class ParallelLauncher(_Launcher):
             env={"OMP_NUM_THREADS": threads},
         )
         outcomes: dict[int, Returned] = {}
-        waiting = list(calls)
+        waiting = list(jobs)
         running: dict[Future[JobReturn], int] = {}
         try:
             while waiting or running:
                 while waiting and len(running) < n_jobs:
-                    job = waiting.pop(0)
-                    running[workers.submit(calls[job])] = job
+                    i = waiting.pop(0)
+                    running[workers.submit(jobs[i])] = i
                 for future in wait(running, return_when="FIRST_COMPLETED").done:
+                    i = running[future]
                     try:
-                        outcomes[running[future]] = self.ended(future.result())
+                        outcomes[i] = self.ended(jobs[i], future.result())
                     except BrokenProcessPool:
                         return outcomes, list(running.values())
                     except Exception as error:
-                        outcomes[running[future]] = self.ended(error)
+                        outcomes[i] = self.ended(jobs[i], error)
                     del running[future]
         except Interrupted as interrupted:  # the workers, in a group of their own, hear of it here
             for process in workers._processes:
@@ -216,23 +233,23 @@ class RayLauncher(_Launcher):
             process dies.
     """
 
-    def run(self, calls: list[Call]) -> list[Returned]:
-        """Call all of `calls` as tasks of Ray."""
+    def run(self, jobs: list[Job]) -> list[Returned]:
+        """Call all of `jobs` as tasks of Ray."""
         import ray
 
         ray.init(**self.settings["init"])
         signals.install()  # Ray has a handler of its own
-        task: Any = ray.remote(**self.settings["remote"])(lambda call: call())
-        tasks = [task.remote(call) for call in calls]
+        task: Any = ray.remote(**self.settings["remote"])(lambda job: job())
+        tasks = {task.remote(job): job for job in jobs}
         outcomes: dict[Any, Returned] = {}
         signals.defer(True)  # Ray would turn what a handler raises into an exit of its own
         try:
             while left := [one for one in tasks if one not in outcomes]:
                 for one in ray.wait(left, timeout=0.5)[0]:
                     try:
-                        outcomes[one] = self.ended(ray.get(one))
+                        outcomes[one] = self.ended(tasks[one], ray.get(one))
                     except Exception as error:
-                        outcomes[one] = self.ended(error)
+                        outcomes[one] = self.ended(tasks[one], error)
                 if signals.received():
                     for one in left:
                         ray.cancel(one)
@@ -254,8 +271,8 @@ class SlurmLauncher(_Launcher):
         The rest: what submitit's `update_parameters` takes.
     """
 
-    def run(self, calls: list[Call]) -> list[Returned]:
-        """Submit all of `calls`, and wait for them."""
+    def run(self, jobs: list[Job]) -> list[Returned]:
+        """Submit all of `jobs`, and wait for them."""
         import submitit
 
         settings = dict(self.settings)
@@ -265,17 +282,17 @@ class SlurmLauncher(_Launcher):
             slurm_max_num_timeout=settings.pop("slurm_max_num_timeout"),
         )
         executor.update_parameters(**settings)
-        jobs = executor.map_array(_Resubmitted(), calls)
+        submitted = executor.map_array(_Resubmitted(), jobs)
         outcomes: list[Returned] = []
         try:
-            for job in jobs:
+            for job, one in zip(jobs, submitted, strict=True):
                 try:
-                    outcomes.append(self.ended(job.result()))
+                    outcomes.append(self.ended(job, one.result()))
                 except Exception as error:
-                    outcomes.append(self.ended(error))
+                    outcomes.append(self.ended(job, error))
         except Interrupted:
-            for job in jobs:
-                job.cancel()
+            for one in submitted:
+                one.cancel()
             raise
         return outcomes
 
@@ -283,10 +300,10 @@ class SlurmLauncher(_Launcher):
 class _Resubmitted:
     """A job that submitit puts back into the queue when the cluster wants its place."""
 
-    def __call__(self, call: Call) -> JobReturn:
+    def __call__(self, job: Job) -> JobReturn:
         """Run the job. What asks submitit for the place asks us first: the state is saved."""
         submitits = {n: signal.getsignal(n) for n in (signal.SIGUSR1, signal.SIGUSR2)}
-        returned = call()
+        returned = job()
         value = returned._return_value
         if isinstance(value, Interrupted):
             handler = submitits.get(signal.Signals(value.signum))
@@ -294,8 +311,8 @@ class _Resubmitted:
                 handler(value.signum, None)
         return returned
 
-    def checkpoint(self, call: Call) -> Any:
+    def checkpoint(self, job: Job) -> Any:
         """Return what is to be submitted again: the same, which goes on from its checkpoint."""
         import submitit
 
-        return submitit.helpers.DelayedSubmission(self, call)
+        return submitit.helpers.DelayedSubmission(self, job)

@@ -3,7 +3,7 @@
 import pytest
 from hydra.core.utils import JobReturn
 
-from hydra_plugins.litchar_launchers import ParallelLauncher
+from hydra_plugins.litchar_launchers import Job, ParallelLauncher
 from litchar.training.sweep import Outcome
 
 
@@ -13,10 +13,15 @@ from litchar.training.sweep import Outcome
         (Outcome("seed=1", "completed", 1.23456), "completed: seed=1: best val loss 1.2346"),
         (Outcome("seed=1", "completed", None), "completed: seed=1: not validated"),
         (Outcome("seed=1", "diverged", None, "at step 3"), "diverged: seed=1: at step 3"),
-        (ValueError("no"), "failed: ValueError: no"),
+        (ValueError("no"), "failed: seed=1: ValueError: no"),
     ],
 )
 def test_each_outcome_has_its_line(returned, line, capsys):
-    job = JobReturn(_return_value=returned)
-    assert ParallelLauncher().ended(job) is job
+    job = Job(None, None, None, ["seed=1", 'hydra.sweep.subdir="seed=1"'], 3, {})
+    known = JobReturn(_return_value=returned)
+    assert ParallelLauncher().ended(job, known) is known
     assert capsys.readouterr().out == f"{line}\n"
+
+
+def test_a_job_of_another_sweeper_has_a_number():
+    assert Job(None, None, None, ["seed=1"], 3, {}).name == "job 3"
