@@ -447,6 +447,10 @@ def test_dollars_begin_no_formula(made, tmp_path):
         r"from \$1_ to \$2",
         r"\$a\$",
     }
+    axes = Figure().subplots()
+    panels_of(table)[-1](axes)
+    shown_as = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert sorted(shown_as) == [r"\$a\$", r"from \$1_ to \$2"]
 
 
 def test_runs_begun_from_several_checkpoints_are_told_apart():

@@ -50,7 +50,7 @@ def write_plot(comparison: Comparison, path: Path) -> str:
                 draw(place)
             axes[0].set_ylabel(label_of_losses(table, comparison))
             if len(tables) > 1:
-                axes[0].set_title(_cut(shown(table.text), 60), fontweight="bold")
+                axes[0].set_title(_label(shown(table.text), 60), fontweight="bold")
         with written_whole(path) as draft:
             figure.savefig(draft, format="png")
     return ""
@@ -131,7 +131,7 @@ def _losses(axes: "Axes", table: Table, key: str, lines: list[str]) -> None:
             linewidth=1.2,
             elinewidth=0.8,
             capsize=3,
-            label=_cut(f"{short(lines[0])}={shown(line)}", 42) if lines else None,
+            label=_label(f"{short(lines[0])}={shown(line)}", 42) if lines else None,
         )
     losses = np.concatenate([row.losses for row in table.rows])
     room = 0.15 * (losses.max() - losses.min())
@@ -140,7 +140,7 @@ def _losses(axes: "Axes", table: Table, key: str, lines: list[str]) -> None:
     if numeric and len(places) > 1 and min(places) > 0 and max(places) / min(places) >= 8:
         axes.set_xscale("log")
     if len(places) <= MOST_LINES:
-        axes.set_xticks(places, [_cut(shown(value), 18) for value in values], minor=False)
+        axes.set_xticks(places, [_label(shown(value), 18) for value in values], minor=False)
         axes.minorticks_off()
     if not numeric:
         axes.set_xlim(-0.6, len(values) - 0.4)
@@ -160,9 +160,12 @@ def _losses(axes: "Axes", table: Table, key: str, lines: list[str]) -> None:
 
 
 def _cut(text: str, most: int) -> str:
-    """Return at most so much of a text, with dollars that begin no formula."""
-    text = text if len(text) <= most else f"{text[: most - 2]}..."
-    return text.replace("$", r"\$")
+    return text if len(text) <= most else f"{text[: most - 2]}..."
+
+
+def _label(text: str, most: int) -> str:
+    """Return at most so much of a text as matplotlib is to show it: dollars begin no formula."""
+    return _cut(text, most).replace("$", r"\$")
 
 
 def _curves(axes: "Axes", table: Table) -> None:
@@ -174,7 +177,7 @@ def _curves(axes: "Axes", table: Table) -> None:
         for j, run in enumerate(row.runs):
             losses = [point["val/loss"] for point in run.history]
             values = ", ".join(_cut(shown(value), 18) for value in row.settings.values())
-            label = _cut(values or "all runs", 42) if named and j == 0 else None
+            label = _label(values or "all runs", 42) if named and j == 0 else None
             axes.plot(
                 cost(run, "steps"),
                 losses,
