@@ -13,7 +13,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from conftest import ROOT, composed, summary
+from conftest import ROOT, SMALL, composed, summary
 from litchar import signals
 from litchar.analysis import probe, report, reports
 from litchar.analysis.copying import LENGTHS, find_copied, longest_copied
@@ -54,15 +54,9 @@ def hostile_run(tmp_path_factory):
             "train",
             "name=test",
             f"data.path='{text}'",
+            *SMALL,
             "data.block_size=32",
-            "data.batch_size=8",
-            "data.train_sample=512",
-            "model.n_layer=2",
-            "model.n_head=2",
-            "model.n_embd=16",
-            "trainer.accelerator=cpu",
             "trainer.max_steps=60",
-            "trainer.log_every_n_steps=5",
             "trainer.val_check_interval=15",
         )
         run_dir = place / "outputs" / "runs" / "hostile"

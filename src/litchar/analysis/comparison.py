@@ -199,21 +199,21 @@ def compare(paths: Sequence[Path], at: At | None = None) -> Comparison:
     losses: dict[Path, float] = {}
     reasons: dict[Path, str] = {}
     by_text: dict[tuple[Any, ...], list[Run]] = {}
+    opened: dict[tuple[Any, ...], list[Run]] = {}  # of those that are not counted
+    unopened: list[Run] = []  # which nobody knows the text of
     for run in runs:
         loss, reason = loss_of(run, at)
         if reason:
             reasons[run.path] = reason
+            known = "fingerprint" in run.environment
+            (opened.setdefault(comparable_by(run), []) if known else unopened).append(run)
         else:
             losses[run.path] = loss
             by_text.setdefault(comparable_by(run), []).append(run)
-
-    def pending(text: tuple[Any, ...]) -> list[Run]:
-        return [run for run in runs if run.path in reasons and may_be_on(text, run)]
-
     notes: list[str] = []
     names = names_of_texts([group[0] for group in by_text.values()])
     tables = [
-        make_table(name, group, keys, swept, losses, pending(text), notes, at)
+        make_table(name, group, keys, swept, losses, opened.get(text, []), unopened, notes, at)
         for name, (text, group) in zip(names, by_text.items(), strict=True)
     ]
     if len(tables) > 1:
@@ -376,12 +376,6 @@ def comparable_by(run: Run) -> tuple[Any, ...]:
     )
 
 
-def may_be_on(text: tuple[Any, ...], run: Run) -> bool:
-    """Return whether a run's loss would be comparable to those of `text`, see `comparable_by`; of
-    one that never opened its text nobody knows."""
-    return "fingerprint" not in run.environment or comparable_by(run) == text
-
-
 def part_validated(run: Run) -> dict[str, Any]:
     """Return the settings that say which part of the validation split a run is validated on; none
     where it is all of it."""
@@ -457,7 +451,8 @@ def make_table(
     keys: list[str],
     swept: list[str],
     losses: dict[Path, float],
-    pending: list[Run],
+    opened: list[Run],
+    unopened: list[Run],
     notes: list[str],
     at: At | None,
 ) -> Table:
@@ -467,7 +462,10 @@ def make_table(
         text: what theirs is called.
         keys: in which runs differ, on whatever texts.
         swept: those of them that runs are named by, too, which differ in none.
+        opened: runs on this text that are not counted.
+        unopened: those that may have been meant for it.
     """
+    pending = [*opened, *unopened]
     values = {
         run.path: {key: one_form(value_of(run, key)) for key in keys} for run in [*runs, *pending]
     }
@@ -493,7 +491,6 @@ def make_table(
             )
         )
     rows.sort(key=lambda row: row.mean)
-    opened = [run for run in pending if "fingerprint" in run.environment]
     kept = _unlike([values[run.path] for run in [*runs, *opened]]) or swept
     rows = [
         replace(row, settings={key: row.settings[key] for key in kept}, p=p)
