@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 import litchar
-from conftest import ROOT, summary
+from conftest import ROOT, SMALL, summary
 from litchar import signals
 from litchar.checkpoints import Checkpoint
 from litchar.errors import Interrupted, UserError, is_users
@@ -668,6 +668,46 @@ def test_a_model_whose_layers_are_one_is_opened_again(train, monkeypatch, names)
     looped = ("model._target_=litchar.models.Looped", f"+model.names={names}", "model.n_layer=24")
     best = train(*looped, "trainer.max_steps=2") / "checkpoints/best.ckpt"
     assert len(litchar.load(best, device="cpu").model.blocks) == (24 if names else 1)
+
+
+class Own(nn.Module):
+    """A model whose settings are its own, and which may read numbers where there are none."""
+
+    def __init__(self, vocab_size, block_size, n_layer=1, reads=False, dropout=0.0):
+        super().__init__()
+        self.block_size = block_size
+        self.rate = torch.linspace(0, 1, 3)[1].item() if reads else 0.0
+        self.head = nn.Embedding(vocab_size, vocab_size)
+
+    def forward(self, idx):
+        return self.head(idx)
+
+
+@pytest.fixture
+def own(train, monkeypatch):
+    """Train `Own` with settings of its own, as a command line would."""
+    monkeypatch.setattr(Own, "__module__", "litchar.models")
+    monkeypatch.setattr(litchar.models, "Own", Own, raising=False)
+    keys = ("block_size", "batch_size", "train_sample")
+    shared = [o for o in SMALL if o.startswith("trainer.") or o[5:].partition("=")[0] in keys]
+
+    def own(text_file, *settings: str):
+        model = ("~model", "+model={_target_:litchar.models.Own}", "optimizer=adamw")
+        return train(*model, *shared, f"data.path={text_file}", *settings, only=True)
+
+    return own
+
+
+@pytest.mark.parametrize("dropout", ["0.0", "null"])
+def test_a_model_whose_checkpoints_could_not_be_opened_is_refused(own, text_file, dropout):
+    said = r"a checkpoint of this model: .* do not fit: .*meta tensors; docs/models.md says"
+    with pytest.raises(UserError, match=said):
+        own(text_file, "+model.reads=true", f"+model.dropout={dropout}")
+
+
+def test_a_models_own_n_layer_may_be_a_list(own, text_file):
+    run_dir = own(text_file, "+model.n_layer=[1,2]", "trainer.max_steps=2")
+    litchar.load(run_dir / "checkpoints/best.ckpt", device="cpu")
 
 
 @pytest.mark.parametrize("name", ["simple", "advanced", "pytorch"])

@@ -3,7 +3,7 @@
 import contextlib
 import importlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,27 +124,46 @@ class Checkpoint:
             text = text.replace("\r\n", "\n").replace("\r", "\n")
         return self.cleaning(text)
 
+    def check_model(self) -> None:
+        """Refuse weights that are not this model's, before any memory is taken.
+
+        Raises:
+            UserError: they are not.
+        """
+        with self._fitting():
+            layers = self.model_settings.get("n_layer")
+            if isinstance(layers, int) and layers > max(MOST_SHARED, len(self.weights)):
+                raise ValueError(f"{layers} layers, and {len(self.weights)} weights")
+            with torch.device("meta"):
+                expected = self._new_model()
+            _check_weights(self.weights, expected)
+
     def build_model(self, device: str | torch.device = "cpu") -> nn.Module:
         """Return the model with its trained weights, in evaluation mode, on `device`.
 
         Raises:
             UserError: the weights are not this model's.
         """
+        self.check_model()
+        with self._fitting():
+            model = self._new_model()
+            model.load_state_dict(self.weights)
+        return model.to(device).eval()
+
+    def _new_model(self) -> nn.Module:
         settings = dict(self.model_settings)
-        model = trusted(settings.pop("_target_", None), MODELS, self.path)
+        model: nn.Module = trusted(settings.pop("_target_", None), MODELS, self.path)(**settings)
+        return model
+
+    @contextlib.contextmanager
+    def _fitting(self) -> Iterator[None]:
+        """Name the file in what a model says of settings and weights that are not its own."""
         try:
-            if settings.get("n_layer", 0) > max(MOST_SHARED, len(self.weights)):
-                raise ValueError(f"{settings['n_layer']} layers, and {len(self.weights)} weights")
-            with torch.device("meta"):  # sizes are compared before any memory is taken
-                expected = model(**settings)
-            _check_weights(self.weights, expected)
-            built: nn.Module = model(**settings)
-            built.load_state_dict(self.weights)
+            yield
         except (TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise UserError(
                 f"{self.path}: its weights and settings do not fit: {first_line(error)}"
             ) from None
-        return built.to(device).eval()
 
 
 def find(checkpoint: str | os.PathLike[str] | None, outputs: Path, key: str = "checkpoint") -> Path:

@@ -105,8 +105,6 @@ def prepare(config: DictConfig, run_dir: Path, place: Place, terminal: Terminal)
     vocabulary, block_size = data.store.vocabulary, config.data.block_size
     build = functools.partial(_build_model, config.model, block_size=block_size)
     model = build(len(vocabulary))
-    if parent is not None:
-        _begin_from(parent, model, vocabulary, build, settings["model"], terminal)
     card = make_card(
         vocabulary,
         settings["model"] | {"vocab_size": len(vocabulary), "block_size": block_size},
@@ -116,6 +114,9 @@ def prepare(config: DictConfig, run_dir: Path, place: Place, terminal: Terminal)
         changes=data.store.changes,
         **environment.describe(device),
     )
+    _check_checkpoints(model, card)
+    if parent is not None:
+        _begin_from(parent, model, vocabulary, build, settings["model"], terminal)
     optimizer, schedule = _optimizer_and_schedule(config, model)
     module = LanguageModel(
         model, vocabulary, optimizer, schedule, card, config.seed, data.text.weights
@@ -180,7 +181,7 @@ def check_same_run(resumed: Checkpoint, settings: dict[str, Any], fingerprint: s
             f"resume: the text has changed since {resumed.path} was saved; restore it, or begin "
             "anew from its weights with init_from"
         )
-    resumed.build_model()  # refuses weights that are not its model's
+    resumed.check_model()
 
 
 def _build_model(settings: DictConfig, vocab_size: int, block_size: int) -> torch.nn.Module:
@@ -199,6 +200,20 @@ def _build_model(settings: DictConfig, vocab_size: int, block_size: int) -> torc
             ) from None
         raise
     return model
+
+
+def _check_checkpoints(model: torch.nn.Module, card: dict[str, Any]) -> None:
+    """Refuse a model, somebody's own perhaps, whose checkpoints could not be opened.
+
+    Raises:
+        UserError: it is one.
+    """
+    weights = {f"model.{name}": weight for name, weight in model.state_dict().items()}
+    saved = {"litchar": card, "global_step": 0, "state_dict": weights}
+    try:
+        Checkpoint.of(saved, Path("a checkpoint of this model")).check_model()
+    except UserError as error:
+        raise UserError(f"{error}; docs/models.md says what a model has to be") from None
 
 
 def _begin_from(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -345,9 +346,12 @@ def resolve_dropout(config: DictConfig, train_characters: int, vocab_size: int) 
     if not left_open:
         return
     config.model.update(dict.fromkeys(left_open, 0.0))
-    with torch.device("meta"):  # no memory, no random number
-        sizes = {"vocab_size": vocab_size, "block_size": config.data.block_size}
-        model: torch.nn.Module = instantiate(config.model, **sizes)
+    sizes = {"vocab_size": vocab_size, "block_size": config.data.block_size}
+    try:
+        with torch.device("meta"):  # no memory, no random number
+            model: torch.nn.Module = instantiate(config.model, **sizes)
+    except InstantiationException:
+        return  # building it says why
     weights = sum(parameter.numel() for parameter in model.parameters())
     steps = config.trainer.max_steps if config.trainer.max_steps > 0 else math.inf  # time ends it
     passes = steps * characters_of_a_step(config) / train_characters
