@@ -23,7 +23,7 @@ from litchar.checkpoints import Checkpoint
 from litchar.checkpoints.checkpoint import make_card
 from litchar.checkpoints.export import run
 from litchar.checkpoints.huggingface import FILES
-from litchar.checkpoints.model_card import model_card
+from litchar.checkpoints.model_card import model_card, text_of
 from litchar.errors import UserError
 from litchar.generation.text_model import TextModel
 from litchar.models import Bigram, Recurrent, Transformer
@@ -298,6 +298,27 @@ def test_the_card_has_the_figures_and_names_no_directory(saved, tmp_path):
     whole = "".join((tmp_path / "out" / name).read_text() for name in FILES if "model." not in name)
     assert "/home/me" not in whole
     assert str(tmp_path) not in whole
+
+
+BUNDLED = {"_target_": "litchar.text.sources.bundled", "name": "ml.txt"}
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        ({"path": "/home/me/a.txt", "source": BUNDLED}, "a.txt"),
+        ({"path": ["a.txt", "/home/me/b.txt"]}, "a.txt, b.txt"),
+        ({"mixture": [{"path": "/home/me/a.txt"}, {"path": "b.txt", "name": "c"}]}, "a.txt, c"),
+        ({"mixture": [{"path": "a"}, {"path": "b"}], "source": BUNDLED}, "a, b"),
+        ({"name": "/home/me/set"}, "set"),
+        ({"name": "org/set"}, "org/set"),
+        ({"source": BUNDLED}, "ml.txt"),
+        ({"source": {"url": "https://there/input.txt"}}, "input.txt"),
+        ({"source": {}}, "a text"),
+    ],
+)
+def test_the_card_names_what_was_trained_on(saved, data, name):
+    assert text_of(Checkpoint.load(saved(data=data))) == name
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from torch import nn
 
 from litchar.checkpoints.checkpoint import Checkpoint
 from litchar.models import block_size_of
+from litchar.text.mixture import read_mixture
 from litchar.text.vocabulary import printable
 
 LOSSES = {  # as a checkpoint has them
@@ -88,12 +89,16 @@ def _maker(checkpoint: Checkpoint) -> str:
 def text_of(checkpoint: Checkpoint) -> str:
     """Return a name of the text that the model was trained on, without its directories."""
     data = checkpoint.config.get("data", {})
-    paths = data.get("path") or []
     source = data.get("source") or {}
-    names = [Path(path).name for path in ([paths] if isinstance(paths, str) else paths)]
-    names += [str(name) for name in (data.get("name"), source.get("name")) if name]
-    names += [str(url).rpartition("/")[2] for url in [source.get("url")] if url]
-    return _inline(", ".join(names) if paths else next(iter(names), "a text"))
+    if mixture := data.get("mixture"):
+        names = list(read_mixture(mixture))
+    elif paths := data.get("path"):
+        names = [Path(path).name for path in ([paths] if isinstance(paths, str) else paths)]
+    elif name := data.get("name"):  # of a data set, or its directory
+        names = [Path(name).name if Path(name).is_absolute() else name]
+    else:
+        names = [source.get("name") or str(source.get("url") or "a text").rpartition("/")[2]]
+    return _inline(", ".join(map(str, names)))
 
 
 def _facts(checkpoint: Checkpoint, model: nn.Module) -> dict[str, str]:
