@@ -149,13 +149,32 @@ def test_a_damaged_last_that_is_the_best_too_costs_the_steps_since_the_one_befor
     assert Checkpoint.load(last).step == Checkpoint.load(last.with_name("best.ckpt")).step == 25
 
 
-def test_more_steps_go_on_from_a_completed_run(train):
-    constant = ("scheduler=constant", "trainer.val_check_interval=5")
-    whole = train(*constant, "trainer.max_steps=20", name="whole")
-    train(*constant, "trainer.max_steps=10", name="longer")
-    longer = train(*constant, "trainer.max_steps=20", "resume=auto", name="longer")
+UNVALIDATED = "trainer.limit_val_batches=0"
+EVERY_OTHER = ("trainer.check_val_every_n_epoch=2", "trainer.limit_train_batches=4")
+AVERAGE = "+callbacks.ema._target_=lightning.pytorch.callbacks.EMAWeightAveraging"
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        ("trainer.val_check_interval=5",),
+        # Whose last step is not validated: within an epoch, as one ends, and where the weights
+        # become their average.
+        (UNVALIDATED, "trainer.limit_train_batches=4", "trainer.accumulate_grad_batches=2"),
+        (*EVERY_OTHER, "trainer.val_check_interval=4", "trainer.accumulate_grad_batches=2"),
+        (UNVALIDATED, AVERAGE, "+callbacks.ema.decay=0.8"),
+    ],
+)
+def test_more_steps_go_on_from_a_completed_run(train, setting):
+    setting = (*setting, "scheduler=constant", "callbacks=none")
+    whole = train(*setting, "trainer.max_steps=20", name="whole")
+    train(*setting, "trainer.max_steps=10", name="longer")
+    longer = train(*setting, "trainer.max_steps=20", "resume=auto", name="longer")
     a, b = (load(run / "checkpoints/last.ckpt")["state_dict"] for run in (whole, longer))
     torch.testing.assert_close(a, b, rtol=0, atol=0)
+    same = ("characters_seen", "best_step", "val_loss", "train_loss")
+    a, b = ([summary(run)[key] for key in same] for run in (whole, longer))
+    assert a == b
 
 
 def test_the_first_of_more_steps_has_the_learning_rate_of_the_longer_run(train):

@@ -95,7 +95,8 @@ class Checkpoints(CheckpointCallback):
         self.terminal = terminal
         self._saved_at = 0.0
         self.saved_step = 0
-        self._failure: OSError | None = None  # of the last that was to be saved
+        self._tried_step = 0  # of the last that was to be saved
+        self._failure: OSError | None = None  # of that
         self._best_saved = (math.inf, 0)
         self._stops = False  # with the next whole step
 
@@ -115,7 +116,7 @@ class Checkpoints(CheckpointCallback):
         """
         self._agreement = Agreement()
         self._saved_at = time.monotonic()
-        self.saved_step = trainer.global_step
+        self.saved_step = self._tried_step = trainer.global_step
         has_best = trainer.is_global_zero and self._has_best()  # whose disk counts
         if self.metrics.best_step and not trainer.strategy.broadcast(has_best):
             self.metrics.best_val_loss, self.metrics.best_step = math.inf, 0
@@ -140,10 +141,11 @@ class Checkpoints(CheckpointCallback):
         return signals.received(), int(is_time and trainer.is_global_zero)
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        """Save after `every_seconds`; or, if a signal asks for it, save and end.
+        """Save after `every_seconds` and the last step; or, if a signal asks for it, save and end.
 
         A step that is validated is saved after that: a run resumed from before would skip it. And
-        only whole steps are saved, no accumulated gradients.
+        only whole steps are saved, no accumulated gradients. The last step is saved here, as once
+        the run has ended its epoch counts as whole, and its weights may be their average.
         """
         signum, is_time = self._agreement.answer(self._wishes(trainer))
         accumulates = trainer.fit_loop.epoch_loop._should_accumulate()
@@ -151,7 +153,8 @@ class Checkpoints(CheckpointCallback):
             self._stops, trainer.should_stop = True, False
         elif self._stops and not accumulates:
             self._stops, trainer.should_stop = False, True
-        if (signum or is_time) and not is_validated(trainer) and not accumulates:
+        is_due = signum or is_time or trainer.fit_loop.done
+        if is_due and not is_validated(trainer) and not accumulates:
             self._save(trainer, signum)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -162,12 +165,12 @@ class Checkpoints(CheckpointCallback):
         self._save(trainer, self._signal(trainer), is_best)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save the last state, if no validation has.
+        """Save the last state, if that was not tried: a callback may end a run with an epoch.
 
         Raises:
             UserError: it cannot be saved, on any rank.
         """
-        if trainer.global_step > self.saved_step:
+        if trainer.global_step > self._tried_step:
             self._save(trainer, self._signal(trainer))
         if self._failure is not None:
             raise UserError(
@@ -192,6 +195,7 @@ class Checkpoints(CheckpointCallback):
                 f"a weight is not a finite number at step {trainer.global_step:,} (the norm of "
                 f"the gradient is {gradient_norm(trainer):.3g}); try a lower optimizer.lr"
             )
+        self._tried_step = trainer.global_step
         self._failure, best_failed = self._write(trainer, is_best)
         if best_failed:  # not on disk: the next validation that is better than that is
             self.metrics.best_val_loss, self.metrics.best_step = self._best_saved
