@@ -337,6 +337,26 @@ def test_a_full_disk_costs_no_step_and_no_checkpoint(train, capsys):
     assert load(run_dir / "checkpoints/previous.ckpt")["global_step"] == 10
 
 
+def test_a_full_disk_costs_a_callback_no_checkpoint_that_it_had(train, tmp_path, capsys):
+    full = (
+        "+callbacks.full._target_=conftest.FullDisk",
+        "+callbacks.full.first=8",
+        "+callbacks.full.last=15",
+        "+callbacks.full.most_bytes=20000",
+    )
+    mine = (
+        "+callbacks.mine._target_=lightning.pytorch.callbacks.ModelCheckpoint",
+        "+callbacks.mine.every_n_train_steps=3",
+        "+callbacks.mine.save_top_k=1",
+        f"+callbacks.mine.dirpath={tmp_path}/mine",
+    )
+    capsys.readouterr()
+    train(*mine, *full)
+    assert "a callback's checkpoint was not saved ([Errno 27] File" in capsys.readouterr().out
+    kept = [path.name for path in (tmp_path / "mine").iterdir()]
+    assert sorted(kept) == ["epoch=0-step=18.ckpt", "epoch=0-step=6.ckpt"]
+
+
 @pytest.mark.parametrize("first", [1, 22])
 def test_a_run_whose_end_is_not_saved_fails_and_is_gone_on_with(train, first):
     whole = train(*SETTING, name="whole")

@@ -57,8 +57,9 @@ class AtomicCheckpointIO(CheckpointIO):
         return load(Path(path), map_location or "cpu")
 
     def remove_checkpoint(self, path: str | Path) -> None:
-        """Delete the checkpoint at `path`, if there is one."""
-        Path(path).unlink(missing_ok=True)
+        """Delete the checkpoint at `path`, if there is one, and what takes its place was saved."""
+        if self.failure is None:
+            Path(path).unlink(missing_ok=True)
 
 
 class Checkpoints(CheckpointCallback):
@@ -133,7 +134,14 @@ class Checkpoints(CheckpointCallback):
 
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
         """Ask the other ranks, if there are any, what they know of a signal and of the time."""
+        self._tell_of_others()
         self._agreement.ask(self._wishes(trainer))
+
+    def _tell_of_others(self) -> None:
+        """Say that another callback could not save, and let the next be tried."""
+        if self.files.failure is not None:
+            self.terminal.say(f"a callback's checkpoint was not saved ({self.files.failure})")
+            self.files.failure = None
 
     def _wishes(self, trainer: L.Trainer) -> tuple[int, int]:
         """Return the signal that this rank has received, and whether it is time to save."""
@@ -217,7 +225,7 @@ class Checkpoints(CheckpointCallback):
         Returns:
             what went wrong, and whether the best was lost by it, as all ranks are told
         """
-        self.files.failure = None
+        self._tell_of_others()
         for logger in trainer.loggers:
             self.files.try_to(logger.save)
         if trainer.is_global_zero:
@@ -230,6 +238,7 @@ class Checkpoints(CheckpointCallback):
             self.files.try_to(lambda: self._name("best.ckpt", "last.ckpt"))
         told: tuple[OSError | None, bool]
         told = trainer.strategy.broadcast((self.files.failure, best_failed))
+        self.files.failure = None
         return told
 
     def _name(self, name: str, other: str) -> None:
