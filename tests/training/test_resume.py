@@ -21,7 +21,7 @@ from litchar.checkpoints import Checkpoint, load, save
 from litchar.errors import DivergedError, Interrupted, UserError, is_disk_full
 from litchar.training import run
 from litchar.training.resolve import resolve_as_before
-from litchar.training.resume import is_busy, redirect
+from litchar.training.resume import is_busy, redirect, run_of
 
 CONF = ROOT / "conf"
 
@@ -302,6 +302,17 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(train, capsys,
     assert "last.ckpt: not a whole checkpoint" in output
     assert "Going on from previous.ckpt, step 10" in output
     assert_same_run(whole, run_dir)
+
+
+def test_a_checkpoint_of_lightnings_own_callback_is_one_of_the_run(train):
+    mine = "+callbacks.mine._target_=lightning.pytorch.callbacks.ModelCheckpoint"
+    often = ("+callbacks.mine.every_n_train_steps=5", "+callbacks.mine.save_top_k=-1")
+    run_dir = train(mine, *often)
+    older = run_dir / "checkpoints/epoch=0-step=15.ckpt"
+    assert Checkpoint.load(older).step == 15
+    assert run_of(older) == run_dir
+    train(mine, *often, f"resume='{older}'")
+    assert summary(run_dir)["steps"] == 20
 
 
 def test_when_every_checkpoint_is_damaged_nothing_is_overwritten(train):

@@ -478,6 +478,7 @@ CALLBACKS = "lightning.pytorch.callbacks"
             ["trainer.check_val_every_n_epoch=1", "trainer.limit_train_batches=5"],
             "trainer.val_check_interval=10 is more",
         ),
+        (["trainer.check_val_every_n_epoch=2"], "nothing would be validated; say how many"),
         (
             ["callbacks=early_stopping", "callbacks.early_stopping.monitor=val_loss"],
             "callbacks: .*val_loss.*val/loss",

@@ -175,8 +175,8 @@ class MetricsCSV(Logger):
 
     @property
     def name(self) -> str:
-        """The logger's name."""
-        return "metrics"
+        """None: what callbacks put into the directory that it names lies in the run's."""
+        return ""
 
     @property
     def version(self) -> str:

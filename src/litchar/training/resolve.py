@@ -282,15 +282,21 @@ def resolve_steps(
             steps = max(1, trainer.max_steps // min(10, max(2, affordable)))
         trainer.val_check_interval = steps * trainer.accumulate_grad_batches
     check_whole_steps(trainer, trainer.accumulate_grad_batches, "trainer.accumulate_grad_batches")
-    interval = trainer.val_check_interval
-    if trainer.check_val_every_n_epoch is not None and isinstance(interval, int):
-        batches = trainer.limit_train_batches
-        if isinstance(batches, int) and interval > batches:
-            raise UserError(
-                f"trainer.check_val_every_n_epoch={trainer.check_val_every_n_epoch}: counts within "
-                f"an epoch of trainer.limit_train_batches={batches} batches, of which "
-                f"trainer.val_check_interval={interval} is more; leave it out"
-            )
+    interval, batches = trainer.val_check_interval, trainer.limit_train_batches
+    endless = not isinstance(batches, int) and not trainer.overfit_batches
+    if endless and (trainer.check_val_every_n_epoch or 1) > 1:
+        raise UserError(
+            f"trainer.check_val_every_n_epoch={trainer.check_val_every_n_epoch}: batches are drawn "
+            "without an end, so nothing would be validated; say how many are an epoch "
+            "(trainer.limit_train_batches), or set trainer.val_check_interval"
+        )
+    counts = [isinstance(number, int) for number in (interval, batches)]
+    if trainer.check_val_every_n_epoch is not None and all(counts) and interval > batches:
+        raise UserError(
+            f"trainer.check_val_every_n_epoch={trainer.check_val_every_n_epoch}: counts within an "
+            f"epoch of trainer.limit_train_batches={batches} batches, of which "
+            f"trainer.val_check_interval={interval} is more; leave it out"
+        )
 
 
 def check_whole_steps(trainer: DictConfig, batches: int, why: str) -> None:
