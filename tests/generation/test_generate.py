@@ -22,6 +22,7 @@ from omegaconf import OmegaConf
 from conftest import ROOT
 from litchar.checkpoints import Checkpoint
 from litchar.errors import UserError
+from litchar.generation.prompt_loop import change
 from litchar.generation.run import run
 from litchar.generation.scoring import log_probs_of
 from litchar.generation.writing import Writing, typed
@@ -64,6 +65,33 @@ def test_a_text_that_is_left_keeps_nothing():
         assert left() is None
     finally:
         gc.enable()
+
+
+def test_a_text_that_has_stopped_keeps_no_cache():
+    steps = ((int(token), -0.5) for token in LETTERS.encode("abcdef"))
+    writing = Writing(steps, LETTERS, ["d"])
+    left = weakref.ref(steps)
+    del steps
+    assert writing.whole() == writing.whole() == "abc"
+    assert left() is None
+
+
+@pytest.mark.parametrize(
+    ("typed", "stop"),
+    [
+        ("stop=a b", "a b"),
+        ('stop=" "', " "),
+        (r"stop='a\n'", r"a\n"),
+        ('stop=["a", " b"]', ["a", " b"]),
+        ('stop="', '"'),
+        ('stop="a" or', '"a" or'),
+        ("stop=null", None),
+    ],
+)
+def test_a_stop_typed_in_quotes_is_what_they_enclose(typed, stop):
+    config = OmegaConf.create({"stop": "before"})
+    change(config, typed, lambda tried: None)
+    assert config.stop == stop
 
 
 def test_a_text_read_in_parts_is_the_same():

@@ -17,9 +17,10 @@ from litchar.analysis.documents import document_losses
 from litchar.checkpoints import Checkpoint
 from litchar.errors import UserError
 from litchar.generation.lean import LeanReader
+from litchar.generation.readers import Prepared
 from litchar.generation.scoring import log_probs_of
 from litchar.generation.text_model import TextModel
-from litchar.generation.writing import Settings
+from litchar.generation.writing import Settings, write
 
 TINY = ("trainer.max_steps=2", "trainer.val_check_interval=1")
 
@@ -132,6 +133,15 @@ def test_a_text_streams_as_it_is_sampled(model, monkeypatch):
     for n in range(1, 6):
         next(pieces)
         assert len(reads) == n
+
+
+def test_texts_sampled_together_and_kept_are_each_their_own(model):
+    prepared = Prepared(model.model)
+    prepared.on_cpu, prepared.lean = False, None  # as on a GPU
+    ids = model.encode("1 and")
+    kept = list(write(prepared, model.vocabulary, ids, Settings(max_new_tokens=12), 3))
+    alone = [model.generate("1 and", max_new_tokens=12, seed=1337 + i) for i in range(3)]
+    assert [writing.whole() for writing in kept] == alone
 
 
 def test_a_score_is_that_of_the_script_and_shows_colours_in_a_notebook(model, generated):

@@ -328,6 +328,9 @@ def test_what_has_no_room_to_wait_is_refused_and_all_else_is_written(directory):
         with asked(url, **endless) as last:
             with asked(url, **endless):
                 wait_until(url, writing=2)
+                with asked(url, **short):
+                    wait_until(url, writing=2, waiting=1)
+                wait_until(url, writing=2, waiting=0)
                 waiting = contextlib.ExitStack()
                 third = waiting.enter_context(asked(url, **short))
                 wait_until(url, writing=2, waiting=1)

@@ -75,8 +75,8 @@ def change(config: DictConfig, setting: str, check: Callable[[DictConfig], None]
         raise UserError(f":{setting}: write :KEY=VALUE, with one of {', '.join(SETTINGS)}")
     tried = config.copy()
     try:
-        is_list = value.startswith("[") and value.endswith("]")
-        if key in ("stop", "unknown") and value != "null" and not is_list:
+        enclosed = len(value) > 1 and value[0] + value[-1] in ("[]", '""', "''")
+        if key in ("stop", "unknown") and value != "null" and not enclosed:
             tried[key] = literal(value)
         else:
             tried[key] = OmegaConf.create(f"value: {value}").value

@@ -98,12 +98,10 @@ class Writing:
         self.finish = "length"
         # What iterating goes on from; a generator kept here would, as a cycle, keep the cache too.
         self._decode = vocabulary.decoder()
-        self._held: str | None = ""  # the text's end, which may begin a stop string; None: all is
+        self._held = ""  # the text's end, which may begin a stop string
 
     def __iter__(self) -> Iterator[str]:
         decode, held = self._decode, self._held
-        if held is None:
-            return
         for token, log_prob in self.steps:
             self.log_probs.append(log_prob)
             self.ids.append(token)
@@ -123,7 +121,8 @@ class Writing:
             yield piece
         else:
             held += decode([], final=True)
-        self.text, self._held = self.text + held, None
+        # What is suspended within `steps` would keep the cache as long as the text is kept.
+        self.text, self._held, self.steps = self.text + held, "", iter(())
         yield held
 
     def whole(self) -> str:
@@ -187,4 +186,4 @@ def write(
             if ended.all():
                 break
         for row, seed in enumerate(batch):
-            yield writing(((int(i[row]), float(p[row])) for i, p in pairs), seed)
+            yield writing(iter([(int(i[row]), float(p[row])) for i, p in pairs]), seed)

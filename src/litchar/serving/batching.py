@@ -1,8 +1,8 @@
 """Batching: one thread writes many texts together, a token of each at a time.
 
 A text joins between two tokens, and leaves when it has ended or nobody waits for it any more. What
-is written beside it changes nothing: on a CPU each text is read by itself, from weights that are
-fetched from memory once for all of them (`generation.lean`).
+is written beside it changes nothing: on a CPU each text is read by itself, if positions are rotary
+from weights that are fetched from memory once for all of them (`generation.lean`).
 """
 
 import asyncio
@@ -153,8 +153,9 @@ class Batcher:
 
     @property
     def n_waiting(self) -> int:
-        """How many texts wait."""
-        return len(self._waiting)
+        """How many texts wait for their turn, and somebody for them."""
+        with self._changed:
+            return sum(not stream.cancelled for stream in self._waiting)
 
     def close(self) -> None:
         """End; texts under way are left as they are."""
