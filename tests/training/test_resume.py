@@ -369,7 +369,7 @@ def test_a_full_disk_costs_a_callback_no_checkpoint_that_it_had(train, tmp_path,
 
 
 @pytest.mark.parametrize("first", [1, 22])
-def test_a_run_whose_end_is_not_saved_fails_and_is_gone_on_with(train, first):
+def test_a_run_whose_end_is_not_saved_fails_and_is_gone_on_with(train, capsys, first):
     whole = train(*SETTING, name="whole")
     full = (
         "+callbacks.full._target_=conftest.FullDisk",
@@ -382,6 +382,8 @@ def test_a_run_whose_end_is_not_saved_fails_and_is_gone_on_with(train, first):
     with pytest.raises(UserError, match=words) as refusal:
         train(*SETTING, *full, name="full")
     assert is_disk_full(refusal.value.__cause__)  # and no setting's fault
+    said = re.findall(r"step (\d+): the checkpoint was not saved", capsys.readouterr().out)
+    assert said == (["10", "20"] if first == 1 else [])  # and after 25 none is tried
     run_dir = whole.with_name("full")
     assert summary(run_dir)["status"] == "failed"
     train(*SETTING, "resume=auto", name="full")

@@ -210,7 +210,7 @@ class Checkpoints(CheckpointCallback):
         self._best_saved = (self.metrics.best_val_loss, self.metrics.best_step)
         if self._failure is None:
             self.saved_step = trainer.global_step
-        else:
+        elif not trainer.fit_loop.done:
             self.terminal.say(
                 f"step {trainer.global_step:,}: the checkpoint was not saved "
                 f"({self._failure.strerror}); training goes on and tries again"
