@@ -8,6 +8,7 @@ from io import BytesIO
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.callbacks import Callback
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
@@ -30,7 +31,9 @@ from litchar.training.loggers import TensorBoard, hyperparameters
 
 
 def events(run_dir):
-    return EventAccumulator(str(run_dir / "tensorboard"), size_guidance={"tensors": 0}).Reload()
+    return EventAccumulator(
+        str(run_dir / "tensorboard"), size_guidance={"tensors": 0, "images": 0}
+    ).Reload()
 
 
 def texts(run_dir, tag):
@@ -103,6 +106,59 @@ def test_a_run_is_shown_from_all_sides(train):
     assert "final/test_loss" not in final  # there is no test split
 
 
+@pytest.mark.parametrize(
+    ("setting", "drawn"),
+    [
+        (
+            [
+                "trainer.limit_train_batches=2",
+                "trainer.val_check_interval=2",
+                "trainer.check_val_every_n_epoch=3",
+                "trainer.max_steps=24",
+            ],
+            [6, 12, 24],  # of 6, 12, 18, 24
+        ),
+        (
+            [
+                "trainer.limit_train_batches=5",
+                "trainer.val_check_interval=2",
+                "trainer.check_val_every_n_epoch=1",
+            ],
+            [2, 4, 9, 19, 20],  # of 2, 4, 7, 9, 12, 14, 17, 19, 20
+        ),
+        (
+            [
+                "trainer.val_check_interval=4",
+                "+callbacks.stop._target_=lightning.pytorch.callbacks.EarlyStopping",
+                "+callbacks.stop.monitor=val/loss",
+                "+callbacks.stop.patience=2",
+                "+callbacks.stop.min_delta=9",
+            ],
+            [4, 8, 12],  # where it stops
+        ),
+    ],
+)
+def test_pictures_are_of_the_first_second_fourth_validation_and_the_last(train, setting, drawn):
+    pictures = events(train(*setting)).Images("attention/blocks.1")
+    assert [picture.step for picture in pictures] == drawn
+
+
+class Unfreezes(Callback):
+    """Has the first block trained from step 10 on."""
+
+    def on_train_batch_end(self, trainer, pl_module, *_):
+        pl_module.model.blocks[0].requires_grad_(trainer.global_step >= 10)
+
+
+def test_a_layer_that_is_trained_from_a_measured_step_on_ends_no_run(train):
+    freezes = "+callbacks.freezes._target_=test_dashboard.Unfreezes"
+    layers = "+callbacks.layers._target_=litchar.analysis.dashboard.Layers"
+    run_dir = train("callbacks=none", freezes, layers, "optimizer=adamw")
+    curves = scalars(run_dir / "tensorboard")
+    assert [step for step, _ in curves["weights/update_ratio/blocks.1"]] == [10, 20]
+    assert [step for step, _ in curves["weights/update_ratio/blocks.0"]] == [20]
+
+
 def test_the_update_ratio_is_that_of_the_step(train):
     before = train(
         "trainer.max_steps=2", "trainer.val_check_interval=2", "optimizer.lr=0.01",
@@ -154,7 +210,7 @@ def test_a_part_can_be_left_out(compose):
     config = compose("~callbacks.attention")
     assert list(config.callbacks) == ["overview", "layers", "confusions", "embeddings"]
     assert list(compose("callbacks=none").callbacks) == []
-    assert next(iter(compose("callbacks=early_stopping").callbacks)) == "early_stopping"
+    assert "early_stopping" in compose("callbacks=early_stopping").callbacks
 
 
 def test_a_table_of_confusions_shows_every_character_as_itself():
@@ -201,6 +257,16 @@ def test_points_that_cannot_be_written_cost_nothing(tmp_path):
     logger.log_points("characters", np.zeros((2, 2)), ["character"], [["a"], ["b"]])
     assert not (tmp_path / "projector_config.pbtxt").exists()
     assert not list(tmp_path.glob(".draft*"))
+
+
+def test_an_empty_list_is_a_hyperparameter_too(tmp_path):
+    logger = TensorBoard(tmp_path, name="", version="", default_hp_metric=False)
+    logger.log_hyperparams({"model.ngrams": [], "seed": 1}, {"best_val_loss": 1.0})
+    logger.save()
+    found = EventAccumulator(str(tmp_path)).Reload()
+    shown = found.summary_metadata["_hparams_/session_start_info"].plugin_data.content
+    assert b"model.ngrams" in shown
+    assert b"[]" in shown
 
 
 def test_hyperparameters_are_those_that_runs_are_compared_by():

@@ -42,12 +42,12 @@ def test_parameters_come_by_layer_and_frozen_ones_do_not():
 
 
 def test_the_update_ratio_is_that_of_norms_over_a_layer():
-    before = {"a": [torch.tensor([3.0, 0.0]), torch.tensor([[0.0]])]}
-    after = {"a": [torch.tensor([3.0, 0.4]), torch.tensor([[0.3]])]}
-    ratio = update_ratios(before, after)["a"].item()
+    before = (torch.tensor([3.0, 0.0]), torch.tensor([[0.0]]))
+    after = (torch.tensor([3.0, 0.4]), torch.tensor([[0.3]]))
+    ratio = update_ratios({"a": [*zip(after, before, strict=True)]})["a"].item()
     assert ratio == pytest.approx(0.5 / math.sqrt(9 + 0.16 + 0.09))
-    zeros = {"a": [torch.zeros(2)]}
-    assert update_ratios(zeros, zeros)["a"].item() == 0
+    zeros = (torch.zeros(2), torch.zeros(2))
+    assert update_ratios({"a": [zeros]})["a"].item() == 0
 
 
 def test_activation_statistics_are_of_each_layers_output():

@@ -173,3 +173,18 @@ def test_latest_is_the_newest_runs_best(tmp_path):
     assert find("latest", tmp_path) == tmp_path / "runs/run0/checkpoints/best.ckpt"
     with pytest.raises(UserError, match=r"python scripts/train\.py"):
         find("latest", tmp_path / "empty")
+
+
+def test_latest_passes_over_what_one_may_not_look_into(tmp_path, monkeypatch):
+    for name in ("mine", "private"):
+        (tmp_path / "runs" / name / "checkpoints").mkdir(parents=True)
+        (tmp_path / "runs" / name / "checkpoints/best.ckpt").touch()
+    stat = os.stat
+
+    def allowed(path, **options):  # root, who may run this, may look everywhere
+        if "private" in str(path) and str(path).endswith(".ckpt"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, **options)
+
+    monkeypatch.setattr(os, "stat", allowed)
+    assert find("latest", tmp_path) == tmp_path / "runs/mine/checkpoints/best.ckpt"

@@ -4,7 +4,6 @@ None of them changes a step: they read weights between steps, and run the model 
 evaluation and outside the clock of steps. No random number is drawn.
 """
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,7 +22,7 @@ from litchar.data import TextDataModule
 from litchar.data.windows import SequentialWindows
 from litchar.errors import check_whole
 from litchar.text import Vocabulary
-from litchar.training.callbacks import batches_seen, is_validation, language_model, tensorboards
+from litchar.training.callbacks import Metrics, is_validation, language_model, tensorboards
 from litchar.training.checkpointing import is_validated
 from litchar.training.sharding import full
 
@@ -71,7 +70,7 @@ class Layers(Callback):
     def __init__(self, length: int = 24) -> None:
         check_whole("callbacks.layers.length", length, 1)
         self.length = length
-        self._before: dict[str, list[Tensor]] = {}
+        self._before: dict[str, list[tuple[Tensor, Tensor]]] = {}
         self._ratios: dict[str, Tensor] = {}
 
     def on_before_optimizer_step(
@@ -80,16 +79,14 @@ class Layers(Callback):
         """Keep the weights, if the step is one that is validated."""
         if is_validated(trainer) or trainer.global_step + 1 == trainer.max_steps:
             self._before = {
-                layer: [parameter.detach().clone() for parameter in parameters]
+                layer: [(parameter, parameter.detach().clone()) for parameter in parameters]
                 for layer, parameters in parameters_by_layer(language_model(trainer).model).items()
             }
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         """Compare."""
         if self._before:
-            self._ratios = update_ratios(
-                self._before, parameters_by_layer(language_model(trainer).model)
-            )
+            self._ratios = update_ratios(self._before)
             self._before = {}
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -216,8 +213,7 @@ def is_drawn(trainer: L.Trainer) -> bool:
     so on, and the last. TensorBoard keeps ten of a tag, and most happens early."""
     if not is_validation(trainer):
         return False
-    every = trainer.val_check_batch
-    number = math.ceil(batches_seen(trainer) / every) if every and math.isfinite(every) else 1
+    number = next(len(c.history) for c in trainer.callbacks if isinstance(c, Metrics))  # type: ignore[attr-defined]  # set unseen
     return number & (number - 1) == 0 or trainer.should_stop
 
 

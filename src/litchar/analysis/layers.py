@@ -1,7 +1,7 @@
 """What the layers of a model do: how far a step moves their weights, how large outputs are."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -37,18 +37,21 @@ def parameters_by_layer(model: nn.Module) -> dict[str, list[nn.Parameter]]:
 
 @torch.no_grad()
 def update_ratios(
-    before: Mapping[str, Iterable[Tensor]], after: Mapping[str, Iterable[Tensor]]
+    weights: Mapping[str, Sequence[tuple[Tensor, Tensor]]],
 ) -> dict[str, Tensor]:
     """Return by layer how far a step moved the weights, relative to their norm: () each.
 
     A layer that is far from the others is worth a look.
+
+    Args:
+        weights: of each layer, each as it is after the step, and as it was before.
     """
     norm = torch.nn.utils.get_total_norm
-    ratios = {}
-    for layer, weights in after.items():
-        steps = [new - old for new, old in zip(weights, before[layer], strict=True)]
-        ratios[layer] = norm(steps) / norm(list(weights)).clamp_min(1e-12)
-    return ratios
+    return {
+        layer: norm([new - old for new, old in pairs])
+        / norm([new for new, _ in pairs]).clamp_min(1e-12)
+        for layer, pairs in weights.items()
+    }
 
 
 @torch.no_grad()

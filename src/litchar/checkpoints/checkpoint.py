@@ -211,7 +211,8 @@ def trained(outputs: Path) -> list[Path]:
 def best_of(run_dir: Path) -> Path | None:
     """Return a run's best checkpoint, its last if there is no best, or None."""
     files = (run_dir / "checkpoints" / f"{name}.ckpt" for name in ("best", "last"))
-    return next((file for file in files if file.is_file()), None)
+    # Path.is_file raises where one may not look: another person's run, beside one's own.
+    return next((file for file in files if os.path.isfile(file)), None)
 
 
 def _losses_at(step: int, callbacks: dict[str, Any]) -> dict[str, float]:

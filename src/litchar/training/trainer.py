@@ -16,6 +16,7 @@ from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.callbacks import (
     BatchSizeFinder,
     Callback,
+    EarlyStopping,
     GradientAccumulationScheduler,
     LearningRateFinder,
     StochasticWeightAveraging,
@@ -73,6 +74,9 @@ def make_trainer(
     checkpoints = Checkpoints(
         run_dir / "checkpoints", files, metrics, config.checkpoint.every_seconds, terminal
     )
+    configured = entries(config, "callbacks", Callback)
+    # What stops a run does so before others ask whether a validation is the last.
+    configured.sort(key=lambda callback: not isinstance(callback, EarlyStopping))
     trainer = instantiate(
         config.trainer,
         _convert_="all",  # max_time may be a dictionary
@@ -85,7 +89,7 @@ def make_trainer(
             samples,
             *([ProgressBar(terminal, samples)] if config.trainer.enable_progress_bar else []),
             *([Profile(run_dir / "profile", terminal)] if config.profile else []),
-            *entries(config, "callbacks", Callback),
+            *configured,
             *callbacks,
             *([checkpoints] if config.trainer.enable_checkpointing else []),
         ],
