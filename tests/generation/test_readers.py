@@ -13,7 +13,7 @@ from litchar.generation.cached import CachedTransformer
 from litchar.generation.lean import LeanReader, LeanTransformer
 from litchar.generation.readers import Carried, Crop, Prepared, Window
 from litchar.models import Bigram, Recurrent, Transformer
-from litchar.models.transformer import Rotary
+from litchar.models.transformer import Block, Rotary
 
 BLOCK = 10
 
@@ -192,6 +192,21 @@ def test_other_types_and_subclasses_are_read_by_what_fits_them():
     assert isinstance(Prepared(make().double()).open(1, 9), CachedTransformer)
     changed = Changed(13, BLOCK, 1, 2, 16, init="torch").eval()
     assert isinstance(Prepared(changed).open(1, 9), Window)
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])  # in numpy, and in torch
+def test_a_block_that_was_changed_is_read_as_it_is(monkeypatch, kind):
+    def parallel(block, x, rotary):
+        attended = block.attention(block.attention_norm(x), rotary)
+        return x + attended + block.feed_forward(block.feed_forward_norm(x))
+
+    monkeypatch.setattr(Block, "forward", parallel)
+    model = make().to(kind)
+    idx = some_ids(1, BLOCK)
+    with torch.inference_mode():
+        whole = model(torch.from_numpy(idx)).numpy()
+    read = one_by_one(Prepared(model).open(1, BLOCK), idx, prompt=3)
+    np.testing.assert_allclose(read, whole[:, 2:], atol=1e-5)
 
 
 @torch.inference_mode()

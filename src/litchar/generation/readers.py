@@ -36,8 +36,28 @@ class Prepared:
         self.model = model
         self.on_cpu = weight.device.type == "cpu"
         self.lean: LeanTransformer | None = None
-        if type(model) is Transformer and self.on_cpu and weight.dtype == torch.float32:
-            self.lean = LeanTransformer(model)
+        self.cached = False  # whether keys and values are kept
+        if type(model) is Transformer:
+            if self.on_cpu and weight.dtype == torch.float32:
+                self.lean = LeanTransformer(model)
+            self.cached = self._caches_what_the_model_does(model)
+
+    @torch.inference_mode()
+    def _caches_what_the_model_does(self, model: Transformer) -> bool:
+        """Return whether what is written here once more, for speed, is what the model computes:
+        somebody may have changed that in `litchar.models.transformer` alone."""
+        idx = np.arange(min(4, model.block_size))[None] % model.token_embedding.num_embeddings
+        expected = model(to_device(idx, model))[:, -1].float().cpu().numpy()
+        if self.lean is None:
+            found = CachedTransformer(model, 1, idx.shape[1]).read(idx)
+            # What a GPU's products, and types of two bytes, may round otherwise.
+            share = 0.01 if model.head.weight.element_size() > 2 else 0.03
+        else:
+            reader, share = LeanReader(self.lean), 1e-3
+            found = reader.read(idx[:, : max(1, idx.shape[1] - 1)])  # in torch
+            found = reader.read(idx[:, -1:]) if idx.shape[1] > 1 else found  # in numpy
+        error = np.abs(found - expected).max()
+        return bool(error <= share * np.abs(expected).max() or not np.isfinite(expected).all())
 
     @classmethod
     def of(cls, model: "nn.Module | Prepared") -> "Prepared":
@@ -57,7 +77,7 @@ class Prepared:
         model = self.model
         if self.on_cpu and batch_size > 1:
             return Rows(self, [self.open(1, max_ids) for _ in range(batch_size)])
-        if type(model) is Transformer:
+        if isinstance(model, Transformer) and self.cached:
             if self.lean is not None:
                 reader: Reader = LeanReader(self.lean)
             else:
