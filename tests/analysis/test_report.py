@@ -6,7 +6,6 @@ import math
 import os
 import re
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -187,23 +186,38 @@ def test_copied_sequences_are_those_that_stand_in_the_training_text(seed):
     )
 
 
-def again(**record):
-    """Return the commands that do a run again."""
-    run = Run(Path("run"), {}, [], [], {}, {}, **{"overrides": [], "environment": {}} | record)
-    return html.unescape(_again(run)).partition("<pre")[2].partition("</pre>")[0].split("\n")
+def again(run_dir, *lines, environment):
+    """Return the commands that do a run again, for which these lines were typed."""
+    for number, (typed, sources) in enumerate(lines):
+        place = run_dir / ".hydra" / (f"resumed-{number}" if number else "")
+        place.mkdir(parents=True)
+        (place / "overrides.yaml").write_text(json.dumps(typed))
+        hydra = {"hydra": {"runtime": {"config_sources": sources}}}
+        (place / "hydra.yaml").write_text(json.dumps(hydra))
+    (run_dir / "summary.json").write_text("{}")
+    (run_dir / "environment.json").write_text(json.dumps(environment))
+    page = html.unescape(_again(Run.load(run_dir)))
+    return page.partition("<pre")[2].partition("</pre>")[0].split("\n")
 
 
-def test_a_run_is_done_again_where_it_took_place():
+OURS = {"path": str(ROOT / "conf"), "schema": "file", "provider": "main"}
+THEIRS = {"path": "/my conf", "schema": "file", "provider": "command-line"}
+
+
+def test_a_run_is_done_again_where_it_took_place(tmp_path):
     typed = ["data.path=a b.txt", "sweep.name=s", "run_dir=x", "hydra.job.name=y", "seed=1"]
-    lines = again(overrides=typed, environment={"cwd": str(ROOT), "revision": "abc"})
+    environment = {"cwd": str(ROOT), "revision": "abc"}
+    lines = again(tmp_path / "here", (typed, [OURS]), environment=environment)
     assert lines[-2:] == ["git checkout abc", "python scripts/train.py 'data.path=a b.txt' seed=1"]
-    command = ["train.py", "--config-dir", "c", "experiment=e"]
-    environment = {"cwd": "/else where", "revision": "abc", "command": command}
-    lines = again(overrides=["experiment=e"], environment=environment)
+    typed = (["experiment=e", "trainer.max_steps=5", "+callbacks.a=b"], [OURS, THEIRS])
+    more = (["resume=x", "trainer.max_steps=9", "callbacks.a=c"], [OURS])
+    environment = {"cwd": "/else where", "revision": "abc"}
+    lines = again(tmp_path / "there", typed, more, environment=environment)
     assert lines[-3:] == [
         "cd '/else where'",
         f"git -C {ROOT} checkout abc",
-        f"python {ROOT}/scripts/train.py --config-dir c experiment=e",
+        f"python {ROOT}/scripts/train.py --config-dir '/my conf' experiment=e "
+        "trainer.max_steps=9 callbacks.a=c",
     ]
 
 

@@ -7,7 +7,6 @@ import math
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -594,19 +593,13 @@ def _again(run: Run) -> str:
     """Return the commands that do it again, and that use what came of it."""
     own = ("run_dir=", "resume=", "hydra.", "sweep.")
     typed = [str(o) for o in run.overrides if not str(o).startswith(own)]
-    words = run.environment.get("command", [])
-    options = [
-        word
-        for before, word in pairwise(["", *words])
-        if {"--config-dir", "-cd"} & {before, word.partition("=")[0]}
-    ]
     cwd = run.environment.get("cwd", str(ROOT))
     checkout = [] if cwd == str(ROOT) else ["-C", str(ROOT)]
     script = ROOT / "scripts" / "train.py" if checkout else "scripts/train.py"
     lines = [shlex.join(["cd", cwd])]
     if (revision := run.environment.get("revision")) is not None:
         lines.append(shlex.join(["git", *checkout, "checkout", revision]))
-    lines.append(shlex.join(["python", str(script), *options, *typed]))
+    lines.append(shlex.join(["python", str(script), *run.options, *typed]))
     place = shlex.quote(str(run.path))
     use = [f"python scripts/generate.py checkpoint={place}", f"tensorboard --logdir {place}"]
     return section(

@@ -29,7 +29,7 @@ class Run:
         config: `config.yaml`, resolved.
         composed: the configuration as Hydra composed it, before anything was settled by device;
             of a run that was gone on with, the last time.
-        overrides: what was typed on the command line, likewise.
+        overrides: what was typed on the command line, of what was typed again the last.
         environment: `environment.json`
     """
 
@@ -60,7 +60,7 @@ class Run:
             _samples(path / "samples.txt"),
             _yaml(path / "config.yaml") or {},
             _yaml(typed / "config.yaml") or {},
-            _yaml(typed / "overrides.yaml") or [],
+            _overrides(path),
             _json(path / "environment.json"),
         )
 
@@ -70,6 +70,12 @@ class Run:
         hydra = _yaml(_typed(self.path) / "hydra.yaml") or {}
         found: dict[str, Any] = hydra.get("hydra", {}).get("runtime", {}).get("choices", {})
         return found
+
+    @cached_property
+    def options(self) -> list[str]:
+        """The words that name a directory of configurations beside those of `conf/`, if one was."""
+        found = (options_of(_yaml(place / "hydra.yaml")) for place in _lines(self.path))
+        return next(filter(None, found), [])
 
     @property
     def name(self) -> str:
@@ -99,10 +105,39 @@ def is_run(path: Path) -> bool:
     return (path / "summary.json").is_file()
 
 
-def _typed(path: Path) -> Path:
-    """Return where Hydra recorded what was typed for a run, the last time if there were several."""
+def _lines(path: Path) -> list[Path]:
+    """Return where Hydra recorded what was typed for a run, the last time first."""
     resumed = (path / ".hydra").glob("resumed-*")
-    return max(resumed, key=lambda place: (len(place.name), place.name), default=path / ".hydra")
+    last_first = sorted(resumed, key=lambda place: (len(place.name), place.name), reverse=True)
+    return [*last_first, path / ".hydra"]
+
+
+def _typed(path: Path) -> Path:
+    """Return where Hydra recorded what was typed the last time."""
+    return _lines(path)[0]
+
+
+def _overrides(path: Path) -> list[str]:
+    """Return what was typed for a run, of each key the last: to go on, not all is typed again."""
+    typed: dict[str, str] = {}
+    for place in reversed(_lines(path)):
+        for override in map(str, _yaml(place / "overrides.yaml") or []):
+            typed[override.partition("=")[0].lstrip("+")] = override
+    return list(typed.values())
+
+
+def options_of(recorded: Any) -> list[str]:
+    """Return the words that name a directory of configurations on a command line, if one was.
+
+    Args:
+        recorded: what Hydra keeps of that line, with its own settings under `hydra`.
+    """
+    try:
+        sources = recorded["hydra"]["runtime"]["config_sources"]
+        found = [source["path"] for source in sources if source["provider"] == "command-line"]
+    except (KeyError, TypeError):  # damaged, or another tool's
+        return []
+    return ["--config-dir", found[0]] if found else []
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from litchar.analysis.page import (
     tiles,
     write_page,
 )
-from litchar.analysis.runs import REPORT, Run
+from litchar.analysis.runs import REPORT, Run, options_of
 from litchar.text.vocabulary import printable
 
 if TYPE_CHECKING:
@@ -184,9 +184,11 @@ def _best(directory: Path, row: Row) -> str:
 def _again(directory: Path) -> str:
     """Return the commands that do it again and compare it."""
     try:
-        typed = OmegaConf.load(directory / "multirun.yaml").hydra.overrides.task
+        recorded = OmegaConf.load(directory / "multirun.yaml")
+        typed = recorded.hydra.overrides.task
     except Exception:  # runs that were put together, or another tool's sweep
         return ""
-    train = shlex.join(["python", "scripts/train.py", "-m", *map(str, typed)])
+    words = ["-m", *options_of(recorded), *map(str, typed)]
+    train = shlex.join(["python", "scripts/train.py", *words])
     compared = f"python scripts/compare.py {shlex.quote(str(directory))}"
     return section("Again", text_block(f"{train}\n{compared}"))

@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 import optuna
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 from optuna.trial import FrozenTrial, TrialState
 
 from litchar.analysis.page import STYLE, table
+from litchar.analysis.runs import options_of
 from litchar.overrides import literal
 from litchar.terminal import Terminal
 from litchar.tuning.slots import filled, root
@@ -66,7 +68,9 @@ def best_place(outputs: Path, name: str) -> Path:
 def _best_command(directory: Path) -> str:
     """Return what trains with the best settings of the study in `directory`, wherever that lies."""
     outputs = directory.parents[1]
-    command = f"python scripts/train.py experiment=tune/{directory.name}"
+    options = options_of({"hydra": HydraConfig.get()})
+    words = ["python", "scripts/train.py", *options, f"experiment=tune/{directory.name}"]
+    command = shlex.join(words)
     if outputs != Path(os.environ["LITCHAR_OUTPUTS"]).absolute():  # where Hydra looks for it
         command = f"LITCHAR_OUTPUTS={shlex.quote(str(outputs))} {command}"
     return command
