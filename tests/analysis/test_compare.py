@@ -675,3 +675,14 @@ def test_a_sweeps_report_shows_its_runs_in_a_browser(made, tmp_path, page):
     page.locator("a").click()
     assert page.title() == "the run itself"
     assert all(url.startswith("file://") for url in asked)
+
+
+def test_runs_of_code_that_was_changed_without_a_commit_are_told_apart(made, tmp_path):
+    for name, changes in (("a", None), ("b", "-1\n+2\n"), ("c", "-1\n+3\n"), ("d", "-1\n+3\n")):
+        run = made(name, seed=ord(name))
+        (run / "environment.json").write_text(json.dumps({"revision": "0123456789abc"}))
+        if changes:
+            (run / "code.diff").write_text(changes)
+    (note,) = [note for note in compare([tmp_path / "sweep"]).notes if "revisions" in note]
+    changed = r", 012345678 with changes \(\w{6}\)"
+    assert re.fullmatch(f".* of 3 revisions of the code: 012345678{changed}{changed}", note)

@@ -189,7 +189,7 @@ def test_a_data_source_from_a_checkpoint_is_the_projects_own(content, tmp_path, 
     }
     path = tmp_path / "hostile.ckpt"
     torch.save(content, path)
-    with pytest.raises(UserError, match="it was not built"):
+    with pytest.raises(UserError, match="it was not built; score its text by its path"):
         split_of(Checkpoint.load(path), "val")
 
 

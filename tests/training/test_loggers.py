@@ -2,6 +2,8 @@ import csv
 import errno
 
 import pytest
+from lightning.pytorch.callbacks import Callback
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from conftest import scalars
 from litchar.training.loggers import MetricsCSV, TensorBoard
@@ -99,3 +101,16 @@ def test_a_curve_outlives_a_file_that_could_not_be_written(tmp_path):
     logger.log_metrics({"train/loss": 1.0}, step=3)
     logger.finalize("success")
     assert scalars(tmp_path) == {"train/loss": [(1, 3.0), (3, 1.0)]}
+
+
+class Draws(Callback):
+    """Does as Lightning's documents have it."""
+
+    def on_train_end(self, trainer, pl_module):
+        trainer.logger.experiment.add_histogram("weights", pl_module.model.head.weight, 20)
+
+
+def test_the_first_logger_is_tensorboards(train):
+    run_dir = train("+callbacks.draws._target_=test_loggers.Draws")
+    found = EventAccumulator(str(run_dir / "tensorboard")).Reload()
+    assert [event.step for event in found.Histograms("weights")] == [20]

@@ -553,7 +553,7 @@ CALLBACKS = "lightning.pytorch.callbacks"
         (["scheduler.decay_fraction=3"], "decay_fraction=3"),
         (
             ["scheduler=cosine", "scheduler.final_factor=1/10", "scheduler.warmup_steps=4"],
-            "scheduler, with warmup_steps=4, final_factor=1/10: ",
+            "scheduler, warmup_steps=4, final_factor=1/10: ",
         ),
         (["checkpoint.every_seconds=null"], "checkpoint.every_seconds=None"),
         (["target_val_loss=abc"], "target_val_loss=abc"),

@@ -112,7 +112,9 @@ def _compare_revisions(
         raise UserError(f"--seeds {options.seeds}: write whole numbers: 1,2,3") from None
     taken = [text for text in overrides if text.startswith(("seed=", "run_dir=", "-"))]
     if taken:
-        raise UserError(f"{taken[0]}: give seeds with --seeds; the rest are overrides of one run")
+        raise UserError(
+            f"{taken[0]}: give seeds with --seeds; the rest are overrides of one run, no options"
+        )
     with trained_revisions(options.revisions, overrides, seeds, console) as (one, other):
         console.say(verdict(one, other))
         difference = first_difference(one, other)

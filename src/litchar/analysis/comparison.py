@@ -1,5 +1,6 @@
 """What runs have in common and differ in: grouped over seeds, with what is more than seed noise."""
 
+import hashlib
 import json
 import math
 from collections.abc import Iterable, Sequence
@@ -546,12 +547,22 @@ def same_flops(rows: Iterable[Row]) -> bool:
 
 def revisions_of(runs: list[Run]) -> list[str]:
     """Return what to say of runs that different code made."""
-    revisions = {str(run.environment.get("revision"))[:9] for run in runs if run.environment}
+    revisions = {_revision_of(run) for run in runs if run.environment}
     if len(revisions) < 2:
         return []
     return [
         f"the runs are of {len(revisions)} revisions of the code: {', '.join(sorted(revisions))}"
     ]
+
+
+def _revision_of(run: Run) -> str:
+    """Return a name of the code that made a run, by what was not committed as well."""
+    revision = str(run.environment.get("revision"))[:9]
+    try:
+        changes = (run.path / "code.diff").read_bytes()
+    except OSError:  # there were none
+        return revision
+    return f"{revision} with changes ({hashlib.sha256(changes).hexdigest()[:6]})"
 
 
 def short(key: str) -> str:

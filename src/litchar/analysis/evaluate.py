@@ -116,7 +116,10 @@ def data_of(checkpoint: Checkpoint) -> TextDataModule:
         settings.pop("_target_")
         if source := settings.pop("source", None):
             source = dict(source)
-            function = trusted(source.pop("_target_"), "litchar.text.sources.", checkpoint.path)
+            try:
+                function = trusted(source.pop("_target_"), "litchar.text.sources.", checkpoint.path)
+            except UserError as error:  # somebody's own
+                raise UserError(f"{error}; score its text by its path: data.path=FILE") from None
             source.pop("_partial_")
             settings["source"] = partial(function, **source)
         for name in stray(settings):  # which older versions passed over

@@ -181,8 +181,8 @@ class MetricsCSV(Logger):
 
     @property
     def name(self) -> str:
-        """None: what callbacks put into the directory that it names lies in the run's."""
-        return ""
+        """The logger's name."""
+        return "metrics"
 
     @property
     def version(self) -> str:

@@ -254,8 +254,8 @@ def _optimizer_and_schedule(
         schedule(0, steps)
         schedule(steps, steps)
     except (TypeError, ValueError, ZeroDivisionError) as error:
-        given = ", ".join(f"{key}={value}" for key, value in schedule.keywords.items())
-        raise UserError(f"scheduler, with {given}: {error}") from None
+        given = "".join(f", {key}={value}" for key, value in schedule.keywords.items())
+        raise UserError(f"scheduler{given}: {error}") from None
     if config.trainer.max_steps < 0 and not _goes_on_for_ever(schedule):
         raise UserError(
             "scheduler: it has to know how many steps there will be; set trainer.max_steps "

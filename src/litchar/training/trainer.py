@@ -19,6 +19,7 @@ from lightning.pytorch.callbacks import (
     EarlyStopping,
     GradientAccumulationScheduler,
     LearningRateFinder,
+    ModelCheckpoint,
     StochasticWeightAveraging,
     Timer,
     WeightAveraging,
@@ -75,6 +76,9 @@ def make_trainer(
         run_dir / "checkpoints", files, metrics, config.checkpoint.every_seconds, terminal
     )
     configured = entries(config, "callbacks", Callback)
+    for callback in configured:
+        if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+            callback.dirpath = str(run_dir / "checkpoints")  # not beside the first logger's files
     # What stops a run does so before others ask whether a validation is the last.
     configured.sort(key=lambda callback: not isinstance(callback, EarlyStopping))
     trainer = instantiate(
