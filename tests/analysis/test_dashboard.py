@@ -259,11 +259,8 @@ def test_points_that_cannot_be_written_cost_nothing(tmp_path):
     assert not list(tmp_path.glob(".draft*"))
 
 
-def test_an_empty_list_is_a_hyperparameter_too(tmp_path):
-    logger = TensorBoard(tmp_path, name="", version="", default_hp_metric=False)
-    logger.log_hyperparams({"model.ngrams": [], "seed": 1}, {"best_val_loss": 1.0})
-    logger.save()
-    found = EventAccumulator(str(tmp_path)).Reload()
+def test_an_empty_list_is_a_hyperparameter_too(train):
+    found = events(train("callbacks=none", "trainer.max_steps=2", "model.ngrams=[]"))
     shown = found.summary_metadata["_hparams_/session_start_info"].plugin_data.content
     assert b"model.ngrams" in shown
     assert b"[]" in shown

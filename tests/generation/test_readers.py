@@ -12,7 +12,7 @@ from litchar.generation import Sampling, generate, readers
 from litchar.generation.cached import CachedTransformer
 from litchar.generation.lean import LeanReader, LeanTransformer
 from litchar.generation.readers import Carried, Crop, Prepared, Window
-from litchar.models import Bigram, Recurrent, Transformer
+from litchar.models import Bigram, Recurrent, Transformer, transformer
 from litchar.models.transformer import Block, Rotary
 
 BLOCK = 10
@@ -201,12 +201,24 @@ def test_a_block_that_was_changed_is_read_as_it_is(monkeypatch, kind):
         return x + attended + block.feed_forward(block.feed_forward_norm(x))
 
     monkeypatch.setattr(Block, "forward", parallel)
-    model = make().to(kind)
+    read_as_it_is(make().to(kind))
+
+
+def read_as_it_is(model):
     idx = some_ids(1, BLOCK)
     with torch.inference_mode():
         whole = model(torch.from_numpy(idx)).numpy()
     read = one_by_one(Prepared(model).open(1, BLOCK), idx, prompt=3)
     np.testing.assert_allclose(read, whole[:, 2:], atol=1e-5)
+
+
+def test_attention_that_was_changed_far_back_alone_is_read_as_it_is(monkeypatch):
+    def local(q, k, v, p):
+        distance = torch.arange(q.shape[2])[:, None] - torch.arange(q.shape[2])
+        return F.scaled_dot_product_attention(q, k, v, (distance >= 0) & (distance < 7))
+
+    monkeypatch.setattr(transformer, "attend", local)
+    read_as_it_is(make())
 
 
 @torch.inference_mode()

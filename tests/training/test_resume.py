@@ -1,6 +1,7 @@
 """A run that was stopped and resumed is the run that was never stopped, bit for bit."""
 
 import csv
+import errno
 import os
 import random
 import re
@@ -307,6 +308,11 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(train, capsys,
 def test_a_checkpoint_of_lightnings_own_callback_is_one_of_the_run(train):
     mine = "+callbacks.mine._target_=lightning.pytorch.callbacks.ModelCheckpoint"
     often = ("+callbacks.mine.every_n_train_steps=5", "+callbacks.mine.save_top_k=-1")
+    weights = ("+callbacks.mine.save_last=true", "+callbacks.mine.save_weights_only=true")
+    with pytest.raises(UserError, match=r"last\.ckpt is the run's own checkpoint"):
+        train(mine, "+callbacks.mine.filename=last")
+    train(mine, *weights, name="last")
+    train(mine, *weights, "trainer.max_steps=25", "resume=auto", name="last")
     run_dir = train(mine, *often)
     older = run_dir / "checkpoints/epoch=0-step=15.ckpt"
     assert Checkpoint.load(older).step == 15
@@ -366,6 +372,32 @@ def test_a_full_disk_costs_a_callback_no_checkpoint_that_it_had(train, tmp_path,
     assert "a callback's checkpoint was not saved ([Errno 27] File" in capsys.readouterr().out
     kept = [path.name for path in (tmp_path / "mine").iterdir()]
     assert sorted(kept) == ["epoch=0-step=18.ckpt", "epoch=0-step=6.ckpt"]
+
+
+def test_the_last_checkpoint_of_a_callback_that_is_not_saved_is_told_too(
+    train, monkeypatch, capsys
+):
+    def full(checkpoint, path):
+        if path.name.startswith("epoch"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(checkpoint, path)
+
+    monkeypatch.setattr("litchar.training.checkpointing.save", full)
+    mine = "+callbacks.mine._target_=lightning.pytorch.callbacks.ModelCheckpoint"
+    train(mine, "+callbacks.mine.save_on_train_epoch_end=true")
+    assert "a callback's checkpoint was not saved ([Errno 28]" in capsys.readouterr().out
+
+
+def test_a_signal_at_the_last_step_says_that_it_was_not_saved_and_promises_nothing(train, capsys):
+    full = ("first=22", "last=99", "most_bytes=50000")
+    with pytest.raises(Interrupted):
+        train(
+            *stopped_at(25),
+            *SETTING,
+            "+callbacks.full._target_=conftest.FullDisk",
+            *(f"+callbacks.full.{setting}" for setting in full),
+        )
+    assert "step 25: the checkpoint was not saved (File too large)\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("first", [1, 22])

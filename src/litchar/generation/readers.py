@@ -46,7 +46,7 @@ class Prepared:
     def _caches_what_the_model_does(self, model: Transformer) -> bool:
         """Return whether what is written here once more, for speed, is what the model computes:
         somebody may have changed that in `litchar.models.transformer` alone."""
-        idx = np.arange(min(4, model.block_size))[None] % model.token_embedding.num_embeddings
+        idx = np.arange(min(256, model.block_size))[None] % model.token_embedding.num_embeddings
         expected = model(to_device(idx, model))[:, -1].float().cpu().numpy()
         if self.lean is None:
             found = CachedTransformer(model, 1, idx.shape[1]).read(idx)

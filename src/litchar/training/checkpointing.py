@@ -178,6 +178,7 @@ class Checkpoints(CheckpointCallback):
         Raises:
             UserError: it cannot be saved, on any rank.
         """
+        self._tell_of_others()
         if trainer.global_step > self._tried_step:
             self._save(trainer, self._signal(trainer))
         if self._failure is not None:
@@ -210,10 +211,11 @@ class Checkpoints(CheckpointCallback):
         self._best_saved = (self.metrics.best_val_loss, self.metrics.best_step)
         if self._failure is None:
             self.saved_step = trainer.global_step
-        elif not trainer.fit_loop.done:
+        elif signum or not trainer.fit_loop.done:
             self.terminal.say(
                 f"step {trainer.global_step:,}: the checkpoint was not saved "
-                f"({self._failure.strerror}); training goes on and tries again"
+                f"({self._failure.strerror})"
+                f"{'' if signum else '; training goes on and tries again'}"
             )
         self._saved_at = time.monotonic()
         if signum:

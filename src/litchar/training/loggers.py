@@ -35,12 +35,6 @@ class TensorBoard(TensorBoardLogger):
         self._kwargs["purge_step"] = step + 1
 
     @rank_zero_only
-    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Show settings, by their keys; Lightning would leave out an empty list."""
-        shown = {key: str(value) if value == [] else value for key, value in params.items()}
-        super().log_hyperparams(shown, *args, **kwargs)
-
-    @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Write figures of `step`."""
         self._or_begin_anew(lambda: super(TensorBoard, self).log_metrics(metrics, step))

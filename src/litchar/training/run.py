@@ -222,6 +222,8 @@ def train(ready: Ready, run_dir: Path, sweep: Path | None = None) -> dict[str, A
         if sweep is None
         else swept_settings(sweep, settings, HydraConfig.get().runtime.choices)
     )
+    # Lightning's logger leaves an empty list out.
+    shown = {key: str(value) if value == [] else value for key, value in shown.items()}
     summary = _record(
         ready,
         run_dir,

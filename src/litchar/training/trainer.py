@@ -78,7 +78,14 @@ def make_trainer(
     configured = entries(config, "callbacks", Callback)
     for callback in configured:
         if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
-            callback.dirpath = str(run_dir / "checkpoints")  # not beside the first logger's files
+            # The run's own, and not the first logger's; last.ckpt there is the run's.
+            callback.dirpath = str(run_dir / "checkpoints")
+            callback.CHECKPOINT_NAME_LAST = "model_checkpoint_last"
+            if callback.filename in ("best", "last", "previous"):
+                raise UserError(
+                    f"callbacks: {callback.filename}.ckpt is the run's own checkpoint; give "
+                    "ModelCheckpoint another filename, or a dirpath"
+                )
     # What stops a run does so before others ask whether a validation is the last.
     configured.sort(key=lambda callback: not isinstance(callback, EarlyStopping))
     trainer = instantiate(
