@@ -555,6 +555,18 @@ CALLBACKS = "lightning.pytorch.callbacks"
             ["scheduler=cosine", "scheduler.final_factor=1/10", "scheduler.warmup_steps=4"],
             "scheduler, warmup_steps=4, final_factor=1/10: ",
         ),
+        (
+            ["~optimizer", "+optimizer={_target_:builtins.id,_partial_:true}"],
+            "no torch.optim.Optimizer but int",
+        ),
+        (
+            ["~scheduler", "+scheduler={_target_:builtins.slice,_partial_:true}"],
+            "scheduler: must be real number, not slice",
+        ),
+        (
+            ["~scheduler", "+scheduler={_target_:builtins.max,_partial_:true,_args_:[inf]}"],
+            "scheduler: its factor .* not a finite number",
+        ),
         (["checkpoint.every_seconds=null"], "checkpoint.every_seconds=None"),
         (["target_val_loss=abc"], "target_val_loss=abc"),
         (["compile=maybe"], "compile=maybe: must be true or false"),

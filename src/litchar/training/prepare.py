@@ -247,12 +247,14 @@ def _optimizer_and_schedule(
     schedule = functools.partial(schedule.func, *schedule.args, **schedule.keywords)
     steps = max(1, config.trainer.max_steps)
     try:  # now rather than when training begins, or after the warm-up
-        optimizer(model)
+        made = optimizer(model)
     except (TypeError, ValueError, ZeroDivisionError) as error:
         raise UserError(f"optimizer: {error}") from None
+    if not isinstance(made, torch.optim.Optimizer):
+        raise UserError(f"optimizer: it returns no torch.optim.Optimizer but {type(made).__name__}")
     try:
-        schedule(0, steps)
-        schedule(steps, steps)
+        if not all(math.isfinite(schedule(step, steps)) for step in (0, steps)):
+            raise ValueError("its factor on the learning rate is not a finite number")
     except (TypeError, ValueError, ZeroDivisionError) as error:
         given = "".join(f", {key}={value}" for key, value in schedule.keywords.items())
         raise UserError(f"scheduler{given}: {error}") from None
