@@ -37,6 +37,13 @@ def test_a_tied_weight_is_stepped_once():
     assert len(parameters) == len({id(p) for p in parameters}) == len(list(model.parameters()))
 
 
+def test_an_embedding_that_two_layers_share_is_stepped_once():
+    first, second = nn.Embedding(5, 4), nn.Embedding(5, 4)
+    second.weight = first.weight
+    [group] = muon(nn.Sequential(first, second), lr=1e-3).param_groups
+    assert len(group["params"]) == 1
+
+
 def test_an_unknown_kind_of_decay_is_refused(model):
     with pytest.raises(ValueError, match="decay=some is not one of matrices, all"):
         adamw(model, lr=1e-3, decay="some")
@@ -73,7 +80,8 @@ def test_orthogonalize_bears_matrices_of_low_rank(steps):
     values = torch.linalg.svdvals(factors)
     assert values.max() < 1.2
     assert (values[:, :3] > 0.6).all()
-    assert not orthogonalize([torch.zeros(1, 8, 16)], steps)[0].any()
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        assert not orthogonalize([torch.zeros(1, 8, 16, dtype=dtype)], steps)[0].any()
 
 
 @pytest.mark.parametrize("shape", [(32, 32), (32, 96), (64, 64)])

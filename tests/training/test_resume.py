@@ -178,6 +178,18 @@ def test_more_steps_go_on_from_a_completed_run(train, setting):
     assert a == b
 
 
+def test_a_run_that_a_callback_ends_with_an_epoch_goes_on_from_its_weights(train):
+    """And not from their average, which takes their place as training ends."""
+    epochs = ("trainer.limit_train_batches=7", "trainer.val_check_interval=4")
+    setting = (AVERAGE, "+callbacks.ema.decay=0.8", "scheduler=constant", "callbacks=none", *epochs)
+    stop = "{_target_:lightning.pytorch.callbacks.EarlyStopping,monitor:val/loss,min_delta:10.0,"
+    stop = f"+callbacks.stop={stop}patience:1,check_on_train_epoch_end:true}}"
+    assert summary(train(*setting, stop, name="stopped"))["steps"] == 14
+    stopped, whole = train(*setting, "resume=auto", name="stopped"), train(*setting, name="whole")
+    a, b = (load(run / "checkpoints/last.ckpt")["state_dict"] for run in (stopped, whole))
+    torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
 def test_the_first_of_more_steps_has_the_learning_rate_of_the_longer_run(train):
     """At the end of the shorter one that was 0."""
     states = [

@@ -15,7 +15,7 @@ from torch import nn
 import litchar
 from conftest import ROOT, SMALL, summary
 from litchar import signals
-from litchar.checkpoints import Checkpoint
+from litchar.checkpoints import Checkpoint, load
 from litchar.errors import Interrupted, UserError, is_users
 from litchar.models import Transformer
 from litchar.training.callbacks import Samples, sample
@@ -690,7 +690,7 @@ class Own(nn.Module):
         super().__init__()
         self.block_size = block_size
         self.rate = torch.linspace(0, 1, 3)[1].item() if reads else 0.0
-        self.head = nn.Embedding(vocab_size, vocab_size)
+        self.head = nn.Embedding(vocab_size + 1, vocab_size)  # the last row is of no character
 
     def forward(self, idx):
         return self.head(idx)
@@ -704,11 +704,23 @@ def own(train, monkeypatch):
     keys = ("block_size", "batch_size", "train_sample")
     shared = [o for o in SMALL if o.startswith("trainer.") or o[5:].partition("=")[0] in keys]
 
-    def own(text_file, *settings: str):
+    def own(text_file, *settings: str, name: str = "run"):
         model = ("~model", "+model={_target_:litchar.models.Own}", "optimizer=adamw")
-        return train(*model, *shared, f"data.path={text_file}", *settings, only=True)
+        return train(*model, *shared, f"data.path={text_file}", *settings, only=True, name=name)
 
     return own
+
+
+def test_a_table_that_is_larger_than_the_vocabulary_is_taken_over_whole(own, text_file, tmp_path):
+    begun = [f"init_from={own(text_file)}", "optimizer.lr=0"]
+    tables = [
+        load(run_dir / "checkpoints/last.ckpt")["state_dict"]["model.head.weight"]
+        for run_dir in (tmp_path / "outputs/runs/run", own(text_file, *begun, name="child"))
+    ]
+    assert torch.equal(*tables)
+    text_file.write_text("uvwxyz" * 1000)
+    with pytest.raises(UserError, match=r"head\.weight has no row for each character alone"):
+        own(text_file, *begun, name="other")
 
 
 @pytest.mark.parametrize("dropout", ["0.0", "null"])

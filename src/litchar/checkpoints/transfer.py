@@ -60,7 +60,8 @@ def transfer_weights(
         settings: of `model`.
 
     Raises:
-        UserError: the models differ in more than the vocabulary.
+        UserError: the models differ in more than the vocabulary, or the vocabularies differ and a
+            dimension goes by their size without being it, as in a table of pairs.
     """
     old_ids = {symbol: i for i, symbol in enumerate(parent.vocabulary.symbols)}
     new_ids = {symbol: i for i, symbol in enumerate(vocabulary.symbols) if symbol in old_ids}
@@ -76,12 +77,18 @@ def transfer_weights(
             f"init_from={parent.path}: its model differs from this one in {name}"
             f" ({differing(parent, settings)})"
         )
+    same = vocabulary == parent.vocabulary
     for name, new in weights.items():
-        if name.startswith("ngrams.") and vocabulary != parent.vocabulary:
+        if name.startswith("ngrams.") and not same:
             continue  # rows of these tables go by ids, which now mean other characters
         old = old_weights[name]
-        sizes = zip(small[name].shape, large[name].shape, strict=True)
-        over_vocabulary = [i for i, (a, b) in enumerate(sizes) if a != b]
+        sizes = list(zip(small[name].shape, large[name].shape, strict=True))
+        over_vocabulary = [i for i, (a, b) in enumerate(sizes) if a != b and not same]
+        if any(sizes[i] != (2, 3) for i in over_vocabulary):
+            raise UserError(
+                f"init_from={parent.path}: {name} has no row for each {vocabulary.unit} alone, and "
+                f"this text has other {vocabulary.unit}s; such a model begins from its own text"
+            )
         if any(old.shape[i] != new.shape[i] for i in range(new.ndim) if i not in over_vocabulary):
             raise UserError(
                 f"init_from={parent.path}: {name} has shape {tuple(old.shape)} there and "

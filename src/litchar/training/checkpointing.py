@@ -172,15 +172,18 @@ class Checkpoints(CheckpointCallback):
         is_best = self.metrics.best_step == trainer.global_step
         self._save(trainer, self._signal(trainer), is_best)
 
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save the last state, if that was not tried: a callback may end a run with an epoch."""
+        if trainer.should_stop and trainer.global_step > self._tried_step:
+            self._save(trainer, self._signal(trainer))
+
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save the last state, if that was not tried: a callback may end a run with an epoch.
+        """End as a failure if the last state was not saved.
 
         Raises:
             UserError: it cannot be saved, on any rank.
         """
         self._tell_of_others()
-        if trainer.global_step > self._tried_step:
-            self._save(trainer, self._signal(trainer))
         if self._failure is not None:
             raise UserError(
                 f"{self.directory}: the end of the run was not saved ({self._failure.strerror}); "

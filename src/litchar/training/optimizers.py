@@ -92,7 +92,8 @@ def muon(
     check_betas(betas)
     check_not_negative(lr=lr, weight_decay=weight_decay, eps=eps)
     check_not_negative(embedding_lr_factor=embedding_lr_factor)
-    embeddings = [m.weight for m in model.modules() if isinstance(m, nn.Embedding)]
+    # Two of them may share a weight.
+    embeddings = list({m.weight: None for m in model.modules() if isinstance(m, nn.Embedding)})
     head = getattr(model, "head", None)
     of_head = head.parameters() if isinstance(head, nn.Module) else [head]
     outside = {id(p) for p in (*embeddings, *of_head)}
@@ -264,8 +265,9 @@ def orthogonalize(alike: Sequence[Tensor], steps: int) -> list[Tensor]:
     for matrices in alike:
         x = matrices.bfloat16() if matrices.is_cuda else matrices
         x = x.mT if x.shape[-2] > x.shape[-1] else x
+        least = torch.finfo(x.dtype).tiny  # of a matrix of zeros
         # No singular value may be above 1, and rounding may lift one: hence a little below.
-        wide.append(x / (1.01 * torch.linalg.matrix_norm(x, keepdim=True).clamp_min(1e-20)))
+        wide.append(x / (1.01 * torch.linalg.matrix_norm(x, keepdim=True).clamp_min(least)))
     factors: list[Tensor] = []
     for _, group in groupby(wide, key=lambda x: x.shape[-2]):
         together = list(group)
