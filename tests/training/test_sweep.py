@@ -206,9 +206,9 @@ def with_callback(monkeypatch):
     made = litchar.training.run.make_trainer
 
     def with_callback(callbacks):
-        def make_trainer(config, run_dir, *rest):
-            trainer, *others = made(config, run_dir, *rest)
-            here = [callback for part, callback in callbacks.items() if part in run_dir.name]
+        def make_trainer(setup, *rest):
+            trainer, *others = made(setup, *rest)
+            here = [one for part, one in callbacks.items() if part in setup.run_dir.name]
             trainer.callbacks[:0] = here
             return trainer, *others
 

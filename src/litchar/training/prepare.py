@@ -45,11 +45,13 @@ class Setup:
 
     Attributes:
         config: the configuration, resolved by device and text.
+        run_dir: where rank 0 keeps the record.
         resumed: the checkpoint to go on from, if any.
         parent: the checkpoint whose weights the run begins with, if any; none when it is resumed.
     """
 
     config: DictConfig
+    run_dir: Path
     device: torch.device
     data: TextDataModule
     module: LanguageModel
@@ -121,7 +123,7 @@ def prepare(config: DictConfig, run_dir: Path, place: Place, terminal: Terminal)
     module = LanguageModel(
         model, vocabulary, optimizer, schedule, card, config.seed, data.text.weights
     )
-    return Setup(config, device, data, module, resumed, parent)
+    return Setup(config, run_dir, device, data, module, resumed, parent)
 
 
 def find_resumed(resume: str | None, run_dir: Path, terminal: Terminal) -> Checkpoint | None:

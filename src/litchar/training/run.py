@@ -93,10 +93,10 @@ def run(config: DictConfig, run_dir: Path, callbacks: Sequence[Callback] = ()) -
             if is_users(error):
                 remove_traces(run_dir)
             raise
-        summary = train(ready, run_dir)
+        summary = train(ready)
         data, history = ready.setup.data, ready.metrics.history
         yardsticks = quick_yardsticks(data.text, data.store)
-        report = _write_report(ready, run_dir)
+        report = _write_report(ready)
         print_outcome(terminal, summary, history, ready.samples.text, yardsticks, run_dir, report)
     return cast(float | None, summary["best_val_loss"])
 
@@ -109,14 +109,13 @@ def run_job(config: DictConfig, run_dir: Path) -> Outcome:
     Raises:
         Interrupted: a signal ended it, after its state was saved; typed again the sweep goes on.
     """
-    terminal = Terminal()
     try:
         with sole_owner(run_dir):
             outcome = recorded(run_dir)
             if outcome is None or (outcome.status != "completed" and config.sweep.retry_failed):
                 if outcome is not None and outcome.status == "diverged":
                     shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
-                outcome = _run_job(config, run_dir, terminal)
+                outcome = _run_job(config, run_dir)
     except BusyError as error:
         outcome = Outcome(run_dir.name, "busy", error=str(error))
     if signals.received():  # as the job came to its end
@@ -124,13 +123,14 @@ def run_job(config: DictConfig, run_dir: Path) -> Outcome:
     return outcome
 
 
-def _run_job(config: DictConfig, run_dir: Path, terminal: Terminal) -> Outcome:
+def _run_job(config: DictConfig, run_dir: Path) -> Outcome:
+    terminal = Terminal()
     config = config.copy()
     config.resume = "auto"
     try:
         with made_ready(config, run_dir, terminal) as ready:
-            summary = train(ready, run_dir, sweep=run_dir.parent)
-            _write_report(ready, run_dir)
+            summary = train(ready, sweep=run_dir.parent)
+            _write_report(ready)
     except Interrupted:
         raise
     except (Exception, SystemExit) as error:
@@ -161,9 +161,8 @@ def _prepare_along(
     signals.reset()
     terminal = Terminal(quiet=True)
     setup = prepare(config, run_dir, place, terminal)
-    vocabulary = setup.data.store.vocabulary
-    trainer, *_ = make_trainer(setup.config, run_dir, vocabulary, place, terminal)
-    return setup.device, functools.partial(fit_and_test, setup, trainer, run_dir, terminal)
+    trainer, *_ = make_trainer(setup, place, terminal)
+    return setup.device, functools.partial(fit_and_test, setup, trainer, terminal)
 
 
 @dataclass(frozen=True)
@@ -201,13 +200,12 @@ def made_ready(
     place = settle_devices(config.trainer, device_of(config.trainer.accelerator))
     with Leader(place, abandon) as leader:
         setup = prepare(config, run_dir, place, terminal)
-        vocabulary = setup.data.store.vocabulary
-        made = make_trainer(setup.config, run_dir, vocabulary, place, terminal, callbacks)
+        made = make_trainer(setup, place, terminal, callbacks)
         leader.begin(setup.for_the_others(), run_dir, setup.device)
         yield Ready(setup, *made, leader, terminal)
 
 
-def train(ready: Ready, run_dir: Path, sweep: Path | None = None) -> dict[str, Any]:
+def train(ready: Ready, sweep: Path | None = None) -> dict[str, Any]:
     """Train what is ready, and return its summary.
 
     Args:
@@ -215,7 +213,7 @@ def train(ready: Ready, run_dir: Path, sweep: Path | None = None) -> dict[str, A
             shows the keys that this sweeps.
     """
     setup, trainer, metrics, terminal = ready.setup, ready.trainer, ready.metrics, ready.terminal
-    config, data, module = setup.config, setup.data, setup.module
+    config, run_dir, data, module = setup.config, setup.run_dir, setup.data, setup.module
     settings = module.card["config"]
     shown = (
         hyperparameters(settings)
@@ -226,7 +224,6 @@ def train(ready: Ready, run_dir: Path, sweep: Path | None = None) -> dict[str, A
     shown = {key: str(value) if value == [] else value for key, value in shown.items()}
     summary = _record(
         ready,
-        run_dir,
         status="running",
         error=None,
         parameters=sum(parameter.numel() for parameter in module.model.parameters()),
@@ -252,9 +249,9 @@ def train(ready: Ready, run_dir: Path, sweep: Path | None = None) -> dict[str, A
                 logger.cut(setup.step)
             logger.log_hyperparams(shown if isinstance(logger, TensorBoard) else settings)
         with ready.leader.explained():
-            fit_and_test(setup, trainer, run_dir, terminal)
+            fit_and_test(setup, trainer, terminal)
     except BaseException as error:
-        _record_failure(ready, run_dir, error)
+        _record_failure(ready, error)
         raise
     finally:
         signals.defer(False)
@@ -262,7 +259,6 @@ def train(ready: Ready, run_dir: Path, sweep: Path | None = None) -> dict[str, A
     best = best_of(run_dir)
     summary = _record(
         ready,
-        run_dir,
         **metrics.figures(trainer),
         status="completed",
         **{f"test_{name}": module.losses.get(f"test/{name}") for name in ("loss", "bpc", "bpb")},
@@ -274,23 +270,21 @@ def train(ready: Ready, run_dir: Path, sweep: Path | None = None) -> dict[str, A
     return summary
 
 
-def _record(ready: Ready, run_dir: Path, **figures: Any) -> dict[str, Any]:
+def _record(ready: Ready, **figures: Any) -> dict[str, Any]:
     """Write figures into the summary, beside the memory taken so far; return it."""
-    return write_summary(
-        run_dir,
-        **figures,
-        peak_memory_bytes=environment.peak_memory_bytes(ready.setup.device),
-    )
+    peak = environment.peak_memory_bytes(ready.setup.device)
+    return write_summary(ready.setup.run_dir, **figures, peak_memory_bytes=peak)
 
 
-def _record_failure(ready: Ready, run_dir: Path, error: BaseException) -> None:
+def _record_failure(ready: Ready, error: BaseException) -> None:
     """Write into the summary why the run ended, and say what was saved if a signal did that."""
     reason = f"signal {error.signum}" if isinstance(error, Interrupted) else str(error)
     with contextlib.suppress(OSError):  # a full disk must not hide what happened
         figures = ready.metrics.figures(ready.trainer)
-        _record(ready, run_dir, **figures, status=_status_after(error), error=reason)
+        _record(ready, **figures, status=_status_after(error), error=reason)
     if isinstance(error, Interrupted):
-        step, where = ready.trainer.global_step, "nothing was saved"
+        step, run_dir = ready.trainer.global_step, ready.setup.run_dir
+        where = "nothing was saved"
         if (run_dir / "checkpoints" / "last.ckpt").exists():
             saved = [c.saved_step for c in ready.trainer.callbacks if isinstance(c, Checkpoints)]  # type: ignore[attr-defined]  # set unseen
             where = f"saved in {run_dir}" if saved == [step] else f"saved before in {run_dir}"
@@ -302,7 +296,7 @@ def _record_failure(ready: Ready, run_dir: Path, error: BaseException) -> None:
 IMPOSSIBLE = ("conditioned on metric", "You have set `accumulate_grad_batches`", "`psutil`")
 
 
-def fit_and_test(setup: Setup, trainer: L.Trainer, run_dir: Path, terminal: Terminal) -> None:
+def fit_and_test(setup: Setup, trainer: L.Trainer, terminal: Terminal) -> None:
     """Train, and score the best checkpoint on the test split if there is one: what all ranks do."""
     data, module, resumed = setup.data, setup.module, setup.resumed
     try:
@@ -314,7 +308,7 @@ def fit_and_test(setup: Setup, trainer: L.Trainer, run_dir: Path, terminal: Term
         begin = None if resumed is None else resumed.path
         trainer.fit(module, data, ckpt_path=begin, weights_only=True)
         if "test" in data.splits:
-            best = run_dir / "checkpoints" / "best.ckpt"
+            best = setup.run_dir / "checkpoints" / "best.ckpt"
             # On loading, it would put what was averaged in the place of the average.
             callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set unseen
             callbacks[:] = [c for c in callbacks if not isinstance(c, WeightAveraging)]
@@ -328,7 +322,7 @@ def fit_and_test(setup: Setup, trainer: L.Trainer, run_dir: Path, terminal: Term
         raise UserError(_smaller_batch(setup, trainer.global_step)) from None
 
 
-def _write_report(ready: Ready, run_dir: Path) -> Path | None:
+def _write_report(ready: Ready) -> Path | None:
     """Write the run's report, if it shall have one; nothing that fails there fails the run."""
     setup = ready.setup
     if not setup.config.report:
@@ -336,9 +330,9 @@ def _write_report(ready: Ready, run_dir: Path) -> Path | None:
     try:
         from litchar.analysis.reports import write_report  # at the end, when it is wanted
 
-        return write_report(run_dir, setup.data, str(setup.device))
+        return write_report(setup.run_dir, setup.data, str(setup.device))
     except Exception as error:  # whatever it is, the run itself is safe
-        again = f"python scripts/report.py {shlex.quote(str(run_dir))}"
+        again = f"python scripts/report.py {shlex.quote(str(setup.run_dir))}"
         ready.terminal.say(f"No report ({error}); later: {again}")
         return None
 

@@ -40,10 +40,10 @@ from litchar.data import TextDataModule
 from litchar.errors import UserError, first_line
 from litchar.launched import Place
 from litchar.terminal import Terminal
-from litchar.text import Vocabulary
 from litchar.training.callbacks import Metrics, Samples
 from litchar.training.checkpointing import AtomicCheckpointIO, Checkpoints
 from litchar.training.module import LanguageModel, compiled_loss
+from litchar.training.prepare import Setup
 from litchar.training.profile import Profile
 from litchar.training.progress import ProgressBar
 from litchar.training.ranks import Environment
@@ -53,24 +53,19 @@ from litchar.training.sharding import ShardedStrategy
 
 
 def make_trainer(
-    config: DictConfig,
-    run_dir: Path,
-    vocabulary: Vocabulary,
-    place: Place,
-    terminal: Terminal,
-    callbacks: Sequence[Callback] = (),
+    setup: Setup, place: Place, terminal: Terminal, callbacks: Sequence[Callback] = ()
 ) -> tuple[L.Trainer, Metrics, Samples]:
-    """Return the Trainer that `config.trainer` describes, and what measures and samples in it.
+    """Return the Trainer that a run's configuration describes, and what measures and samples in it.
 
     Args:
-        config: the run's, resolved.
         place: of this process among those of the run.
         terminal: where the progress is shown.
         callbacks: beside those of the configuration.
     """
+    config, run_dir = setup.config, setup.run_dir
     characters_per_batch = config.data.batch_size * config.data.block_size
     metrics = Metrics(run_dir, characters_per_batch, config.target_val_loss)
-    samples = Samples(run_dir / "samples.txt", vocabulary, config.seed)
+    samples = Samples(run_dir / "samples.txt", setup.data.store.vocabulary, config.seed)
     files = AtomicCheckpointIO()
     checkpoints = Checkpoints(
         run_dir / "checkpoints", files, metrics, config.checkpoint.every_seconds, terminal
