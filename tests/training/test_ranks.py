@@ -302,7 +302,7 @@ def test_what_devices_cannot_run_is_refused(compose, overrides, device, words):
 def test_a_signal_before_the_run_has_begun_waits_for_no_rank(monkeypatch):
     follower = Mock(stdin=None, poll=Mock(return_value=None))
     monkeypatch.setattr(ranks, "_start", lambda *_: follower)
-    with pytest.raises(Interrupted), ranks.Leader(Place(0, 0, 0, 2), lambda _: None):
+    with pytest.raises(Interrupted), ranks.Leader(Place(0, 0, 0, 2), Path("run")):
         raise Interrupted(signal.SIGTERM)
     assert next(call[0] for call in follower.method_calls if call[0] != "poll") == "kill"
 
@@ -406,11 +406,11 @@ def test_a_launchers_ranks_wait_for_no_run_that_was_refused(monkeypatch):
     monkeypatch.setattr(ranks, "_process_group", lambda *_: contextlib.nullcontext())
     monkeypatch.setattr(ranks, "_numbers", itertools.count())
     monkeypatch.setattr(ranks, "START_SECONDS", 1)
-    with pytest.raises(UserError), ranks.Leader(place, print):
+    with pytest.raises(UserError), ranks.Leader(place, Path("run")):
         raise UserError("its settings")
     store.add("ready 0", 1)  # the other rank waits for the first run
-    with ranks.Leader(place, print) as leader:
-        leader.begin(OmegaConf.create({"seed": 3}), Path("run"), torch.device("cpu"))
+    with ranks.Leader(place, Path("run")) as leader:
+        leader.begin(OmegaConf.create({"seed": 3}), torch.device("cpu"))
     assert json.loads(store.get("run 0")) == {"config": "seed: 3\n", "run_dir": "run"}
 
 

@@ -48,6 +48,7 @@ from litchar.errors import (
     reason,
 )
 from litchar.launched import Place, launched
+from litchar.training.summary import write_summary
 
 START_SECONDS = 600  # for all ranks to import and to open the text
 END_SECONDS = 60  # for a rank to end after the run has
@@ -164,13 +165,12 @@ class Leader:
 
     Args:
         place: of `settle_devices`. The others are started here unless a launcher has.
-        abandon: is told why, before the process ends, if rank 0 itself is caught in a collective
-            operation that a rank which died will never join.
+        run_dir: of the run.
     """
 
-    def __init__(self, place: Place, abandon: Callable[[str], None]) -> None:
+    def __init__(self, place: Place, run_dir: Path) -> None:
         self.place = place
-        self._abandon = abandon
+        self.run_dir = run_dir
         self._processes: list[subprocess.Popen[bytes]] = []
         self._store: Store | None = None
         self._number = 0  # of the run, in the store
@@ -213,7 +213,7 @@ class Leader:
                     process.stdin.close()
             self._store = None
 
-    def begin(self, config: DictConfig, run_dir: Path, device: torch.device) -> None:
+    def begin(self, config: DictConfig, device: torch.device) -> None:
         """Give the run to the others, and join them in a process group when they are ready.
 
         Raises:
@@ -227,7 +227,7 @@ class Leader:
         if not self._processes:  # the launcher's, which wait for one run after the other
             self._number = next(_numbers)
         # As YAML: in JSON every key is a text.
-        job = {"config": OmegaConf.to_yaml(config), "run_dir": str(run_dir)}
+        job = {"config": OmegaConf.to_yaml(config), "run_dir": str(self.run_dir)}
         self._store.set(_key("run", self._number), json.dumps(job))
         if self._processes:  # they have no other
             self._store.set(_key("run", self._number + 1), json.dumps(None))
@@ -288,7 +288,7 @@ class Leader:
             if any(process.poll() for process in self._processes):
                 if not self._over.wait(STUCK_SECONDS):
                     failure = str(self._failure())
-                    self._abandon(failure)
+                    write_summary(self.run_dir, status="failed", error=failure)
                     print(f"error: {failure}", file=sys.stderr, flush=True)
                     os._exit(1)
                 return

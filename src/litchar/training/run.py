@@ -189,19 +189,15 @@ def made_ready(
         UserError: the configuration or the text is unfit.
         RankError: a rank did not come.
     """
-
-    def abandon(reason: str) -> None:
-        write_summary(run_dir, status="failed", error=reason)
-
     quiet_libraries()
     environment.begin()
     signals.reset()
     config = config.copy()
     place = settle_devices(config.trainer, device_of(config.trainer.accelerator))
-    with Leader(place, abandon) as leader:
+    with Leader(place, run_dir) as leader:
         setup = prepare(config, run_dir, place, terminal)
         made = make_trainer(setup, place, terminal, callbacks)
-        leader.begin(setup.for_the_others(), run_dir, setup.device)
+        leader.begin(setup.for_the_others(), setup.device)
         yield Ready(setup, *made, leader, terminal)
 
 
