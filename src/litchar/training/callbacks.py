@@ -50,7 +50,6 @@ class Metrics(Callback):
         # What a resumed run goes on from:
         self.history: list[dict[str, float]] = []  # of the validations: step and losses
         self.best_step = 0
-        self.best_val_loss = math.inf
         self._seconds_before = 0.0  # of the processes that this run had before
         self._fits = True
         self._losses: list[Tensor] = []  # since the last report
@@ -61,6 +60,11 @@ class Metrics(Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Note whether this is training."""
         self._fits = stage == "fit"
+
+    @property
+    def best(self) -> dict[str, float]:
+        """The validation of the best step, as `history` has it; empty while there is none."""
+        return next((point for point in self.history if point["step"] == self.best_step), {})
 
     @property
     def seconds_to_target(self) -> float | None:
@@ -176,8 +180,8 @@ class Metrics(Callback):
                 f"{gradient_norm(trainer):.3g}); try a lower optimizer.lr"
             )
         self.history.append({"step": step, "seconds": self.clock.seconds, **losses})
-        if val_loss < self.best_val_loss:
-            self.best_val_loss, self.best_step = val_loss, step
+        if val_loss < self.best.get("val/loss", math.inf):
+            self.best_step = step
         trainer.should_stop |= self.seconds_to_target is not None
         self.write(trainer, {**losses, "speed/train_seconds": self.clock.seconds})
         if trainer.is_global_zero:
@@ -194,16 +198,15 @@ class Metrics(Callback):
     def figures(self, trainer: L.Trainer) -> dict[str, Any]:
         """Return what `summary.json` says of the training so far."""
         last = self.history[-1] if self.history else {}
-        best = next((point for point in self.history if point["step"] == self.best_step), {})
         characters = batches_seen(trainer) * self.characters_per_batch
         return {
             "steps": trainer.global_step,
             "best_step": self.best_step,
             "train_loss": last.get("train/eval_loss"),
             "val_loss": last.get("val/loss"),
-            "best_val_loss": best.get("val/loss"),
-            "best_val_bpc": best.get("val/bpc"),
-            "best_val_bpb": best.get("val/bpb"),
+            "best_val_loss": self.best.get("val/loss"),
+            "best_val_bpc": self.best.get("val/bpc"),
+            "best_val_bpb": self.best.get("val/bpb"),
             "seconds_to_target": self.seconds_to_target,
             "characters_seen": characters,
             "train_seconds": self.clock.seconds,
@@ -221,7 +224,6 @@ class Metrics(Callback):
         return {
             "history": self.history,
             "best_step": self.best_step,
-            "best_val_loss": self.best_val_loss,
             "seconds": self.clock.seconds,
             "total_seconds": self._total_seconds(),
             "batch_losses": torch.stack(self._losses).tolist() if self._losses else [],
@@ -236,7 +238,6 @@ class Metrics(Callback):
             return
         self.history = list(state_dict["history"])
         self.best_step = state_dict["best_step"]
-        self.best_val_loss = state_dict["best_val_loss"]
         self.clock = Clock(state_dict["seconds"])
         self._seconds_before = state_dict.get("total_seconds", 0.0)
         self._losses = list(torch.tensor(state_dict.get("batch_losses", [])))

@@ -98,7 +98,7 @@ class Checkpoints(CheckpointCallback):
         self.saved_step = 0
         self._tried_step = 0  # of the last that was to be saved
         self._failure: OSError | None = None  # of that
-        self._best_saved = (math.inf, 0)
+        self._best_saved = 0  # the step of it
         self._stops = False  # with the next whole step
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -120,10 +120,10 @@ class Checkpoints(CheckpointCallback):
         self.saved_step = self._tried_step = trainer.global_step
         has_best = trainer.is_global_zero and self._has_best()  # whose disk counts
         if self.metrics.best_step and not trainer.strategy.broadcast(has_best):
-            self.metrics.best_val_loss, self.metrics.best_step = math.inf, 0
+            self.metrics.best_step = 0
             if trainer.is_global_zero:  # of a step to come, or damaged
                 (self.directory / "best.ckpt").unlink(missing_ok=True)
-        self._best_saved = (self.metrics.best_val_loss, self.metrics.best_step)
+        self._best_saved = self.metrics.best_step
 
     def _has_best(self) -> bool:
         """Return whether `best.ckpt` is whole, and of the best step."""
@@ -210,8 +210,8 @@ class Checkpoints(CheckpointCallback):
         self._tried_step = trainer.global_step
         self._failure, best_failed = self._write(trainer, is_best)
         if best_failed:  # not on disk: the next validation that is better than that is
-            self.metrics.best_val_loss, self.metrics.best_step = self._best_saved
-        self._best_saved = (self.metrics.best_val_loss, self.metrics.best_step)
+            self.metrics.best_step = self._best_saved
+        self._best_saved = self.metrics.best_step
         if self._failure is None:
             self.saved_step = trainer.global_step
         elif signum or not trainer.fit_loop.done:

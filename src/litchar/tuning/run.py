@@ -167,7 +167,7 @@ class Watch(Callback):
         if self._pruned_at is None:
             _mark(run_dir, **self.about, outcome=None)
         elif trainer.global_step >= self._pruned_at:
-            self.best = _metrics(trainer).best_val_loss
+            self.best = _metrics(trainer).best.get("val/loss")
             self.pruned = trainer.should_stop = True
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -175,7 +175,7 @@ class Watch(Callback):
         if not is_validation(trainer):
             return
         metrics, step = _metrics(trainer), trainer.global_step
-        self.best = metrics.best_val_loss
+        self.best = metrics.best["val/loss"]
         for number, point in enumerate(metrics.history, 1):
             if number not in self._reported:
                 self.trial.report(point["val/loss"], number)
