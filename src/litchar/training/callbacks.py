@@ -11,7 +11,7 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.fabric.utilities.throughput import _CUDA_FLOPS, get_available_flops
-from lightning.pytorch.callbacks import Callback, EarlyStopping
+from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from litchar.errors import DivergedError
@@ -76,10 +76,7 @@ class Metrics(Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stop a resumed run where it was to stop: Lightning keeps no record of that."""
-        lost = any(
-            isinstance(c, EarlyStopping) and c.wait_count >= max(1, c.patience)
-            for c in trainer.callbacks  # type: ignore[attr-defined]  # set unseen
-        )
+        lost = any(c.wait_count >= max(1, c.patience) for c in trainer.early_stopping_callbacks)
         trainer.should_stop |= lost or self.seconds_to_target is not None
 
     # Each step
