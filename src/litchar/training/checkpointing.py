@@ -233,28 +233,23 @@ class Checkpoints(CheckpointCallback):
         self._tell_of_others()
         for logger in trainer.loggers:
             self.files.try_to(logger.save)
+        best, last = self.directory / "best.ckpt", self.directory / "last.ckpt"
         if trainer.is_global_zero:
-            self.files.try_to(lambda: self._name("last.ckpt", "previous.ckpt"))
+            self.files.try_to(lambda: name_too(last, self.directory / "previous.ckpt"))
         # One file has both names where it is the best: it takes time to write.
-        name = "best.ckpt" if is_best else "last.ckpt"
-        trainer.save_checkpoint(self.directory / name)
+        trainer.save_checkpoint(best if is_best else last)
         best_failed = is_best and self.files.failure is not None
         if trainer.is_global_zero and is_best:
-            self.files.try_to(lambda: self._name("best.ckpt", "last.ckpt"))
+            self.files.try_to(lambda: name_too(best, last))
         told: tuple[OSError | None, bool]
         told = trainer.strategy.broadcast((self.files.failure, best_failed))
         self.files.failure = None
         return told
 
-    def _name(self, name: str, other: str) -> None:
-        """Let `other` name the file that `name` names, if there is one: always a whole one."""
-        if (file := self.directory / name).exists():
-            name_too(file, self.directory / other)
-
 
 def name_too(file: Path, other: Path) -> None:
-    """Let `other` name what `file` names: always a whole one."""
-    if other.exists() and file.samefile(other):
+    """Let `other` name what `file` names, if that is there: always a whole one."""
+    if not file.exists() or (other.exists() and file.samefile(other)):
         return
     other.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(other) as draft:
