@@ -54,8 +54,7 @@ def check_settings(config: DictConfig) -> None:
             OmegaConf.update(config, key, value)
         if value is not None or key in NEEDED:
             check_whole(key, value, least)
-    if config.seed >= 2**32:
-        raise UserError(f"seed={config.seed}: must be a whole number from 0 to {2**32 - 1}")
+    check_whole("seed", config.seed, 0, 2**32 - 1)
     for key, (fits, what) in NUMBERS.items():
         value = OmegaConf.select(config, key)
         if (value is not None or key in NEEDED) and not (is_number(value) and fits(value)):
