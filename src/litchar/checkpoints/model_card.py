@@ -29,28 +29,26 @@ def model_card(checkpoint: Checkpoint, model: nn.Module) -> str:
         for name, label in LOSSES.items()
         if name in checkpoint.losses
     }
+    results = [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type="text",
+            dataset_name=text,
+            dataset_split="validation",
+            metric_type=metric,
+            metric_name=metric.replace("_", " "),
+            metric_value=round(checkpoint.losses[name], 6),
+        )
+        for metric, name in (("loss", "val/loss"), ("bits_per_character", "val/bpc"))
+        if name in checkpoint.losses
+    ]
     front = ModelCardData(
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["litchar", f"{unit}-level"],
-        model_name=f"litchar, {text}",
-        eval_results=[
-            EvalResult(
-                task_type="text-generation",
-                dataset_type="text",
-                dataset_name=text,
-                dataset_split="validation",
-                metric_type=metric,
-                metric_name=metric.replace("_", " "),
-                metric_value=round(checkpoint.losses[name], 6),
-            )
-            for metric, name in (("loss", "val/loss"), ("bits_per_character", "val/bpc"))
-            if name in checkpoint.losses
-        ]
-        or None,
+        model_name=f"litchar, {text}" if results else None,  # of no use without
+        eval_results=results or None,
     )
-    if not front.eval_results:
-        front.model_name = None  # of no use without
     figures |= _facts(checkpoint, model)
     rows = "\n".join(f"| {name} | {value} |" for name, value in figures.items())
     length = 200 if model.rotary is not None else min(200, block_size_of(model) - 1)
