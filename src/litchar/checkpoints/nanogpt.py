@@ -95,6 +95,7 @@ def convert(
     """
     vocabulary = Vocabulary(characters)
     args, config = dict(theirs["model_args"]), dict(theirs.get("config", {}))
+    config = {key: value for key, value in config.items() if isinstance(value, str | int | float)}
     weights: dict[str, Tensor] = {
         gpt2.ours(name.replace("_orig_mod.", "")): tensor  # which torch.compile adds
         for name, tensor in theirs["model"].items()
@@ -123,15 +124,15 @@ def convert(
         {
             "model": settings,
             "data": {
-                "name": _plain(config.get("dataset")),
+                "name": config.get("dataset"),
                 "unit": vocabulary.unit,
                 "block_size": settings["block_size"],
-                "batch_size": _plain(config.get("batch_size")),
+                "batch_size": config.get("batch_size"),
             },
             "optimizer": {
                 "_target_": "torch.optim.AdamW",
-                "lr": _plain(config.get("learning_rate")),
-                "weight_decay": _plain(config.get("weight_decay")),
+                "lr": config.get("learning_rate"),
+                "weight_decay": config.get("weight_decay"),
             },
         },
         fingerprint=None,
@@ -191,7 +192,3 @@ def _without_meta(place: Path, vocab_size: object) -> str:
         f"{place} does not say which characters its {vocab_size} tokens are; give nanoGPT's "
         "meta=data/NAME/meta.pkl"
     )
-
-
-def _plain(value: object) -> str | float | None:
-    return value if isinstance(value, str | int | float) else None
