@@ -18,7 +18,7 @@ from litchar import signals
 from litchar.checkpoints import Checkpoint, load
 from litchar.errors import Interrupted, UserError, is_users
 from litchar.models import Transformer
-from litchar.training.callbacks import Samples, sample
+from litchar.training.callbacks import sample
 from litchar.training.resolve import (
     check_settings,
     is_length_open,
@@ -596,7 +596,7 @@ def test_the_average_of_weights_is_what_is_scored_sampled_and_tested(train, loss
     tested = loss_of(f"checkpoint={run_dir}", "split=test")
     assert figures["test_loss"] == pytest.approx(tested, abs=1e-6)
     last = Checkpoint.load(run_dir / "checkpoints/last.ckpt")
-    written = sample(last.build_model(), last.vocabulary, 1337, Samples.LENGTH)
+    written = sample(last.build_model(), last.vocabulary, 1337)
     assert (run_dir / "samples.txt").read_text().endswith(f"--- step 20\n{written}\n")
 
 

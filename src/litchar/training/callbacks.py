@@ -273,8 +273,6 @@ class Samples(Callback):
         seed: the same for each sample, so that samples differ by what was learned.
     """
 
-    LENGTH = 200  # tokens of a sample
-
     def __init__(self, path: Path, vocabulary: Vocabulary, seed: int) -> None:
         self.path = path
         self.vocabulary = vocabulary
@@ -290,7 +288,7 @@ class Samples(Callback):
         if not trainer.is_global_zero and not is_sharded(model):
             return  # of shares all ranks have to give theirs
         with whole(model):
-            self.text = sample(model, self.vocabulary, self.seed, self.LENGTH)
+            self.text = sample(model, self.vocabulary, self.seed)
         if not trainer.is_global_zero:
             return
         step = trainer.global_step
@@ -312,11 +310,11 @@ class Samples(Callback):
         self._length = state_dict["length"]
 
 
-def sample(model: torch.nn.Module, vocabulary: Vocabulary, seed: int, max_new_tokens: int) -> str:
-    """Return a text that `model` writes, beginning as the teaching script does: from id 0."""
+def sample(model: torch.nn.Module, vocabulary: Vocabulary, seed: int) -> str:
+    """Return 200 tokens that `model` writes, beginning as the teaching script does: from id 0."""
     start = np.zeros((1, 1), dtype=np.int64)
     with evaluating(model):
-        ids = [step.ids[0] for step in generate(model, start, max_new_tokens, seeds=[seed])]
+        ids = [step.ids[0] for step in generate(model, start, 200, seeds=[seed])]
     return vocabulary.decode(ids)
 
 
