@@ -137,10 +137,8 @@ def make_plan(
         raise UserError(
             "init_from=latest: each job would begin from the one before it; name a checkpoint"
         )
-    swept = frozenset(
-        key.lstrip("+~") for key, override in overrides.items() if override.is_sweep_override()
-    )
-    named = frozenset(key.lstrip("+~") for key in overrides)
+    swept = frozenset(_key(key) for key, one in overrides.items() if one.is_sweep_override())
+    named = frozenset(map(_key, overrides))
     jobs: dict[Path, list[str]] = {}
     for job_overrides, config in grid:
         # In one order whatever was typed: of two terminals that begin neither finds the other's.
