@@ -58,8 +58,7 @@ def main(config: DictConfig) -> float | Outcome | None:
     """Train as `scripts/train.py` was told to: one run, or a job of a sweep."""
     hydra_config = HydraConfig.get()
     run_dir = Path(hydra_config.runtime.output_dir)
-    sweeps = hydra_config.mode is RunMode.MULTIRUN
-    if sweeps:
+    if hydra_config.mode is RunMode.MULTIRUN:
         return run_job(config, run_dir)
     try:
         return run(config, run_dir)
