@@ -58,11 +58,6 @@ class Setup:
     resumed: Checkpoint | None
     parent: Checkpoint | None
 
-    @property
-    def step(self) -> int:
-        """The one that a resumed run goes on from; 0 if it begins."""
-        return self.resumed.step if self.resumed else 0
-
     def for_the_others(self) -> DictConfig:
         """Return the configuration with which other ranks prepare the very same."""
         config = self.config.copy()

@@ -241,7 +241,7 @@ def train(ready: Ready, sweep: Path | None = None) -> dict[str, Any]:
                 name_too(setup.resumed.path, run_dir / "checkpoints" / "last.ckpt")
         for logger in trainer.loggers:
             if isinstance(logger, MetricsCSV | TensorBoard):
-                logger.cut(setup.step)
+                logger.cut(setup.resumed.step if setup.resumed else 0)
             logger.log_hyperparams(shown if isinstance(logger, TensorBoard) else settings)
         with ready.leader.explained():
             fit_and_test(setup, trainer, terminal)
