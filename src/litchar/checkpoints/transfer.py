@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,22 +10,6 @@ from torch import Tensor, nn
 from litchar.checkpoints.checkpoint import Checkpoint
 from litchar.errors import UserError
 from litchar.text import Vocabulary
-
-
-@dataclass(frozen=True)
-class Transfer:
-    """How many characters two vocabularies share.
-
-    Attributes:
-        matched: characters that both have, whose rows were taken over.
-        new: characters that only the new text has, whose rows are freshly initialised.
-        dropped: characters that only the old text had.
-    """
-
-    matched: int
-    new: int
-    dropped: int
-
 
 FREE = ("vocab_size", "block_size", "dropout", "noise", "init")  # which no weight depends on
 
@@ -47,7 +30,7 @@ def transfer_weights(
     vocabulary: Vocabulary,
     build: Callable[[int], nn.Module],
     settings: dict[str, Any],
-) -> Transfer:
+) -> tuple[int, int, int]:
     """Copy the weights of `parent` into `model`, rows of the vocabulary by character.
 
     Which dimensions of which parameters run over the vocabulary is found by building the model
@@ -58,6 +41,10 @@ def transfer_weights(
         vocabulary: of `model`.
         build: returns the model for a vocabulary of the size given.
         settings: of `model`.
+
+    Returns:
+        how many characters both texts have, whose rows were taken over; how many only the new one
+        has, whose rows are freshly initialised; and how many only the old one had
 
     Raises:
         UserError: the models differ in more than the vocabulary, or the vocabularies differ and a
@@ -96,11 +83,8 @@ def transfer_weights(
                 "over the old ones"
             )
         new[_rows(new, over_vocabulary, new_rows)] = old[_rows(old, over_vocabulary, old_rows)]
-    return Transfer(
-        matched=len(new_ids),
-        new=len(vocabulary) - len(new_ids),
-        dropped=len(parent.vocabulary) - len(new_ids),
-    )
+    matched = len(new_ids)
+    return matched, len(vocabulary) - matched, len(parent.vocabulary) - matched
 
 
 def _rows(tensor: Tensor, dimensions: list[int], rows: Tensor) -> tuple[Tensor, ...]:

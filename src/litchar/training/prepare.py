@@ -222,10 +222,9 @@ def _begin_from(
     terminal: Terminal,
 ) -> None:
     """Take over the weights of `parent`, see `transfer_weights`, and say which."""
-    transfer = transfer_weights(parent, model, vocabulary, build, settings)
+    matched, new, dropped = transfer_weights(parent, model, vocabulary, build, settings)
     terminal.say(
-        f"From {parent.path}: {transfer.matched} {vocabulary.unit}s matched, "
-        f"{transfer.new} new, {transfer.dropped} dropped"
+        f"From {parent.path}: {matched} {vocabulary.unit}s matched, {new} new, {dropped} dropped"
     )
     if other := differing(parent, settings):
         terminal.say(f"The weights go on in another model: {other}")
