@@ -90,11 +90,11 @@ def redirect(arguments: list[str], conf: Path, config_name: str) -> list[str]:
         overrides = [*overrides, f"hydra.searchpath=[{place}]"]
     with hydra.initialize_config_dir(str(conf), version_base="1.3"):
         config = hydra.compose(config_name, overrides)
-    ours, theirs = (
+    default, chosen = (
         cast(dict[str, Any], OmegaConf.to_container(each))["run_dir"]
         for each in (OmegaConf.load(conf / f"{config_name}.yaml"), config)
     )
-    named = Path(config.run_dir).absolute() if theirs != ours else None
+    named = Path(config.run_dir).absolute() if chosen != default else None
     run_dir = None
     if config.resume == "auto":
         run_dir = named or next(unfinished_runs(config), None)
@@ -108,11 +108,11 @@ def redirect(arguments: list[str], conf: Path, config_name: str) -> list[str]:
         )
     if run_dir is None:
         return arguments
-    ours = [] if named else [f"run_dir={_quoted(run_dir)}"]
+    added = [] if named else [f"run_dir={_quoted(run_dir)}"]
     run_dir = named or run_dir
     if is_busy(run_dir):
         raise BusyError(run_dir)
-    return [*arguments[:n], *ours, *output_subdir(run_dir), *arguments[n:]]
+    return [*arguments[:n], *added, *output_subdir(run_dir), *arguments[n:]]
 
 
 def output_subdir(run_dir: Path) -> list[str]:
