@@ -281,19 +281,24 @@ def resolve_steps(
             steps = max(1, trainer.max_steps // min(10, max(2, affordable)))
         trainer.val_check_interval = steps * trainer.accumulate_grad_batches
     check_whole_steps(trainer, trainer.accumulate_grad_batches, "trainer.accumulate_grad_batches")
-    interval, batches = trainer.val_check_interval, trainer.limit_train_batches
-    endless = not isinstance(batches, int) and not trainer.overfit_batches
-    if endless and (trainer.check_val_every_n_epoch or 1) > 1:
+    _check_epochs(trainer)
+
+
+def _check_epochs(trainer: DictConfig) -> None:
+    """Refuse to validate within or after epochs that have no end, or end before that."""
+    every, interval = trainer.check_val_every_n_epoch, trainer.val_check_interval
+    batches = trainer.limit_train_batches
+    if (every or 1) > 1 and not isinstance(batches, int) and not trainer.overfit_batches:
         raise UserError(
-            f"trainer.check_val_every_n_epoch={trainer.check_val_every_n_epoch}: batches are drawn "
-            "without an end, so nothing would be validated; say how many are an epoch "
+            f"trainer.check_val_every_n_epoch={every}: batches are drawn without an end, so "
+            "nothing would be validated; say how many are an epoch "
             "(trainer.limit_train_batches), or set trainer.val_check_interval"
         )
-    counts = [isinstance(number, int) for number in (interval, batches)]
-    if trainer.check_val_every_n_epoch is not None and all(counts) and interval > batches:
+    counted = isinstance(interval, int) and isinstance(batches, int)
+    if every is not None and counted and interval > batches:
         raise UserError(
-            f"trainer.check_val_every_n_epoch={trainer.check_val_every_n_epoch}: counts within an "
-            f"epoch of trainer.limit_train_batches={batches} batches, of which "
+            f"trainer.check_val_every_n_epoch={every}: counts within an epoch of "
+            f"trainer.limit_train_batches={batches} batches, of which "
             f"trainer.val_check_interval={interval} is more; leave it out"
         )
 
