@@ -36,7 +36,7 @@ def adamw(
         decay: `matrices` spares biases and gains; `all` spares nothing, as torch does by default.
 
     Raises:
-        ValueError: `decay` is neither.
+        ValueError: a setting is out of its range.
     """
     check_choice("decay", decay, ("matrices", "all"))
     check_not_negative(weight_decay=weight_decay)  # torch looks at the rest

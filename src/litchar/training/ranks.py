@@ -2,8 +2,9 @@
 
 Rank 0 is the process that a person started, or the first that torchrun or srun did. It composes the
 configuration, makes the run's directory and writes everything there. The others are given the run
-by it, take the same steps, and write and print nothing. They find each other through a store, which
-brings their process group together and carries the reason if one of them fails.
+by it, take the same steps, print nothing, and write their warnings alone, into its log. They find
+each other through a store, which brings their process group together and carries the reason if one
+of them fails.
 
 Lightning's own launcher starts the command line again for each rank. With a sweep that is the whole
 sweep, and each rank composes a run directory of its own (Lightning's issue 11300).
