@@ -1,6 +1,7 @@
 """How commands end that argparse reads, from a signal or without the rights to a file."""
 
 import argparse
+import errno
 import os
 import signal
 
@@ -25,6 +26,12 @@ def test_a_name_that_no_file_can_have_is_named_in_one_line(capsys):
         os.stat("x" * 300)
     assert ended.value.code == 2
     assert capsys.readouterr().err.endswith("xxx: File name too long; give a shorter one\n")
+
+
+def test_of_a_copy_that_has_no_room_the_place_it_goes_to_is_named(capsys):
+    with pytest.raises(SystemExit), cli.exit_codes():
+        raise OSError(errno.ENOSPC, "No space left", "/read", None, "/written")
+    assert capsys.readouterr().err.startswith("error: /written: No space left; make room there")
 
 
 def test_what_may_not_be_read_is_named_in_one_line(monkeypatch, tmp_path, capsys):

@@ -183,7 +183,7 @@ def _exit_on(error: Exception, started: bool, conf: Path, config_name: str) -> N
         exit_with(str(error), 1)
     if isinstance(error, OSError) and error.filename and not started:
         exit_with(f"{error.filename}: cannot be written ({error.strerror}); try run_dir=DIRECTORY")
-    for cause in causes(error):
+    for cause in () if isinstance(error, UserError) else causes(error):  # that says it better
         if isinstance(cause, OSError) and (line := _unwritable(cause)):
             exit_with(line)
     # Before our own code starts, nothing but the command line can be at fault.
@@ -197,7 +197,8 @@ def _unwritable(error: OSError) -> str | None:
     if isinstance(error, PermissionError) and error.filename:
         return f"{error.filename}: {error.strerror}; change its rights, or name another place"
     if is_disk_full(error):
-        place = error.filename or "the disk that is written to"
+        # Of two, the second is written to.
+        place = error.filename2 or error.filename or "the disk that is written to"
         return f"{place}: {error.strerror}; make room there, or name another place"
     if error.errno == errno.ENAMETOOLONG:
         return f"{error.filename}: {error.strerror}; give a shorter one"

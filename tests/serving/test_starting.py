@@ -1,6 +1,7 @@
 """How the server and the playground begin and end."""
 
 import contextlib
+import errno
 import importlib
 import json
 import re
@@ -66,6 +67,16 @@ def test_a_port_in_use_is_named(start, script):
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=f"port={port}: cannot be had at 127.0.0.1 .*port=0"):
             start(script, f"port={port}")
+
+
+@pytest.mark.parametrize("script", ["serve", "playground"])
+def test_it_ends_where_its_address_cannot_be_told(start, script, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("builtins.print", full)
+    with pytest.raises(OSError, match="No space left"):
+        start(script, f"checkpoint={start.checkpoint}", "port=0")
 
 
 def test_a_missing_extra_is_named(monkeypatch):

@@ -1,5 +1,7 @@
 import csv
 import errno
+import resource
+import threading
 
 import pytest
 from lightning.pytorch.callbacks import Callback
@@ -7,6 +9,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from conftest import scalars
 from litchar.training.loggers import MetricsCSV, TensorBoard
+from litchar.training.trainer import quiet_libraries
 
 
 def read(path):
@@ -101,6 +104,25 @@ def test_a_curve_outlives_a_file_that_could_not_be_written(tmp_path):
     logger.log_metrics({"train/loss": 1.0}, step=3)
     logger.finalize("success")
     assert scalars(tmp_path) == {"train/loss": [(1, 3.0), (3, 1.0)]}
+
+
+def test_a_full_disk_ends_no_run_through_its_loggers(tmp_path, monkeypatch, capsys):
+    """Lightning calls `save` with the last step, and `finalize` after whatever has ended it."""
+    monkeypatch.setattr(threading, "excepthook", threading.__excepthook__)
+    quiet_libraries()
+    most, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    loggers = [MetricsCSV(tmp_path / "metrics.csv"), TensorBoard(tmp_path, name="", version="")]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1, hard))
+    try:
+        for logger in loggers:
+            logger.log_metrics({"a": 1.0}, step=1)
+            logger.save()
+            logger.finalize("failed")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
+    assert not capsys.readouterr().err  # not TensorBoard's thread either
+    loggers[0].finalize("success")
+    assert (tmp_path / "metrics.csv").read_text().split() == ["step,a", "1,1.0"]
 
 
 class Draws(Callback):

@@ -18,6 +18,7 @@ from filelock import FileLock
 from hydra._internal.utils import get_args_parser
 
 from conftest import ROOT, assert_same_run, composed, figures, summary
+from litchar import cli
 from litchar.checkpoints import Checkpoint, load, save
 from litchar.errors import DivergedError, Interrupted, UserError, is_disk_full
 from litchar.training import run
@@ -414,21 +415,25 @@ def test_a_signal_at_the_last_step_says_that_it_was_not_saved_and_promises_nothi
     assert "step 25: the checkpoint was not saved (File too large)\n" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("first", [1, 22])
-def test_a_run_whose_end_is_not_saved_fails_and_is_gone_on_with(train, capsys, first):
+@pytest.mark.parametrize(("first", "most_bytes"), [(1, 100), (22, 50000)])  # 100: no row either
+def test_a_run_whose_end_is_not_saved_fails_and_is_gone_on_with(train, capsys, first, most_bytes):
     whole = train(*SETTING, name="whole")
     full = (
         "+callbacks.full._target_=conftest.FullDisk",
         f"+callbacks.full.first={first}",
         "+callbacks.full.last=99",
-        "+callbacks.full.most_bytes=50000",
+        f"+callbacks.full.most_bytes={most_bytes}",
     )
     saved = 0 if first == 1 else 20
     words = rf"File too large.*step {saved}.*run_dir=.*resume=auto"
     with pytest.raises(UserError, match=words) as refusal:
         train(*SETTING, *full, name="full")
     assert is_disk_full(refusal.value.__cause__)  # and no setting's fault
-    said = re.findall(r"step (\d+): the checkpoint was not saved", capsys.readouterr().out)
+    with pytest.raises(SystemExit):
+        cli._exit_on(refusal.value, True, ROOT / "conf", "train")
+    shown = capsys.readouterr()
+    assert re.search(f"^error: .*{words}", shown.err, re.MULTILINE)
+    said = re.findall(r"step (\d+): the checkpoint was not saved", shown.out)
     assert said == (["10", "20"] if first == 1 else [])  # and after 25 none is tried
     run_dir = whole.with_name("full")
     assert summary(run_dir)["status"] == "failed"

@@ -51,7 +51,7 @@ class Server(uvicorn.Server):
     """Answers requests until SIGINT or SIGTERM comes, which then goes its usual way.
 
     Args:
-        said: on the terminal, once requests are answered.
+        said: on the terminal, once requests are taken.
         shutdown_seconds: that texts under way have to end, before
         close: ends them.
     """
@@ -64,8 +64,7 @@ class Server(uvicorn.Server):
         shutdown_seconds: int,
         close: Callable[[], None],
     ) -> None:
-        said += open_to(app, listening)
-        app.router.add_event_handler("startup", lambda: print(said, flush=True))
+        self.said = said + open_to(app, listening)
         config = uvicorn.Config(
             app,
             log_level="warning",
@@ -83,6 +82,7 @@ class Server(uvicorn.Server):
     def serve_until_signal(self) -> None:
         """Answer requests; close whatever ends that."""
         try:
+            print(self.said, flush=True)  # the socket listens: who is early waits for an answer
             self.run(sockets=[self.listening])
         finally:
             self.close()

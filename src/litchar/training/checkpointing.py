@@ -21,6 +21,7 @@ from litchar.checkpoints.files import flush_directory
 from litchar.errors import DivergedError, Interrupted, UserError
 from litchar.terminal import Terminal
 from litchar.training.callbacks import Metrics, gradient_norm, is_validation, total_norm
+from litchar.training.loggers import MetricsCSV
 from litchar.whole import written_whole
 
 
@@ -232,7 +233,7 @@ class Checkpoints(CheckpointCallback):
         """
         self._tell_of_others()
         for logger in trainer.loggers:
-            self.files.try_to(logger.save)
+            self.files.try_to(logger.write if isinstance(logger, MetricsCSV) else logger.save)
         best, last = self.directory / "best.ckpt", self.directory / "last.ckpt"
         if trainer.is_global_zero:
             self.files.try_to(lambda: name_too(last, self.directory / "previous.ckpt"))

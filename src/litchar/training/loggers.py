@@ -194,8 +194,7 @@ class MetricsCSV(Logger):
         if row is not None:
             row |= metrics
             return
-        with contextlib.suppress(OSError):  # a full disk, say: the rows are kept for the next time
-            self.save(number - 1)
+        self.save(number - 1)
         self._rows.append({"step": number, **metrics})
         self._rows.sort(key=lambda row: row["step"])
 
@@ -205,6 +204,15 @@ class MetricsCSV(Logger):
 
     @rank_zero_only
     def save(self, before: float = math.inf) -> None:
+        """Write as `write` does, or keep the rows for the next time: on a full disk, say.
+
+        Lightning calls this as well, and would end the run.
+        """
+        with contextlib.suppress(OSError):
+            self.write(before)
+
+    @rank_zero_only
+    def write(self, before: float = math.inf) -> None:
         """Write the rows that are not in the file yet, all or none of them.
 
         Args:

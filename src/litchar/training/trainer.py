@@ -4,6 +4,7 @@ import contextlib
 import copy
 import logging
 import math
+import threading
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -258,3 +259,12 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`")
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     warnings.filterwarnings("ignore", category=FutureWarning)
+    if threading.excepthook is threading.__excepthook__:  # or somebody has one of their own
+        threading.excepthook = _report_thread
+
+
+def _report_thread(args: threading.ExceptHookArgs) -> None:
+    """Print what ended a thread, but for TensorBoard's that could not write: see `TensorBoard`."""
+    tensorboards = type(args.thread).__module__.startswith("tensorboard.")
+    if not (tensorboards and isinstance(args.exc_value, OSError)):
+        threading.__excepthook__(args)
