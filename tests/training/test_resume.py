@@ -21,6 +21,7 @@ from conftest import ROOT, assert_same_run, composed, figures, summary
 from litchar import cli
 from litchar.checkpoints import Checkpoint, load, save
 from litchar.errors import DivergedError, Interrupted, UserError, is_disk_full
+from litchar.overrides import quote
 from litchar.training import run
 from litchar.training.resolve import resolve_as_before
 from litchar.training.resume import is_busy, redirect, run_of
@@ -155,6 +156,7 @@ def test_a_damaged_last_that_is_the_best_too_costs_the_steps_since_the_one_befor
 
 UNVALIDATED = "trainer.limit_val_batches=0"
 EVERY_OTHER = ("trainer.check_val_every_n_epoch=2", "trainer.limit_train_batches=4")
+EPOCHS_OF_SEVEN = ("trainer.limit_train_batches=7", "trainer.val_check_interval=4")
 AVERAGE = "+callbacks.ema._target_=lightning.pytorch.callbacks.EMAWeightAveraging"
 
 
@@ -181,16 +183,30 @@ def test_more_steps_go_on_from_a_completed_run(train, setting):
     assert a == b
 
 
-def test_a_run_that_a_callback_ends_with_an_epoch_goes_on_from_its_weights(train):
-    """And not from their average, which takes their place as training ends."""
-    epochs = ("trainer.limit_train_batches=7", "trainer.val_check_interval=4")
-    setting = (AVERAGE, "+callbacks.ema.decay=0.8", "scheduler=constant", "callbacks=none", *epochs)
+@pytest.mark.parametrize(
+    "setting",
+    [
+        # Whose average takes the weights' place as training ends.
+        (AVERAGE, "+callbacks.ema.decay=0.8", *EPOCHS_OF_SEVEN),
+        # Where a step that has all its batches would be taken with one.
+        (
+            "trainer.accumulate_grad_batches=2",
+            "trainer.limit_train_batches=14",
+            "trainer.val_check_interval=8",
+        ),
+    ],
+)
+def test_a_run_that_a_callback_ends_with_an_epoch_goes_on_exactly(train, setting):
+    setting = ("scheduler=constant", "callbacks=none", *setting)
     stop = "{_target_:lightning.pytorch.callbacks.EarlyStopping,monitor:val/loss,min_delta:10.0,"
     stop = f"+callbacks.stop={stop}patience:1,check_on_train_epoch_end:true}}"
     assert summary(train(*setting, stop, name="stopped"))["steps"] == 14
     stopped, whole = train(*setting, "resume=auto", name="stopped"), train(*setting, name="whole")
-    a, b = (load(run / "checkpoints/last.ckpt")["state_dict"] for run in (stopped, whole))
-    torch.testing.assert_close(a, b, rtol=0, atol=0)
+    a, b = (load(run / "checkpoints/last.ckpt") for run in (stopped, whole))
+    torch.testing.assert_close(a["state_dict"], b["state_dict"], rtol=0, atol=0)
+    assert a["epoch"] == b["epoch"] == 2  # which are as long as they were
+    batches = "epoch_loop.batch_progress"
+    assert a["loops"]["fit_loop"][batches] == b["loops"]["fit_loop"][batches]
 
 
 def test_the_first_of_more_steps_has_the_learning_rate_of_the_longer_run(train):
@@ -401,6 +417,13 @@ def test_the_last_checkpoint_of_a_callback_that_is_not_saved_is_told_too(
     mine = "+callbacks.mine._target_=lightning.pytorch.callbacks.ModelCheckpoint"
     train(mine, "+callbacks.mine.save_on_train_epoch_end=true")
     assert "a callback's checkpoint was not saved ([Errno 28]" in capsys.readouterr().out
+
+
+def test_weights_alone_are_not_gone_on_with(train):
+    mine = "{_target_:lightning.pytorch.callbacks.ModelCheckpoint,save_weights_only:true}"
+    (kept,) = train(f"+callbacks.mine={mine}").glob("checkpoints/epoch*")
+    with pytest.raises(UserError, match=r"resume: .*holds weights alone; .* with init_from"):
+        train(quote(f"resume={kept}"), name="child")
 
 
 def test_a_signal_at_the_last_step_says_that_it_was_not_saved_and_promises_nothing(train, capsys):

@@ -56,6 +56,7 @@ class Checkpoint:
         losses: of the validation at that step, by the name that TensorBoard has; none if it was
             saved between two.
         weights: the model's parameters by name.
+        resumable: whether training can go on from it exactly: it holds what the optimiser knows.
     """
 
     path: Path
@@ -67,6 +68,7 @@ class Checkpoint:
     step: int
     losses: dict[str, float]
     weights: dict[str, Tensor]
+    resumable: bool
 
     @classmethod
     def load(cls, path: str | Path) -> "Checkpoint":
@@ -113,6 +115,7 @@ class Checkpoint:
                     for name, tensor in data["state_dict"].items()
                     if name.startswith(prefix)
                 },
+                resumable="optimizer_states" in data,
             )
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise UserError(f"{path}: not a checkpoint that litchar wrote ({error})") from None

@@ -186,7 +186,15 @@ class LanguageModel(L.LightningModule):
         checkpoint["litchar"] = self.card
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on from the weights themselves, where their average was kept and is no longer made."""
+        """Go on from the weights themselves, where their average was kept and is no longer made;
+        and where an epoch was ending, with the next."""
+        epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]
+        if epochs["total"]["completed"] < epochs["total"]["processed"]:
+            # Lightning would take one batch more in that epoch, and step with it alone.
+            batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+            batches["current"] = dict.fromkeys(batches["current"], 0)
+            for count in (epochs["total"], epochs["current"]):
+                count["completed"] = count["processed"]
         averages = any(isinstance(c, WeightAveraging) for c in self.trainer.callbacks)  # type: ignore[attr-defined]  # set unseen
         if self.trainer.state.fn == "fit" and not averages:
             checkpoint["state_dict"] = checkpoint.get(

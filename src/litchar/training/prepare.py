@@ -165,8 +165,12 @@ def check_same_run(resumed: Checkpoint, settings: dict[str, Any], fingerprint: s
 
     Raises:
         UserError: it would not be the same run, and the message says in what; or its weights are
-            not its model's.
+            not its model's, or all that it holds.
     """
+    if not resumed.resumable:
+        raise UserError(
+            f"resume: {resumed.path} holds weights alone; begin anew from them with init_from"
+        )
     changed = differences(resumed.config, settings)
     if changed:
         raise UserError(
