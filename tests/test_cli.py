@@ -136,6 +136,24 @@ def test_options_may_stand_anywhere(monkeypatch, tmp_path, capsys, place):
     assert (shown.output, shown.format) == ("a", "onnx")
 
 
+def test_a_directory_of_configurations_that_is_not_there_is_named(monkeypatch, tmp_path, capsys):
+    line = ["train.py", "--config-dir", str(tmp_path / "nope"), "experiment=mine"]
+    monkeypatch.setattr(sys, "argv", line)
+    with pytest.raises(SystemExit):
+        hydra_main(str(ROOT / "scripts/train.py"), "train", "nowhere:nothing", before=redirect)
+    assert re.match(
+        "error: Additional config directory '.*nope' not found", capsys.readouterr().err
+    )
+
+
+def test_the_code_of_another_checkout_is_not_run(tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        hydra_main(str(tmp_path / "scripts/train.py"), "train", "nowhere:nothing")
+    assert ended.value.code == 2
+    mend = f"PYTHONPATH={tmp_path}/src, or install this one: pip install -e {tmp_path}"
+    assert capsys.readouterr().err.endswith(f"{ROOT}/src; run it with {mend}\n")
+
+
 def test_an_option_may_be_the_last_word(script):
     assert "output: a" in script("export.py", "output=a", "--info").stdout
 

@@ -136,6 +136,12 @@ def hydra_main(
             sys.exit(_function(follow)())
         _function("litchar.training.ranks:dismiss_at_exit")(place)
     conf = root / "conf"
+    package = Path(__file__).resolve().parents[1]
+    if package != root / "src" and (package.parent / "conf").is_dir():  # a worktree, say
+        exit_with(
+            f"{script} would run the code of another checkout, {package}; run it with "
+            f"PYTHONPATH={root}/src, or install this one: pip install -e {root}"
+        )
     task = Task(target, readable(conf, config_name))
     try:
         _set_up(conf, config_name)

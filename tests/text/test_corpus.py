@@ -316,9 +316,9 @@ def test_a_list_of_files_takes_a_number_for_a_name_and_no_null(tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     (tmp_path / "1984").touch()
     assert Corpus.find([1984, "1984"]).paths == Corpus.find(1984).paths * 2 == [Path("1984")] * 2
-    with pytest.raises(UserError, match="null is no path"):
+    with pytest.raises(UserError, match=r"data\.path is null, or one of its list"):
         Corpus.find(["1984", None])
-    with pytest.raises(UserError, match="an empty text is no path"):
+    with pytest.raises(UserError, match=r"data\.path is empty"):
         Corpus.find([""])
     with pytest.raises(UserError, match=r"1\.5"):
         Corpus.find(1.5)

@@ -74,6 +74,10 @@ def test_unchanged_code_and_code_outside_of_a_checkout_have_no_difference(
     environment.record(tmp_path, {})
     monkeypatch.setattr(environment, "ROOT", tmp_path)
     environment.record(tmp_path, {})
+    (root / "src/own.py").write_text("own = 1\n")
+    monkeypatch.setattr(environment, "ROOT", root / "src")  # installed within another project
+    described = environment.describe(torch.device("cpu"))
+    assert (described["revision"], described["uncommitted"]) == (None, False)
     assert (tmp_path / "environment.json").exists()
     assert not (tmp_path / "code.diff").exists()
 

@@ -438,6 +438,7 @@ CALLBACKS = "lightning.pytorch.callbacks"
         (["seed=-1"], "seed=-1"),
         (["trainer.accelerator=gpu"], "trainer.accelerator=gpu"),
         (["data.path=/nowhere.txt"], "/nowhere.txt"),
+        (["data.path=''"], "data.path is empty"),
         (["init_from=/nowhere.ckpt"], "/nowhere.ckpt"),
         (["trainer.max_steps=10k"], "trainer.max_steps=10k: must be a whole number"),
         (["trainer.max_steps=1.5"], "trainer.max_steps=1.5: must be a whole number"),

@@ -113,7 +113,8 @@ def _compare_revisions(
     taken = [text for text in overrides if text.startswith(("seed=", "run_dir=", "-"))]
     if taken:
         raise UserError(
-            f"{taken[0]}: give seeds with --seeds; the rest are overrides of one run, no options"
+            f"{taken[0]}: give seeds with --seeds; the rest are overrides of one run, no options "
+            "(for --config-dir: hydra.searchpath=[file:///DIRECTORY])"
         )
     with trained_revisions(options.revisions, overrides, seeds, console) as (one, other):
         console.say(verdict(one, other))

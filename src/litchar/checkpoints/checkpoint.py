@@ -187,8 +187,8 @@ def find(checkpoint: str | os.PathLike[str] | None, outputs: Path, key: str = "c
         files = trained(outputs)
         if not files:
             raise UserError(
-                f"{key}=latest: no run under {outputs} has a checkpoint; "
-                "train one: python scripts/train.py"
+                f"{key}=latest: no run under {outputs} has a checkpoint; train one (python "
+                "scripts/train.py), or name another place by the variable LITCHAR_OUTPUTS"
             )
         return files[0]
     path = Path(os.path.expanduser(checkpoint))

@@ -70,8 +70,8 @@ class Corpus:
         found: list[Path] = []
         for entry in [path] if isinstance(path, str | float | int | Path) else path:
             if entry in (None, ""):
-                said = "null" if entry is None else "an empty text"
-                raise UserError(f"data.path: {said} is no path; take it out of the list")
+                said = "null" if entry is None else "empty (a variable that is not set?)"
+                raise UserError(f"data.path is {said}, or one of its list; name a file")
             if is_remote(entry):
                 found += fetch(str(entry), pattern)
                 continue

@@ -33,7 +33,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         "platform": platform.platform(),
         "device": device_name(device),
         "cpu_threads": torch.get_num_threads(),
-        "revision": _git("rev-parse", "HEAD").decode().strip() or None,
+        "revision": _revision(),
         "uncommitted": bool(_difference()),
     }
 
@@ -106,8 +106,17 @@ def peak_memory_bytes(device: torch.device) -> int:
         return peak if sys.platform == "darwin" else peak * 1024
 
 
+def _revision() -> str | None:
+    """Return git's name of the code, if it is a checkout: what is installed may lie in another
+    project's."""
+    checkout, revision = [*_git("rev-parse", "--show-toplevel", "HEAD").splitlines(), b"", b""][:2]
+    return revision.decode() if checkout and ROOT.samefile(os.fsdecode(checkout)) else None
+
+
 def _difference() -> bytes:
     """Return how the code differs from its revision, in whatever encoding; new files are whole."""
+    if _revision() is None:
+        return b""
     index = ROOT / os.fsdecode(_git("rev-parse", "--git-path", "index").strip())
     if not index.is_file():
         return b""

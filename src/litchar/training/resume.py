@@ -85,7 +85,9 @@ def redirect(arguments: list[str], conf: Path, config_name: str) -> list[str]:
         raise UserError(f"{given[of_a_sweep]}: this is no sweep; add -m, and lists of values")
     if not {"resume", "run_dir", "experiment"} & given.keys():
         return arguments
-    if config_dir and Path(config_dir).is_dir():
+    if config_dir and not Path(config_dir).is_dir():
+        return arguments  # Hydra refuses it
+    if config_dir:
         place = _quoted(f"file://{Path(config_dir).absolute()}")
         overrides = [*overrides, f"hydra.searchpath=[{place}]"]
     with hydra.initialize_config_dir(str(conf), version_base="1.3"):
@@ -228,7 +230,7 @@ def absolute_paths(data: dict[str, Any]) -> dict[str, Any]:
 def _absolute(path: Any) -> Any:
     if isinstance(path, list):
         return [_absolute(one) for one in path]
-    if path is None or "://" in str(path):
+    if path in (None, "") or "://" in str(path):  # an empty one is refused where it is read
         return path
     return str(Path(os.path.expanduser(str(path))).absolute())
 
