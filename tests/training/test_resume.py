@@ -11,6 +11,8 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,6 +25,7 @@ from litchar.checkpoints import Checkpoint, load, save
 from litchar.errors import DivergedError, Interrupted, UserError, is_disk_full
 from litchar.overrides import quote
 from litchar.training import run
+from litchar.training.callbacks import Metrics
 from litchar.training.resolve import resolve_as_before
 from litchar.training.resume import is_busy, redirect, run_of
 
@@ -509,6 +512,24 @@ def test_a_second_signal_within_a_step_says_that_the_step_was_not_saved(train, c
         train(*stops, *at, name="stopped")
     said = capsys.readouterr().out
     assert re.search(r"Interrupted at step 14; saved before in .*stopped\n", said)
+
+
+def test_no_callback_saves_what_is_not_finite(train, tmp_path):
+    mine = "{_target_:lightning.pytorch.callbacks.ModelCheckpoint,every_n_train_steps:3}"
+    far = ("optimizer=adamw", "optimizer.lr=1e38", "scheduler.warmup_steps=0")
+    with pytest.raises(DivergedError, match=r"at step 2 .* at step 3"):
+        train(f"+callbacks.mine={mine}", *far, "trainer.gradient_clip_val=null", name="run")
+    assert not list(tmp_path.glob("outputs/runs/run/checkpoints/*"))
+
+
+def test_the_losses_that_a_callback_saves_are_means_over_the_ranks():
+    metrics = Metrics(Path(), 1, None)
+    metrics._losses = [torch.tensor(1.0)]
+    mean = SimpleNamespace(reduce=lambda own, reduce_op: (own + 3.0) / 2)
+    saved = {"callbacks": {}}
+    trainer = SimpleNamespace(strategy=mean, log_every_n_steps=5)
+    metrics.on_save_checkpoint(trainer, None, saved)
+    assert saved["callbacks"][metrics.state_key]["batch_losses"] == [2.0]
 
 
 def test_the_step_at_which_a_run_diverged_is_counted_as_steps_were_then(train):

@@ -329,13 +329,23 @@ def test_another_search_under_the_same_name_is_refused(tune, tmp_path):
         (["tune.storage=nosql://x"], "tune.storage=nosql://x: cannot be opened"),
         (["model.n_head=3"], "all 5 trials were refused; the last one: n_embd=16"),
         (["data.path=/nowhere.txt"], "/nowhere.txt"),
+        (["trainer=ddp", "trainer.devices=2"], "several devices cannot be pruned"),
     ],
 )
 def test_what_no_trial_can_mend_is_refused(tune, tmp_path, arguments, words):
     with pytest.raises(UserError) as refusal:
         tune("tune.trials=9", *arguments)
     assert words in str(refusal.value)
-    assert not list(tmp_path.glob("outputs/runs/*"))
+    assert not [*tmp_path.glob("outputs/runs/*"), *tmp_path.glob("outputs/tune/*/trials/*")]
+
+
+def test_the_processes_of_one_run_are_no_workers_of_a_study(tune, tmp_path, monkeypatch):
+    names = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    for name, value in {**dict.fromkeys(names, "0"), "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="each worker of a study is started by itself"):
+        tune("tune.trials=1")
+    assert not (tmp_path / "outputs").exists()
 
 
 def test_best_settings_are_not_begun_from_where_they_are_written(tune, tmp_path):

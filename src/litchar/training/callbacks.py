@@ -226,6 +226,13 @@ class Metrics(Callback):
             "batch_losses": torch.stack(self._losses).tolist() if self._losses else [],
         }
 
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Let no callback save what is not finite, nor the losses of one rank alone."""
+        self.check_finite(trainer)
+        checkpoint["callbacks"][self.state_key] = self.state_dict()
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from what `state_dict` returned.
 

@@ -14,6 +14,7 @@ import optuna
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
+from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler, BruteForceSampler, GridSampler
 
 from litchar.errors import (
@@ -28,10 +29,13 @@ from litchar.errors import (
     is_users,
 )
 from litchar.errors import reason as said
+from litchar.launched import launched
 from litchar.overrides import literal, without_passwords
 from litchar.terminal import Terminal
 from litchar.training import run as training
 from litchar.training.callbacks import Metrics, is_validation
+from litchar.training.ranks import settle_devices
+from litchar.training.resolve import device_of
 from litchar.training.resume import is_busy
 from litchar.training.trainer import quiet_libraries
 from litchar.tuning.report import print_report, short, write_report
@@ -52,6 +56,11 @@ def run(config: DictConfig) -> None:
             another one.
         Interrupted: a signal ended it; the trial under way is saved.
     """
+    if launched() is not None:
+        raise UserError(
+            "torchrun and srun start the processes of one run, and each worker of a study is "
+            "started by itself"
+        )
     quiet_libraries()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     optuna.logging.disable_default_handler()
@@ -74,6 +83,8 @@ def run(config: DictConfig) -> None:
             f"tune.sampler: {type(sampler).__name__} tries all there is, which a sweep does: "
             "python scripts/train.py -m KEY=1,2,3"
         )
+    trainer = search.compose({}).trainer
+    check_pruner(pruner, settle_devices(trainer, device_of(trainer.accelerator)).world_size)
     storage = open_storage(tune.storage, directory)
     study = open_study(storage, directory, search, command_line())
     study.pruner = pruner
@@ -87,6 +98,16 @@ def run(config: DictConfig) -> None:
     outputs = Path(config.outputs_dir).absolute()
     write_report(study, tune.trials, search, directory, outputs)
     print_report(study, tune.trials, directory, terminal)
+
+
+def check_pruner(pruner: BasePruner, world_size: int) -> None:
+    """Refuse to prune runs of several ranks, of which the first alone would stop.
+
+    Raises:
+        UserError: that is asked for.
+    """
+    if world_size > 1 and not isinstance(pruner, optuna.pruners.NopPruner):
+        raise UserError("a trial of several devices cannot be pruned; set tune/pruner=none")
 
 
 def run_trial(
@@ -155,10 +176,8 @@ class Watch(Callback):
         self._pruned_at: int | None = None  # the step, by whoever was stopped before it ended
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Refuse to prune a run of several ranks, of which this one alone would stop."""
-        prunes = not isinstance(self.trial.study.pruner, optuna.pruners.NopPruner)
-        if trainer.world_size > 1 and prunes:
-            raise UserError("a trial of several devices cannot be pruned; set tune/pruner=none")
+        """Look at the number of ranks, which may be what is searched."""
+        check_pruner(self.trial.study.pruner, trainer.world_size)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write into the run's directory which trial it is; one that was pruned stays so."""
