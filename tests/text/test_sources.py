@@ -220,11 +220,11 @@ def test_a_redirect_leads_to_https_only(server, tmp_path, scheme):
 
 @pytest.mark.parametrize("name", ["a.txt", "no_length.txt"])
 def test_a_file_larger_than_any_text_is_not_fetched_whole(server, monkeypatch, name):
-    monkeypatch.setattr("litchar.text.sources.MOST_BYTES", len(CONTENT) - 1)
+    monkeypatch.setattr("litchar.text.remote.MOST_BYTES", len(CONTENT) - 1)
     with pytest.raises(UserError, match="larger than"):
         download(f"{server.url}/{name}", SHA256)
     assert kept() == []
-    monkeypatch.setattr("litchar.text.sources.MOST_BYTES", len(CONTENT))
+    monkeypatch.setattr("litchar.text.remote.MOST_BYTES", len(CONTENT))
     assert "".join(download(f"{server.url}/{name}", SHA256).read()) == CONTENT.decode()
 
 

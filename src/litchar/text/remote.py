@@ -5,9 +5,9 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, BinaryIO
 
 from filelock import FileLock
 
@@ -155,29 +155,42 @@ def _copy(fs: "AbstractFileSystem", path: str, url: str) -> Path:
 def _fetch(
     fs: "AbstractFileSystem", path: str, place: Path, size: int | None, goes_on: bool
 ) -> None:
-    from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
-
-    if size is not None and size > MOST_BYTES:
-        raise ValueError(f"it is larger than {MOST_BYTES:,} bytes")
+    _check_size(size or 0)
     draft = place.with_name(f"{place.name}.part")
     begin = draft.stat().st_size if goes_on and draft.exists() else 0
     if size is None or begin > size:
         begin = 0
-    columns = (*Progress.get_default_columns(), DownloadColumn(), TransferSpeedColumn())
-    with open(draft, "r+b" if begin else "wb") as file, Progress(*columns, transient=True) as bar:
-        task = bar.add_task(place.name, total=size, completed=begin)
+    with open(draft, "r+b" if begin else "wb") as file:
         file.seek(begin)
-        for block in _blocks(fs, path, begin):
+        save(_blocks(fs, path, begin), file, place.name, size)
+        if size is not None and file.tell() != size:
+            raise OSError(f"{file.tell():,} of {size:,} bytes came")
+    os.replace(draft, place)
+
+
+def save(blocks: Iterable[bytes], file: BinaryIO, name: str, size: int | None) -> None:
+    """Write `blocks` from where `file` stands on, under a progress bar called `name`.
+
+    Raises:
+        ValueError: the file comes to more than `MOST_BYTES`.
+    """
+    from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
+
+    columns = (*Progress.get_default_columns(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, transient=True) as bar:
+        task = bar.add_task(name, total=size, completed=file.tell())
+        for block in blocks:
             file.write(block)
-            if file.tell() > MOST_BYTES:
-                raise ValueError(f"it is larger than {MOST_BYTES:,} bytes")
+            _check_size(file.tell())
             bar.advance(task, len(block))
         file.truncate()
         file.flush()
         os.fsync(file.fileno())
-        if size is not None and file.tell() != size:
-            raise OSError(f"{file.tell():,} of {size:,} bytes came")
-    os.replace(draft, place)
+
+
+def _check_size(size: int) -> None:
+    if size > MOST_BYTES:
+        raise ValueError(f"it is larger than {MOST_BYTES:,} bytes")
 
 
 def _blocks(fs: "AbstractFileSystem", path: str, begin: int) -> Iterator[bytes]:

@@ -3,7 +3,6 @@
 import functools
 import hashlib
 import http.client
-import os
 import sysconfig
 import urllib.error
 import urllib.request
@@ -17,7 +16,7 @@ from litchar.errors import UserError, extra, first_line
 from litchar.text.corpus import CHUNK_BYTES, Corpus
 from litchar.text.formats import ROWS_AT_ONCE, check_column, column_rows
 from litchar.text.remembered import cache_dir, make_cache
-from litchar.text.remote import MOST_BYTES
+from litchar.text.remote import save
 from litchar.text.store import file_sha256, known_sha256
 from litchar.whole import remove_drafts, written_whole
 
@@ -130,8 +129,6 @@ def _fetch_checked(url: str, sha256: str, place: Path) -> None:
         with written_whole(place) as draft:
             with open(draft, "wb") as file:
                 _fetch(url, file)
-                file.flush()
-                os.fsync(file.fileno())
             if (found := file_sha256(draft)) != sha256:
                 raise UserError(f"{url}: the SHA-256 is {found}, not {sha256}; nothing was kept")
     except (OSError, http.client.HTTPException, ValueError) as error:
@@ -159,18 +156,9 @@ class _SafeRedirects(urllib.request.HTTPRedirectHandler):
 
 
 def _fetch(url: str, file: BinaryIO) -> None:
-    from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
-
     if not url.startswith(("https://", "http://127.0.0.1:")):  # loopback: for tests and mirrors
         raise ValueError("only https is fetched")
-    name = url.rsplit("/", 1)[-1]
     with urllib.request.build_opener(_SafeRedirects).open(url, timeout=30) as response:
         length = response.headers.get("Content-Length")
-        columns = (*Progress.get_default_columns(), DownloadColumn(), TransferSpeedColumn())
-        with Progress(*columns, transient=True) as progress:
-            task = progress.add_task(name, total=length and int(length))
-            while chunk := response.read(CHUNK_BYTES):
-                file.write(chunk)
-                if file.tell() > MOST_BYTES:
-                    raise ValueError(f"it is larger than {MOST_BYTES:,} bytes")
-                progress.advance(task, len(chunk))
+        chunks = iter(lambda: response.read(CHUNK_BYTES), b"")
+        save(chunks, file, url.rsplit("/", 1)[-1], length and int(length))
