@@ -273,9 +273,8 @@ def differing(runs: list[Run]) -> list[str]:
     found = _unlike(settings)
     if by_device := [key for key in found if within(key, ["by_device"])]:  # what they settle
         settled = {key.split(".", 2)[-1] for key in by_device}
-        resolved = [dict(flatten(run.config)) for run in runs]
         found = [key for key in found if key not in by_device and key not in settled]
-        found += [key for key in _unlike(resolved) if key in settled]
+        found += [key for key in _unlike([run.settings for run in runs]) if key in settled]
     groups = [key.removesuffix("._target_") for key in found if key.endswith("._target_")]
 
     def told(group: str) -> bool:
@@ -364,8 +363,7 @@ def figure(run: Run, name: str, at: At | None = None) -> float | None:
 
 def comparable_by(run: Run) -> tuple[Any, ...]:
     """Return what two runs must have in common for their losses to be comparable."""
-    settings = dict(flatten(run.config))
-    split = tuple(json.dumps(one_form(settings.get(f"data.{name}"))) for name in SPLIT_BY)
+    split = tuple(json.dumps(one_form(run.settings.get(f"data.{name}"))) for name in SPLIT_BY)
     # A mixture's loss is a mean by weight; its fingerprint knows the order of the corpora.
     weights = tuple(weights_of(run).values())
     return (
@@ -380,10 +378,9 @@ def comparable_by(run: Run) -> tuple[Any, ...]:
 def part_validated(run: Run) -> dict[str, Any]:
     """Return the settings that say which part of the validation split a run is validated on; none
     where it is all of it."""
-    settings = dict(flatten(run.config))
     keys = ("trainer.limit_val_batches", "data.block_size", "data.val_batch_size")
-    part = {key.partition(".")[2]: settings.get(key) for key in keys}
-    if overfit := settings.get("trainer.overfit_batches"):  # by which Lightning limits these too
+    part = {key.partition(".")[2]: run.settings.get(key) for key in keys}
+    if overfit := run.settings.get("trainer.overfit_batches"):  # by which these are limited, too
         part["limit_val_batches"] = overfit
     limit = part["limit_val_batches"]
     return {} if limit is None or (isinstance(limit, float) and limit == 1) else part
@@ -391,7 +388,7 @@ def part_validated(run: Run) -> dict[str, Any]:
 
 def weights_of(run: Run) -> dict[str, float]:
     """Return the weight of each corpus of a run's mixture; empty if it has none."""
-    mixture = dict(flatten(run.config)).get("data.mixture")
+    mixture = run.settings.get("data.mixture")
     return read_mixture(mixture) if mixture else {}
 
 
@@ -437,7 +434,7 @@ def seed_of(run: Run) -> str:
 
 def value_of(run: Run, key: str) -> Any:
     """Return a run's value of a key, or its choice of a group."""
-    settings = dict(flatten(run.config or run.composed))
+    settings = run.settings or dict(flatten(run.composed))
     if key in settings:
         return settings[key]
     if key in run.choices:

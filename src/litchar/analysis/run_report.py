@@ -541,7 +541,7 @@ def _settings(run: Run) -> str:
         parts.append(
             table(("setting", "here", "default"), changed) if changed else "<p>Nothing.</p>"
         )
-    rows = [(key, _value(value)) for key, value in flatten(run.config)]
+    rows = [(key, _value(value)) for key, value in run.settings.items()]
     if rows:
         parts.append(folded(f"All {len(rows)} settings, resolved", table(("", ""), rows)))
     return section("Settings", *(parts or [paragraph("The run has no config.yaml.")]))

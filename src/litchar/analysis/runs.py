@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 
 from litchar.errors import UserError
 from litchar.text import Vocabulary
+from litchar.training.resume import flatten
 
 REPORT = "report.html"  # in the directory of a run or a sweep
 
@@ -63,6 +64,11 @@ class Run:
             _overrides(path),
             _json(path / "environment.json"),
         )
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """The values of `config`, by their dotted keys."""
+        return dict(flatten(self.config))
 
     @cached_property
     def choices(self) -> dict[str, Any]:
