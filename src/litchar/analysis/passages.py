@@ -167,11 +167,9 @@ class Repeats:
         self.length = length
         by_hash = np.argsort(windows.hashes, kind="stable")  # places stay ascending
         self.places = windows.places[by_hash]
-        hashes = windows.hashes[by_hash]
-        first = np.ones(len(hashes), bool)
-        first[1:] = hashes[1:] != hashes[:-1]
-        self.starts = np.flatnonzero(first)  # of the groups of equal windows
-        self.counts = np.diff(np.append(self.starts, len(hashes)))
+        _, self.starts, self.counts = np.unique(  # of the groups of equal windows
+            windows.hashes[by_hash], return_index=True, return_counts=True
+        )
 
     def pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return where a passage begins in two places that do not overlap, the second as the next
