@@ -79,7 +79,7 @@ class Row:
     Attributes:
         settings: the values of the table's keys.
         runs: those that are counted.
-        losses: of each, in nats per token: (n,) float64.
+        losses: of each, at least one, in nats per token: (n,) float64.
         pending: those of the same settings that are not, because they have not come so far.
         at: the cost at which the losses are; None: the best of each run.
         p: Welch's two-sided t-test against the table's best row, with Holm's correction for the
@@ -106,7 +106,7 @@ class Row:
     @property
     def mean(self) -> float:
         """The mean loss."""
-        return float(self.losses.mean()) if self.n else math.nan
+        return float(self.losses.mean())
 
     @property
     def sd(self) -> float:
@@ -115,10 +115,8 @@ class Row:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The 95% confidence interval of the mean, from Student's t."""
-        half = (
-            stats.t.ppf(0.975, self.n - 1) * self.sd / math.sqrt(self.n) if self.n > 1 else math.nan
-        )
+        """The 95% confidence interval of the mean, from Student's t; nan of a single run."""
+        half = stats.t.ppf(0.975, self.n - 1) * self.sd / math.sqrt(self.n)
         return self.mean - half, self.mean + half
 
     def figure(self, name: str) -> float:
@@ -153,7 +151,7 @@ class Table:
         text: what they were trained on.
         unit: what a token is.
         keys: in which the rows differ.
-        rows: the best first.
+        rows: the best first; at least one.
         power_law: of the best row of each size, if there are at least three sizes, and not all at
             the same FLOPs.
     """
@@ -523,7 +521,7 @@ def power_law(rows: list[Row]) -> PowerLaw | None:
     FLOPs."""
     best: dict[float, Row] = {}
     for row in rows:
-        if row.n and row.figure("flops") > 0:
+        if row.figure("flops") > 0:
             best.setdefault(row.figure("parameters"), row)
     if len(best) < 3 or same_flops(best.values()):
         return None

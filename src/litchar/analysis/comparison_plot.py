@@ -33,7 +33,7 @@ def write_plot(comparison: Comparison, path: Path) -> str:
     import matplotlib
     from matplotlib.figure import Figure
 
-    tables = [table for table in comparison.tables if table.rows]
+    tables = comparison.tables
     if not tables:
         return " (no sweep.png: no run is counted)"
     settings = PLOT | {"grid.color": "0.92", "legend.fontsize": 8}
