@@ -33,14 +33,12 @@ PLOTS = {  # of `optuna.visualization`, and how many completed trials each needs
 }
 
 
-def write_report(
-    study: optuna.Study, total: int, search: Search, directory: Path, outputs: Path
-) -> None:
+def write_report(study: optuna.Study, total: int, search: Search, directory: Path) -> None:
     """Write `report.html` and `report.png` into the study's directory, and its best settings to
     where `experiment=tune/NAME` finds them; nothing of it if no trial has completed."""
     if not _completed(study):
         return
-    _write(best_place(outputs, directory.name), best_experiment(study, search).encode())
+    _write(best_place(directory), best_experiment(study, search).encode())
     _write(directory / "report.html", _page(study, total).encode())
     _write(directory / "report.png", _picture(study))
 
@@ -60,9 +58,10 @@ def print_report(study: optuna.Study, total: int, directory: Path, terminal: Ter
     terminal.say(f"Next:\n  {_best_command(directory)}")
 
 
-def best_place(outputs: Path, name: str) -> Path:
-    """Return where the best settings of a study are written; see `litchar.cli.StudyExperiments`."""
-    return outputs / "conf" / "experiment" / "tune" / f"{name}.yaml"
+def best_place(directory: Path) -> Path:
+    """Return where the best settings of the study in `directory` are written; see
+    `litchar.cli.StudyExperiments`."""
+    return directory.parents[1] / "conf" / "experiment" / "tune" / f"{directory.name}.yaml"
 
 
 def _best_command(directory: Path) -> str:

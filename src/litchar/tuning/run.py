@@ -95,8 +95,7 @@ def run(config: DictConfig) -> None:
             check_same_search(study, search)
             run_trial(trial, worker, search, directory / "trials", terminal)
             _stop_if_all_are_refused(study)
-    outputs = Path(config.outputs_dir).absolute()
-    write_report(study, tune.trials, search, directory, outputs)
+    write_report(study, tune.trials, search, directory)
     print_report(study, tune.trials, directory, terminal)
 
 
