@@ -22,7 +22,7 @@ from litchar.data import TextDataModule
 from litchar.data.windows import SequentialWindows
 from litchar.errors import check_whole
 from litchar.text import Vocabulary
-from litchar.training.callbacks import Metrics, is_validation, language_model, tensorboards
+from litchar.training.callbacks import is_validation, language_model, metrics_of, tensorboards
 from litchar.training.checkpointing import is_validated
 from litchar.training.sharding import full
 
@@ -213,7 +213,7 @@ def is_drawn(trainer: L.Trainer) -> bool:
     so on, and the last. TensorBoard keeps ten of a tag, and most happens early."""
     if not is_validation(trainer):
         return False
-    number = next(len(c.history) for c in trainer.callbacks if isinstance(c, Metrics))  # type: ignore[attr-defined]  # set unseen
+    number = len(metrics_of(trainer).history)
     return number & (number - 1) == 0 or trainer.should_stop
 
 

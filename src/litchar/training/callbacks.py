@@ -336,6 +336,12 @@ def tensorboards(trainer: L.Trainer) -> list[TensorBoard]:
     return [logger for logger in trainer.loggers if isinstance(logger, TensorBoard)]
 
 
+def metrics_of(trainer: L.Trainer) -> Metrics:
+    """Return what measures the run."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set unseen
+    return next(callback for callback in callbacks if isinstance(callback, Metrics))
+
+
 def language_model(trainer: L.Trainer) -> LanguageModel:
     """Return what is trained."""
     module = trainer.lightning_module

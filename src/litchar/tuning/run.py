@@ -33,7 +33,7 @@ from litchar.launched import launched
 from litchar.overrides import literal, without_passwords
 from litchar.terminal import Terminal
 from litchar.training import run as training
-from litchar.training.callbacks import Metrics, is_validation
+from litchar.training.callbacks import is_validation, metrics_of
 from litchar.training.ranks import settle_devices
 from litchar.training.resolve import device_of
 from litchar.training.resume import is_busy
@@ -185,14 +185,14 @@ class Watch(Callback):
         if self._pruned_at is None:
             _mark(run_dir, **self.about, outcome=None)
         elif trainer.global_step >= self._pruned_at:
-            self.best = _metrics(trainer).best.get("val/loss")
+            self.best = metrics_of(trainer).best.get("val/loss")
             self.pruned = trainer.should_stop = True
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Report, and stop if it is among the losing ones."""
         if not is_validation(trainer):
             return
-        metrics, step = _metrics(trainer), trainer.global_step
+        metrics, step = metrics_of(trainer), trainer.global_step
         self.best = metrics.best["val/loss"]
         for number, point in enumerate(metrics.history, 1):
             if number not in self._reported:
@@ -202,11 +202,6 @@ class Watch(Callback):
         if not ends and (step == self._pruned_at or self.trial.should_prune()):
             self.pruned = trainer.should_stop = True
             _mark(Path(trainer.default_root_dir), **self.about, outcome="pruned", pruned_at=step)
-
-
-def _metrics(trainer: L.Trainer) -> Metrics:
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set unseen
-    return next(one for one in callbacks if isinstance(one, Metrics))
 
 
 def sampler_seed(seed: int, number: int) -> int:
