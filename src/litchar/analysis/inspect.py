@@ -3,7 +3,7 @@
 import math
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -192,12 +192,10 @@ def _lines(store: TokenStore) -> tuple[np.ndarray, np.ndarray]:
 
 def describe(text: Text, found: Inspected) -> Iterator[Section]:
     """Yield what was found, part by part."""
-    store, unit = found.store, text.unit
-    counts = found.counts
     yield _size(text, found)
-    yield _characters(store, counts)
-    if unit == Vocabulary.unit:
-        yield from _odd(text, store, counts)
+    yield _characters(found)
+    if text.unit == Vocabulary.unit:
+        yield from _odd(text, found)
     yield _lengths(text, found)
     yield from _repeats(found)
     yield _overlap(found)
@@ -217,16 +215,17 @@ def _size(text: Text, found: Inspected) -> Section:
     return Section("Size", ("", ""), rows)
 
 
-def _characters(store: TokenStore, counts: np.ndarray) -> Section:
-    unit = store.vocabulary.unit
+def _characters(found: Inspected) -> Section:
+    counts, vocabulary = found.counts, found.store.vocabulary
+    symbols, unit = vocabulary.symbols, vocabulary.unit
     order = np.argsort(-counts, kind="stable")
-    rows = [_character(store, counts, i) for i in order[:MOST_ON_PAGE] if counts[i]]
+    rows = [_character(found, i) for i in order[:MOST_ON_PAGE] if counts[i]]
     rare = np.flatnonzero((counts > 0) & (counts <= RARE))
     note = ""
     if len(rare):
         share = counts[rare].sum() / counts.sum()
         rarest = rare[np.argsort(counts[rare], kind="stable")][:8]
-        named = [f"{label_of(c, unit)} {name_of(c, unit)}" for c in _of(store, rarest)]
+        named = [f"{label_of(symbols[i], unit)} {name_of(symbols[i], unit)}" for i in rarest]
         note = (
             f"{len(rare):,} occur {RARE} times at most, {share:.2%} of the text; the rarest: "
             + ", ".join(named)
@@ -235,30 +234,28 @@ def _characters(store: TokenStore, counts: np.ndarray) -> Section:
     return Section("Characters", columns, rows, 20, note)
 
 
-def _character(store: TokenStore, counts: np.ndarray, i: int) -> tuple[str, ...]:
-    character, unit = store.vocabulary.symbols[i], store.vocabulary.unit
+def _character(found: Inspected, i: int) -> tuple[str, ...]:
+    counts, vocabulary = found.counts, found.store.vocabulary
+    character, unit = vocabulary.symbols[i], vocabulary.unit
     odd = oddity(character) if unit == Vocabulary.unit else None
     label, name = label_of(character, unit), name_of(character, unit)
     return label, name, f"{counts[i]:,}", f"{counts[i] / counts.sum():.3%}", odd or ""
 
 
-def _of(store: TokenStore, ids: Iterable[int]) -> list[str]:
-    return [store.vocabulary.symbols[i] for i in ids]
-
-
-def _odd(text: Text, store: TokenStore, counts: np.ndarray) -> Iterator[Section]:
+def _odd(text: Text, found: Inspected) -> Iterator[Section]:
+    counts, symbols = found.counts, found.store.vocabulary.symbols
     kinds = defaultdict(list)
     for i in np.argsort(-counts, kind="stable"):
-        if counts[i] and (kind := oddity(store.vocabulary.symbols[i])):
+        if counts[i] and (kind := oddity(symbols[i])):
             kinds[kind].append(i)
     rows = []
     for kind, ids in kinds.items():
-        named = [f"{label_of(c)} {name_of(c)}" for c in _of(store, ids[:3])]
+        named = [f"{label_of(symbols[i])} {name_of(symbols[i])}" for i in ids[:3]]
         more = f", and {len(ids) - 3:,} more" if len(ids) > 3 else ""
         rows.append((kind, f"{counts[ids].sum():,}", ", ".join(named) + more))
     columns = ("what is odd", "# count", "characters")
     yield Section("Odd characters", columns, rows, 20)
-    words = mixed_words(store)
+    words = mixed_words(found.store)
     rows = []
     for word, count in words.most_common(MOST_ON_PAGE):
         letters = foreign_letters(word)
