@@ -87,7 +87,11 @@ def _by_length(table: Table) -> list[str]:
 
 
 def _values(table: Table, key: str) -> list[Any]:
-    values = list({repr(row.settings[key]): row.settings[key] for row in table.rows}.values())
+    """Return the values that rows have of a key, those of the best first."""
+    return list({repr(row.settings[key]): row.settings[key] for row in table.rows}.values())
+
+
+def _in_order(values: list[Any]) -> list[Any]:
     return sorted(values, key=lambda v: (not _is_finite(v), v if _is_finite(v) else 0, str(v)))
 
 
@@ -103,40 +107,64 @@ def _losses(axes: "Axes", table: Table, key: str, lines: list[str]) -> None:
             mixed, and the line joins the best of each value.
     """
     values = _values(table, key)
-    numeric = all(_is_finite(value) for value in values)
-    if not numeric:  # the best first, as the rows are
-        values = list({repr(row.settings[key]): row.settings[key] for row in table.rows}.values())
-    places = values if numeric else list(range(len(values)))
-    at = {repr(value): place for value, place in zip(values, places, strict=True)}
-    for i, line in enumerate(_values(table, lines[0]) if lines else [None]):
+    numeric = all(map(_is_finite, values))
+    if numeric:
+        values = _in_order(values)
+    places = dict(zip(map(repr, values), values if numeric else range(len(values)), strict=True))
+    for i, line in enumerate(_in_order(_values(table, lines[0])) if lines else [None]):
         rows = [row for row in table.rows if not lines or row.settings[lines[0]] == line]
-        color = COLORS[i % len(COLORS)]
-        xs = [at[repr(row.settings[key])] for row in rows for _ in row.losses]
-        ys = [loss for row in rows for loss in row.losses]
-        axes.plot(xs, ys, "o", color=color, alpha=0.5, markersize=5, markeredgewidth=0)
-        best: dict[float, Row] = {}
-        for row in rows:  # the best first
-            best.setdefault(at[repr(row.settings[key])], row)
-        line_xs = sorted(best)
-        means = [best[x].mean for x in line_xs]
-        halves = [(best[x].interval[1] - best[x].mean) if best[x].n > 1 else 0 for x in line_xs]
-        axes.errorbar(
-            line_xs,
-            means,
-            yerr=halves if any(halves) else None,
-            color=color,
-            linestyle="-" if numeric else "",
-            marker="_",
-            markersize=9,
-            linewidth=1.2,
-            elinewidth=0.8,
-            capsize=3,
-            label=_label(f"{short(lines[0])}={shown(line)}", 42) if lines else None,
-        )
+        placed = [(places[repr(row.settings[key])], row) for row in rows]
+        label = _label(f"{short(lines[0])}={shown(line)}", 42) if lines else None
+        _line(axes, placed, "-" if numeric else "", COLORS[i % len(COLORS)], label)
     losses = np.concatenate([row.losses for row in table.rows])
     room = 0.15 * (losses.max() - losses.min())
     if room:  # two seeds have an interval that would hide all the rest
         axes.set_ylim(losses.min() - room, losses.max() + room)
+    _mark(axes, values, list(places.values()), numeric)
+    axes.set_xlabel(key)
+    titles = ["a point a run"]
+    if any(row.n > 1 for row in table.rows):
+        titles.append("bars: 95% of the mean")
+    if len(_by_length(table)) > 1 and not lines:
+        titles.append("the line: the best of the other keys")
+    axes.set_title("; ".join(titles), fontsize=8 if len(titles) > 2 else None)
+    if lines:
+        axes.legend()
+
+
+def _line(
+    axes: "Axes", placed: list[tuple[float, Row]], style: str, color: str, label: str | None
+) -> None:
+    """Draw a point a run, and a line through the means of the best row at each place.
+
+    Args:
+        placed: rows, the best first, each behind its place on the axis.
+    """
+    xs = [place for place, row in placed for _ in row.losses]
+    ys = [loss for _, row in placed for loss in row.losses]
+    axes.plot(xs, ys, "o", color=color, alpha=0.5, markersize=5, markeredgewidth=0)
+    best: dict[float, Row] = {}
+    for place, row in placed:
+        best.setdefault(place, row)
+    line_xs = sorted(best)
+    halves = [(best[x].interval[1] - best[x].mean) if best[x].n > 1 else 0 for x in line_xs]
+    axes.errorbar(
+        line_xs,
+        [best[x].mean for x in line_xs],
+        yerr=halves if any(halves) else None,
+        color=color,
+        linestyle=style,
+        marker="_",
+        markersize=9,
+        linewidth=1.2,
+        elinewidth=0.8,
+        capsize=3,
+        label=label,
+    )
+
+
+def _mark(axes: "Axes", values: list[Any], places: list[float], numeric: bool) -> None:
+    """Mark the values of a key at their places on the axis."""
     if numeric and len(places) > 1 and min(places) > 0 and max(places) / min(places) >= 8:
         axes.set_xscale("log")
     if len(places) <= MOST_LINES:
@@ -147,16 +175,6 @@ def _losses(axes: "Axes", table: Table, key: str, lines: list[str]) -> None:
         if sum(map(len, map(shown, values))) > 30:
             for label in axes.get_xticklabels():
                 label.set(rotation=25, ha="right", rotation_mode="anchor")
-    axes.set_xlabel(key)
-    mixed = len(_by_length(table)) > 1 and not lines
-    titles = ["a point a run"]
-    if any(row.n > 1 for row in table.rows):
-        titles.append("bars: 95% of the mean")
-    if mixed:
-        titles.append("the line: the best of the other keys")
-    axes.set_title("; ".join(titles), fontsize=8 if len(titles) > 2 else None)
-    if lines:
-        axes.legend()
 
 
 def _cut(text: str, most: int) -> str:
