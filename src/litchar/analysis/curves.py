@@ -54,36 +54,18 @@ def loss_figure(
     def draw(figure: "Figure") -> None:
         figure.set_layout_engine("none")  # which would draw twice
         axes = figure.add_axes((0.09, 0.12, 0.82, 0.74))
-        train = points(rows, "train/loss")
+        train, sampled = points(rows, "train/loss"), points(rows, "train/eval_loss")
         dot = "." if len(train[0]) == 1 else None
         axes.plot(*train, color=SERIES[7], marker=dot, lw=0.8, alpha=0.7, gid="curve-train-loss")
-        sampled = points(rows, "train/eval_loss")
-        names = [("train, batch by batch", len(train[0]))]
         axes.plot(*sampled, color=SERIES[1], marker=".", linewidth=1.3, gid="curve-train-eval-loss")
-        names.append(("train, on a fixed sample", len(sampled[0])))
         axes.plot(*val, color=SERIES[0], marker=".", linewidth=1.8, gid="curve-val-loss")
-        names.append(("validation", len(val[0])))
-        shown = [(line, n) for line, (n, count) in zip(axes.lines, names, strict=True) if count]
+        names = ("train, batch by batch", "train, on a fixed sample", "validation")
+        curves = zip(axes.lines, names, (train, sampled, val), strict=True)
+        shown = [(line, name) for line, name, (steps, _) in curves if len(steps)]
         _limit(axes, [val[1], sampled[1]], train[1])
-        lowest, highest = axes.get_ylim()
         for name, in_bits in yardsticks:
-            height = in_bits / bits
-            if lowest < height < highest:
-                axes.axhline(height, color=INK, linewidth=0.8, linestyle=":", alpha=0.7)
-                # At the end that the curve is further from.
-                ends = np.abs(val[1][[0, -1]] - height) if len(val[1]) else (0, 1)
-                right = bool(ends[1] > ends[0])
-                axes.annotate(
-                    f"counting {name}s",
-                    (right, height),
-                    (-3 if right else 3, 2),
-                    xycoords=axes.get_yaxis_transform(),
-                    textcoords="offset points",
-                    ha="right" if right else "left",
-                    fontsize=8,
-                )
-        if shown:
-            # Below, where no curve is, beside the axis's own name.
+            _yardstick(axes, f"counting {name}s", in_bits / bits, val[1])
+        if shown:  # below, where no curve is, beside the axis's own name
             figure.legend(
                 *zip(*shown, strict=True), loc="lower left", bbox_to_anchor=(0.08, 0), ncols=3
             )
@@ -108,6 +90,25 @@ def _limit(axes: "Axes", measured: Sequence[np.ndarray], otherwise: np.ndarray) 
         spread = values.max() - values.min()
         room = max(0.06 * spread, 0.005 * abs(values[0])) or 1
         axes.set_ylim(values.min() - room, values.max() + 2 * room)
+
+
+def _yardstick(axes: "Axes", name: str, height: float, curve: np.ndarray) -> None:
+    """Draw a line at a loss that the axis spans, named at the end that `curve` is further from."""
+    lowest, highest = axes.get_ylim()
+    if not lowest < height < highest:
+        return
+    axes.axhline(height, color=INK, linewidth=0.8, linestyle=":", alpha=0.7)
+    ends = np.abs(curve[[0, -1]] - height) if len(curve) else (0, 1)
+    right = bool(ends[1] > ends[0])
+    axes.annotate(
+        name,
+        (right, height),
+        (-3 if right else 3, 2),
+        xycoords=axes.get_yaxis_transform(),
+        textcoords="offset points",
+        ha="right" if right else "left",
+        fontsize=8,
+    )
 
 
 def whole_steps(axes: "Axes") -> None:
