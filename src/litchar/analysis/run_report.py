@@ -55,6 +55,8 @@ CONFUSED = 20  # pairs
 MOST_MAPS = 64
 BITS = (0, 0.5, 1, 2, 3, 4, 6, 8)  # from which on a character has the next colour
 
+Figure = tuple[str, str, str]  # its name, the figure, and in words what it means
+
 STYLE = """
 .top { display: grid; grid-template-columns: minmax(0, 3fr) minmax(11rem, 1fr); gap: 1.2rem;
   align-items: center; margin: 1rem 0; }
@@ -265,11 +267,21 @@ def _curves(run: Run) -> str:
     return section("Curves", f'<div class="row">{figures}</div>' if figures else "none")
 
 
-def _figures(run: Run, probed: Probed | None) -> Iterator[tuple[str, str, str]]:
-    """Yield the figures of `summary.json`, and in words what they mean."""
+def _figures(run: Run, probed: Probed | None) -> Iterator[Figure]:
+    """Yield the figures of `summary.json`, and what counting comes to."""
+    summary = run.summary
+    yield from _losses(run)
+    yield from _counted(run, probed)
+    yield from _spent(run, probed)
+    yield "device", str(summary.get("device")), f"precision {summary.get('precision')}"
+    yield "seed", str(summary.get("seed")), ""
+    yield "status", str(summary.get("status")), str(summary.get("error") or "")
+
+
+def _losses(run: Run) -> Iterator[Figure]:
     summary, unit = run.summary, run.unit
 
-    def losses(name: str, value: str, words: str) -> Iterator[tuple[str, str, str]]:
+    def losses(name: str, value: str, words: str) -> Iterator[Figure]:
         if (loss := summary.get(value)) is not None:
             yield name, f"{loss:.4f} nats per {unit}", words
 
@@ -292,6 +304,11 @@ def _figures(run: Run, probed: Probed | None) -> Iterator[tuple[str, str, str]]:
         "on a fixed sample of the training text; if far below validation, more text would help",
     )
     yield from losses("test loss", "test_loss", "of the best checkpoint, on text kept for the end")
+
+
+def _counted(run: Run, probed: Probed | None) -> Iterator[Figure]:
+    """Yield what those who count come to, and what of a mixture is like it."""
+    unit = run.unit
     if (loss := together(run.history)) is not None:
         bits = f"{loss / math.log(2):.3f} bits per {unit}"
         words = f"every {unit} counts alike, as in the counts below; losses above: by weight"
@@ -305,6 +322,11 @@ def _figures(run: Run, probed: Probed | None) -> Iterator[tuple[str, str, str]]:
             yield name, f"{row.bits_per_byte:.3f} bits per byte", words
         else:
             yield name, f"{row.bits_per_character:.3f} bits per character", words
+
+
+def _spent(run: Run, probed: Probed | None) -> Iterator[Figure]:
+    """Yield the steps, the time and the memory that it took, and how large the model is."""
+    summary, unit = run.summary, run.unit
     if summary.get("seconds_to_target") is not None:
         yield "target", f"reached after {summary['seconds_to_target']:.1f} s of steps", ""
     if summary.get("steps"):
@@ -323,9 +345,6 @@ def _figures(run: Run, probed: Probed | None) -> Iterator[tuple[str, str, str]]:
     if summary.get("parameters"):
         known = f"that knows {summary['vocab_size']:,} {unit}s"
         yield "model", f"{summary['parameters']:,} parameters", known
-    yield "device", str(summary.get("device")), f"precision {summary.get('precision')}"
-    yield "seed", str(summary.get("seed")), ""
-    yield "status", str(summary.get("status")), str(summary.get("error") or "")
 
 
 # What surprises it
