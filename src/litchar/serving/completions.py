@@ -377,36 +377,7 @@ def build(served: Completions) -> FastAPI:
     # The pages that FastAPI makes of an interface load scripts from elsewhere.
     app = FastAPI(title="litchar", docs_url=None, redoc_url=None)
     app.add_middleware(BodyLimit, most=served.limits.body_bytes)
-
-    @app.exception_handler(RefusedError)
-    async def refused(_: Request, error: RefusedError) -> Response:
-        return refusal(str(error), error.status, error.param, error.code)
-
-    @app.exception_handler(RequestValidationError)
-    async def unfit(request: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
-        if "json" not in request.headers.get("content-type", ""):
-            return refusal("send JSON, with Content-Type: application/json", HTTPStatus.BAD_REQUEST)
-        if first["type"] == "json_invalid":
-            return refusal(f"the body is no JSON: {first['ctx']['error']}", HTTPStatus.BAD_REQUEST)
-        param = next(map(str, first["loc"][1:]), None)
-        return refusal(f"{param or 'the body'}: {first['msg']}", HTTPStatus.BAD_REQUEST, param)
-
-    @app.exception_handler(HTTPException)
-    async def http(_: Request, error: HTTPException) -> Response:
-        return refusal(str(error.detail), error.status_code)
-
-    @app.exception_handler(FullError)
-    async def busy(_: Request, error: FullError) -> Response:
-        return refusal("too many texts are waiting; try again", HTTPStatus.TOO_MANY_REQUESTS)
-
-    @app.exception_handler(ClosedError)
-    async def closed(_: Request, error: ClosedError) -> Response:
-        return refusal("the server is ending", HTTPStatus.SERVICE_UNAVAILABLE)
-
-    @app.exception_handler(Exception)
-    async def failed(_: Request, error: Exception) -> Response:
-        return refusal("the server failed; its log says how", HTTPStatus.INTERNAL_SERVER_ERROR)
+    answer_errors(app)
 
     @app.get("/")
     @app.get("/health")
@@ -447,6 +418,40 @@ def build(served: Completions) -> FastAPI:
         return JSONResponse(head | {"choices": answers, "usage": usage(choices)})
 
     return app
+
+
+def answer_errors(app: FastAPI) -> None:
+    """Let `app` answer what goes wrong as OpenAI's clients read it."""
+
+    @app.exception_handler(RefusedError)
+    async def refused(_: Request, error: RefusedError) -> Response:
+        return refusal(str(error), error.status, error.param, error.code)
+
+    @app.exception_handler(RequestValidationError)
+    async def unfit(request: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        if "json" not in request.headers.get("content-type", ""):
+            return refusal("send JSON, with Content-Type: application/json", HTTPStatus.BAD_REQUEST)
+        if first["type"] == "json_invalid":
+            return refusal(f"the body is no JSON: {first['ctx']['error']}", HTTPStatus.BAD_REQUEST)
+        param = next(map(str, first["loc"][1:]), None)
+        return refusal(f"{param or 'the body'}: {first['msg']}", HTTPStatus.BAD_REQUEST, param)
+
+    @app.exception_handler(HTTPException)
+    async def http(_: Request, error: HTTPException) -> Response:
+        return refusal(str(error.detail), error.status_code)
+
+    @app.exception_handler(FullError)
+    async def busy(_: Request, error: FullError) -> Response:
+        return refusal("too many texts are waiting; try again", HTTPStatus.TOO_MANY_REQUESTS)
+
+    @app.exception_handler(ClosedError)
+    async def closed(_: Request, error: ClosedError) -> Response:
+        return refusal("the server is ending", HTTPStatus.SERVICE_UNAVAILABLE)
+
+    @app.exception_handler(Exception)
+    async def failed(_: Request, error: Exception) -> Response:
+        return refusal("the server failed; its log says how", HTTPStatus.INTERNAL_SERVER_ERROR)
 
 
 class BodyLimit:
