@@ -95,10 +95,8 @@ def compress(text: Text, store: TokenStore) -> Iterator[Yardstick]:
         try:
             for name, job in jobs.items():
                 alone, first, both = (len(done.result()) for done in job)
-                for bytes_taken, note in (
-                    (alone, "alone"),
-                    (both - first, f"after {part}the training text"),
-                ):
-                    yield Yardstick.of(name, 8 * bytes_taken, sizes, note)
+                yield Yardstick.of(name, 8 * alone, sizes, "alone")
+                after = f"after {part}the training text"
+                yield Yardstick.of(name, 8 * (both - first), sizes, after)
         finally:  # or Ctrl-C would wait for all that are queued
             pool.shutdown(wait=False, cancel_futures=True)

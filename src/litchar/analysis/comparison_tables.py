@@ -2,6 +2,7 @@
 
 import csv
 import math
+from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,8 @@ def cells_of(table: Table) -> tuple[list[str], list[list[str]]]:
 
 
 def _names(table: Table) -> list[str]:
-    return [short(k) if _unique(table.keys, k) else k for k in table.keys] or ["runs"]
+    times = Counter(map(short, table.keys))
+    return [short(key) if times[short(key)] == 1 else key for key in table.keys] or ["runs"]
 
 
 def _settings(row: Row) -> list[str]:
@@ -118,10 +120,6 @@ def _cost(row: Row) -> list[str]:
         _number(row.figure("parameters"), ",.0f"),
         _number(row.figure("flops"), ".2e"),
     ]
-
-
-def _unique(keys: list[str], key: str) -> bool:
-    return [short(other) for other in keys].count(short(key)) == 1
 
 
 def _number(value: float, form: str) -> str:

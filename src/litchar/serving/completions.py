@@ -172,9 +172,9 @@ class Completions:
             )
         if request.max_tokens == 0 and not request.echo:
             raise RefusedError("max_tokens=0: nothing to write; it goes with echo", "max_tokens")
-        if any(not stop for stop in request.stops()):
-            raise RefusedError("stop: a stop string has at least one character", "stop")
         stops = request.stops()
+        if not all(stops):
+            raise RefusedError("stop: a stop string has at least one character", "stop")
         if len(stops) > MOST_STOPS or any(len(stop) > LONGEST_STOP for stop in stops):
             raise RefusedError(
                 f"stop: at most {MOST_STOPS} strings of at most {LONGEST_STOP} characters", "stop"
@@ -541,7 +541,8 @@ def event(data: dict[str, Any]) -> str:
 
 def usage(choices: list[Choice]) -> dict[str, int]:
     """Return how many tokens were read and written."""
-    n_read, n_written = (sum(getattr(t, n) for t in choices) for n in ("n_read", "n_written"))
+    n_read = sum(choice.n_read for choice in choices)
+    n_written = sum(choice.n_written for choice in choices)
     return {
         "prompt_tokens": n_read,
         "completion_tokens": n_written,
