@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -60,40 +60,14 @@ class Search:
         space = read_space(_plain(config.tune.space))
         typed = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
         parsed = training_overrides(cast(list[str], typed))
-        own = [key for key in space if key in ("run_dir", "resume", "outputs_dir")]
-        own += [str(g.input_line) for g in parsed if g.key_or_group in ("run_dir", "resume")]
-        if own:
-            raise UserError(
-                f"{own[0]}: each trial has a run directory of its own, and goes on by itself; "
-                "leave this out"
-            )
-        for given in parsed:
-            if given.is_delete():
-                raise UserError(f"{given.input_line}: tune takes nothing away; set the key to null")
-            chosen = given.value()
-            names = chosen if isinstance(chosen, list) else [chosen]
-            if given.key_or_group == "experiment" and f"tune/{config.tune.name}" in names:
-                raise UserError(
-                    f"{given.input_line}: this study writes that file; give it another tune.name"
-                )
-            if given.key_or_group in space:
-                raise UserError(
-                    f"{given.input_line}: this key is searched; take it out of the space as well: "
-                    f"~tune.space.{given.key_or_group}"
-                )
+        _check_line(parsed, space, config.tune.name)
         search = cls(space, [str(given.input_line) for given in parsed], {})
-        fixed = search.compose({})
-        for key in space:
-            groups = GlobalHydra.instance().config_loader().list_groups("")
-            if key not in groups and OmegaConf.select(fixed, key, default=groups) is groups:
-                raise UserError(f"tune.space.{key}: there is no such key to search")
-            if key in groups and None in getattr(space[key], "choices", ()):
-                raise UserError(f"tune.space.{key}: a group takes the names of its files, not null")
-        if fixed.init_from == "latest":
+        settings = search.compose({})
+        _check_space(space, settings)
+        if settings.init_from == "latest":
             raise UserError(
                 "init_from=latest: trials could begin from one another; name a checkpoint"
             )
-        settings = fixed.copy()
         resolve_device(settings)
         search.identity.update(
             space=dict(flatten(_plain(config.tune.space))),
@@ -119,6 +93,55 @@ class Search:
         config = hydra.compose("train", [*self.overrides, *chosen, *more])
         resolve_paths(config)
         return config
+
+
+def _check_line(parsed: Sequence[Override], space: Collection[str], name: str) -> None:
+    """Refuse what a command line sets that is each trial's own, or is searched.
+
+    Args:
+        name: of the study.
+
+    Raises:
+        UserError: it sets such.
+    """
+    own = [key for key in space if key in ("run_dir", "resume", "outputs_dir")]
+    own += [str(g.input_line) for g in parsed if g.key_or_group in ("run_dir", "resume")]
+    if own:
+        raise UserError(
+            f"{own[0]}: each trial has a run directory of its own, and goes on by itself; "
+            "leave this out"
+        )
+    for given in parsed:
+        if given.is_delete():
+            raise UserError(f"{given.input_line}: tune takes nothing away; set the key to null")
+        chosen = given.value()
+        names = chosen if isinstance(chosen, list) else [chosen]
+        if given.key_or_group == "experiment" and f"tune/{name}" in names:
+            raise UserError(
+                f"{given.input_line}: this study writes that file; give it another tune.name"
+            )
+        if given.key_or_group in space:
+            raise UserError(
+                f"{given.input_line}: this key is searched; take it out of the space as well: "
+                f"~tune.space.{given.key_or_group}"
+            )
+
+
+def _check_space(space: Mapping[str, BaseDistribution], fixed: DictConfig) -> None:
+    """Refuse to search a key that there is not.
+
+    Args:
+        fixed: the training configuration.
+
+    Raises:
+        UserError: the space has such.
+    """
+    groups = GlobalHydra.instance().config_loader().list_groups("")
+    for key in space:
+        if key not in groups and OmegaConf.select(fixed, key, default=groups) is groups:
+            raise UserError(f"tune.space.{key}: there is no such key to search")
+        if key in groups and None in getattr(space[key], "choices", ()):
+            raise UserError(f"tune.space.{key}: a group takes the names of its files, not null")
 
 
 def training_overrides(arguments: Sequence[str]) -> list[Override]:
