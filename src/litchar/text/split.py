@@ -111,6 +111,16 @@ class Text:
                 "data.lowercase and data.min_count out, or take data.unit=character"
             )
         check_flag("data.shuffle", self.shuffle)
+        self._check_named()
+        if self.shuffle and self.document is None:
+            raise UserError(
+                "data.shuffle=true puts documents in another order, and data.document is not set; "
+                "say what a document is: data.document=line"
+            )
+        self._check_shares()
+
+    def _check_named(self) -> None:
+        """Refuse two names for a text, what is no name, and settings of texts that none names."""
         if self.path is not None and self.name is not None:
             raise UserError(
                 f"data.path={self.path} and data.name={self.name}: each names a text; leave one out"
@@ -130,11 +140,9 @@ class Text:
                     raise UserError(
                         f"data.{key}={value}: data.mixture names the texts; leave data.{key} out"
                     )
-        if self.shuffle and self.document is None:
-            raise UserError(
-                "data.shuffle=true puts documents in another order, and data.document is not set; "
-                "say what a document is: data.document=line"
-            )
+
+    def _check_shares(self) -> None:
+        """Refuse shares that leave nothing to train or to validate on."""
         for name in ("val_fraction", "test_fraction"):
             if not isinstance(getattr(self, name), int | float):
                 raise UserError(f"data.{name}={getattr(self, name)}: must be a number, such as 0.1")
