@@ -164,7 +164,7 @@ def exact_loss(
     batch_size: int,
     device: torch.device,
     sizes: Tensor,
-    stride: int | None = None,
+    stride: int | None,
 ) -> Tensor:
     """Return the summed loss over the windows of `tokens`, each token counted once.
 
@@ -182,11 +182,7 @@ def exact_loss(
 
 
 def batches_of(
-    model: nn.Module,
-    tokens: Tensor,
-    batch_size: int,
-    device: torch.device,
-    stride: int | None = None,
+    model: nn.Module, tokens: Tensor, batch_size: int, device: torch.device, stride: int | None
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the windows of `tokens` and their targets, each token but the first a target once, in
     the order of the text: (B, T) int64 each."""

@@ -91,12 +91,12 @@ td.text { background: none; padding: .2rem 0; border-radius: 0; }
 """
 
 
-def run_report(run: Run, data: TextDataModule | None = None, device: str | None = None) -> str:
+def run_report(run: Run, data: TextDataModule | None, device: str | None) -> str:
     """Return the report of a run as the body of a page.
 
     Args:
         data: the run's text, if it is open already.
-        device: to run the model on.
+        device: to run the model on; None: the best there is.
 
     Raises:
         UserError: there is no such device.

@@ -30,11 +30,7 @@ class Surprise:
 
 @torch.inference_mode()
 def surprise(
-    model: nn.Module,
-    tokens: Tensor,
-    batch_size: int,
-    device: torch.device,
-    stride: int | None = None,
+    model: nn.Module, tokens: Tensor, batch_size: int, device: torch.device, stride: int | None
 ) -> Surprise:
     """Return how surprised `model` is by `tokens`: (N,) ids.
 

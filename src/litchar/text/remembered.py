@@ -59,12 +59,11 @@ def remembered(paths: Sequence[Path], about: str, compute: Callable[[], str]) ->
     """Return what `compute` finds in files, if need be from the last time.
 
     Large files are read once. After that they are told by their names, sizes, inodes and the times
-    of their last changes, which the system sets whenever anybody writes to them.
+    of their last changes, which the system sets whenever anybody writes to them. A file that is
+    not there is for `compute` to name.
 
     Args:
         about: what `compute` reads in them, if it is not all alike.
-
-    A file that is not there is for `compute` to name.
     """
     try:
         stamps = [(path, path.stat()) for path in paths]

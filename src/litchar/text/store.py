@@ -290,7 +290,7 @@ def read_codes(corpus: Corpus, unit: str) -> Iterator[np.ndarray]:
     return (codepoints(text) for text in corpus.read())
 
 
-def count_codes(corpus: Corpus, unit: str, document: str | None = None) -> np.ndarray:
+def count_codes(corpus: Corpus, unit: str, document: str | None) -> np.ndarray:
     """Return how often each code point, or byte, occurs: (0x110000,) int64."""
     counts = no_counts()
     for part in corpus.parts(document):
