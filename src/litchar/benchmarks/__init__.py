@@ -10,9 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import hydra
-from omegaconf import DictConfig
-
 from litchar.cli import exit_codes
 from litchar.errors import UserError
 from litchar.terminal import Terminal
@@ -81,13 +78,6 @@ def run_training(directory: Path, *overrides: str) -> dict[str, Any]:
         raise SystemExit(f"{' '.join(command)} failed:\n{finished.stderr[-2000:]}")
     summary: dict[str, Any] = json.loads((run_dir / "summary.json").read_text())
     return summary
-
-
-def compose(script: str, *overrides: str) -> DictConfig:
-    """Return the training configuration beside `script`, as the command line composes it."""
-    conf = Path(script).resolve().parents[1] / "conf"
-    with hydra.initialize_config_dir(str(conf), version_base="1.3"):
-        return hydra.compose("train", [*overrides])
 
 
 def spread(figure: str, measured: Sequence[float]) -> dict[str, float]:

@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import csv
 import itertools
-import json
 import operator
 import statistics
 import subprocess
@@ -14,10 +13,16 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from litchar.benchmarks import compose, run_training, spread
+import hydra
+from omegaconf import DictConfig
+
+from litchar.benchmarks import run_training, spread
 from litchar.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 BLOCK = 50  # steps timed together: as many as between two reports of a run
 
@@ -96,7 +101,7 @@ def _bare(options: argparse.Namespace, form: str) -> float:
     )
     if finished.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{finished.stderr[-2000:]}")
-    return float(json.loads(finished.stdout))
+    return float(finished.stdout)
 
 
 def time_bare_loop(script: str, experiment: str, form: str, steps: int) -> float:
@@ -107,34 +112,24 @@ def time_bare_loop(script: str, experiment: str, form: str, steps: int) -> float
         form: `own`, or `teaching`: the teaching script's model, one head after the other.
     """
     import torch
-    from hydra.utils import instantiate
 
-    from litchar.benchmarks.teaching import TeachingModel
     from litchar.data.windows import gather
-    from litchar.device import set_matmul_precision
     from litchar.text import open_store
     from litchar.text.sources import bundled
     from litchar.training.module import compiled_loss, mean_loss
     from litchar.training.replay import ReplayedLoss
     from litchar.training.resolve import resolve_device, resolve_dropout
 
-    config = compose(script, f"experiment={experiment}", "data=ml")
+    conf = Path(script).resolve().parents[1] / "conf"
+    with hydra.initialize_config_dir(str(conf), version_base="1.3"):
+        config = hydra.compose("train", [f"experiment={experiment}", "data=ml"])
     device = resolve_device(config)
     store = open_store(bundled("ml.txt"))
     resolve_dropout(config, len(store.tokens), len(store.vocabulary))
     tokens = torch.from_numpy(store.tokens.astype("int64")).to(device)
     B, T = config.data.batch_size, config.data.block_size  # noqa: N806
     sizes = {"vocab_size": len(store.vocabulary), "block_size": T}
-    if form == "teaching":
-        layers = {key: config.model[key] for key in ("n_layer", "n_head", "n_embd")}
-        model: torch.nn.Module = TeachingModel(**sizes, **layers).to(device)
-        optimizer: torch.optim.Optimizer = torch.optim.AdamW(
-            model.parameters(), lr=config.optimizer.lr
-        )
-    else:
-        model = instantiate(config.model, **sizes).to(device)
-        optimizer = instantiate(config.optimizer)(model)
-        set_matmul_precision(config.float32_matmul_precision, device)
+    model, optimizer = _built(form, config, sizes, device)
     precision: Callable[[], Any] = contextlib.nullcontext
     if config.trainer.precision == "bf16-mixed":
         precision = partial(torch.autocast, device.type, torch.bfloat16)
@@ -165,6 +160,25 @@ def time_bare_loop(script: str, experiment: str, form: str, steps: int) -> float
         optimizer.step()
     blocks = [after - before for before, after in itertools.pairwise(taken)]
     return 1e3 * statistics.median(blocks) / BLOCK
+
+
+def _built(
+    form: str, config: DictConfig, sizes: dict[str, int], device: "torch.device"
+) -> "tuple[torch.nn.Module, torch.optim.Optimizer]":
+    """Return the model of a form, and what steps it."""
+    import torch
+    from hydra.utils import instantiate
+
+    from litchar.benchmarks.teaching import TeachingModel
+    from litchar.device import set_matmul_precision
+
+    if form == "teaching":
+        layers = {key: config.model[key] for key in ("n_layer", "n_head", "n_embd")}
+        model = TeachingModel(**sizes, **layers).to(device)
+        return model, torch.optim.AdamW(model.parameters(), lr=config.optimizer.lr)
+    set_matmul_precision(config.float32_matmul_precision, device)
+    model = instantiate(config.model, **sizes).to(device)
+    return model, instantiate(config.optimizer)(model)
 
 
 if __name__ == "__main__":
