@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     import torch
 
 VOCAB_SIZE = 65
-# Name, layers, heads, width, context, share of --characters.
+# Name, sizes, share of --characters.
 SIZES = (
-    ("0.80M", 4, 4, 128, 64, 1.0),
-    ("10.65M", 6, 6, 384, 256, 0.1),
+    ("0.80M", {"n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 64}, 1.0),
+    ("10.65M", {"n_layer": 6, "n_head": 6, "n_embd": 384, "block_size": 256}, 0.1),
 )
 KINDS: dict[str, dict[str, Any]] = {
     "rotary": {},
@@ -59,9 +59,8 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     for batch in options.batch:
         check_whole("--batch", batch, 1)
     rows = []
-    for name, n_layer, n_head, n_embd, block_size, share in SIZES:
+    for name, sizes, share in SIZES:
         n = max(1, int(options.characters * share))
-        sizes = {"n_layer": n_layer, "n_head": n_head, "n_embd": n_embd, "block_size": block_size}
         samplers = {f"litchar, {kind}": _ours(device, sizes, kind) for kind in KINDS}
         if options.peer:
             samplers = {"nanoGPT": _peer(options.peer, device, sizes)} | samplers
