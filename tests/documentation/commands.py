@@ -366,7 +366,12 @@ def run(command: Command, checkout: Path, environment: dict[str, str]) -> int | 
     if _not_run(parts):
         return None
     parts = [part if set(part[0]) <= SEPARATORS else scaled_down(part) for part in parts]
-    words = (part[0] if set(part[0]) <= SEPARATORS else shlex.join(part) for part in parts)
+    # A pattern of runs is for the shell; others, such as `data.pattern`, are quoted.
+    words = (
+        word if set(word) <= SEPARATORS or word.startswith("outputs/") else shlex.quote(word)
+        for part in parts
+        for word in part
+    )
     line = " ".join(words)
     if any(server in line for server in SERVES):
         return _serves(line, checkout, environment)
