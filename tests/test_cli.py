@@ -19,8 +19,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from conftest import ROOT, composed, summary, wait_until
+from litchar.analysis import compare
 from litchar.checkpoints import Checkpoint
-from litchar.cli import hydra_main, lasting_imports
+from litchar.cli import check_checkout, hydra_main, lasting_imports
 from litchar.errors import UserError, is_users
 from litchar.overrides import check, check_composed, explain, quote, readable
 from litchar.training.resume import redirect
@@ -146,12 +147,19 @@ def test_a_directory_of_configurations_that_is_not_there_is_named(monkeypatch, t
     )
 
 
-def test_the_code_of_another_checkout_is_not_run(tmp_path, capsys):
-    with pytest.raises(SystemExit) as ended:
-        hydra_main(str(tmp_path / "scripts/train.py"), "train", "nowhere:nothing")
-    assert ended.value.code == 2
+def test_the_code_of_another_checkout_is_not_run(tmp_path, monkeypatch, capsys):
+    (tmp_path / "src/litchar").mkdir(parents=True)
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / "scripts/compare.py")])
     mend = f"PYTHONPATH={tmp_path}/src, or install this one: pip install -e {tmp_path}"
-    assert capsys.readouterr().err.endswith(f"{ROOT}/src; run it with {mend}\n")
+    for main in (lambda: hydra_main(sys.argv[0], "train", "nowhere:nothing"), compare.main):
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 2
+        assert capsys.readouterr().err.endswith(f"{ROOT}/src; run it with {mend}\n")
+    (tmp_path / "src/litchar").rmdir()
+    (tmp_path / "src").rmdir()
+    (tmp_path / "src").symlink_to(ROOT / "src")  # the same under another name
+    check_checkout(sys.argv[0])
 
 
 def test_an_option_may_be_the_last_word(script):

@@ -128,6 +128,7 @@ def hydra_main(
         follow: `module:function` that is called instead in each process that torchrun or srun
             started but the first, which leads; it returns the exit code.
     """
+    check_checkout(script)
     root = Path(script).resolve().parents[1]
     os.environ.setdefault("LITCHAR_OUTPUTS", str(root / "outputs"))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come back here, as they are
@@ -136,12 +137,6 @@ def hydra_main(
             sys.exit(_function(follow)())
         _function("litchar.training.ranks:dismiss_at_exit")(place)
     conf = root / "conf"
-    package = Path(__file__).resolve().parents[1]
-    if package != root / "src" and (package.parent / "conf").is_dir():  # a worktree, say
-        exit_with(
-            f"{script} would run the code of another checkout, {package}; run it with "
-            f"PYTHONPATH={root}/src, or install this one: pip install -e {root}"
-        )
     task = Task(target, readable(conf, config_name))
     try:
         _set_up(conf, config_name)
@@ -159,6 +154,19 @@ def hydra_main(
     finally:
         if _unread():  # else the interpreter would complain when it writes out what is left
             os.dup2(os.open(os.devnull, os.O_WRONLY), _STDOUT)
+
+
+def check_checkout(script: str) -> None:
+    """Refuse a script whose checkout, a worktree say, is not the one that is installed: it would
+    run the other one's code."""
+    root, package = Path(script).resolve().parents[1], Path(__file__).resolve().parents[1]
+    if not ((root / "src/litchar").is_dir() and (package.parent / "conf").is_dir()):
+        return
+    if not package.samefile(root / "src"):
+        exit_with(
+            f"{script} would run the code of another checkout, {package}; run it with "
+            f"PYTHONPATH={root}/src, or install this one: pip install -e {root}"
+        )
 
 
 def _set_up(conf: Path, config_name: str) -> None:
@@ -215,6 +223,7 @@ def _unwritable(error: OSError) -> str | None:
 def exit_codes() -> Iterator[None]:
     """Let a `main` that argparse reads for, decorated with `@exit_codes()`, end as others do: with
     2 and one line if the input was wrong, and with 128 + the signal if one came."""
+    check_checkout(sys.argv[0])
     signals.install()
     try:
         yield

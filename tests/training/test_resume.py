@@ -212,6 +212,30 @@ def test_a_run_that_a_callback_ends_with_an_epoch_goes_on_exactly(train, setting
     assert a["loops"]["fit_loop"][batches] == b["loops"]["fit_loop"][batches]
 
 
+@pytest.mark.parametrize(
+    "setting",
+    [
+        ("trainer.limit_train_batches=5", "trainer.val_check_interval=5"),
+        (*EVERY_OTHER, "trainer.val_check_interval=4"),
+    ],
+)
+def test_a_checkpoint_of_an_epochs_end_goes_on_with_the_next(train, setting):
+    mine = "_target_:lightning.pytorch.callbacks.ModelCheckpoint,save_top_k:-1"
+    setting = (
+        *setting,
+        "callbacks=none",
+        f"+callbacks.mine={{{mine},save_on_train_epoch_end:true}}",
+    )
+    whole = train(*setting, name="whole")
+    (first,) = whole.glob("checkpoints/epoch=0-*")
+    gone_on = train(*setting, quote(f"resume={first}"), name="gone_on")
+    a, b = (load(run / "checkpoints/last.ckpt") for run in (whole, gone_on))
+    torch.testing.assert_close(a["state_dict"], b["state_dict"], rtol=0, atol=0)
+    assert a["epoch"] == b["epoch"]
+    a, b = ([row["step"] for row in c["callbacks"]["Metrics"]["history"]] for c in (a, b))
+    assert a == b
+
+
 def test_the_first_of_more_steps_has_the_learning_rate_of_the_longer_run(train):
     """At the end of the shorter one that was 0."""
     states = [
@@ -514,10 +538,14 @@ def test_a_second_signal_within_a_step_says_that_the_step_was_not_saved(train, c
     assert re.search(r"Interrupted at step 14; saved before in .*stopped\n", said)
 
 
-def test_no_callback_saves_what_is_not_finite(train, tmp_path):
-    mine = "{_target_:lightning.pytorch.callbacks.ModelCheckpoint,every_n_train_steps:3}"
-    far = ("optimizer=adamw", "optimizer.lr=1e38", "scheduler.warmup_steps=0")
-    with pytest.raises(DivergedError, match=r"at step 2 .* at step 3"):
+@pytest.mark.parametrize(
+    ("every", "lr", "words"),
+    [(3, "1e38", r"loss is .* at step 2 .* at step 3"), (1, "1e39", r"a weight is .* at step 1")],
+)
+def test_no_callback_saves_what_is_not_finite(train, tmp_path, every, lr, words):
+    mine = f"{{_target_:lightning.pytorch.callbacks.ModelCheckpoint,every_n_train_steps:{every}}}"
+    far = ("optimizer=adamw", f"optimizer.lr={lr}", "scheduler.warmup_steps=0")
+    with pytest.raises(DivergedError, match=words):
         train(f"+callbacks.mine={mine}", *far, "trainer.gradient_clip_val=null", name="run")
     assert not list(tmp_path.glob("outputs/runs/run/checkpoints/*"))
 
@@ -527,7 +555,7 @@ def test_the_losses_that_a_callback_saves_are_means_over_the_ranks():
     metrics._losses = [torch.tensor(1.0)]
     mean = SimpleNamespace(reduce=lambda own, reduce_op: (own + 3.0) / 2)
     saved = {"callbacks": {}}
-    trainer = SimpleNamespace(strategy=mean, log_every_n_steps=5)
+    trainer = SimpleNamespace(strategy=mean, log_every_n_steps=5, lightning_module=torch.nn.ReLU())
     metrics.on_save_checkpoint(trainer, None, saved)
     assert saved["callbacks"][metrics.state_key]["batch_losses"] == [2.0]
 

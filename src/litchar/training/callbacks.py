@@ -158,6 +158,19 @@ class Metrics(Callback):
             self._losses = []
         return losses
 
+    def check_state(self, trainer: L.Trainer) -> None:
+        """Look at the losses and the weights, before they are saved.
+
+        Raises:
+            DivergedError: one is not a finite number.
+        """
+        self.check_finite(trainer)
+        if not math.isfinite(total_norm(trainer.lightning_module.parameters())):
+            raise DivergedError(
+                f"a weight is not a finite number at step {trainer.global_step:,} (the norm of "
+                f"the gradient is {gradient_norm(trainer):.3g}); try a lower optimizer.lr"
+            )
+
     # Each validation
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -229,8 +242,9 @@ class Metrics(Callback):
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Let no callback save what is not finite, nor the losses of one rank alone."""
-        self.check_finite(trainer)
+        """Let no callback save what is not finite, but for weights alone, of which Lightning does
+        not ask; nor the losses of one rank alone."""
+        self.check_state(trainer)
         checkpoint["callbacks"][self.state_key] = self.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

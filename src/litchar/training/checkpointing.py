@@ -1,6 +1,5 @@
 """When a run saves its checkpoints, and how Lightning is made to write them whole."""
 
-import math
 import os
 import shlex
 import shutil
@@ -18,9 +17,9 @@ from lightning.pytorch.plugins import CheckpointIO
 from litchar import signals
 from litchar.checkpoints import Checkpoint, load, save
 from litchar.checkpoints.files import flush_directory
-from litchar.errors import DivergedError, Interrupted, UserError
+from litchar.errors import Interrupted, UserError
 from litchar.terminal import Terminal
-from litchar.training.callbacks import Metrics, gradient_norm, is_validation, total_norm
+from litchar.training.callbacks import Metrics, is_validation
 from litchar.training.loggers import MetricsCSV
 from litchar.whole import written_whole
 
@@ -201,13 +200,7 @@ class Checkpoints(CheckpointCallback):
     def _save(self, trainer: L.Trainer, signum: int, is_best: bool = False) -> None:
         """Save the state, outside of the clock that counts steps; end if a signal says so."""
         self.metrics.clock.stop(trainer.lightning_module.device)
-        self.metrics.check_finite(trainer)
-        weights = total_norm(trainer.lightning_module.parameters())
-        if not math.isfinite(weights):
-            raise DivergedError(
-                f"a weight is not a finite number at step {trainer.global_step:,} (the norm of "
-                f"the gradient is {gradient_norm(trainer):.3g}); try a lower optimizer.lr"
-            )
+        self.metrics.check_state(trainer)
         self._tried_step = trainer.global_step
         self._failure, best_failed = self._write(trainer, is_best)
         if best_failed:  # not on disk: the next validation that is better than that is

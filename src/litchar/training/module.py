@@ -193,6 +193,7 @@ class LanguageModel(L.LightningModule):
             # Lightning would take one batch more in that epoch, and step with it alone.
             batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
             batches["current"] = dict.fromkeys(batches["current"], 0)
+            batches["is_last_batch"] = False
             for count in (epochs["total"], epochs["current"]):
                 count["completed"] = count["processed"]
         averages = any(isinstance(c, WeightAveraging) for c in self.trainer.callbacks)  # type: ignore[attr-defined]  # set unseen
