@@ -218,7 +218,8 @@ def _read_script(script: Path, arguments: list[str]) -> None:
 
         with (
             patch.object(argparse.ArgumentParser, "parse_args", parse),
-            patch.object(sys, "argv", [str(script), *arguments]),
+            # The code that runs is this checkout's, of which the script has to be as well.
+            patch.object(sys, "argv", [str(ROOT / "scripts" / script.name), *arguments]),
             contextlib.suppress(ParsedError),
         ):
             runpy.run_path(str(script), run_name="__main__")
