@@ -218,11 +218,11 @@ def _read_script(script: Path, arguments: list[str]) -> None:
 
         with (
             patch.object(argparse.ArgumentParser, "parse_args", parse),
-            # The code that runs is this checkout's, of which the script has to be as well.
-            patch.object(sys, "argv", [str(ROOT / "scripts" / script.name), *arguments]),
+            patch.object(sys, "argv", [str(script), *arguments]),
             contextlib.suppress(ParsedError),
         ):
-            runpy.run_path(str(script), run_name="__main__")
+            # The code that is imported here is that of ROOT, and the script has to be as well.
+            runpy.run_path(str(ROOT / "scripts" / script.name), run_name="__main__")
             raise AssertionError(f"{script.name} reads no command line")
         return
     if "--help" in arguments:
