@@ -148,17 +148,18 @@ def test_a_directory_of_configurations_that_is_not_there_is_named(monkeypatch, t
 
 
 def test_the_code_of_another_checkout_is_not_run(tmp_path, monkeypatch, capsys):
-    (tmp_path / "src/litchar").mkdir(parents=True)
-    monkeypatch.setattr(sys, "argv", [str(tmp_path / "scripts/compare.py")])
-    mend = f"PYTHONPATH={tmp_path}/src, or install this one: pip install -e {tmp_path}"
+    other = tmp_path / "a worktree"
+    (other / "src/litchar").mkdir(parents=True)
+    monkeypatch.setattr(sys, "argv", [str(other / "scripts/compare.py")])
+    mend = f"PYTHONPATH='{other}/src', or install this one: pip install -e '{other}'"
     for main in (lambda: hydra_main(sys.argv[0], "train", "nowhere:nothing"), compare.main):
         with pytest.raises(SystemExit) as ended:
             main()
         assert ended.value.code == 2
         assert capsys.readouterr().err.endswith(f"{ROOT}/src; run it with {mend}\n")
-    (tmp_path / "src/litchar").rmdir()
-    (tmp_path / "src").rmdir()
-    (tmp_path / "src").symlink_to(ROOT / "src")  # the same under another name
+    (other / "src/litchar").rmdir()
+    (other / "src").rmdir()
+    (other / "src").symlink_to(ROOT / "src")  # the same under another name
     check_checkout(sys.argv[0])
 
 

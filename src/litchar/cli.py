@@ -11,6 +11,7 @@ import io
 import os
 import secrets
 import select
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -165,7 +166,8 @@ def check_checkout(script: str) -> None:
     if not package.samefile(root / "src"):
         exit_with(
             f"{script} would run the code of another checkout, {package}; run it with "
-            f"PYTHONPATH={root}/src, or install this one: pip install -e {root}"
+            f"PYTHONPATH={shlex.quote(f'{root}/src')}, or install this one: pip install -e "
+            f"{shlex.quote(str(root))}"
         )
 
 
