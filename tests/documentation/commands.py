@@ -21,6 +21,7 @@ import sys
 import time
 import tomllib
 import urllib.request
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from unittest.mock import patch
@@ -232,10 +233,11 @@ def _read_script(script: Path, arguments: list[str]) -> None:
         overrides = overrides[: overrides.index("--cfg")]
     conf = script.parents[1] / "conf"
     check(overrides, conf, entry[1])
-    jobs = [overrides]
+    jobs: Iterable[list[str]] = [overrides]
     if {"-m", "--multirun"} & set(arguments):
         parsed = OverridesParser.create().parse_overrides(overrides)
-        jobs = [list(job) for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
+        (every,) = BasicSweeper.split_arguments(parsed, None)
+        jobs = {tuple(w for w in job if w[:5] != "seed="): list(job) for job in every}.values()
     with hydra.initialize_config_dir(str(conf), version_base="1.3"):
         for job in jobs:
             hydra.compose(entry[1], job)
