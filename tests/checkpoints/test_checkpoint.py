@@ -155,6 +155,13 @@ def test_weights_that_do_not_fit_are_refused(content, save, settings, words):
         Checkpoint.load(save(content)).build_model()
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_model_that_has_diverged_is_refused(content, save, value):
+    content["state_dict"]["model.head.weight"][3, 5] = value
+    with pytest.raises(UserError, match=r"model\.ckpt: .*head\.weight.*from before"):
+        Checkpoint.load(save(content)).build_model()
+
+
 def test_no_checkpoint_is_none(tmp_path):
     with pytest.raises(UserError, match=r"^checkpoint=null: give a file, a run's directory, or"):
         find(None, tmp_path)

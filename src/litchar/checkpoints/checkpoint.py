@@ -145,12 +145,18 @@ class Checkpoint:
         """Return the model with its trained weights, in evaluation mode, on `device`.
 
         Raises:
-            UserError: the weights are not this model's.
+            UserError: the weights are not this model's, or no finite numbers.
         """
         self.check_model()
         with self._fitting():
             model = self._new_model()
             model.load_state_dict(self.weights)
+        for name, weight in model.named_parameters():
+            if not weight.isfinite().all():
+                raise UserError(
+                    f"{self.path}: {name} has a value that is no finite number: its training had "
+                    "diverged; take a checkpoint from before that"
+                )
         return model.to(device).eval()
 
     def _new_model(self) -> nn.Module:
