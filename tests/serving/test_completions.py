@@ -433,6 +433,16 @@ def test_half_of_a_character_is_refused(directory):
     assert "UTF-8 has no bytes for it" in answer.json()["error"]["message"]
 
 
+def test_a_model_that_knows_half_of_a_character_answers_with_it(directory):
+    with serving(directory, Vocabulary(["\udce9"]), "half") as (url, _):
+        body = {"model": "half", "prompt": "", "max_tokens": 3}
+        answer = httpx.post(f"{url}/v1/completions", json=body)
+        streamed = httpx.post(f"{url}/v1/completions", json=body | {"stream": True})
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["choices"][0]["text"] == "\udce9" * 3
+    assert streamed.text.count(r"\udce9") == 3
+
+
 def test_a_document_ends_with_a_stop(directory):
     lines = Vocabulary("ab", document="line")
     with serving(directory, lines, "lines") as (url, _):
