@@ -6,6 +6,7 @@ import math
 import os
 import re
 import shutil
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -134,6 +135,10 @@ def test_a_report_is_readable_in_the_dark_and_on_a_phone(opened, tmp_path):
     opened.set_viewport_size({"width": 390, "height": 844})
     opened.screenshot(path=tmp_path / "phone.png", full_page=True)
     assert opened.evaluate("document.documentElement.scrollWidth") == 390
+    legend = opened.locator(".top svg [id^=legend] > g")
+    places = [legend.nth(i).bounding_box() for i in range(legend.count())]
+    assert len(places) == 6  # three lines, each with its name behind it
+    assert all(left["x"] + left["width"] < right["x"] for left, right in pairwise(places))
 
 
 def test_the_surprises_of_a_text_add_up_to_its_exact_loss(hostile_run):

@@ -85,6 +85,7 @@ td.text { background: none; padding: .2rem 0; border-radius: 0; }
 @media (max-width: 44rem) {
   .top { grid-template-columns: minmax(0, 1fr); }
   .top svg text { font-size: 11.5px !important; }
+  .top svg [id^=legend] text { font-size: 9.5px !important; }
   .facts tr { display: grid; grid-template-columns: 9rem minmax(0, 1fr); margin: .3rem 0; }
   .facts td { padding: 0 .5rem 0 0; } .facts td:nth-child(3) { grid-column: 1 / -1; }
   .sample { grid-template-columns: minmax(0, 1fr); } .sample > :first-child { padding: 0; } }
