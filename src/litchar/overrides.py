@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 
@@ -110,11 +111,15 @@ _PART = re.compile(rf"(?:\A|(?<=,))(?:(?:{_QUOTED.pattern})(?=,|\Z)|[^,]*)", re.
 def check(arguments: list[str], conf: Path, config_name: str) -> None:
     """Refuse what Hydra would take or trip over.
 
-    A key without a name, a group without a choice, and `+key` that nothing reads.
+    An option that there is not, a key without a name, a group without a choice, and `+key` that
+    nothing reads.
 
     Raises:
         UserError: the command line has one.
     """
+    for word in get_args_parser().parse_known_args(arguments)[1]:
+        if word.startswith("-"):
+            raise UserError(f"{word}: there is no such option; keys have no dashes: KEY=VALUE")
     for argument in arguments:
         group = argument.removesuffix("=null")
         if group != argument and group in _groups(conf):
