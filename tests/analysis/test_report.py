@@ -214,6 +214,11 @@ def test_a_run_is_done_again_where_it_took_place(tmp_path):
     environment = {"cwd": str(ROOT), "revision": "abc"}
     lines = again(tmp_path / "here", (typed, [OURS]), environment=environment)
     assert lines[-2:] == ["git checkout abc", "python scripts/train.py 'data.path=a b.txt' seed=1"]
+    changed = tmp_path / "a change"
+    changed.mkdir()
+    (changed / "code.diff").touch()
+    lines = again(changed, (["seed=1"], [OURS]), environment=environment)
+    assert lines[-3:-1] == ["git checkout abc", f"git apply '{changed}/code.diff'"]
     typed = (["experiment=e", "trainer.max_steps=5", "+callbacks.a=b"], [OURS, THEIRS])
     more = (["resume=x", "trainer.max_steps=9", "callbacks.a=c"], [OURS])
     environment = {"cwd": "/else where", "revision": "abc"}

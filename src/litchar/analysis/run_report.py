@@ -619,6 +619,8 @@ def _again(run: Run) -> str:
     lines = [shlex.join(["cd", cwd])]
     if (revision := run.environment.get("revision")) is not None:
         lines.append(shlex.join(["git", *checkout, "checkout", revision]))
+    if (changes := run.path / "code.diff").is_file():
+        lines.append(shlex.join(["git", *checkout, "apply", str(changes)]))
     lines.append(shlex.join(["python", str(script), *run.options, *typed]))
     place = shlex.quote(str(run.path))
     use = [f"python scripts/generate.py checkpoint={place}", f"tensorboard --logdir {place}"]
