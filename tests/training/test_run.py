@@ -365,6 +365,12 @@ def test_what_init_from_leaves_to_the_text_is_not_the_parents(train):
     assert (settings["dropout"], settings["noise"]) == (0.0, 0.02)
 
 
+def test_init_from_another_kind_of_model_says_what_to_set(train, text_file):
+    line = [f"init_from={train(name='parent')}", "model=gru", f"data.path={text_file}"]
+    with pytest.raises(UserError, match="a Transformer, and model is a Recurrent; set model as"):
+        train(*line, name="child", only=True)
+
+
 def test_init_from_a_text_of_other_characters_alone_takes_over_the_rest(train, tmp_path, capsys):
     parent = train(name="parent")
     other = tmp_path / "other.txt"

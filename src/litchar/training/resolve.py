@@ -212,7 +212,8 @@ def resolve_parent(config: DictConfig) -> Checkpoint | None:
     if config.model["_target_"] != settings["_target_"]:
         raise UserError(
             f"init_from={config.init_from} holds a {settings['_target_'].rpartition('.')[2]}, "
-            f"and model is a {config.model['_target_'].rpartition('.')[2]}"
+            f"and model is a {config.model['_target_'].rpartition('.')[2]}; set model as "
+            "it was trained with, or name another checkpoint"
         )
     _fill(config.model, {key: value for key, value in settings.items() if key not in BY_TEXT})
     if config.data.unit != parent.vocabulary.unit:
