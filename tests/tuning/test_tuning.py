@@ -289,6 +289,7 @@ def test_the_report_needs_nothing_beside_it(finished):
     study = finished[-1] / "tune/default"
     page = (study / "report.html").read_text()
     assert "Hyperparameter Importances" in page
+    assert '"xaxis":{"title":{"text":"validation"}' in page  # not a step, as Optuna has it
     assert "n_embd=16 is not divisible by n_head=3" in page
     assert "<script src" not in page
     assert (study / "report.png").read_bytes()[:4] == b"\x89PNG"

@@ -136,6 +136,8 @@ def _page(study: optuna.Study, total: int) -> str:
     for name in _drawable(study):
         figure = getattr(optuna.visualization, name)(study, **_named(name))
         figure.update_layout(template="plotly_white", width=None)  # as wide as the page
+        if name == "plot_intermediate_values":
+            figure.update_layout(xaxis_title="validation", yaxis_title="validation loss")
         plots += figure.to_html(full_html=False, include_plotlyjs=not plots)
     keys = sorted({key for trial in study.trials for key in trial.params})
     rows = [
@@ -191,6 +193,8 @@ def _drawn(name: str, study: optuna.Study) -> np.ndarray:
     import matplotlib.pyplot as plt
 
     axes = np.ravel(getattr(optuna.visualization.matplotlib, name)(study, **_named(name)))
+    if name == "plot_intermediate_values":
+        axes[0].set(xlabel="validation", ylabel="validation loss")
     figure = axes[0].figure
     figure.set_size_inches(max(11, 3.2 * len(axes)), 4)
     drawing = io.BytesIO()
