@@ -278,6 +278,7 @@ def test_train_generate_and_evaluate_from_any_directory(
         (["modl.n_layer=3"], "did you mean model"),
         (["model.n_layr=3"], "did you mean model.n_layer?"),
         (["trainer.max_step=3"], "did you mean trainer.max_steps?"),
+        (["dropout=0.1"], "did you mean model.dropout?"),
         (["model=transformr"], "did you mean transformer?"),
         (["experiment=nanogpt"], "did you mean nanogpt_char"),
         (["+typo=1"], "typo"),

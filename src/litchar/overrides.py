@@ -260,10 +260,11 @@ def _missing(key: str, typed: bool, conf: Path, config_name: str) -> str:
 
 
 def nearest(name: str, names: Sequence[str]) -> str:
-    """Return a hint at the name that was meant, looked for beside it first."""
+    """Return a hint at the name that was meant: one that ends so, or the nearest, first beside."""
     parent = name.rpartition(".")[0]
     beside = [other for other in names if other.rpartition(".")[0] == parent] or names
-    close = difflib.get_close_matches(name, beside, n=1)
+    close = [other for other in names if other.endswith(f".{name}")]
+    close = close or difflib.get_close_matches(name, beside, n=1)
     close = close or difflib.get_close_matches(name, names, n=1)
     if close:
         return f"; did you mean {close[0]}?"
