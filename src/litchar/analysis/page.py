@@ -36,9 +36,10 @@ pre, .text { white-space: pre-wrap; overflow-wrap: anywhere; background: var(--c
 svg { display: block; width: 100%; height: auto; overflow: visible; }
 figure { margin: 0; break-inside: avoid; min-width: 0; }
 figcaption { color: var(--soft); font-size: .85rem; }
-.table { overflow: auto; max-height: 32rem; }
+.table { overflow: auto; max-height: 32.7rem; } /* the last row is cut: more follow */
 table { border-collapse: collapse; }
 th, td { padding: .2rem 1rem .2rem 0; text-align: left; vertical-align: top; }
+th:last-child, td:last-child { padding-right: 0; }
 th { position: sticky; top: 0; background: var(--paper); font-weight: 600;
   box-shadow: inset 0 -1px var(--line); }
 td { white-space: pre-wrap; overflow-wrap: break-word; }

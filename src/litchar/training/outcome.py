@@ -106,19 +106,20 @@ def _figures(
     rows = []
     unit = summary["unit"]
 
-    def in_bits(name: str) -> str:
+    def in_bits(name: str) -> str:  # first, as the yardsticks below
         per_character, per_byte = summary[f"{name}_bpc"], summary[f"{name}_bpb"]
-        return f"{per_character:.3f} bits per character, {per_byte:.3f} per byte"
+        bits = f"{per_character:.3f} bits per character, {per_byte:.3f} per byte"
+        return f"{bits}; {summary[f'{name}_loss']:.4f} nats"
 
     if summary["train_loss"] is not None:
         rows.append(("train loss", f"{summary['train_loss']:.4f} nats per {unit}"))
     if summary["val_loss"] is not None:
         rows.append(("val loss", f"{summary['val_loss']:.4f} nats per {unit}"))
     if summary["best_val_loss"] is not None:  # it is where no checkpoint could be saved
-        best = f"{summary['best_val_loss']:.4f} at step {summary['best_step']:,}"
-        rows.append(("best val loss", f"{best}, {in_bits('best_val')}"))
+        best = f"{in_bits('best_val')} at step {summary['best_step']:,}"
+        rows.append(("best val loss", best))
     if summary["test_loss"] is not None:
-        rows.append(("test loss", f"{summary['test_loss']:.4f}, {in_bits('test')}"))
+        rows.append(("test loss", in_bits("test")))
     if yardsticks:
         name = "bits_per_byte" if unit == "byte" else "bits_per_character"
         figures = ", ".join(f"{row.name} {getattr(row, name):.3f}" for row in yardsticks)
