@@ -12,6 +12,7 @@ from rich.console import Console
 
 import litchar.terminal
 from conftest import ROOT
+from litchar.errors import Interrupted
 from litchar.generation.run import show_score
 from litchar.generation.scoring import COLOURS, Score
 from litchar.overrides import quote
@@ -80,6 +81,16 @@ def test_a_run_fits_its_terminal(train, terminal, columns, environment, drawn):
     assert path.endswith("/best.ckpt")  # in one piece, however narrow
     if environment.get("TERM") == "dumb":
         assert "\x1b" not in shown
+
+
+def test_a_run_that_ends_early_leaves_no_bar_behind_and_the_cursor_shown(train, terminal):
+    output = terminal(80)
+    with pytest.raises(Interrupted):
+        train("logger=csv", "callbacks=none", "+callbacks.at={_target_:conftest.SignalAt,step:5}")
+    drawn, _, said = output.getvalue().partition("Interrupted at step")
+    assert drawn.rstrip().endswith("\x1b[2K")
+    assert drawn.count("\x1b[?25h") == drawn.count("\x1b[?25l") == 1
+    assert not DRAWN_OVER.search(said)
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,10 @@ class ProgressBar(ProgressBarCallback):
         line = Text(figures).append(f"   {text}" if text else "", "dim")
         self.console.print(line, soft_wrap=True)  # in one piece: the bar redraws after each
 
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        """Take the bar away, and give the cursor back that it hides."""
+        self.teardown(trainer, pl_module, "fit")
+
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Take the bar away."""
         if self._bar is not None:
