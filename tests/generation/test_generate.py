@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 
 from conftest import ROOT
 from litchar.checkpoints import Checkpoint
-from litchar.errors import UserError
+from litchar.errors import Interrupted, UserError
 from litchar.generation.prompt_loop import change
 from litchar.generation.run import run
 from litchar.generation.scoring import log_probs_of
@@ -147,6 +147,17 @@ def test_several_texts_are_parted_and_a_stop_string_ends_each(generate):
     assert len(texts) == 3
     assert all(text[0] == "1" for text in texts)
     assert not any("a" in text or "\n" in text.rstrip("\n") for text in texts)
+
+
+def test_a_text_that_a_signal_cuts_off_ends_its_line(generate, monkeypatch, capsys):
+    def interrupted(text):
+        yield "no "
+        raise Interrupted(signal.SIGINT)
+
+    monkeypatch.setattr(Writing, "__iter__", interrupted)
+    with pytest.raises(Interrupted):
+        generate(prompt="1 and ")
+    assert capsys.readouterr().out == "1 and no \n"
 
 
 def test_a_new_line_can_be_typed_in_a_stop_string(generated, run_dir):

@@ -146,10 +146,12 @@ def show_texts(text_model: TextModel, prompts: Sequence[str], config: DictConfig
             if i and document != "line":
                 print("-" * 8)
             sys.stdout.write(show(text.prompt))
-            for piece in text:
-                sys.stdout.write(show(piece))
-                sys.stdout.flush()
-            print()
+            try:
+                for piece in text:
+                    sys.stdout.write(show(piece))
+                    sys.stdout.flush()
+            finally:  # of Ctrl-C as well: the shell begins a line
+                print()
         if document:
             documents.append(text)
     return documents
