@@ -51,6 +51,7 @@ def test_onnx_gives_our_logits_at_any_batch_size_and_length(
     checkpoint = Checkpoint.load(run_dir / "checkpoints/best.ckpt")
     model = checkpoint.build_model()
     session = onnxruntime.InferenceSession(output)
+    assert session.get_inputs()[0].shape == ["batch", "time"]
     assert session.get_outputs()[0].shape == ["batch", "time", len(checkpoint.vocabulary)]
     for shape in ((1, 1), (1, 12), (5, 3), (2, 11)):
         ids = np.random.default_rng(0).integers(len(checkpoint.vocabulary), size=shape)

@@ -114,6 +114,7 @@ def write_onnx(checkpoint: Checkpoint, model: nn.Module, output: Path) -> Logits
         for value in node.outputs:
             value.shape = None
     length = "time" if block_size_of(model) > 1 else 1
+    program.model.graph.inputs[0].shape = onnx_ir.Shape(["batch", length])
     shape = onnx_ir.Shape(["batch", length, len(checkpoint.vocabulary)])
     program.model.graph.outputs[0].shape = shape
     program.model.metadata_props.update(metadata(checkpoint, model))
@@ -151,7 +152,7 @@ def any_size(model: nn.Module) -> tuple[torch.Tensor, Any]:
     """Return ids to trace `model` with, and that they may have any batch size and length."""
     longest = block_size_of(model)
     dim = torch.export.Dim
-    time = dim("time", max=longest) if longest > 1 else dim.STATIC
+    time = dim.DYNAMIC(max=longest) if longest > 1 else dim.STATIC
     idx = torch.zeros((2, min(2, longest)), dtype=torch.int64)
     return idx, ({0: dim("batch"), 1: time},)
 

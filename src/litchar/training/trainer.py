@@ -253,6 +253,7 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", category=PossibleUserWarning)
     warnings.filterwarnings("ignore", message="You requested to overfit")
     warnings.filterwarnings("ignore", message="FLOPs not found")  # of a GPU that it does not know
+    warnings.filterwarnings("ignore", message="Please use the new API settings")  # torch 2.9
     warnings.filterwarnings("ignore", message="Synchronization debug mode")  # of replay.py
     warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
     warnings.filterwarnings("ignore", message="You're using the WeightAveraging callback with")
