@@ -63,7 +63,7 @@ def test_a_loss_that_cannot_be_captured_is_still_compiled(train, monkeypatch, ca
     compiled = summary(train("model.dropout=0.0", "compile=true", name="compiled"))
     lines = [line for line in capsys.readouterr().out.splitlines() if "Not " in line]
     assert len(lines) == 1
-    assert lines[0].startswith("Not replayed as a CUDA graph (AssertionError: ")
+    assert lines[0].startswith("Not replayed as a CUDA graph (")  # no CUDA in it, or no GPU
     assert compiled["val_loss"] == pytest.approx(plain["val_loss"], abs=1e-4)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 

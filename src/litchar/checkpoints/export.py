@@ -41,12 +41,12 @@ def run(config: DictConfig) -> None:
     checkpoint = Checkpoint.load(find(config.checkpoint, Path(config.outputs_dir)))
     output = Path(os.path.expanduser(config.output or chosen.output))
     try:
-        output = output.resolve() if output.is_symlink() else output
+        output = Path(os.path.realpath(output)) if output.is_symlink() else output
+        if output.is_symlink():
+            raise UserError(f"output={output}: is a loop of links")
         if not output.parent.is_dir():
             raise UserError(f"output={output}: there is no directory {output.parent}")
         chosen.check_place(output)
-    except RuntimeError:  # of pathlib, before Python 3.13
-        raise UserError(f"output={output}: is a loop of links") from None
     except OSError as error:
         raise UserError(f"output={output}: cannot be written ({error.strerror})") from None
     model = checkpoint.build_model()
