@@ -39,7 +39,7 @@ def run(
     with history():
         while True:
             try:
-                line = input("> ")
+                line = _asked()
                 if line in (":quit", ":q", ":exit"):
                     return
                 if line == ":help":
@@ -52,7 +52,6 @@ def run(
                     show(typed(line))
                     config.seed += config.num_samples
             except EOFError:
-                print()
                 return
             except UserError as error:
                 print(f"error: {error}")
@@ -61,7 +60,15 @@ def run(
             except Interrupted as interrupted:
                 if interrupted.signum != signal.SIGINT:
                     raise
-                print()
+
+
+def _asked() -> str:
+    """Return the line that is typed; one that is given up ends as well."""
+    try:
+        return input("> ")
+    except (EOFError, Interrupted):
+        print()
+        raise
 
 
 def change(config: DictConfig, setting: str, check: Callable[[DictConfig], None]) -> None:
