@@ -1,6 +1,7 @@
 """`compile=true`: the same training, and a run that goes on where compilation fails."""
 
 import copy
+import re
 from functools import partial
 
 import lightning as L
@@ -63,7 +64,8 @@ def test_a_loss_that_cannot_be_captured_is_still_compiled(train, monkeypatch, ca
     compiled = summary(train("model.dropout=0.0", "compile=true", name="compiled"))
     lines = [line for line in capsys.readouterr().out.splitlines() if "Not " in line]
     assert len(lines) == 1
-    assert lines[0].startswith("Not replayed as a CUDA graph (")  # no CUDA in it, or no GPU
+    without = "AssertionError|RuntimeError"  # torch is built without CUDA; there is no GPU for it
+    assert re.match(rf"Not replayed as a CUDA graph \(({without}): ", lines[0])
     assert compiled["val_loss"] == pytest.approx(plain["val_loss"], abs=1e-4)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
