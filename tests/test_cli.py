@@ -283,6 +283,7 @@ def test_train_generate_and_evaluate_from_any_directory(
         (["experiment=nanogpt"], "did you mean nanogpt_char"),
         (["+typo=1"], "typo"),
         (["--max_steps=5"], "--max_steps=5: there is no such option; keys have no dashes"),
+        (["--=1"], "ambiguous option: --=1 could match"),
         (["seed=1", "--max_steps", "5"], "--max_steps: there is no such option"),
         (["optimizer.lr=["], "optimizer.lr=[: Hydra cannot read this"),
         (["run_dir=/proc/nowhere"], "/proc/nowhere"),

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -117,7 +117,9 @@ def check(arguments: list[str], conf: Path, config_name: str) -> None:
     Raises:
         UserError: the command line has one.
     """
-    for word in get_args_parser().parse_known_args(arguments)[1]:
+    parser = get_args_parser()
+    parser.error = _refuse  # type: ignore[method-assign]  # it would print its usage, and exit
+    for word in parser.parse_known_args(arguments)[1]:
         if word.startswith("-"):
             raise UserError(f"{word}: there is no such option; keys have no dashes: KEY=VALUE")
     for argument in arguments:
@@ -130,6 +132,10 @@ def check(arguments: list[str], conf: Path, config_name: str) -> None:
             raise UserError(f"{argument}: there is no key before the value; write KEY=VALUE")
         if "+" in prefix:
             _check_added(name, _keys(conf, config_name))
+
+
+def _refuse(message: str) -> NoReturn:
+    raise UserError(message)
 
 
 def _check_added(name: str, keys: dict[str, bool]) -> None:
