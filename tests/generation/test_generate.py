@@ -160,6 +160,20 @@ def test_a_text_that_a_signal_cuts_off_ends_its_line(generate, monkeypatch, caps
     assert capsys.readouterr().out == "1 and no \n"
 
 
+def test_a_signal_as_the_prompt_is_shown_ends_its_line(generate, monkeypatch, capsys):
+    write = sys.stdout.write
+
+    def written(text):
+        write(text)
+        if text == "1 and ":  # at once, where PYTHONUNBUFFERED is set
+            raise Interrupted(signal.SIGINT)
+
+    monkeypatch.setattr(sys.stdout, "write", written)
+    with pytest.raises(Interrupted):
+        generate(prompt="1 and ")
+    assert capsys.readouterr().out == "1 and \n"
+
+
 def test_a_new_line_can_be_typed_in_a_stop_string(generated, run_dir):
     setting = (f"checkpoint={run_dir}", "prompt=1", "seed=1", "max_new_tokens=300", "json=true")
     for stop in (r"stop=\n", r'stop=["\n", "THE END"]'):

@@ -145,8 +145,8 @@ def show_texts(text_model: TextModel, prompts: Sequence[str], config: DictConfig
         else:
             if i and document != "line":
                 print("-" * 8)
-            sys.stdout.write(show(text.prompt))
             try:
+                sys.stdout.write(show(text.prompt))
                 for piece in text:
                     sys.stdout.write(show(piece))
                     sys.stdout.flush()
