@@ -294,6 +294,18 @@ def test_profile_writes_a_trace_of_a_few_steps_and_a_table(train, capsys, steps,
     assert str(run_dir / "profile/trace.json") in capsys.readouterr().out.replace("\n", "")
 
 
+def test_profile_counts_batches_under_accumulation(train, monkeypatch):
+    began = []
+    start = torch.profiler.profile.start
+    monkeypatch.setattr(torch.profiler.profile, "start", lambda it: began.append(it) or start(it))
+    steps = ("trainer.max_steps=6", "trainer.accumulate_grad_batches=4")
+    run_dir = train("profile=true", *steps, "trainer.val_check_interval=24")
+    trace = json.loads((run_dir / "profile/trace.json").read_text())
+    names = [event.get("name", "") for event in trace["traceEvents"]]
+    assert len(began) == 1
+    assert names.count("aten::cross_entropy_loss") == 5
+
+
 @pytest.mark.parametrize(
     ("callback", "setting"),
     [

@@ -19,7 +19,7 @@ import torch
 from filelock import FileLock
 from hydra._internal.utils import get_args_parser
 
-from conftest import ROOT, assert_same_run, composed, figures, summary
+from conftest import ROOT, SMALL, assert_same_run, composed, figures, summary
 from litchar import cli
 from litchar.checkpoints import Checkpoint, load, save
 from litchar.errors import DivergedError, Interrupted, UserError, is_disk_full
@@ -275,6 +275,13 @@ def test_a_run_that_goes_on_is_as_long_as_it_was_to_be(train):
         train(*stopped_at(3), name="run")
     run_dir = train("trainer.max_steps=null", "resume=auto", name="run")
     assert summary(run_dir)["steps"] == 20
+
+
+def test_a_text_that_the_line_leaves_out_is_the_one_it_was(train, text_file):
+    path = text_file.rename(text_file.with_name("a ${b}.txt"))
+    train("data=text", quote(f"data.path={path}"), *SMALL, only=True)
+    more = ("data=text", *SMALL, "trainer.max_steps=25", "resume=auto")
+    assert summary(train(*more, only=True))["steps"] == 25
 
 
 @pytest.mark.parametrize(

@@ -29,13 +29,15 @@ class Profile(Callback):
         self.directory = directory
         self.terminal = terminal
         self._batches = 0  # of this process
+        self._first = SKIP  # batch that is recorded
         self._profile: profile | None = None
 
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
         """Begin to record, when it is time."""
-        steps = trainer.max_steps - trainer.global_step + self._batches
-        is_short = trainer.max_steps > 0 and steps < SKIP + RECORD
-        if self._batches == (0 if is_short else SKIP) and trainer.is_global_zero:
+        if self._batches == 0 and trainer.max_steps > 0:
+            steps = trainer.max_steps - trainer.global_step
+            self._first = 0 if steps * trainer.accumulate_grad_batches < SKIP + RECORD else SKIP
+        if self._batches == self._first and trainer.is_global_zero:
             os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it would write lines between ours
             self._profile = profile()
             self._profile.start()

@@ -161,7 +161,7 @@ def device_of(accelerator: str) -> torch.device:
     return torch.device("cpu")
 
 
-KEPT = ("data.val_batch_size", "trainer.min_steps", "trainer.deterministic")
+KEPT = ("data.path", "data.val_batch_size", "trainer.min_steps", "trainer.deterministic")
 
 
 def resolve_as_before(config: DictConfig, then: dict[str, Any]) -> None:
@@ -176,8 +176,10 @@ def resolve_as_before(config: DictConfig, then: dict[str, Any]) -> None:
         trainer.update({key: before.get(key) for key in ("max_steps", "max_time")})
     for key, value in flatten(then):
         kept = key in KEPT or not within(key, MAY_CHANGE)
+        if key == "data.path" and OmegaConf.select(config, "data.mixture") is not None:
+            kept = False  # other texts were given
         if value is not None and kept and OmegaConf.select(config, key, default=0) is None:
-            OmegaConf.update(config, key, value)
+            OmegaConf.update(config, key, _escaped(value))
 
 
 def resolve_paths(config: DictConfig) -> None:
@@ -243,8 +245,9 @@ def resolve_steps(
 
     A pass, as `trainer.max_epochs` and `min_epochs` count, is as many batches as hold the training
     split's characters once; batches are drawn at random all the same. A run validates ten times, or
-    where that would take longer than its steps, less often, but twice at least. A step is forward
-    and backward, and costs three times as much a character.
+    where that would take longer than its steps, less often, but twice at least; one of few steps as
+    often as whole steps between them allow. A step is forward and backward, and costs three times
+    as much a character.
 
     Args:
         by_default: whether `trainer.max_steps` is what the device takes by default; on a short text
@@ -279,7 +282,7 @@ def resolve_steps(
         steps = 500
         if trainer.max_steps > 0:
             affordable = 3 * trainer.max_steps * characters // val_characters
-            steps = max(1, trainer.max_steps // min(10, max(2, affordable)))
+            steps = math.ceil(trainer.max_steps / min(10, max(2, affordable)))
         trainer.val_check_interval = steps * trainer.accumulate_grad_batches
     check_whole_steps(trainer, trainer.accumulate_grad_batches, "trainer.accumulate_grad_batches")
     _check_epochs(trainer)
