@@ -591,7 +591,7 @@ def endless(text_file, tmp_path):
 def test_a_signal_saves_and_ends_with_its_exit_code(endless, signum):
     process, run_dir = endless()
     process.send_signal(signum)
-    output, _ = process.communicate(timeout=20)
+    output, _ = process.communicate(timeout=120)
     assert process.returncode == 128 + signum, output
     figures = summary(run_dir)
     assert figures["status"] == "interrupted"
@@ -603,7 +603,7 @@ def test_a_signal_saves_and_ends_with_its_exit_code(endless, signum):
 def test_a_run_outlives_whoever_reads_what_it_prints(endless):
     process, run_dir = endless("trainer.max_steps=300", "trainer.log_every_n_steps=50")
     process.stdout.close()
-    assert process.wait(timeout=60) == 0
+    assert process.wait(timeout=300) == 0
     assert summary(run_dir)["status"] == "completed"
 
 
@@ -620,7 +620,7 @@ def test_a_sweep_outlives_whoever_reads_what_it_prints(text_file, tmp_path, laun
     command = [sys.executable, ROOT / "scripts/train.py", *words]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     process.stdout.close()
-    assert process.wait(timeout=60) == 0, process.stderr.read()
+    assert process.wait(timeout=300) == 0, process.stderr.read()
     jobs = (tmp_path / "outputs/sweeps/s").glob("*/summary.json")
     assert [summary(job.parent)["status"] for job in jobs] == ["completed"] * 2
 
@@ -673,7 +673,7 @@ def test_a_reader_that_has_enough_ends_a_script_quietly(name, listens, code, unb
     if not listens:
         process.stdout.close()
     said = process.stderr.read()
-    assert process.wait(timeout=60) == code, said
+    assert process.wait(timeout=300) == code, said
     assert ("BrokenPipeError" in said) == (code == 1)
     assert code == 1 or not said
 
@@ -681,11 +681,10 @@ def test_a_reader_that_has_enough_ends_a_script_quietly(name, listens, code, unb
 def test_a_second_signal_ends_at_once(endless):
     # Nearly all the time goes to validation, whose end the first signal would wait for.
     process, run_dir = endless("trainer.val_check_interval=2", "data.val_batch_size=1")
-    process.send_signal(signal.SIGINT)
-    process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=20)
-    # A shell shows 130 in both cases: the interpreter may be closing when the second one comes.
-    assert process.returncode in (128 + signal.SIGINT, -signal.SIGINT), output
+    for signum in (signal.SIGSTOP, signal.SIGINT, signal.SIGTERM, signal.SIGCONT):
+        process.send_signal(signum)  # so that the second is there when the first is heard
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM, output
     assert summary(run_dir)["status"] == "interrupted"
     for path in (run_dir / "checkpoints").glob("*"):
         assert path.name in ("best.ckpt", "last.ckpt", "previous.ckpt")

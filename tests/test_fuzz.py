@@ -17,7 +17,13 @@ keys = st.one_of(
 arguments = st.lists(st.tuples(st.sampled_from(["", "+", "++", "~"]), keys, words), max_size=3)
 
 
-@settings(deadline=None, max_examples=120, suppress_health_check=list(HealthCheck))
+@settings(
+    deadline=None,
+    max_examples=120,
+    derandomize=True,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
 @given(arguments)
 def test_any_overrides_compose_or_are_explained_in_one_line(parts):
     try:

@@ -5,6 +5,7 @@ import gzip
 import random
 import signal
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
@@ -76,7 +77,14 @@ def test_an_interrupt_waits_for_no_compressor_that_has_not_begun(text_file, monk
     monkeypatch.setattr(baselines, "COMPRESSORS", quick | {f"slow {i}": slow for i in range(8)})
     found = compress(Text(path=str(text_file)), Text(path=str(text_file)).open())
     assert next(found).name == "quick"
-    threading.Timer(0.5, interrupted.set).start()  # by then the queue is empty
+    shutdown = ThreadPoolExecutor.shutdown
+
+    def and_let_go(pool, wait=True, **options):
+        if wait:  # for those that have begun; the queue is to be empty by now
+            interrupted.set()
+        shutdown(pool, wait, **options)
+
+    monkeypatch.setattr(ThreadPoolExecutor, "shutdown", and_let_go)
     with pytest.raises(Interrupted):
         found.throw(Interrupted(signal.SIGINT))
     assert len(begun) <= 2  # of 24

@@ -18,6 +18,7 @@ from litchar.generation import Sampling, generate
 from litchar.serving.playground import Playground, Run, build
 from litchar.text import Vocabulary
 
+expect.set_options(timeout=30_000)  # milliseconds: how long a page may take on a busy machine
 LETTERS = Vocabulary("abcdefgh \n")
 HTML = "<script>window.hacked=1</script><img src=x onerror=parent.hacked='2'>&lt;b>\n"
 

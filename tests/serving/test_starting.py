@@ -140,7 +140,7 @@ def test_it_serves_until_a_signal_and_ends_with_its_exit_code(start, signals):
                 process.send_signal(signals[1])
                 with contextlib.suppress(httpx.HTTPError):
                     list(parts)
-        _, errors = process.communicate(timeout=30)
+        _, errors = process.communicate(timeout=120)
         assert process.returncode == 128 + signals[0]
         assert errors == ""
     finally:

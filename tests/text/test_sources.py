@@ -7,6 +7,7 @@ import socket
 import sys
 import sysconfig
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -123,11 +124,11 @@ def _no_proxy(monkeypatch):
 
 
 @pytest.fixture
-def closed_url() -> str:
+def closed_url() -> Iterator[str]:
     """An address where nobody listens."""
     with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{unused.getsockname()[1]}/texts/a.txt"
+        unused.bind(("127.0.0.1", 0))  # and nobody else can
+        yield f"http://127.0.0.1:{unused.getsockname()[1]}/texts/a.txt"
 
 
 def kept() -> list[Path]:

@@ -231,7 +231,7 @@ class MeetingCorpus(CountingCorpus):
     def fingerprint(self) -> str:
         fingerprint = super().fingerprint()
         if self.barrier is not None:
-            self.barrier.wait(timeout=30)
+            self.barrier.wait(timeout=120)
             self.barrier = None
         return fingerprint
 
@@ -256,7 +256,7 @@ def test_of_two_processes_that_want_a_store_at_once_one_builds_it_and_both_have_
     ]
     for builder in builders:
         builder.start()
-    outcomes, reads = zip(*(results.get(timeout=60) for _ in builders), strict=True)
+    outcomes, reads = zip(*(results.get(timeout=240) for _ in builders), strict=True)
     for builder in builders:
         builder.join(timeout=60)
     assert outcomes == (True, True)

@@ -550,6 +550,28 @@ def test_a_silent_worker_elsewhere_is_dead_and_one_that_beats_is_not(tmp_path):
     assert study.trials[0].state == TrialState.RUNNING
 
 
+def test_who_stands_still_while_it_looks_takes_nobody_for_silent(tmp_path, monkeypatch):
+    storage = optuna.storages.InMemoryStorage()
+    study = optuna.create_study(storage=storage)
+    elsewhere = {"worker": "far-1", "host": "far", "beat": 0}
+    study.add_trial(optuna.create_trial(state=TrialState.RUNNING, user_attrs=elsewhere))
+    worker = Worker(study, storage, tmp_path, 1, 0.5, lambda _: optuna.samplers.RandomSampler())
+    now, stopped, read = 0.0, 0.0, worker._trials
+
+    def read_and_stopped():  # by Ctrl-Z, say, while the other one goes on
+        nonlocal now
+        trials = read()
+        now += stopped
+        return trials
+
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    monkeypatch.setattr(worker, "_trials", read_and_stopped)
+    worker._bury_the_dead()
+    now, stopped = 0.1, 60.0
+    worker._bury_the_dead()
+    assert study.trials[0].state == TrialState.RUNNING
+
+
 # Several workers
 
 

@@ -157,20 +157,21 @@ class Worker:
 
     def _bury_the_dead(self) -> None:
         """End the trials whose workers live no more, so that they are tried again."""
+        now = time.monotonic()  # before they are read, which may take long
         for trial in self._trials():
-            if trial.state == TrialState.RUNNING and not self._lives(trial):
+            if trial.state == TrialState.RUNNING and not self._lives(trial, now):
                 with contextlib.suppress(UpdateFinishedTrialError):  # somebody was quicker
                     if "outcome" not in trial.user_attrs:
                         self.storage.set_trial_user_attr(trial._trial_id, "outcome", "lost")
                     self.storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
 
-    def _lives(self, trial: FrozenTrial) -> bool:
+    def _lives(self, trial: FrozenTrial, now: float) -> bool:
         worker = str(trial.user_attrs.get("worker"))
         lock = self._locks / f"{worker}.lock"
         if trial.user_attrs.get("host") == platform.node() and lock.exists():
             return is_locked(lock)
         beat, since = self._seen.get(trial.number, (None, 0.0))
         if beat != (worker, trial.user_attrs.get("beat")):
-            since = time.monotonic()
+            since = now
             self._seen[trial.number] = (worker, trial.user_attrs.get("beat")), since
-        return time.monotonic() - since < SILENT_BEATS * self.beat_seconds
+        return now - since < SILENT_BEATS * self.beat_seconds
