@@ -24,7 +24,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
 from litchar import signals
-from litchar.errors import Interrupted, UserError, check_whole
+from litchar.errors import Interrupted, UserError, check_whole, extra, first_line
 from litchar.launched import launched
 from litchar.terminal import Terminal
 from litchar.training.sweep import Outcome
@@ -233,6 +233,12 @@ class RayLauncher(_Launcher):
             process dies.
     """
 
+    def setup(self, **given: Any) -> None:
+        """Keep what Hydra hands over, if there is Ray."""
+        with extra("ray", needed_for="launcher=ray"):
+            import ray  # noqa: F401
+        super().setup(**given)
+
     def run(self, jobs: list[Job]) -> list[Returned]:
         """Call all of `jobs` as tasks of Ray."""
         import ray
@@ -271,18 +277,26 @@ class SlurmLauncher(_Launcher):
         The rest: what submitit's `update_parameters` takes.
     """
 
+    def setup(self, **given: Any) -> None:
+        """Keep what Hydra hands over, if there is submitit and the cluster that it is to use."""
+        with extra("slurm", needed_for="launcher=slurm"):
+            import submitit
+        named = ("folder", "cluster", "slurm_max_num_timeout")
+        try:
+            self.executor = submitit.AutoExecutor(**{key: self.settings[key] for key in named})
+        except (RuntimeError, ValueError) as error:  # no srun, or no such cluster
+            raise UserError(
+                f"launcher=slurm: {first_line(error)}; start it where jobs are submitted, or try "
+                "it out here by hydra.launcher.cluster=local"
+            ) from None
+        self.executor.update_parameters(
+            **{key: value for key, value in self.settings.items() if key not in named}
+        )
+        super().setup(**given)
+
     def run(self, jobs: list[Job]) -> list[Returned]:
         """Submit all of `jobs`, and wait for them."""
-        import submitit
-
-        settings = dict(self.settings)
-        executor = submitit.AutoExecutor(
-            settings.pop("folder"),
-            settings.pop("cluster"),
-            slurm_max_num_timeout=settings.pop("slurm_max_num_timeout"),
-        )
-        executor.update_parameters(**settings)
-        submitted = executor.map_array(_Resubmitted(), jobs)
+        submitted = self.executor.map_array(_Resubmitted(), jobs)
         outcomes: list[Returned] = []
         try:
             for job, one in zip(jobs, submitted, strict=True):

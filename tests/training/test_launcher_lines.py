@@ -1,9 +1,18 @@
-"""What a launcher says of a job that has ended."""
+"""What a launcher says of a job that has ended, and where it cannot work."""
+
+import shutil
+import sys
 
 import pytest
 from hydra.core.utils import JobReturn
 
-from hydra_plugins.litchar_launchers import Job, ParallelLauncher
+from hydra_plugins.litchar_launchers import (
+    Job,
+    ParallelLauncher,
+    RayLauncher,
+    SlurmLauncher,
+)
+from litchar.errors import UserError
 from litchar.training.sweep import Outcome
 
 
@@ -25,3 +34,28 @@ def test_each_outcome_has_its_line(returned, line, capsys):
 
 def test_a_job_of_another_sweeper_has_a_number():
     assert Job(None, None, None, ["seed=1"], 3, {}).name == "job 3"
+
+
+SETUP = {"hydra_context": None, "task_function": None, "config": None}
+
+
+@pytest.mark.parametrize(
+    ("launcher", "name", "package"),
+    [(RayLauncher, "ray", "ray"), (SlurmLauncher, "slurm", "submitit")],
+)
+def test_a_missing_extra_is_named(launcher, name, package, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    needs = rf'launcher={name} needs the package {package}: pip install -e "\.\[{name}\]"'
+    with pytest.raises(UserError, match=needs):
+        launcher().setup(**SETUP)
+
+
+@pytest.mark.parametrize(
+    ("cluster", "why"), [("slurm", "Could not detect .srun."), ("slrum", "executor named slrum")]
+)
+def test_where_there_is_no_such_cluster_it_says_so(cluster, why, monkeypatch, tmp_path):
+    pytest.importorskip("submitit")
+    monkeypatch.setattr(shutil, "which", lambda *_: None)
+    settings = {"folder": str(tmp_path), "cluster": cluster, "slurm_max_num_timeout": 1}
+    with pytest.raises(UserError, match=rf"launcher=slurm: .*{why}.*cluster=local"):
+        SlurmLauncher(**settings).setup(**SETUP)
