@@ -530,10 +530,11 @@ def test_a_deleted_run_directory_is_made_again(train):
     assert Checkpoint.load(run_dir / "checkpoints/last.ckpt").step == 20
 
 
-def test_a_loss_that_a_validation_finds_diverged_has_a_gradient_too(train):
+def test_a_loss_that_a_validation_finds_diverged_has_a_gradient_too(train, tmp_path):
     words = r"the loss is (nan|inf) at step \d \(the norm of the gradient is (nan|inf) at step 10"
     with pytest.raises(DivergedError, match=words):
         train("trainer.log_every_n_steps=100", "optimizer=adamw", "optimizer.lr=1e9")
+    assert not (tmp_path / "outputs/runs/run/samples.txt").exists()  # nor is it validated at all
 
 
 def test_a_second_signal_within_a_step_says_that_the_step_was_not_saved(train, capsys):

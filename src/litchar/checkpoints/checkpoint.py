@@ -100,7 +100,6 @@ class Checkpoint:
                     f"{len(vocabulary)} {vocabulary.unit}s, and a model for "
                     f"{card['model']['vocab_size']}"
                 )
-            prefix = "model."
             return cls(
                 path=path,
                 vocabulary=vocabulary,
@@ -111,9 +110,8 @@ class Checkpoint:
                 step=int(data["global_step"]),
                 losses=_losses_at(int(data["global_step"]), data.get("callbacks", {})),
                 weights={
-                    name.removeprefix(prefix): tensor
+                    name.removeprefix("model."): tensor
                     for name, tensor in data["state_dict"].items()
-                    if name.startswith(prefix)
                 },
                 resumable="optimizer_states" in data,
             )

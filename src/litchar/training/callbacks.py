@@ -174,14 +174,15 @@ class Metrics(Callback):
     # Each validation
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Stop the clock: it counts steps alone."""
+        """Stop the clock: it counts steps alone. What has diverged is not validated."""
         self.clock.stop(pl_module.device)
+        if is_validation(trainer):
+            self.check_state(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the losses, note the best, and stop if the target is met."""
         if not is_validation(trainer):
             return
-        self.check_finite(trainer)
         losses = language_model(trainer).losses
         step, val_loss = trainer.global_step, losses["val/loss"]
         if not math.isfinite(val_loss):
