@@ -17,6 +17,13 @@ def install() -> None:
         signal.signal(signum, _handle)
 
 
+def leave_to_parent(worker: int) -> None:
+    """Ignore `SIGNALS` in a loader's worker: a batch system sends them to all processes, and the
+    step that is to be finished may need its batch."""
+    for signum in SIGNALS:
+        signal.signal(signum, signal.SIG_IGN)
+
+
 def reset() -> None:
     """Forget a signal that was received."""
     _state.update(deferred=False, received=0)

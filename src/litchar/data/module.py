@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from litchar import signals
 from litchar.data.windows import Batch, RandomWindows, SequentialWindows, Span, document_starts
 from litchar.errors import UserError, check_flag, check_whole
 from litchar.text import Text, TokenStore
@@ -215,6 +216,7 @@ class TextDataModule(L.LightningDataModule):
             batch_size=None,  # the dataset makes whole batches
             sampler=sampler,
             num_workers=self.num_workers if has_workers else 0,
+            worker_init_fn=signals.leave_to_parent,
         )
 
     # Where windows are gathered
