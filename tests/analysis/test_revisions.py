@@ -15,6 +15,7 @@ from conftest import ROOT
 from litchar.analysis import revisions
 from litchar.analysis.compare import main
 from litchar.checkpoints import save
+from litchar.training import environment
 
 # What stands for training here: it hands over the record that a test made for this revision.
 TRAIN = """
@@ -52,6 +53,7 @@ def repository(tmp_path, monkeypatch):
         (code / revision).touch()
         git("add", "."), git("commit", "-q", "-m", revision), git("tag", revision)
     monkeypatch.setattr(revisions, "ROOT", code)
+    monkeypatch.setattr(environment, "ROOT", code)
     monkeypatch.setenv("MADE", str(tmp_path / "made"))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()

@@ -52,6 +52,32 @@ def test_the_difference_rebuilds_the_code_with_its_new_files(checkout, tmp_path)
     assert not (root / "my.txt").exists()
 
 
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"GIT_DIR": "{}/other/.git", "GIT_INDEX_FILE": "{}/other/.git/index"},  # as in a hook
+        {"GIT_TEST_ASSUME_DIFFERENT_OWNER": "1"},  # as in a container
+        {"GIT_CONFIG_GLOBAL": "{}/settings"},
+        {"GIT_EXTERNAL_DIFF": "/bin/true"},
+    ],
+)
+def test_what_git_is_told_elsewhere_changes_no_record(checkout, tmp_path, monkeypatch, variables):
+    root, git = checkout
+    (root / "src/old.py").write_text("old = 2\n")
+    revision = git("rev-parse", "HEAD").decode().strip()
+    plain = git("diff", "HEAD")
+    git("clone", "-q", str(root), str(tmp_path / "other"))
+    git("-C", str(tmp_path / "other"), "commit", "-q", "--allow-empty", "-m", "Not ours.")
+    (tmp_path / "settings").write_text(
+        "[diff]\nnoprefix = true\nexternal = /bin/true\n[color]\nui = always\n"
+    )
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value.format(tmp_path))
+    found = environment.describe(torch.device("cpu"))
+    assert (found["revision"], found["uncommitted"]) == (revision, True)
+    assert environment._difference() == plain
+
+
 def test_no_password_is_recorded(monkeypatch, tmp_path):
     url = "tune.storage=postgresql://me:secret@host/studies"
     monkeypatch.setattr("sys.argv", ["tune.py", url, "data.path=https://host/@a"])

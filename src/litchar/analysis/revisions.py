@@ -19,7 +19,7 @@ from litchar.analysis.comparison import LEVEL, Row, welch
 from litchar.checkpoints import load
 from litchar.errors import UserError
 from litchar.terminal import Terminal
-from litchar.training.environment import ROOT
+from litchar.training.environment import ROOT, git
 
 
 @dataclass(frozen=True)
@@ -81,16 +81,14 @@ def worktree(name: str, place: Path) -> Iterator[Path]:
         yield place
     finally:
         subprocess.run(
-            ["git", "-C", str(ROOT), "worktree", "remove", "--force", str(place)],
+            git("worktree", "remove", "--force", str(place)),
             capture_output=True,
             check=False,
         )
 
 
 def _git(refusal: str, name: str, *arguments: str) -> None:
-    done = subprocess.run(
-        ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run(git(*arguments), capture_output=True, text=True, check=False)
     if done.returncode:
         reason = " ".join(done.stderr.split()[-12:])
         raise UserError(f"--revisions {name}: {refusal}{f' ({reason})' if reason else ''}")

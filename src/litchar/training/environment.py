@@ -107,31 +107,43 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 
 def _revision() -> str | None:
-    """Return git's name of the code, if it is a checkout: what is installed may lie in another
-    project's."""
-    checkout, revision = [*_git("rev-parse", "--show-toplevel", "HEAD").splitlines(), b"", b""][:2]
-    return revision.decode() if checkout and ROOT.samefile(os.fsdecode(checkout)) else None
+    """Return git's name of the code, if it is a checkout."""
+    return _git("rev-parse", "HEAD").decode().strip() or None
 
 
 def _difference() -> bytes:
     """Return how the code differs from its revision, in whatever encoding; new files are whole."""
     if _revision() is None:
         return b""
-    index = ROOT / os.fsdecode(_git("rev-parse", "--git-path", "index").strip())
+    index = Path(os.fsdecode(_git("rev-parse", "--absolute-git-dir").strip()), "index")
     if not index.is_file():
         return b""
     with tempfile.TemporaryDirectory() as directory:
         copy = shutil.copy(index, directory)  # what a person has staged stays as it is
         new = [name for name in CODE if (ROOT / name).is_dir()]
         _git("add", "--intent-to-add", "--", *new, index=copy)
-        return _git("diff", "HEAD", index=copy)
+        # As `git apply` reads it, however a person likes to see one.
+        plain = (
+            "--no-ext-diff",
+            "--no-textconv",
+            "--no-color",
+            "--src-prefix=a/",
+            "--dst-prefix=b/",
+        )
+        return _git("diff", *plain, "HEAD", index=copy)
+
+
+def git(*arguments: str) -> list[str]:
+    """Return the command that asks git about this checkout alone, named so that neither the
+    project that it may lie in, nor a hook of another one (GIT_DIR), nor another owner matters."""
+    return ["git", "-C", str(ROOT), f"--git-dir={ROOT / '.git'}", f"--work-tree={ROOT}", *arguments]
 
 
 def _git(*arguments: str, index: str | None = None) -> bytes:
     environment = os.environ | ({} if index is None else {"GIT_INDEX_FILE": index})
     try:
         return subprocess.run(
-            ["git", "-C", str(ROOT), *arguments], capture_output=True, check=True, env=environment
+            git(*arguments), capture_output=True, check=True, env=environment
         ).stdout
     except (OSError, subprocess.CalledProcessError):  # no git, or no checkout
         return b""
