@@ -212,6 +212,9 @@ def _unwritable(error: OSError) -> str | None:
     """Return the line for a place that the system lets nobody have; None for other errors."""
     if isinstance(error, PermissionError) and error.filename:
         return f"{error.filename}: {error.strerror}; change its rights, or name another place"
+    if error.errno in (errno.EROFS, errno.EEXIST, errno.ENOTDIR) and error.filename:
+        # A disk that may only be read, or a file or a dangling link where a directory is to be.
+        return f"{error.filename}: {error.strerror}; name another place"
     if is_disk_full(error):
         # Of two, the second is written to.
         place = error.filename2 or error.filename or "the disk that is written to"

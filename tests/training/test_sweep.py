@@ -118,6 +118,14 @@ def test_the_same_line_again_touches_nothing_and_more_values_run_alone(sweep, tr
     )
 
 
+def test_a_text_whose_name_is_no_utf8_is_swept_and_compared(sweep, text_file):
+    named = text_file.with_name(os.fsdecode(b"caf\xe9.txt"))
+    named.write_text(text_file.read_text()[::-1])
+    swept = sweep(f"data.path={quote(str(text_file))},{quote(str(named))}", compared=True)
+    assert (swept.code, swept.err) == (0, "")
+    assert (swept.directory / "sweep.png").exists()
+
+
 def test_another_sweep_of_the_same_name_is_refused_and_the_difference_named(sweep):
     one, two = "optimizer.weight_decay=choice(0.1)", "trainer.max_steps=2"
     first = sweep(one, two)

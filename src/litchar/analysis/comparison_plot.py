@@ -178,6 +178,7 @@ def _mark(axes: "Axes", values: list[Any], places: list[float], numeric: bool) -
 
 
 def _cut(text: str, most: int) -> str:
+    text = text.encode(errors="backslashreplace").decode()  # a file's name need not be UTF-8
     return text if len(text) <= most else f"{text[: most - 2]}..."
 
 

@@ -147,10 +147,9 @@ HYPERPARAMETERS = (
 
 
 def hyperparameters(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return what of a run's settings the HParams page shows, by dotted key; a path need not be
-    UTF-8, which TensorBoard takes alone."""
+    """Return what of a run's settings the HParams page shows, by dotted key."""
     return {
-        key: value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value
+        key: value
         for key, value in flatten(settings)
         if value is not None and within(key, HYPERPARAMETERS)
     }

@@ -215,8 +215,13 @@ def train(ready: Ready, sweep: Path | None = None) -> dict[str, Any]:
         if sweep is None
         else swept_settings(sweep, settings, HydraConfig.get().runtime.choices)
     )
-    # Lightning's logger leaves an empty list out.
-    shown = {key: str(value) if value == [] else value for key, value in shown.items()}
+    # Lightning's logger leaves an empty list out, and TensorBoard takes UTF-8 alone.
+    shown = {
+        key: value
+        if isinstance(value, int | float)
+        else str(value).encode(errors="backslashreplace").decode()
+        for key, value in shown.items()
+    }
     summary = _record(
         ready,
         status="running",
