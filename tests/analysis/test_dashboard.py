@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 from io import BytesIO
 
 import numpy as np

@@ -119,7 +119,8 @@ def _difference() -> bytes:
     if not index.is_file():
         return b""
     with tempfile.TemporaryDirectory() as directory:
-        copy = shutil.copy(index, directory)  # what a person has staged stays as it is
+        # What a person has staged stays as it is. By its time git knows which files to look into.
+        copy = shutil.copy2(index, directory)
         new = [name for name in CODE if (ROOT / name).is_dir()]
         _git("add", "--intent-to-add", "--", *new, index=copy)
         # As `git apply` reads it, however a person likes to see one.
