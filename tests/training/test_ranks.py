@@ -6,6 +6,7 @@ tests share runs where they can.
 
 import contextlib
 import csv
+import functools
 import itertools
 import json
 import os
@@ -23,6 +24,7 @@ from omegaconf import OmegaConf
 from torch.distributed import HashStore
 
 from conftest import ROOT, SMALL, TEXT, scalars, summary, wait_until
+from litchar import signals
 from litchar.checkpoints import Checkpoint, load
 from litchar.errors import DivergedError, Interrupted, RankError, UserError
 from litchar.launched import Place, launched
@@ -341,6 +343,31 @@ def test_tasks_of_srun_know_their_place(monkeypatch):
     monkeypatch.setenv("SLURM_LOCALID", "1")
     monkeypatch.setenv("SLURM_NODEID", "1")
     assert launched() == Place(3, 1, 1, 4)
+
+
+def test_who_waits_for_tasks_that_never_come_says_so_and_hears_a_signal(monkeypatch, capsys):
+    monkeypatch.setenv("MASTER_PORT", "0")  # any that is free
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    place = Place(world_size=4)
+    monkeypatch.setattr(ranks, "launched", lambda: place)
+    monkeypatch.setattr(ranks, "NOTICE_SECONDS", 0.1)
+    monkeypatch.setattr(
+        ranks, "launchers_store", functools.cache(ranks.launchers_store.__wrapped__)
+    )
+    ranks.launchers_store().add("joined", 1)
+    at_exit = []
+    monkeypatch.setattr(ranks.atexit, "register", at_exit.append)
+    ranks.dismiss_at_exit(place)
+    say = ranks._say_who_is_missing
+
+    def and_ctrl_c(*given):
+        say(*given)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(ranks, "_say_who_is_missing", and_ctrl_c)
+    signals.install()
+    at_exit[0]()
+    assert "waiting for 2 of the 4 processes" in capsys.readouterr().err
 
 
 # As a person starts it

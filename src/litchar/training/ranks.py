@@ -41,6 +41,7 @@ from torch.distributed import (  # type: ignore[attr-defined]
 
 from litchar.errors import (
     DivergedError,
+    Interrupted,
     RankError,
     UserError,
     check_whole,
@@ -233,11 +234,16 @@ class Leader:
         if self._processes:  # they have no other
             self._store.set(_key("run", self._number + 1), json.dumps(None))
         ready = _key("ready", self._number)
-        deadline = time.monotonic() + START_SECONDS
+        began = time.monotonic()
+        told = bool(self._processes)
         while self._store.add(ready, 0) < self.place.world_size - 1:
             if (failure := self._failure()) is not None:
                 raise failure
-            if time.monotonic() > deadline:
+            waited = time.monotonic() - began
+            if waited > NOTICE_SECONDS and not told:
+                _say_who_is_missing(self._store, self.place)
+                told = True
+            if waited > START_SECONDS:
                 raise RankError(
                     f"not all of {self.place.world_size} ranks were ready after {START_SECONDS} s"
                 )
@@ -324,6 +330,7 @@ def follow_runs(prepare: Prepare) -> int:
     place = launched()
     assert place is not None
     store = launchers_store()
+    store.add("joined", 1)
     code = 0
     for number in itertools.count():
         job = json.loads(_wait_for(store, _key("run", number)))
@@ -386,20 +393,45 @@ def launchers_store() -> Store:
             os.environ["SLURM_STEP_NODELIST"]
         )
         os.environ["MASTER_PORT"] = str(15_000 + int(os.environ["SLURM_JOB_ID"]) % 10_000)
+    if place.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        # By torch's rendezvous it would wait here until all have come, and hear no signal.
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        return TCPStore(address, port, is_master=True, wait_for_workers=False)
     store: Store
     store, _, _ = next(rendezvous("env://", place.rank, place.world_size))
     return store
+
+
+def _say_who_is_missing(store: Store, place: Place) -> None:
+    """Tell a person whom this process waits for, if some of a launcher's never came."""
+    missing = place.world_size - 1 - store.add("joined", 0)
+    if missing:
+        print(
+            f"waiting for {missing} of the {place.world_size} processes that torchrun or srun is "
+            "to have started; Ctrl-C ends this (in a shell that srun started, first: unset "
+            "SLURM_PROCID)",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def dismiss_at_exit(place: Place) -> None:
     """Let the ranks of a launcher end when this one, which leads them, does."""
 
     def dismiss() -> None:
-        store = launchers_store()
+        store, others = launchers_store(), place.world_size - 1
         store.set(_key("run", next(_numbers)), json.dumps(None))
-        deadline = time.monotonic() + NOTICE_SECONDS
-        while store.add("left", 0) < place.world_size - 1 and time.monotonic() < deadline:
-            time.sleep(0.02)  # the store may be in this process
+
+        def wait(name: str, seconds: float) -> None:
+            deadline = time.monotonic() + seconds
+            while store.add(name, 0) < others and time.monotonic() < deadline:
+                time.sleep(0.02)  # the store may be in this process
+
+        with contextlib.suppress(Interrupted):
+            wait("joined", NOTICE_SECONDS)
+            _say_who_is_missing(store, place)
+            wait("joined", START_SECONDS)
+            wait("left", NOTICE_SECONDS)
 
     atexit.register(dismiss)
 
