@@ -34,14 +34,6 @@ def test_of_a_copy_that_has_no_room_the_place_it_goes_to_is_named(capsys):
     assert capsys.readouterr().err.startswith("error: /written: No space left; make room there")
 
 
-def test_a_place_where_no_directory_can_be_is_named_in_one_line(tmp_path, capsys):
-    (tmp_path / "outputs").symlink_to("/nowhere")
-    with pytest.raises(SystemExit) as ended, cli.exit_codes():
-        (tmp_path / "outputs").mkdir(exist_ok=True)
-    assert ended.value.code == 2
-    assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'outputs'}: File exists; name")
-
-
 def test_what_may_not_be_read_is_named_in_one_line(monkeypatch, tmp_path, capsys):
     def forbidden(path):
         raise PermissionError(13, "Permission denied", str(path))

@@ -106,6 +106,13 @@ class _Launcher(Launcher):
         self.task_function = task_function
         self.config = config
 
+    def check(self) -> None:
+        """Refuse to launch where that cannot be, before anything is made.
+
+        Raises:
+            UserError: a package is missing, or the cluster.
+        """
+
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> list[JobReturn]:
@@ -233,11 +240,10 @@ class RayLauncher(_Launcher):
             process dies.
     """
 
-    def setup(self, **given: Any) -> None:
-        """Keep what Hydra hands over, if there is Ray."""
+    def check(self) -> None:
+        """Refuse to launch where there is no Ray."""
         with extra("ray", needed_for="launcher=ray"):
             import ray  # noqa: F401
-        super().setup(**given)
 
     def run(self, jobs: list[Job]) -> list[Returned]:
         """Call all of `jobs` as tasks of Ray."""
@@ -277,26 +283,29 @@ class SlurmLauncher(_Launcher):
         The rest: what submitit's `update_parameters` takes.
     """
 
-    def setup(self, **given: Any) -> None:
-        """Keep what Hydra hands over, if there is submitit and the cluster that it is to use."""
+    def check(self) -> None:
+        """Refuse to launch where there is no submitit, or not the cluster that it is to use."""
+        self._executor()
+
+    def _executor(self) -> Any:
         with extra("slurm", needed_for="launcher=slurm"):
             import submitit
         named = ("folder", "cluster", "slurm_max_num_timeout")
         try:
-            self.executor = submitit.AutoExecutor(**{key: self.settings[key] for key in named})
+            executor = submitit.AutoExecutor(**{key: self.settings[key] for key in named})
         except (RuntimeError, ValueError) as error:  # no srun, or no such cluster
             raise UserError(
                 f"launcher=slurm: {first_line(error)}; start it where jobs are submitted, or try "
                 "it out here by hydra.launcher.cluster=local"
             ) from None
-        self.executor.update_parameters(
+        executor.update_parameters(
             **{key: value for key, value in self.settings.items() if key not in named}
         )
-        super().setup(**given)
+        return executor
 
     def run(self, jobs: list[Job]) -> list[Returned]:
         """Submit all of `jobs`, and wait for them."""
-        submitted = self.executor.map_array(_Resubmitted(), jobs)
+        submitted = self._executor().map_array(_Resubmitted(), jobs)
         outcomes: list[Returned] = []
         try:
             for job, one in zip(jobs, submitted, strict=True):

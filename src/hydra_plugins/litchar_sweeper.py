@@ -57,9 +57,12 @@ class ResumingSweeper(BasicSweeper):
             Interrupted: a signal ended the sweep, after the job under way was saved.
         """
         plan = self._plan(arguments)
+        before = [recorded(job) for job in plan.jobs]
+        if not all(outcome and outcome.status == "completed" for outcome in before):
+            getattr(self.launcher, "check", lambda: None)()  # Hydra's own have no such thing
+        plan.directory.mkdir(parents=True, exist_ok=True)
         if isinstance(self.task_function, Task):
             self.task_function.started = True  # from here on an error need not be the user's
-        plan.directory.mkdir(parents=True, exist_ok=True)
         plan.record()
         OmegaConf.save(self.settings, plan.directory / "multirun.yaml")
         outcomes: dict[Path, Outcome] = {}

@@ -198,7 +198,10 @@ def _exit_on(error: Exception, started: bool, conf: Path, config_name: str) -> N
     if isinstance(error, DivergedError | JobsFailedError | RankError):
         exit_with(str(error), 1)
     if isinstance(error, OSError) and error.filename and not started:
-        exit_with(f"{error.filename}: cannot be written ({error.strerror}); try run_dir=DIRECTORY")
+        exit_with(
+            f"{error.filename}: cannot be written ({error.strerror}); try run_dir=DIRECTORY "
+            "(of a sweep outputs_dir=DIRECTORY)"
+        )
     for cause in () if isinstance(error, UserError) else causes(error):  # that says it better
         if isinstance(cause, OSError) and (line := _unwritable(cause)):
             exit_with(line)
@@ -212,8 +215,7 @@ def _unwritable(error: OSError) -> str | None:
     """Return the line for a place that the system lets nobody have; None for other errors."""
     if isinstance(error, PermissionError) and error.filename:
         return f"{error.filename}: {error.strerror}; change its rights, or name another place"
-    if error.errno in (errno.EROFS, errno.EEXIST, errno.ENOTDIR) and error.filename:
-        # A disk that may only be read, or a file or a dangling link where a directory is to be.
+    if error.errno == errno.EROFS and error.filename:
         return f"{error.filename}: {error.strerror}; name another place"
     if is_disk_full(error):
         # Of two, the second is written to.

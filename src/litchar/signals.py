@@ -19,7 +19,8 @@ def install() -> None:
 
 def leave_to_parent(worker: int) -> None:
     """Ignore `SIGNALS` in a loader's worker: a batch system sends them to all processes, and the
-    step that is to be finished may need its batch."""
+    step that is to be finished may need its batch. They end with the loader, or when the parent is
+    gone."""
     for signum in SIGNALS:
         signal.signal(signum, signal.SIG_IGN)
 

@@ -36,9 +36,6 @@ def test_a_job_of_another_sweeper_has_a_number():
     assert Job(None, None, None, ["seed=1"], 3, {}).name == "job 3"
 
 
-SETUP = {"hydra_context": None, "task_function": None, "config": None}
-
-
 @pytest.mark.parametrize(
     ("launcher", "name", "package"),
     [(RayLauncher, "ray", "ray"), (SlurmLauncher, "slurm", "submitit")],
@@ -47,7 +44,7 @@ def test_a_missing_extra_is_named(launcher, name, package, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
     needs = rf'launcher={name} needs the package {package}: pip install -e "\.\[{name}\]"'
     with pytest.raises(UserError, match=needs):
-        launcher().setup(**SETUP)
+        launcher().check()
 
 
 @pytest.mark.parametrize(
@@ -58,4 +55,4 @@ def test_where_there_is_no_such_cluster_it_says_so(cluster, why, monkeypatch, tm
     monkeypatch.setattr(shutil, "which", lambda *_: None)
     settings = {"folder": str(tmp_path), "cluster": cluster, "slurm_max_num_timeout": 1}
     with pytest.raises(UserError, match=rf"launcher=slurm: .*{why}.*cluster=local"):
-        SlurmLauncher(**settings).setup(**SETUP)
+        SlurmLauncher(**settings).check()

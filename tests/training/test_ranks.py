@@ -14,6 +14,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from unittest.mock import Mock
@@ -350,7 +351,10 @@ def test_who_waits_for_tasks_that_never_come_says_so_and_hears_a_signal(monkeypa
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     place = Place(world_size=4)
     monkeypatch.setattr(ranks, "launched", lambda: place)
-    monkeypatch.setattr(ranks, "NOTICE_SECONDS", 0.1)
+    for name in ("STUCK_SECONDS", "NOTICE_SECONDS"):
+        monkeypatch.setattr(ranks, name, 0.1)
+    monkeypatch.setattr(ranks, "_given_up", threading.Event())
+    monkeypatch.setattr(ranks, "_numbers", itertools.count())
     monkeypatch.setattr(
         ranks, "launchers_store", functools.cache(ranks.launchers_store.__wrapped__)
     )
@@ -368,6 +372,10 @@ def test_who_waits_for_tasks_that_never_come_says_so_and_hears_a_signal(monkeypa
     signals.install()
     at_exit[0]()
     assert "waiting for 2 of the 4 processes" in capsys.readouterr().err
+    with pytest.raises(Interrupted), ranks.Leader(place, Path("run")) as leader:
+        leader.begin(OmegaConf.create(), torch.device("cpu"))
+    at_exit[0]()  # which waits no more, nor says so again
+    assert capsys.readouterr().err.count("waiting for") == 1
 
 
 # As a person starts it

@@ -19,6 +19,7 @@ import torch
 from filelock import FileLock
 from hydra._internal.utils import get_args_parser
 
+import litchar.text
 from conftest import ROOT, SMALL, assert_same_run, composed, figures, summary
 from litchar import cli
 from litchar.checkpoints import Checkpoint, load, save
@@ -278,10 +279,24 @@ def test_a_run_that_goes_on_is_as_long_as_it_was_to_be(train):
 
 
 def test_a_text_that_the_line_leaves_out_is_the_one_it_was(train, text_file):
-    path = text_file.rename(text_file.with_name("a ${b}.txt"))
-    train("data=text", quote(f"data.path={path}"), *SMALL, only=True)
+    directory = text_file.with_name("a ${b}")
+    directory.mkdir()
+    (directory / "read.md").write_text(text_file.read_text())
+    (directory / "other.txt").write_text("another text")
+    place = (quote(f"data.path={directory}"), quote("data.pattern=*.md"))
+    train("data=text", *place, *SMALL, only=True)
     more = ("data=text", *SMALL, "trainer.max_steps=25", "resume=auto")
     assert summary(train(*more, only=True))["steps"] == 25
+
+
+def test_a_text_with_a_source_comes_from_there_if_no_copy_is_named(train, tmp_path):
+    copy = tmp_path / "copy.txt"
+    copy.write_bytes(Path(litchar.text.__file__).with_name("ml.txt").read_bytes())
+    short = (*SMALL, "data.train_sample=0", "data.max_val_characters=500")
+    train("data=ml", f"data.path={copy}", *short, only=True)
+    copy.unlink()
+    run_dir = train("data=ml", *short, "trainer.max_steps=25", "resume=auto", only=True)
+    assert summary(run_dir)["steps"] == 25
 
 
 @pytest.mark.parametrize(

@@ -118,6 +118,14 @@ def test_the_same_line_again_touches_nothing_and_more_values_run_alone(sweep, tr
     )
 
 
+def test_a_place_that_can_be_no_directory_is_named_in_one_line(sweep, tmp_path):
+    (tmp_path / "outputs").symlink_to("/nowhere/at/all")
+    swept = sweep("seed=1,2")
+    assert swept.code == 2
+    assert swept.err.startswith(f"error: {tmp_path / 'outputs'}: cannot be written (File exists); ")
+    assert swept.err.count("\n") == 1
+
+
 def test_a_text_whose_name_is_no_utf8_is_swept_and_compared(sweep, text_file):
     named = text_file.with_name(os.fsdecode(b"caf\xe9.txt"))
     named.write_text(text_file.read_text()[::-1])

@@ -100,6 +100,9 @@ class Checkpoint:
                     f"{len(vocabulary)} {vocabulary.unit}s, and a model for "
                     f"{card['model']['vocab_size']}"
                 )
+            beside = [name for name in data["state_dict"] if not name.startswith("model.")]
+            if beside:
+                raise ValueError(f"{beside[0]} is no weight of the model")
             return cls(
                 path=path,
                 vocabulary=vocabulary,

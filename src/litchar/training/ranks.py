@@ -55,9 +55,10 @@ from litchar.training.summary import write_summary
 START_SECONDS = 600  # for all ranks to import and to open the text
 END_SECONDS = 60  # for a rank to end after the run has
 NOTICE_SECONDS = 5  # until a rank that died is known to have
-STUCK_SECONDS = 30  # until a rank that waits for one that died is given up
+STUCK_SECONDS = 30  # until a rank that waits for one that died, or never came, is helped
 
 _numbers = itertools.count()  # of the runs that this process leads
+_given_up = threading.Event()  # the wait for ranks that never came
 
 
 class Environment(LightningEnvironment):
@@ -236,18 +237,24 @@ class Leader:
         ready = _key("ready", self._number)
         began = time.monotonic()
         told = bool(self._processes)
-        while self._store.add(ready, 0) < self.place.world_size - 1:
-            if (failure := self._failure()) is not None:
-                raise failure
-            waited = time.monotonic() - began
-            if waited > NOTICE_SECONDS and not told:
-                _say_who_is_missing(self._store, self.place)
-                told = True
-            if waited > START_SECONDS:
-                raise RankError(
-                    f"not all of {self.place.world_size} ranks were ready after {START_SECONDS} s"
-                )
-            time.sleep(0.02)
+        try:
+            while self._store.add(ready, 0) < self.place.world_size - 1:
+                if (failure := self._failure()) is not None:
+                    raise failure
+                waited = time.monotonic() - began
+                if waited > STUCK_SECONDS and not told:
+                    _say_who_is_missing(self._store, self.place)
+                    told = True
+                if waited > START_SECONDS:
+                    _given_up.set()
+                    raise RankError(
+                        f"not all of {self.place.world_size} ranks were ready after "
+                        f"{START_SECONDS} s"
+                    )
+                time.sleep(0.02)
+        except Interrupted:
+            _given_up.set()
+            raise
         store = PrefixStore(_key("group", self._number), self._store)
         self._leave.enter_context(_process_group(self.place, store, device))
         self._begun = True
@@ -428,9 +435,10 @@ def dismiss_at_exit(place: Place) -> None:
                 time.sleep(0.02)  # the store may be in this process
 
         with contextlib.suppress(Interrupted):
-            wait("joined", NOTICE_SECONDS)
-            _say_who_is_missing(store, place)
-            wait("joined", START_SECONDS)
+            if not _given_up.is_set():
+                wait("joined", STUCK_SECONDS)
+                _say_who_is_missing(store, place)
+                wait("joined", START_SECONDS)
             wait("left", NOTICE_SECONDS)
 
     atexit.register(dismiss)

@@ -161,7 +161,7 @@ def device_of(accelerator: str) -> torch.device:
     return torch.device("cpu")
 
 
-KEPT = ("data.path", "data.val_batch_size", "trainer.min_steps", "trainer.deterministic")
+KEPT = ("data.val_batch_size", "trainer.min_steps", "trainer.deterministic")
 
 
 def resolve_as_before(config: DictConfig, then: dict[str, Any]) -> None:
@@ -171,13 +171,15 @@ def resolve_as_before(config: DictConfig, then: dict[str, Any]) -> None:
     trains is open if neither steps, passes nor time are given.
     """
     trainer = config.trainer
+    texts = [OmegaConf.select(config, f"data.{key}") for key in ("path", "mixture", "source")]
+    if texts == [None] * 3:
+        for key in {"path", "pattern"} & then.get("data", {}).keys():
+            OmegaConf.update(config, f"data.{key}", _escaped(then["data"][key]))
     if is_length_open(config):
         before = then.get("trainer", {})
         trainer.update({key: before.get(key) for key in ("max_steps", "max_time")})
     for key, value in flatten(then):
         kept = key in KEPT or not within(key, MAY_CHANGE)
-        if key == "data.path" and OmegaConf.select(config, "data.mixture") is not None:
-            kept = False  # other texts were given
         if value is not None and kept and OmegaConf.select(config, key, default=0) is None:
             OmegaConf.update(config, key, _escaped(value))
 

@@ -24,7 +24,12 @@ def open_storage(url: str | None, directory: Path) -> BaseStorage:
         UserError: it cannot be opened.
     """
     if url is None:
-        directory.mkdir(parents=True, exist_ok=True)
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"{directory}: cannot be written ({error.strerror}); try outputs_dir=DIRECTORY"
+            ) from None
         journal = directory / "journal.log"
         try:
             return JournalStorage(JournalFileBackend(str(journal), JournalLock(journal)))
