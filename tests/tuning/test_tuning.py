@@ -532,10 +532,11 @@ def test_a_journal_damaged_within_is_refused(tmp_path):
         open_storage(None, tmp_path)
 
 
-def test_a_place_that_can_be_no_directory_is_named(tmp_path):
+@pytest.mark.parametrize("url", [None, "sqlite:///{}/study.db"])
+def test_a_place_that_can_be_no_directory_is_named(tmp_path, url):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"file/study: cannot be written \(Not a directory\); try"):
-        open_storage(None, tmp_path / "file/study")
+        open_storage(url and url.format(tmp_path), tmp_path / "file/study")
 
 
 def test_a_silent_worker_elsewhere_is_dead_and_one_that_beats_is_not(tmp_path):

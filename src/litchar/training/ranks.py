@@ -55,7 +55,7 @@ from litchar.training.summary import write_summary
 START_SECONDS = 600  # for all ranks to import and to open the text
 END_SECONDS = 60  # for a rank to end after the run has
 NOTICE_SECONDS = 5  # until a rank that died is known to have
-STUCK_SECONDS = 30  # until a rank that waits for one that died, or never came, is helped
+STUCK_SECONDS = 30  # until who waits for a rank that died is ended, for one that never came is told
 
 _numbers = itertools.count()  # of the runs that this process leads
 _given_up = threading.Event()  # the wait for ranks that never came

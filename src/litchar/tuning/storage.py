@@ -18,27 +18,37 @@ OPENINGS = 5  # of a database, before it is given up
 
 
 def open_storage(url: str | None, directory: Path) -> BaseStorage:
-    """Return the database at `url`, or for None the journal in `directory`.
+    """Return the database at `url`, or for None the journal in `directory`, which is made.
+
+    Raises:
+        UserError: it cannot be opened, or the directory not be made.
+    """
+    database = None if url is None else _open_database(url)  # refused before anything is made
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{directory}: cannot be written ({error.strerror}); try outputs_dir=DIRECTORY"
+        ) from None
+    if database is not None:
+        return database
+    journal = directory / "journal.log"
+    try:
+        return JournalStorage(JournalFileBackend(str(journal), JournalLock(journal)))
+    except ValueError as error:  # it is read line by line
+        raise UserError(
+            f"{journal}: is damaged ({error}); restore it, or give another tune.name"
+        ) from None
+
+
+def _open_database(url: str) -> RDBStorage:
+    """Return the database at `url`.
 
     Raises:
         UserError: it cannot be opened.
     """
-    if url is None:
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"{directory}: cannot be written ({error.strerror}); try outputs_dir=DIRECTORY"
-            ) from None
-        journal = directory / "journal.log"
-        try:
-            return JournalStorage(JournalFileBackend(str(journal), JournalLock(journal)))
-        except ValueError as error:  # it is read line by line
-            raise UserError(
-                f"{journal}: is damaged ({error}); restore it, or give another tune.name"
-            ) from None
     try:
-        return _open_database(url)
+        return _with_tables(url)
     except Exception as error:  # whatever a driver may raise for an address, a network or a login
         if isinstance(error, ModuleNotFoundError) or "install" in str(error).lower():
             driver = getattr(error.__cause__ or error, "name", None) or "it"
@@ -49,7 +59,7 @@ def open_storage(url: str | None, directory: Path) -> BaseStorage:
         raise UserError(f"tune.storage={url}: cannot be opened ({reason}); {remedy}") from None
 
 
-def _open_database(url: str) -> RDBStorage:
+def _with_tables(url: str) -> RDBStorage:
     """Return the database at `url`, with its tables made.
 
     Of workers that make them at once, those that come second fail, and find them there next time.
