@@ -52,6 +52,15 @@ def test_the_difference_rebuilds_the_code_with_its_new_files(checkout, tmp_path)
     assert not (root / "my.txt").exists()
 
 
+def test_git_writes_nothing_into_a_checkout_that_may_be_anothers(checkout):
+    """Where it may not, it would leave new files out without a word."""
+    root, _ = checkout
+    (root / "src/new.py").write_bytes(b"new = 1\n")
+    before = sorted((root / ".git").rglob("*"))
+    assert b"+new = 1" in environment._difference()
+    assert sorted((root / ".git").rglob("*")) == before
+
+
 @pytest.mark.parametrize(
     "variables",
     [

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -120,9 +121,14 @@ def _difference() -> bytes:
         return b""
     with tempfile.TemporaryDirectory() as directory:
         # What a person has staged stays as it is. By its time git knows which files to look into.
-        copy = shutil.copy2(index, directory)
+        shutil.copy2(index, directory)
+        # What git adds goes there as well: the checkout may be read-only, or another person's.
+        (Path(directory) / "info").mkdir()
+        own = os.fsdecode(_git("rev-parse", "--git-path", "objects").removesuffix(b"\n"))
+        (Path(directory) / "info" / "alternates").write_bytes(os.fsencode(ROOT / own) + b"\n")
+        aside = {"GIT_INDEX_FILE": f"{directory}/index", "GIT_OBJECT_DIRECTORY": directory}
         new = [name for name in CODE if (ROOT / name).is_dir()]
-        _git("add", "--intent-to-add", "--", *new, index=copy)
+        _git("add", "--intent-to-add", "--", *new, variables=aside)
         # As `git apply` reads it, however a person likes to see one.
         plain = (
             "--no-ext-diff",
@@ -131,7 +137,7 @@ def _difference() -> bytes:
             "--src-prefix=a/",
             "--dst-prefix=b/",
         )
-        return _git("diff", *plain, "HEAD", index=copy)
+        return _git("diff", *plain, "HEAD", variables=aside)
 
 
 def git(*arguments: str) -> list[str]:
@@ -140,8 +146,8 @@ def git(*arguments: str) -> list[str]:
     return ["git", "-C", str(ROOT), f"--git-dir={ROOT / '.git'}", f"--work-tree={ROOT}", *arguments]
 
 
-def _git(*arguments: str, index: str | None = None) -> bytes:
-    environment = os.environ | ({} if index is None else {"GIT_INDEX_FILE": index})
+def _git(*arguments: str, variables: Mapping[str, str] | None = None) -> bytes:
+    environment = os.environ | (variables or {})
     try:
         return subprocess.run(
             git(*arguments), capture_output=True, check=True, env=environment
