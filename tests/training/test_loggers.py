@@ -2,6 +2,7 @@ import csv
 import errno
 import resource
 import threading
+import time
 
 import pytest
 from lightning.pytorch.callbacks import Callback
@@ -104,6 +105,18 @@ def test_a_curve_outlives_a_file_that_could_not_be_written(tmp_path):
     logger.log_metrics({"train/loss": 1.0}, step=3)
     logger.finalize("success")
     assert scalars(tmp_path) == {"train/loss": [(1, 3.0), (3, 1.0)]}
+
+
+def test_a_curve_goes_on_though_the_clock_was_set_back(tmp_path, monkeypatch):
+    now = time.time()
+    for step, ahead in enumerate((2e5, 1e5, 0.0), start=1):
+        monkeypatch.setattr("time.time", lambda ahead=ahead: now + ahead)
+        logger = TensorBoard(tmp_path, name="", version="")
+        logger.cut(step - 1)
+        logger.log_metrics({"train/loss": 4.0 - step}, step=step)
+        logger.finalize("success")
+    shown = EventAccumulator(str(tmp_path)).Reload().Scalars("train/loss")
+    assert [(event.step, event.value) for event in shown] == [(1, 3.0), (2, 2.0), (3, 1.0)]
 
 
 def test_a_full_disk_ends_no_run_through_its_loggers(tmp_path, monkeypatch, capsys):

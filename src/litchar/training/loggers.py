@@ -5,6 +5,7 @@ import csv
 import io
 import math
 import os
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 from litchar.training.resume import flatten, within
 from litchar.whole import written_whole
 
+EVENTS = "events.out.tfevents"  # how a file of TensorBoard's begins; a time follows
+
 
 class TensorBoard(TensorBoardLogger):
     """Lightning's TensorBoardLogger, which goes on when its files cannot be written for a while.
@@ -31,8 +34,18 @@ class TensorBoard(TensorBoardLogger):
     """
 
     def cut(self, step: int) -> None:
-        """Hide what a resumed run wrote after `step`."""
+        """Hide what a resumed run wrote after `step`.
+
+        TensorBoard reads files in the order of the times in their names. If the clock was set back
+        since, those that are there get earlier ones, or it would take what follows for the past.
+        """
         self._kwargs["purge_step"] = step + 1
+        files = sorted(Path(self.log_dir).glob(f"{EVENTS}.*"))
+        if files and files[-1].name >= f"{EVENTS}.{int(time.time()):010d}":
+            for number, file in enumerate(files):
+                rest = file.name.removeprefix(f"{EVENTS}.").partition(".")[2]
+                with contextlib.suppress(OSError):  # another's, or on a full disk
+                    file.rename(file.with_name(f"{EVENTS}.{number:010d}.{rest}"))
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
