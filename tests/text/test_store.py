@@ -429,3 +429,13 @@ def test_a_cache_of_an_earlier_version_is_found_again(tmp_path):
     splitting = Splitting("0.1-0.0-None", lambda tokens: {})
     name = Encoding("byte", "line", True, splitting).name
     assert name == "byte-line-shuffled-0.1-0.0-None-2"
+
+
+def test_a_store_in_a_cache_that_may_only_be_read_is_used(tmp_path, monkeypatch):
+    """A teacher's, say, or one of an image of a container."""
+    text = corpus_of(tmp_path / "a.txt", "of a teacher")
+    kept = open_store(text).tokens.tolist()
+    monkeypatch.setattr("os.access", lambda *_: False)
+    assert open_store(text).tokens.tolist() == kept
+    with pytest.raises(UserError, match="the cache cannot be written"):
+        open_store(corpus_of(tmp_path / "b.txt", "of a pupil"))

@@ -144,6 +144,8 @@ def _copy(fs: "AbstractFileSystem", path: str, url: str) -> Path:
     digest = hashlib.sha256(json.dumps([fs.unstrip_protocol(path), said]).encode()).hexdigest()
     name = path.rstrip("/").rpartition("/")[2].partition("?")[0] or "text"
     place = cache_dir() / "remote" / digest[:32] / name
+    if os.path.isfile(place):  # nothing to write, and perhaps no right to
+        return place
     make_cache(place.parent)
     with FileLock(f"{place}.lock"):
         if not place.exists():

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import http.client
+import os
 import sysconfig
 import urllib.error
 import urllib.request
@@ -57,12 +58,13 @@ def download(url: str, sha256: str) -> Corpus:
             the one whose SHA-256 was given.
     """
     place = cache_dir() / "downloads" / sha256[:16] / url.rsplit("/", 1)[-1]
-    make_cache(place.parent)
-    with FileLock(f"{place}.lock"):
-        if not place.exists():
-            _fetch_checked(url, sha256, place)
-        elif known_sha256(place) != sha256:
-            raise UserError(f"{place}: its SHA-256 is not {sha256}; delete it to fetch it again")
+    if not os.path.isfile(place):  # else there is nothing to write, and perhaps no right to
+        make_cache(place.parent)
+        with FileLock(f"{place}.lock"):
+            if not place.exists():
+                _fetch_checked(url, sha256, place)
+    if known_sha256(place) != sha256:
+        raise UserError(f"{place}: its SHA-256 is not {sha256}; delete it to fetch it again")
     return Corpus([place])
 
 

@@ -88,6 +88,8 @@ def open_store(corpus: Corpus, encoding: Encoding = Encoding()) -> TokenStore:
             although it shall be read by character.
     """
     fingerprint = corpus.fingerprint()
+    if (found := find_store(fingerprint, encoding)) is not None:
+        return found  # with no lock: the cache may be another person's, and only be read
     place = _place(fingerprint, encoding)
     make_cache(place.parent)
     with FileLock(f"{place}.lock"):
