@@ -140,6 +140,12 @@ def test_a_revision_that_is_none_is_refused_before_any_is_trained(repository, ma
     assert (code, out, error) == (2, "", "error: --revisions odl: no such revision\n")
 
 
+def test_without_git_one_line_says_so(capsys, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    words = "error: --revisions old: git is not installed, and checks revisions out; install it\n"
+    assert compared(capsys, "old", "new") == (2, "", words)
+
+
 def test_a_signal_takes_the_worktrees_away(repository, tmp_path, capsys):
     def stop():
         while not (tmp_path / "made/started").exists():

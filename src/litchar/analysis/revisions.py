@@ -88,7 +88,12 @@ def worktree(name: str, place: Path) -> Iterator[Path]:
 
 
 def _git(refusal: str, name: str, *arguments: str) -> None:
-    done = subprocess.run(git(*arguments), capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(git(*arguments), capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise UserError(
+            f"--revisions {name}: git is not installed, and checks revisions out; install it"
+        ) from None
     if done.returncode:
         reason = " ".join(done.stderr.split()[-12:])
         raise UserError(f"--revisions {name}: {refusal}{f' ({reason})' if reason else ''}")
