@@ -15,7 +15,9 @@ from litchar import checkpoints
 from litchar.checkpoints import Checkpoint
 from litchar.checkpoints.checkpoint import make_card
 from litchar.errors import UserError
+from litchar.launched import Place
 from litchar.models import Transformer
+from litchar.terminal import Terminal
 from litchar.text import Vocabulary
 
 SIZES = {"vocab_size": 5, "block_size": 8, "n_layer": 1, "n_head": 2, "n_embd": 8}
@@ -196,6 +198,41 @@ def test_a_data_source_from_a_checkpoint_is_the_projects_own(content, tmp_path, 
     torch.save(content, path)
     with pytest.raises(UserError, match="it was not built; score its text by its path"):
         split_of(Checkpoint.load(path), "val")
+
+
+def writes(file):
+    """Plain data of which `instantiate` makes a file."""
+    place = {"_target_": "pathlib.Path", "_args_": [str(file)]}
+    return {"_target_": "pathlib.Path.write_text", "_args_": [place, "it ran"]}
+
+
+@pytest.mark.parametrize(
+    ("begins", "part", "key"),
+    [
+        ("init_from", "model", "qkv_bias"),
+        ("init_from", "model", "block_size"),
+        ("resume", "data", "mixture"),
+        ("resume", "data", "path"),
+        ("resume", "model", "qkv_bias"),
+        ("resume", "trainer", "max_time"),
+    ],
+)
+def test_nothing_that_a_checkpoint_names_is_built_when_training_begins_from_it(
+    content, compose, tmp_path, begins, part, key
+):
+    from litchar.training.prepare import prepare
+
+    mark = tmp_path / "it ran"
+    settings = content["litchar"]["model"]
+    if begins == "resume":
+        settings = content["litchar"]["config"][part] = {}
+    settings[key] = [writes(mark)] if begins == "resume" else writes(mark)
+    path = tmp_path / "hostile.ckpt"
+    torch.save(content, path)
+    config = compose("data=text", f"{begins}={path}", "trainer.max_steps=null")
+    with pytest.raises(UserError, match=rf"hostile.ckpt: its {part}\.{key} names what is to be"):
+        prepare(config, tmp_path, Place(), Terminal(quiet=True))
+    assert not mark.exists()
 
 
 def test_a_thousand_flipped_bytes_are_refused_or_change_nothing(content, tmp_path):

@@ -164,24 +164,50 @@ def device_of(accelerator: str) -> torch.device:
 KEPT = ("data.val_batch_size", "trainer.min_steps", "trainer.deterministic")
 
 
-def resolve_as_before(config: DictConfig, then: dict[str, Any]) -> None:
+def resolve_as_before(config: DictConfig, resumed: Checkpoint) -> None:
     """Give what `config` leaves open the values of the run that it goes on with.
 
     Or else more steps, or another device, would bring other intervals and sizes along. How long it
     trains is open if neither steps, passes nor time are given.
+
+    Raises:
+        UserError: a value is no plain data.
     """
-    trainer = config.trainer
+    then, trainer = resumed.config, config.trainer
     texts = [OmegaConf.select(config, f"data.{key}") for key in ("path", "mixture", "source")]
     if texts == [None] * 3:
         for key in {"path", "pattern"} & then.get("data", {}).keys():
-            OmegaConf.update(config, f"data.{key}", _escaped(then["data"][key]))
+            value = _taken(resumed, f"data.{key}", then["data"][key])
+            OmegaConf.update(config, f"data.{key}", value)
     if is_length_open(config):
         before = then.get("trainer", {})
-        trainer.update({key: before.get(key) for key in ("max_steps", "max_time")})
+        for key in ("max_steps", "max_time"):
+            trainer[key] = _taken(resumed, f"trainer.{key}", before.get(key))
     for key, value in flatten(then):
         kept = key in KEPT or not within(key, MAY_CHANGE)
         if value is not None and kept and OmegaConf.select(config, key, default=0) is None:
-            OmegaConf.update(config, key, _escaped(value))
+            OmegaConf.update(config, key, _taken(resumed, key, value))
+
+
+def _taken(checkpoint: Checkpoint, key: str, value: Any) -> Any:
+    """Return what a checkpoint says of a key, for a configuration that is to be built.
+
+    Raises:
+        UserError: something in it would be built, and so run, with the rest.
+    """
+    if _builds(value):
+        raise UserError(
+            f"{checkpoint.path}: its {key} names what is to be built, where a checkpoint has plain "
+            "data; it was not built"
+        )
+    return _escaped(value)
+
+
+def _builds(value: Any) -> bool:
+    """Return whether `instantiate` would build something of plain data, however deep."""
+    if isinstance(value, dict):
+        return "_target_" in value or any(map(_builds, value.values()))
+    return isinstance(value, list | tuple) and any(map(_builds, value))
 
 
 def resolve_paths(config: DictConfig) -> None:
@@ -193,7 +219,7 @@ def resolve_paths(config: DictConfig) -> None:
 
 def _escaped(value: Any) -> Any:
     """Return plain data whose texts OmegaConf takes as they are."""
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [_escaped(one) for one in value]
     if isinstance(value, dict):
         return {key: _escaped(one) for key, one in value.items()}
@@ -219,13 +245,14 @@ def resolve_parent(config: DictConfig) -> Checkpoint | None:
             f"and model is a {config.model['_target_'].rpartition('.')[2]}; set model as "
             "it was trained with, or name another checkpoint"
         )
-    _fill(config.model, {key: value for key, value in settings.items() if key not in BY_TEXT})
+    own = {key: _taken(parent, f"model.{key}", value) for key, value in settings.items()}
+    _fill(config.model, {key: value for key, value in own.items() if key not in BY_TEXT})
     if config.data.unit != parent.vocabulary.unit:
         raise UserError(
             f"init_from={config.init_from} is a model of {parent.vocabulary.unit}s, and "
             f"data.unit={config.data.unit}; set data.unit={parent.vocabulary.unit}"
         )
-    _fill(config.data, asdict(parent.cleaning) | {"block_size": settings["block_size"]})
+    _fill(config.data, asdict(parent.cleaning) | {"block_size": own["block_size"]})
     return parent
 
 
