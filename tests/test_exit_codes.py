@@ -44,3 +44,9 @@ def test_what_may_not_be_read_is_named_in_one_line(monkeypatch, tmp_path, capsys
     assert ended.value.code == 2
     line = f"error: {tmp_path}: Permission denied; change its rights, or name another place\n"
     assert capsys.readouterr().err == line
+
+
+def test_what_a_message_quotes_of_a_file_steers_no_terminal(capsys):
+    with pytest.raises(SystemExit):
+        cli.exit_with("a.ckpt: \x1b[2J is no weight")
+    assert capsys.readouterr().err == "error: a.ckpt: \\x1b[2J is no weight\n"

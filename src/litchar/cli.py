@@ -295,6 +295,8 @@ class StudyExperiments(SearchPathPlugin):
 
 
 def exit_with(message: str, code: int = 2) -> NoReturn:
-    """Print one line and exit with `code`."""
-    print("error: " + " ".join(message.split()), file=sys.stderr)
+    """Print one line and exit with `code`; what it quotes of a file steers no terminal."""
+    from litchar.text.vocabulary import printable
+
+    print("error: " + printable(" ".join(message.split())), file=sys.stderr)
     sys.exit(code)
