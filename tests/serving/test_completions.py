@@ -19,7 +19,7 @@ from servers import running, save, untrained
 from litchar.checkpoints import Checkpoint
 from litchar.generation import Sampling, generate
 from litchar.generation.readers import Prepared
-from litchar.serving.completions import Completions, Limits, build
+from litchar.serving.completions import Completions, Limits, RefusedError, build
 from litchar.serving.pieces import name_of
 from litchar.text import ByteVocabulary, Vocabulary
 
@@ -456,3 +456,10 @@ def test_a_document_ends_with_a_stop(directory):
         assert set(choice.text) == {"a", "b"}
         assert choice.logprobs.token_logprobs[0] is not None  # the boundary stands before it
         assert "".join(choice.logprobs.tokens) == choice.text
+
+
+def test_a_prompt_that_is_too_long_is_refused_before_it_is_cleaned(server, monkeypatch):
+    _, served = server
+    monkeypatch.setattr(served, "cleaned", lambda text: "a")  # marks take time with their square
+    with pytest.raises(RefusedError, match="101 tokens, and this server reads at most 100"):
+        served.encode("a" * 101)

@@ -4,7 +4,7 @@ import asyncio
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Sequence, Sized
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
@@ -215,6 +215,7 @@ class Completions:
             RefusedError: it is too long, or has what the model does not know.
         """
         size = len(self.vocabulary)
+        self._check_length(prompt)  # cleaning may take time with its square
         if isinstance(prompt, str):
             text = self.cleaned(prompt)
             if unknown := self.vocabulary.unknown(text):
@@ -228,13 +229,16 @@ class Completions:
             if wrong is not None:
                 raise RefusedError(f"prompt: there is no token {wrong} of {size}", "prompt")
             ids = np.array(prompt)
-        if len(ids) > self.limits.max_prompt:
+        self._check_length(ids)
+        return ids.astype(np.int64)
+
+    def _check_length(self, prompt: Sized) -> None:
+        if len(prompt) > self.limits.max_prompt:
             raise RefusedError(
-                f"prompt: {len(ids)} tokens, and this server reads at most "
+                f"prompt: {len(prompt)} tokens, and this server reads at most "
                 f"{self.limits.max_prompt}",
                 "prompt",
             )
-        return ids.astype(np.int64)
 
     def begin(self, request: CompletionRequest) -> list["Choice"]:
         """Begin with all choices of a request.

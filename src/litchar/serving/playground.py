@@ -154,9 +154,10 @@ class Playground:
         if settings.max_new_tokens > self.config.limit:
             raise UserError(f"Length: at most {self.config.limit} characters")
         # A form sends every line end as two characters.
-        prompt = cleaned(form.get("prompt", "").replace("\r\n", "\n"))
-        if len(prompt) > self.config.max_prompt:
+        prompt = form.get("prompt", "").replace("\r\n", "\n")
+        if len(prompt) > self.config.max_prompt:  # cleaning may take time with its square
             raise UserError(f"Prompt: at most {self.config.max_prompt} characters")
+        prompt = cleaned(prompt)
         if unknown := vocabulary.unknown(prompt):
             raise UserError(f"The model never saw {describe(unknown)}.")
         stop = cleaned(typed(form.get("stop", "")))
