@@ -285,6 +285,12 @@ def test_a_checkpoint_in_no_directory_has_its_path_for_a_name():
     assert Run("/model.ckpt", Path("/model.ckpt")).label == "/model.ckpt"
 
 
+@pytest.mark.parametrize("summary", ['{"best_val_loss": 1%s}' % ("0" * 400), "[" * 100_000])
+def test_a_summary_that_says_anything_leaves_the_name(tmp_path, summary):
+    (tmp_path / "summary.json").write_text(summary)
+    assert Run("runs/a", tmp_path / "checkpoints/best.ckpt").label == "runs/a"
+
+
 def test_a_form_of_another_sites_page_is_refused(url):
     for site in ("cross-site", "same-site"):
         headers = {"sec-fetch-site": site}

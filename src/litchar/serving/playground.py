@@ -100,7 +100,8 @@ class Run:
         try:
             summary = json.loads((self.path.parents[1] / "summary.json").read_text())
             return f"loss {summary['best_val_loss']:.3f}: {self.name}"
-        except (OSError, ValueError, LookupError, TypeError):  # a file may lie in no directory
+        # A file may lie in no directory, and a summary say anything.
+        except (OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError):
             return self.name
 
 
