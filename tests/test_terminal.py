@@ -164,6 +164,16 @@ def test_a_path_is_shown_as_it_is(train, tmp_path, capsys):
     assert f"  tensorboard --logdir {tmp_path}/outputs/runs/:car:\n" in shown
 
 
+def test_what_a_file_says_steers_no_terminal(terminal):
+    output = terminal(80, TERM="dumb")
+    console = litchar.terminal.Terminal()
+    console.say("a\x1b[2J\x9b2Jb\u202f")
+    console.print(console.table(("a\x1b]0;x\x07",), [("\x1b[2J",)]))
+    shown = output.getvalue()
+    assert "\\x1b[2J\\x9b2Jb\u202f" in shown
+    assert not {"\x1b", "\x9b", "\x07"} & set(shown)
+
+
 def unread(script: str, *arguments: str) -> subprocess.CompletedProcess:
     """Run a script whose output nobody reads to its end."""
     read, write = os.pipe()

@@ -1,6 +1,7 @@
 """Where runs, sweeps and what looks at them print."""
 
 import os
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,9 @@ from rich.console import Console
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from rich.text import Text
+
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # a path may have any other character
 
 
 class Terminal(Console):
@@ -24,6 +28,12 @@ class Terminal(Console):
         super().__init__(quiet=quiet, highlight=False, markup=False, emoji=False)
         if not self.is_terminal:
             self.width = 1000  # a file needs no folds
+
+    def render_str(self, text: str, **options: Any) -> "Text":
+        """Return a text, also of a cell of a table, such that it steers no terminal."""
+        return super().render_str(
+            CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text), **options
+        )
 
     def say(self, line: str) -> None:
         """Print a line in one piece, however narrow the terminal is."""
