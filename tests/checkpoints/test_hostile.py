@@ -13,7 +13,7 @@ import torch
 
 from litchar import checkpoints
 from litchar.checkpoints import Checkpoint
-from litchar.checkpoints.checkpoint import make_card
+from litchar.checkpoints.checkpoint import MODELS, make_card
 from litchar.errors import UserError
 from litchar.launched import Place
 from litchar.models import Transformer
@@ -139,6 +139,10 @@ def test_a_compiled_torchscript_archive_is_refused(tmp_path):
         (lambda c: c["litchar"]["model"].update(block_size=2**40), "buffers"),
         (lambda c: c["litchar"]["model"].update(block_size=2**70), "do not fit"),
         (lambda c: c["litchar"]["model"].update(n_layer="1"), "do not fit"),
+        (lambda c: c["litchar"]["model"].update(_target_=f"{MODELS}checks.check_sizes"), "fit"),
+        (lambda c: c["litchar"].update(format=torch.zeros(3)), "litchar wrote"),
+        (lambda c: c["litchar"].update(model=torch.zeros(3)), "litchar wrote"),
+        (lambda c: c["litchar"]["model"].update(vocab_size=torch.zeros(3)), "litchar wrote"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_memory_is_taken(content, tmp_path, change, words):
@@ -185,7 +189,14 @@ def test_an_archive_that_unpacks_to_more_than_its_size_is_refused(content, tmp_p
 
 
 @pytest.mark.parametrize(
-    "target", ["os.system", "builtins.eval", "litchar.text.sources.urllib.request.urlopen", "os"]
+    "target",
+    [
+        "os.system",
+        "builtins.eval",
+        "litchar.text.sources.urllib.request.urlopen",
+        "litchar.text.sources._fetch_checked",
+        "os",
+    ],
 )
 def test_a_data_source_from_a_checkpoint_is_the_projects_own(content, tmp_path, target):
     from litchar.analysis.evaluate import split_of

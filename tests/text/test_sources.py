@@ -162,6 +162,12 @@ def test_another_file_than_the_published_one_is_refused_and_not_kept(server, nam
     assert kept() == []
 
 
+def test_a_checksum_that_is_none_is_refused_before_anything_is_made(server, tmp_path):
+    with pytest.raises(UserError, match=r"sha256=\.\./\.\.: must be 64 hexadecimal digits"):
+        download(f"{server.url}/a.txt", "../..")
+    assert server.requests == [] == [*tmp_path.iterdir()]
+
+
 def test_a_kept_file_that_was_changed_is_refused_by_its_path(server):
     (place,) = download(f"{server.url}/a.txt", SHA256).paths
     place.write_bytes(CONTENT[:-1])

@@ -94,11 +94,11 @@ class Checkpoint:
                     f"{path}: written in format {card['format']}, and this litchar reads "
                     f"{FORMAT}; update litchar"
                 )
-            vocabulary = Vocabulary.from_json(card["vocabulary"])
-            if len(vocabulary) != card["model"]["vocab_size"]:
+            vocabulary, settings = Vocabulary.from_json(card["vocabulary"]), dict(card["model"])
+            if len(vocabulary) != settings["vocab_size"]:
                 raise ValueError(
                     f"{len(vocabulary)} {vocabulary.unit}s, and a model for "
-                    f"{card['model']['vocab_size']}"
+                    f"{settings['vocab_size']}"
                 )
             beside = [name for name in data["state_dict"] if not name.startswith("model.")]
             if beside:
@@ -106,7 +106,7 @@ class Checkpoint:
             return cls(
                 path=path,
                 vocabulary=vocabulary,
-                model_settings=dict(card["model"]),
+                model_settings=settings,
                 config=dict(card["config"]),
                 provenance={"fingerprint": None, **card["provenance"]},
                 cleaning=Cleaning.named_in(card["config"].get("data", {})),
@@ -118,7 +118,14 @@ class Checkpoint:
                 },
                 resumable="optimizer_states" in data,
             )
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        except (
+            LookupError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            OverflowError,
+            RuntimeError,  # of a tensor, where a number should be
+        ) as error:
             raise UserError(f"{path}: not a checkpoint that litchar wrote ({error})") from None
 
     def cleaned(self, text: str) -> str:
@@ -170,7 +177,7 @@ class Checkpoint:
         """Name the file in what a model says of settings and weights that are not its own."""
         try:
             yield
-        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        except (AttributeError, TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise UserError(
                 f"{self.path}: its weights and settings do not fit: {first_line(error)}"
             ) from None
@@ -241,14 +248,15 @@ def trusted(target: object, prefix: str, place: str | Path) -> Callable[..., Any
         place: where it is named, for messages: the checkpoint, say.
 
     Raises:
-        UserError: it is defined elsewhere, or nowhere.
+        UserError: it is defined elsewhere, or nowhere, or private.
     """
     if isinstance(target, str) and target.startswith(prefix):
         module, _, name = target.rpartition(".")
         found: Callable[..., Any] | None = None
         with contextlib.suppress(ImportError):
             found = getattr(importlib.import_module(module), name, None)
-        if found is not None and getattr(found, "__module__", "").startswith(prefix.rstrip(".")):
+        own = getattr(found, "__module__", "").startswith(prefix.rstrip("."))
+        if found is not None and own and not name.startswith("_"):
             return found
     raise UserError(
         f"{place}: it names {target!r}, which is not one of {prefix}*; it was not built"

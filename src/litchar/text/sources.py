@@ -4,6 +4,7 @@ import functools
 import hashlib
 import http.client
 import os
+import re
 import sysconfig
 import urllib.error
 import urllib.request
@@ -57,6 +58,8 @@ def download(url: str, sha256: str) -> Corpus:
         UserError: the file cannot be fetched (the message says where to put it by hand), or is not
             the one whose SHA-256 was given.
     """
+    if not re.fullmatch("[0-9a-f]{64}", sha256):  # which the cache has a directory for
+        raise UserError(f"data.source.sha256={sha256}: must be 64 hexadecimal digits")
     place = cache_dir() / "downloads" / sha256[:16] / url.rsplit("/", 1)[-1]
     if not os.path.isfile(place):  # else there is nothing to write, and perhaps no right to
         make_cache(place.parent)
