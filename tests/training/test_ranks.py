@@ -295,6 +295,8 @@ def test_sharded_ranks_go_on_from_one_device_and_back(train):
         (["trainer.devices=2"], "mps", "an Apple GPU trains alone"),
         (["trainer=ddp"], "mps", "an Apple GPU trains alone"),
         (["trainer.devices=9"], "cuda", "GPUs; ask for fewer"),
+        (["trainer.devices=0"], "cuda", "trainer.devices=0: is no GPU"),
+        (["trainer.devices=[]"], "cuda", "is no GPU; for none, trainer.accelerator=cpu"),
     ],
 )
 def test_what_devices_cannot_run_is_refused(compose, overrides, device, words):

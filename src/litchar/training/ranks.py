@@ -152,7 +152,12 @@ def _count(devices: Any, device: torch.device) -> int:
                     "GPUs; ask for fewer, or add trainer.accelerator=cpu"
                 )
             plain = list(devices) if OmegaConf.is_list(devices) else devices
-            return len(CUDAAccelerator.parse_devices(plain) or [])
+            chosen = CUDAAccelerator.parse_devices(plain)
+            if not chosen:
+                raise UserError(
+                    f"trainer.devices={devices}: is no GPU; for none, trainer.accelerator=cpu"
+                )
+            return len(chosen)
         if device.type == "mps":
             return 1 if devices in (1, "1", -1, [0]) else 2
         return CPUAccelerator.parse_devices(devices)
