@@ -1,11 +1,13 @@
-"""How a device multiplies."""
+"""How a device multiplies, and what is done before a graph is captured."""
 
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 import torch
 
-from litchar.device import set_matmul_precision
+from litchar import device
+from litchar.device import capture, set_matmul_precision
 from litchar.errors import UserError
 from litchar.models import Transformer
 from litchar.training import callbacks
@@ -64,3 +66,16 @@ def test_the_peak_of_a_gpu_is_found_by_the_name_its_driver_gives_it(name, monkey
     flops = 6 * weights + 12 * 6 * 384 * 256  # a character
     share = callbacks.model_flops_utilization(trainer, 989.4e12 / flops / 4)
     assert share == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize(("free", "given_back"), [(24, True), (25, False)])
+def test_a_capture_has_the_memory_of_graphs_that_are_gone(monkeypatch, free, given_back):
+    cuda = MagicMock()
+    cuda.mem_get_info.return_value = (free, 100)
+    monkeypatch.setattr(torch, "cuda", cuda)
+    monkeypatch.setattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: None, raising=False)
+    monkeypatch.setattr(device, "_capturing_stream", MagicMock())
+    capture(lambda: None, torch.device("cuda"))
+    names = [call[0] for call in cuda.mock_calls]
+    before = names[: names.index("CUDAGraph().capture_begin")]
+    assert ("empty_cache" in before) is given_back

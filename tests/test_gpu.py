@@ -75,6 +75,19 @@ def test_a_captured_graph_says_what_the_uncaptured_model_says(position, batch_si
             np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
+def test_texts_leave_room_for_the_next():
+    prepared = Prepared(MODELS["transformer"]().cuda().eval())
+    idx = np.zeros((1, 1), dtype=np.int64)
+    torch.cuda.empty_cache()
+    free, _ = torch.cuda.mem_get_info()
+    taken = torch.empty(free - (1 << 30), dtype=torch.uint8, device="cuda")
+    with torch.inference_mode():
+        for _ in range(100):  # each graph takes 20 MiB or more
+            reader = prepared.open(1, 2)
+            assert all(np.isfinite(reader.read(idx)).all() for _ in range(2))
+    del taken
+
+
 MODELS = {
     "transformer": lambda: Transformer(13, 16, 2, 2, 32, dropout=0.0, init="torch"),
     "tied": lambda: Transformer(13, 16, 1, 2, 32, tie_head=True, init="gpt2"),

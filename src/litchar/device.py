@@ -62,9 +62,13 @@ def capture(
     one in all when the graph is replayed.
 
     `torch.cuda.graph` would first give back all memory that is free: a training step behind a
-    sample would have to ask the driver for it anew. And other threads may go on with theirs. What
-    cuBLAS works in lies in the graph's own memory: elsewhere it would be taken from under the graph
-    as soon as Lightning gives back what it does not need.
+    sample would have to ask the driver for it anew. Here that is done only where little is left:
+    what a graph that is gone has worked in, as each text leaves behind, serves no other one, and
+    torch does not give it back during a capture.
+
+    Other threads may go on with theirs. What cuBLAS works in lies in the graph's own memory:
+    elsewhere it would be taken from under the graph as soon as Lightning gives back what it does
+    not need.
 
     Args:
         work: is done three times first, as what is done for the first time cannot be captured.
@@ -78,6 +82,9 @@ def capture(
             undo()
         torch.cuda.synchronize(device)
         torch._C._cuda_clearCublasWorkspaces()
+        free, total = torch.cuda.mem_get_info(device)
+        if free < total // 4:
+            torch.cuda.empty_cache()
         graph.capture_begin(capture_error_mode="thread_local")
         try:
             work()
