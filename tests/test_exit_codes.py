@@ -5,7 +5,9 @@ import errno
 import os
 import signal
 
+import numpy as np
 import pytest
+import torch
 
 from litchar import benchmarks, cli
 from litchar.analysis import compare, report
@@ -44,6 +46,20 @@ def test_what_may_not_be_read_is_named_in_one_line(monkeypatch, tmp_path, capsys
     assert ended.value.code == 2
     line = f"error: {tmp_path}: Permission denied; change its rights, or name another place\n"
     assert capsys.readouterr().err == line
+
+
+def test_memory_that_there_is_not_is_named_in_one_line(capsys):
+    for ask in (lambda: torch.empty(1 << 60), lambda: np.empty(1 << 55), gpu_is_full):
+        with pytest.raises(SystemExit) as ended, cli.exit_codes():
+            ask()
+        assert ended.value.code == 2
+        line = capsys.readouterr().err
+        assert line.startswith("error: out of memory (")
+        assert line.count("\n") == 1
+
+
+def gpu_is_full():
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has ...")
 
 
 def test_what_a_message_quotes_of_a_file_steers_no_terminal(capsys):

@@ -32,7 +32,9 @@ from litchar.errors import (
     RankError,
     UserError,
     causes,
+    first_line,
     is_disk_full,
+    is_out_of_memory,
     is_users,
 )
 from litchar.launched import launched
@@ -203,7 +205,7 @@ def _exit_on(error: Exception, started: bool, conf: Path, config_name: str) -> N
             "(of a sweep outputs_dir=DIRECTORY)"
         )
     for cause in () if isinstance(error, UserError) else causes(error):  # that says it better
-        if isinstance(cause, OSError) and (line := _unwritable(cause)):
+        if line := _refused(cause):
             exit_with(line)
     # Before our own code starts, nothing but the command line can be at fault.
     if is_users(error) or not started:
@@ -211,8 +213,16 @@ def _exit_on(error: Exception, started: bool, conf: Path, config_name: str) -> N
     raise error
 
 
-def _unwritable(error: OSError) -> str | None:
-    """Return the line for a place that the system lets nobody have; None for other errors."""
+def _refused(error: BaseException) -> str | None:
+    """Return the line for memory or a place that the system lets nobody have; None for other
+    errors."""
+    if is_out_of_memory(error):
+        return (
+            f"out of memory ({first_line(error)}); ask for less at once, such as batch_size or "
+            "num_samples, or for another device"
+        )
+    if not isinstance(error, OSError):
+        return None
     if isinstance(error, PermissionError) and error.filename:
         return f"{error.filename}: {error.strerror}; change its rights, or name another place"
     if error.errno == errno.EROFS and error.filename:
@@ -236,8 +246,8 @@ def exit_codes() -> Iterator[None]:
         yield
     except UserError as error:
         exit_with(str(error))
-    except OSError as error:
-        if (line := _unwritable(error)) is None:
+    except Exception as error:
+        if (line := _refused(error)) is None:
             raise
         exit_with(line)
 

@@ -20,6 +20,16 @@ def is_disk_full(error: OSError) -> bool:
     return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Return whether memory was asked for that there is not: torch, which would take seconds to
+    import here, has a kind of its own for a GPU's, and none for a CPU's."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in str(error)
+    )
+
+
 @contextlib.contextmanager
 def extra(name: str, needed_for: str) -> Iterator[None]:
     """Import what the extra `name` of this package brings along.

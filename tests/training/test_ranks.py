@@ -478,9 +478,7 @@ def test_torchrun_starts_one_run_or_a_sweep(command, tmp_path, train):
     assert len(list(tmp_path.glob("outputs/**/.hydra"))) == 2
     alone = train("trainer.max_steps=20", "model.n_layer=1", "data.train_sample=16384", "seed=2")
     second = max(tmp_path.glob("outputs/sweeps/**/summary.json"), key=lambda p: p.stat().st_mtime)
-    assert summary(second.parent)["val_loss"] == pytest.approx(
-        summary(alone)["val_loss"], **NOISE
-    )
+    assert summary(second.parent)["val_loss"] == pytest.approx(summary(alone)["val_loss"], **NOISE)
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from litchar.checkpoints.checkpoint import make_card
 from litchar.checkpoints.transfer import differing, transfer_weights
 from litchar.data import TextDataModule, make_data_module
 from litchar.device import set_matmul_precision
-from litchar.errors import UserError
+from litchar.errors import UserError, is_out_of_memory
 from litchar.launched import Place
 from litchar.overrides import literal
 from litchar.terminal import Terminal
@@ -272,11 +272,3 @@ def _goes_on_for_ever(schedule: Callable[[int, float], float]) -> bool:
         return schedule(10**6, 10**6) == schedule(10**6, math.inf)
     except (OverflowError, ValueError):  # it counts with infinity
         return False
-
-
-def is_out_of_memory(error: BaseException | None) -> bool:
-    """Return whether memory was asked for that there is not: torch has no kind of its own for a
-    CPU's."""
-    return isinstance(
-        error, MemoryError | torch.OutOfMemoryError
-    ) or "can't allocate memory" in str(error)

@@ -29,6 +29,7 @@ from litchar.errors import (
     Interrupted,
     RankError,
     UserError,
+    is_out_of_memory,
     is_users,
     reason,
 )
@@ -41,7 +42,7 @@ from litchar.training.callbacks import Metrics, Samples, flops_per_token, tensor
 from litchar.training.checkpointing import Checkpoints, name_too
 from litchar.training.loggers import MetricsCSV, TensorBoard, hyperparameters
 from litchar.training.outcome import print_outcome
-from litchar.training.prepare import Setup, is_out_of_memory, prepare
+from litchar.training.prepare import Setup, prepare
 from litchar.training.ranks import Leader, follow_runs, settle_devices
 from litchar.training.resolve import device_of
 from litchar.training.summary import final_metrics, write_summary
