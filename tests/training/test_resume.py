@@ -310,14 +310,16 @@ def test_a_text_with_a_source_comes_from_there_if_no_copy_is_named(train, tmp_pa
 )
 def test_time_alone_ends_a_run_that_goes_on_unless_another_length_is_given(compose, now, length):
     config = compose(*now)
-    resolve_as_before(config, {"trainer": {"max_steps": -1, "max_time": "00:01:00:00"}})
+    then = {"trainer": {"max_steps": -1, "max_time": "00:01:00:00"}}
+    resolve_as_before(config, then, Path("last.ckpt"))
     assert (config.trainer.max_steps, config.trainer.max_time) == length
 
 
 def test_batches_of_another_size_may_validate_a_run_that_goes_on(train, compose):
     first = train("data.val_batch_size=5", "trainer.max_steps=10", name="run")
     config = compose()
-    resolve_as_before(config, Checkpoint.load(first / "checkpoints/last.ckpt").config)
+    last = first / "checkpoints/last.ckpt"
+    resolve_as_before(config, load(last)["litchar"]["config"], last)
     assert config.data.val_batch_size == 5
     run_dir = train("data.val_batch_size=7", "resume=auto", name="run")
     assert summary(run_dir)["steps"] == 20

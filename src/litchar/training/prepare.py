@@ -83,7 +83,7 @@ def prepare(config: DictConfig, run_dir: Path, place: Place, terminal: Terminal)
         ) from None
     resumed = find_resumed(config.resume, run_dir, terminal)
     if resumed is not None:
-        resolve_as_before(config, resumed)
+        resolve_as_before(config, resumed.config, resumed.path)
     resolve_paths(config)
     parent = resolve_parent(config) if resumed is None else None
     by_default = is_length_open(config)

@@ -164,40 +164,43 @@ def device_of(accelerator: str) -> torch.device:
 KEPT = ("data.val_batch_size", "trainer.min_steps", "trainer.deterministic")
 
 
-def resolve_as_before(config: DictConfig, resumed: Checkpoint) -> None:
+def resolve_as_before(config: DictConfig, then: dict[str, Any], path: Path) -> None:
     """Give what `config` leaves open the values of the run that it goes on with.
 
     Or else more steps, or another device, would bring other intervals and sizes along. How long it
     trains is open if neither steps, passes nor time are given.
 
+    Args:
+        then: the configuration of that run, of the checkpoint at `path`.
+
     Raises:
         UserError: a value is no plain data.
     """
-    then, trainer = resumed.config, config.trainer
+    trainer = config.trainer
     texts = [OmegaConf.select(config, f"data.{key}") for key in ("path", "mixture", "source")]
     if texts == [None] * 3:
         for key in {"path", "pattern"} & then.get("data", {}).keys():
-            value = _taken(resumed, f"data.{key}", then["data"][key])
+            value = _taken(f"data.{key}", then["data"][key], path)
             OmegaConf.update(config, f"data.{key}", value)
     if is_length_open(config):
         before = then.get("trainer", {})
         for key in ("max_steps", "max_time"):
-            trainer[key] = _taken(resumed, f"trainer.{key}", before.get(key))
+            trainer[key] = _taken(f"trainer.{key}", before.get(key), path)
     for key, value in flatten(then):
         kept = key in KEPT or not within(key, MAY_CHANGE)
         if value is not None and kept and OmegaConf.select(config, key, default=0) is None:
-            OmegaConf.update(config, key, _taken(resumed, key, value))
+            OmegaConf.update(config, key, _taken(key, value, path))
 
 
-def _taken(checkpoint: Checkpoint, key: str, value: Any) -> Any:
-    """Return what a checkpoint says of a key, for a configuration that is to be built.
+def _taken(key: str, value: Any, path: Path) -> Any:
+    """Return what the checkpoint at `path` says of a key, for a configuration that is to be built.
 
     Raises:
         UserError: something in it would be built, and so run, with the rest.
     """
     if _builds(value):
         raise UserError(
-            f"{checkpoint.path}: its {key} names what is to be built, where a checkpoint has plain "
+            f"{path}: its {key} names what is to be built, where a checkpoint has plain "
             "data; it was not built"
         )
     return _escaped(value)
@@ -245,7 +248,7 @@ def resolve_parent(config: DictConfig) -> Checkpoint | None:
             f"and model is a {config.model['_target_'].rpartition('.')[2]}; set model as "
             "it was trained with, or name another checkpoint"
         )
-    own = {key: _taken(parent, f"model.{key}", value) for key, value in settings.items()}
+    own = {key: _taken(f"model.{key}", value, parent.path) for key, value in settings.items()}
     _fill(config.model, {key: value for key, value in own.items() if key not in BY_TEXT})
     if config.data.unit != parent.vocabulary.unit:
         raise UserError(
