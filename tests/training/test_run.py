@@ -742,7 +742,9 @@ def test_a_models_own_n_layer_may_be_a_list(own, text_file):
     litchar.load(run_dir / "checkpoints/best.ckpt", device="cpu")
 
 
-@pytest.mark.parametrize("name", ["simple", "advanced", "pytorch"])
+@pytest.mark.parametrize(
+    "name", ["simple", "advanced", pytest.param("pytorch", marks=pytest.mark.slow)]
+)
 def test_lightnings_profilers_write_into_the_run(train, name):
     (written,) = (train(f"trainer.profiler={name}") / "profile").glob("fit-*.txt")
     assert "run_training_batch" in written.read_text()
