@@ -64,5 +64,5 @@ def gpu_is_full():
 
 def test_what_a_message_quotes_of_a_file_steers_no_terminal(capsys):
     with pytest.raises(SystemExit):
-        cli.exit_with("a.ckpt: \x1b[2J is no weight")
-    assert capsys.readouterr().err == "error: a.ckpt: \\x1b[2J is no weight\n"
+        cli.exit_with("a\u200db.ckpt: \x1b[2J is no weight")
+    assert capsys.readouterr().err == "error: a\u200db.ckpt: \\x1b[2J is no weight\n"

@@ -306,7 +306,7 @@ class StudyExperiments(SearchPathPlugin):
 
 def exit_with(message: str, code: int = 2) -> NoReturn:
     """Print one line and exit with `code`; what it quotes of a file steers no terminal."""
-    from litchar.text.vocabulary import printable
+    from litchar.terminal import visible
 
-    print("error: " + printable(" ".join(message.split())), file=sys.stderr)
+    print("error: " + visible(" ".join(message.split())), file=sys.stderr)
     sys.exit(code)

@@ -15,6 +15,12 @@ if TYPE_CHECKING:
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # a path may have any other character
 
 
+def visible(text: str) -> str:
+    """Return `text` with the characters that steer a terminal made visible, and all others as they
+    are."""
+    return CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
 class Terminal(Console):
     """Standard output; it outlives whoever reads, such as `head`, or `tee` when it is killed.
 
@@ -31,9 +37,7 @@ class Terminal(Console):
 
     def render_str(self, text: str, **options: Any) -> "Text":
         """Return a text, also of a cell of a table, such that it steers no terminal."""
-        return super().render_str(
-            CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text), **options
-        )
+        return super().render_str(visible(text), **options)
 
     def say(self, line: str) -> None:
         """Print a line in one piece, however narrow the terminal is."""
