@@ -2,6 +2,7 @@
 
 import math
 import shlex
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,20 @@ from litchar.text.yardsticks import Yardstick
 ENOUGH = 5  # validations, to call a curve flat
 
 
-def verdict(history: list[dict[str, float]]) -> str:
+def verdict(
+    history: list[dict[str, float]], bits: float | None, yardsticks: Iterable[Yardstick]
+) -> str:
     """Say in words what the validation curve means.
 
     The last fifth of the run decides: the curve is still improving if the loss fell there by more
     than 1% of the best, it shows overfitting if the last loss lies more than 1% above the best,
-    and is flat otherwise, unless it was hardly validated.
+    and is flat otherwise, unless it was hardly validated. A run that was too short is flat there
+    as well, since its learning rate came down: it is told by the bigrams that do better.
 
     Args:
         history: `step` and `val/loss` of each validation.
+        bits: what the best of them needs per character, if known.
+        yardsticks: of the same text, if known.
     """
     if len(history) < 2:
         return f"validated {'once' if history else 'never'}: too few to see a trend"
@@ -45,6 +51,12 @@ def verdict(history: list[dict[str, float]]) -> str:
         return "still improving: more steps (trainer.max_steps) should lower the loss further"
     if len(history) < ENOUGH:
         return f"validated {len(history)} times: too few to see whether it has begun to fall"
+    pairs = (row.bits_per_character for row in yardsticks if row.name == "bigram")
+    if bits is not None and any(bits > 1.01 * needed for needed in pairs):
+        return (
+            "flat, though counting pairs does better: more steps (trainer.max_steps) or a higher "
+            "optimizer.lr should lower the loss"
+        )
     return "flat: more steps alone will not help much; a larger model or more text may help"
 
 
@@ -120,18 +132,20 @@ def _figures(
         rows.append(("best val loss", best))
     if summary["test_loss"] is not None:
         rows.append(("test loss", in_bits("test")))
+    loss = together(history)
     if yardsticks:
         name = "bits_per_byte" if unit == "byte" else "bits_per_character"
         figures = ", ".join(f"{row.name} {getattr(row, name):.3f}" for row in yardsticks)
         beside = ""
-        if (loss := together(history)) is not None:
+        if loss is not None:
             beside = f", of all texts together; this model there {loss / math.log(2):.3f}"
         rows.append(("yardsticks", f"{figures} {name.replace('_', ' ')}{beside}"))
     if summary["seconds_to_target"] is not None:
         rows.append(("target", f"reached after {summary['seconds_to_target']:.1f} s of steps"))
+    comparable = yardsticks if loss is None else ()
     return [
         *rows,
-        ("the curve", verdict(history)),
+        ("the curve", verdict(history, summary["best_val_bpc"], comparable)),
         (
             "speed",
             f"{summary['characters_per_second']:,.0f} {unit}s per second; "
