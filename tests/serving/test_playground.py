@@ -15,7 +15,7 @@ from servers import running, save, untrained
 
 from conftest import composed
 from litchar.generation import Sampling, generate
-from litchar.serving.playground import Playground, Run, build
+from litchar.serving.playground import Playground, Run, build, sign
 from litchar.text import Vocabulary
 
 expect.set_options(timeout=30_000)  # milliseconds: how long a page may take on a busy machine
@@ -42,6 +42,11 @@ def learned(text: str, vocabulary: Vocabulary) -> torch.nn.Module:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+
+
+def test_a_character_that_would_not_be_seen_has_a_sign():
+    shown = {"a": "a", " ": "␣", "\n": "↵", "\\": "\\", "\u200c": "\\u200c", "\xa0": "\\xa0"}
+    assert {character: sign(character) for character in shown} == shown
 
 
 @pytest.fixture(scope="module")

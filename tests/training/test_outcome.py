@@ -56,6 +56,13 @@ def test_a_sample_cannot_steer_the_terminal():
     assert printable("a\x1b[2Jb\x07\n\tc\u202e") == "a\\x1b[2Jb\\x07\n\tc\\x202e"
 
 
+@pytest.mark.parametrize(
+    "text", ["\u3000你好。", "« oui\u202f! »\u00a0", "می\u200cخواهم", "क्\u200dष", "👩\u200d💻"]
+)
+def test_spaces_and_joiners_of_a_script_are_shown_as_they_are(text):
+    assert printable(text) == text
+
+
 def test_a_file_needs_no_folds(capsys):
     summary = dict.fromkeys(KEYS) | {"unit": "character", "best_step": 0, "total_seconds": 1.0}
     summary |= dict.fromkeys(("characters_per_second", "train_seconds"), 1.0)

@@ -231,7 +231,7 @@ class Characters:
 
 def sign(character: str) -> str:
     """Return a character so that it can be seen."""
-    return SIGNS.get(character) or printable(character)
+    return SIGNS.get(character) or (character if character.isprintable() else repr(character)[1:-1])
 
 
 def escaped(text: str) -> str:

@@ -282,5 +282,12 @@ def describe(characters: str, most: int = 8) -> str:
 
 
 def printable(text: str) -> str:
-    """Return `text` with control characters, which could steer a terminal, made visible."""
-    return "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" for c in text)
+    """Return `text` with control and format characters, which could steer a terminal, escaped.
+
+    Spaces of every width stay, and so do the joiners that Persian, Hindi and emoji are spelt with.
+    """
+    return "".join(c if _is_shown(c) else f"\\x{ord(c):02x}" for c in text)
+
+
+def _is_shown(c: str) -> bool:
+    return c.isprintable() or c in "\n\t\u200c\u200d" or unicodedata.category(c) == "Zs"
