@@ -288,6 +288,20 @@ def test_each_text_of_a_mixture_is_read_by_its_weight(mixed_run, monkeypatch):
     assert found.held_out.copied.shares[8] == shares
 
 
+def test_no_password_is_in_a_report(hostile_run, tmp_path):
+    run_dir = tmp_path / "run"
+    shutil.copytree(hostile_run, run_dir, ignore=shutil.ignore_patterns("checkpoints"))
+    config = OmegaConf.load(run_dir / "config.yaml")
+    config.data.path = "https://me:secret@host/a.txt"
+    OmegaConf.save(config, run_dir / "config.yaml")
+    OmegaConf.save(config, run_dir / ".hydra" / "config.yaml")
+    (run_dir / ".hydra/overrides.yaml").write_text("- data.path=https://me:secret@host/b.txt\n")
+    page = written(run_dir)
+    assert "https://***@host/a.txt" in page
+    assert "https://***@host/b.txt" in page
+    assert "secret" not in page
+
+
 def test_a_report_says_what_it_cannot_show(hostile_run, tmp_path):
     run_dir = tmp_path / "run"
     shutil.copytree(hostile_run, run_dir, ignore=shutil.ignore_patterns(reports.REPORT))

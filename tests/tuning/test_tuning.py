@@ -328,6 +328,7 @@ def test_another_search_under_the_same_name_is_refused(tune, tmp_path):
         (["tune.name='ü'"], "tune.name=ü"),  # no value of experiment=tune/... to Hydra
         (["tune.trials=0"], "tune.trials=0"),
         (["tune.storage=nosql://x"], "tune.storage=nosql://x: cannot be opened"),
+        (["tune.storage=nosql://me:secret@x"], "tune.storage=nosql://***@x: cannot be opened"),
         (["model.n_head=3"], "all 5 trials were refused; the last one: n_embd=16"),
         (["data.path=/nowhere.txt"], "/nowhere.txt"),
         (["trainer=ddp", "trainer.devices=2"], "several devices cannot be pruned"),

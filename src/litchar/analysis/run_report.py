@@ -39,6 +39,7 @@ from litchar.data import TextDataModule
 from litchar.device import choose_device
 from litchar.errors import UserError
 from litchar.generation.scoring import characters
+from litchar.overrides import without_passwords
 from litchar.text import Vocabulary
 from litchar.text.vocabulary import printable
 from litchar.text.yardsticks import Yardstick
@@ -595,7 +596,8 @@ def changed_settings(run: Run) -> list[tuple[str, str, str]] | None:
 
 
 def _value(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return without_passwords(shown)
 
 
 def _environment(run: Run) -> str:
@@ -612,7 +614,7 @@ def _environment(run: Run) -> str:
 def _again(run: Run) -> str:
     """Return the commands that do it again, and that use what came of it."""
     own = ("run_dir=", "resume=", "hydra.", "sweep.")
-    typed = [str(o) for o in run.overrides if not str(o).startswith(own)]
+    typed = [without_passwords(str(o)) for o in run.overrides if not str(o).startswith(own)]
     cwd = run.environment.get("cwd", str(ROOT))
     checkout = [] if cwd == str(ROOT) else ["-C", str(ROOT)]
     script = ROOT / "scripts" / "train.py" if checkout else "scripts/train.py"

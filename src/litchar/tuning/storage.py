@@ -12,6 +12,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.storages.journal._file import BaseJournalFileLock
 
 from litchar.errors import UserError, first_line
+from litchar.overrides import without_passwords
 
 LOCK_SECONDS = 60.0  # that SQLite waits for another process
 OPENINGS = 5  # of a database, before it is given up
@@ -55,8 +56,8 @@ def _open_database(url: str) -> RDBStorage:
             remedy = f"its driver is missing: pip install {driver}"
         else:
             remedy = "an example is sqlite:////absolute/path/studies.db"
-        reason = first_line(error.__cause__ or error)
-        raise UserError(f"tune.storage={url}: cannot be opened ({reason}); {remedy}") from None
+        message = f"tune.storage={url}: cannot be opened ({first_line(error.__cause__ or error)})"
+        raise UserError(f"{without_passwords(message)}; {remedy}") from None
 
 
 def _with_tables(url: str) -> RDBStorage:
