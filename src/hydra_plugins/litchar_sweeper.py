@@ -6,7 +6,7 @@ Hydra takes plugins from the package `hydra_plugins` alone; what a sweep is stan
 
 import copy
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
@@ -21,7 +21,8 @@ from litchar.cli import Task
 from litchar.errors import Interrupted
 from litchar.overrides import check_composed
 from litchar.terminal import Terminal
-from litchar.training.resume import is_busy
+from litchar.training.run_dir import is_busy
+from litchar.training.settings import plain
 from litchar.training.sweep import (
     Outcome,
     Plan,
@@ -95,7 +96,7 @@ class ResumingSweeper(BasicSweeper):
             config = copy.deepcopy(composed[groups])
             values = [known[text] for text in job if text not in groups]
             ConfigLoaderImpl._apply_overrides_to_config(values, config)
-            return cast(dict[str, Any], OmegaConf.to_container(config))
+            return plain(config)
 
         plan = make_plan(
             Path(self.settings.hydra.sweep.dir).absolute(),

@@ -12,7 +12,6 @@ import os
 import secrets
 import select
 import shlex
-import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -39,6 +38,7 @@ from litchar.errors import (
 )
 from litchar.launched import launched
 from litchar.overrides import OVERRIDE, Known, check, check_composed, explain, quote, readable
+from litchar.training.run_dir import remove_traces
 
 # What configurations may say; here, so that a worker which unpickles a `Task` knows it too.
 OmegaConf.register_new_resolver(  # run directories differ by it
@@ -88,16 +88,6 @@ class Task:
             if hydra_config.output_subdir is not None:
                 remove_traces(Path(hydra_config.runtime.output_dir))
             raise
-
-
-def remove_traces(run_dir: Path) -> None:
-    """Take away what Hydra wrote for a run that was refused: its directory, or its part of one."""
-    if {entry.name for entry in run_dir.iterdir()} <= {".hydra", ".lock", "train.log"}:
-        shutil.rmtree(run_dir)
-        return
-    resumed = sorted(run_dir.glob(".hydra/resumed-*"), key=lambda path: path.stat().st_mtime_ns)
-    if resumed:
-        shutil.rmtree(resumed[-1])
 
 
 def no_multirun(arguments: list[str], conf: Path, config_name: str) -> list[str]:

@@ -24,6 +24,33 @@ def choose_device(name: str | None) -> torch.device:
     return device
 
 
+def device_of(accelerator: str) -> torch.device:
+    """Return the device that `trainer.accelerator` means on this machine.
+
+    Raises:
+        UserError: there is no such device.
+    """
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return torch.device("cuda")
+    if accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
+        return torch.device("mps")
+    if accelerator in ("gpu", "cuda", "mps"):
+        raise UserError(
+            f"trainer.accelerator={accelerator}: torch finds no such device on this machine; "
+            "try trainer.accelerator=auto"
+        )
+    return torch.device("cpu")
+
+
+def device_name(device: torch.device) -> str:
+    """Return what a person calls the device."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "mps":
+        return "Apple GPU"
+    return f"CPU, {torch.get_num_threads()} threads"
+
+
 def set_matmul_precision(setting: str | None, device: torch.device) -> None:
     """Say how the process multiplies float32 matrices from here on.
 

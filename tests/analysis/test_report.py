@@ -25,7 +25,7 @@ from litchar.checkpoints import Checkpoint
 from litchar.errors import UserError
 from litchar.text.vocabulary import printable
 from litchar.training.module import size_table
-from litchar.training.resume import differences
+from litchar.training.settings import differences
 
 ATTACK = """<script>document.title='run'</script><img src=x onerror="document.title='x'">&lt;"""
 LINES = (

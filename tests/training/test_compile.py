@@ -13,7 +13,7 @@ import litchar.models
 from conftest import summary
 from litchar.errors import UserError
 from litchar.models import Recurrent, Transformer
-from litchar.training import trainer
+from litchar.training import compilation
 from litchar.training.module import mean_loss
 from litchar.training.replay import ReplayedLoss
 
@@ -60,7 +60,7 @@ def test_a_loss_that_cannot_be_captured_is_still_compiled(train, monkeypatch, ca
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
-    monkeypatch.setattr(trainer, "can_replay", lambda *_: True)  # but there is no GPU to do so
+    monkeypatch.setattr(compilation, "can_replay", lambda *_: True)  # but there is no GPU to do so
     capsys.readouterr()
     compiled = summary(train("model.dropout=0.0", "compile=true", name="compiled"))
     lines = [line for line in capsys.readouterr().out.splitlines() if "Not " in line]
@@ -91,15 +91,15 @@ def test_a_graph_is_replayed_where_its_gradients_may_be_overwritten(settings, re
     quiet = {"logger": False, "enable_checkpointing": False}
     made = L.Trainer(accelerator="cpu", **quiet, **settings)
     model = Recurrent(13, 16, 1, 8)
-    assert trainer.can_replay(model, made, torch.device("cuda")) is replayed
-    assert not trainer.can_replay(model, made, torch.device("cpu"))
+    assert compilation.can_replay(model, made, torch.device("cuda")) is replayed
+    assert not compilation.can_replay(model, made, torch.device("cpu"))
 
 
 def test_what_cudnn_drops_between_layers_is_not_replayed():
     made = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     for dropout, replayed in ((0.0, True), (0.1, False)):
         model = Recurrent(13, 16, 2, 8, dropout=dropout)
-        assert trainer.can_replay(model, made, torch.device("cuda")) is replayed
+        assert compilation.can_replay(model, made, torch.device("cuda")) is replayed
 
 
 @pytest.mark.slow

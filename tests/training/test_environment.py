@@ -8,7 +8,7 @@ import types
 import pytest
 import torch
 
-from litchar.training import environment
+from litchar.training import environment, process
 from litchar.tuning.run import command_line
 
 
@@ -123,6 +123,6 @@ def test_the_next_run_of_a_process_is_another_one_at_weights_and_biases(monkeypa
     wandb.finish = lambda: setattr(wandb, "run", None)
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     monkeypatch.setitem(environment._started, "jobs", 1)
-    environment.begin()
+    process.begin()
     assert wandb.run is None
-    environment.begin()  # nothing is under way
+    process.begin()  # nothing is under way

@@ -25,10 +25,10 @@ from litchar import cli
 from litchar.checkpoints import Checkpoint, load, save
 from litchar.errors import DivergedError, Interrupted, UserError, is_disk_full
 from litchar.overrides import quote
-from litchar.training import run
 from litchar.training.callbacks import Metrics
 from litchar.training.resolve import resolve_as_before
-from litchar.training.resume import is_busy, redirect, run_of
+from litchar.training.resume import redirect, run_of
+from litchar.training.run_dir import is_busy, sole_owner
 
 CONF = ROOT / "conf"
 
@@ -251,7 +251,7 @@ def test_the_first_of_more_steps_has_the_learning_rate_of_the_longer_run(train):
 
 def test_the_time_of_a_resumed_run_is_that_of_all_its_processes(train, monkeypatch):
     for seconds, total in ((100.0, 100.0), (7.0, 107.0)):
-        monkeypatch.setattr("litchar.training.environment.seconds_since_start", lambda s=seconds: s)
+        monkeypatch.setattr("litchar.training.process.seconds_since_start", lambda s=seconds: s)
         more = ("resume=auto", f"trainer.max_steps={10 * total / 100:.0f}")
         assert summary(train(*more, name="longer"))["total_seconds"] == total
 
@@ -646,7 +646,7 @@ def test_who_asks_whether_a_directory_is_trained_in_keeps_nobody_out(train):
         while asker.is_alive() and not busy:  # until it has asked once, when nobody trains
             time.sleep(0.001)
         for _ in range(200):
-            with run.sole_owner(run_dir):
+            with sole_owner(run_dir):
                 pass
     finally:
         asking = False

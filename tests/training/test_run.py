@@ -26,7 +26,7 @@ from litchar.training.resolve import (
     resolve_dropout,
     resolve_steps,
 )
-from litchar.training.resume import flatten, within
+from litchar.training.settings import flatten, within
 from litchar.training.summary import KEYS
 
 

@@ -15,7 +15,7 @@ from litchar.analysis.runs import Run, is_run
 from litchar.errors import UserError
 from litchar.text.mixture import read_mixture
 from litchar.text.split import BATCHED_BY, SPLIT_BY
-from litchar.training.resume import flatten, within
+from litchar.training.settings import flatten, within
 from litchar.training.sweep import identity, swept_keys
 
 SEEDS = ("seed", "data.seed")

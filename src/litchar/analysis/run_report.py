@@ -46,7 +46,7 @@ from litchar.text.yardsticks import Yardstick
 from litchar.training.environment import ROOT
 from litchar.training.module import perplexity
 from litchar.training.outcome import together, verdict
-from litchar.training.resume import flatten
+from litchar.training.settings import flatten
 
 PASSAGE = 1500  # tokens that are shown in colours
 SURPRISING, AROUND, MOST_SURPRISING = 40, 30, 8  # tokens of a passage, those beside it; passages

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from litchar.errors import UserError
 from litchar.text import Vocabulary
-from litchar.training.resume import flatten
+from litchar.training.settings import flatten
 
 REPORT = "report.html"  # in the directory of a run or a sweep
 

@@ -116,7 +116,8 @@ def time_bare_loop(script: str, experiment: str, form: str, steps: int) -> float
     from litchar.data.windows import gather
     from litchar.text import open_store
     from litchar.text.sources import bundled
-    from litchar.training.module import compiled_loss, mean_loss
+    from litchar.training.compilation import compiled_loss
+    from litchar.training.module import mean_loss
     from litchar.training.replay import ReplayedLoss
     from litchar.training.resolve import resolve_device, resolve_dropout
 

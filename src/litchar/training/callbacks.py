@@ -18,7 +18,7 @@ from litchar.errors import DivergedError
 from litchar.generation import generate
 from litchar.models import Transformer, evaluating
 from litchar.text import Vocabulary
-from litchar.training import environment
+from litchar.training import process
 from litchar.training.loggers import TensorBoard
 from litchar.training.module import LanguageModel
 from litchar.training.sharding import full, is_sharded, whole
@@ -226,7 +226,7 @@ class Metrics(Callback):
         }
 
     def _total_seconds(self) -> float:
-        return self._seconds_before + environment.seconds_since_start()
+        return self._seconds_before + process.seconds_since_start()
 
     # Resuming
 

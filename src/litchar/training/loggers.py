@@ -19,7 +19,7 @@ from PIL import Image
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 
-from litchar.training.resume import flatten, within
+from litchar.training.settings import flatten, within
 from litchar.whole import written_whole
 
 EVENTS = "events.out.tfevents"  # how a file of TensorBoard's begins; a time follows

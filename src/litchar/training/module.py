@@ -216,18 +216,6 @@ def dropout_seed(seed: int, stream: int) -> int:
     return (z ^ (z >> 31)) >> 1
 
 
-def compiled_loss(device: torch.device) -> Loss:
-    """Return `mean_loss`, compiled, model included."""
-    options: dict[str, Any] | None = None
-    mixed = "triton.mix_order_reduction"  # not in torch 2.9
-    if device.type == "cuda" and mixed in torch._inductor.list_options():
-        # Sums over rows and over columns, and a norm's gradient has both, take longer in one kernel
-        # than in two: of a step of 10.7M parameters, 9.6 ms against 8.8 (torch 2.11, H200).
-        options = {mixed: False}
-    compiled: Loss = torch.compile(mean_loss, options=options)
-    return compiled
-
-
 def mean_loss(model: nn.Module, idx: Tensor, targets: Tensor) -> Tensor:
     """Return the mean loss of a batch in nats: () float32."""
     logits = model(idx)  # (B, T, V)

@@ -6,13 +6,13 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import lightning as L
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from litchar.checkpoints import Checkpoint, load
 from litchar.checkpoints.checkpoint import make_card
@@ -35,7 +35,7 @@ from litchar.training.resolve import (
     resolve_paths,
     resolve_steps,
 )
-from litchar.training.resume import differences
+from litchar.training.settings import differences, plain
 from litchar.whole import remove_drafts
 
 
@@ -95,7 +95,7 @@ def prepare(config: DictConfig, run_dir: Path, place: Place, terminal: Terminal)
     data.check_shared_by(place.world_size)
     resolve_steps(config, len(data.splits["train"]), len(data.splits["val"]), by_default)
     resolve_dropout(config, len(data.splits["train"]), len(data.store.vocabulary))
-    settings = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+    settings = plain(config, resolve=True)
     if resumed is not None:
         check_same_run(resumed, settings, data.store.fingerprint)
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from hydra.errors import InstantiationException
@@ -13,9 +13,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from litchar.checkpoints import Checkpoint, find
 from litchar.checkpoints.checkpoint import MODELS, trusted
+from litchar.device import device_of
 from litchar.errors import UserError, check_flag, check_whole, is_number
 from litchar.overrides import literal
-from litchar.training.resume import MAY_CHANGE, absolute_paths, flatten, within
+from litchar.training.settings import MAY_CHANGE, absolute_paths, flatten, plain, within
 
 
 def resolve_device(config: DictConfig) -> torch.device:
@@ -65,7 +66,7 @@ def check_settings(config: DictConfig) -> None:
             "one thing at a time; leave one out"
         )
     trusted(config.model.get("_target_"), MODELS, "model._target_")
-    for key, value in flatten(cast(dict[str, Any], OmegaConf.to_container(config))):
+    for key, value in flatten(plain(config)):
         if key.startswith("model.") and key.endswith("._target_") and key != "model._target_":
             raise UserError(
                 f"{key}={value}: a checkpoint keeps a model's settings as plain data; name what "
@@ -143,24 +144,6 @@ YES_AND_NO = ("yes", "no", "on", "off")  # true and false to YAML 1.1, and texts
 BUILT = ("model", "optimizer", "scheduler", "trainer", "callbacks", "logger")  # what they may be in
 
 
-def device_of(accelerator: str) -> torch.device:
-    """Return the device that `trainer.accelerator` means on this machine.
-
-    Raises:
-        UserError: there is no such device.
-    """
-    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
-        return torch.device("cuda")
-    if accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
-        return torch.device("mps")
-    if accelerator in ("gpu", "cuda", "mps"):
-        raise UserError(
-            f"trainer.accelerator={accelerator}: torch finds no such device on this machine; "
-            "try trainer.accelerator=auto"
-        )
-    return torch.device("cpu")
-
-
 KEPT = ("data.val_batch_size", "trainer.min_steps", "trainer.deterministic")
 
 
@@ -215,7 +198,7 @@ def _builds(value: Any) -> bool:
 
 def resolve_paths(config: DictConfig) -> None:
     """Make the paths of the text absolute, so that it is found again from any directory."""
-    data = cast(dict[str, Any], OmegaConf.to_container(config.data, resolve=True))
+    data = plain(config.data, resolve=True)
     for key, value in absolute_paths(data).items():
         config.data[key] = _escaped(value)
 

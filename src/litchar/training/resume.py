@@ -5,60 +5,18 @@ Nothing heavy is imported here; see `litchar.cli`.
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
 
 import hydra
-from filelock import FileLock, Timeout
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from litchar.errors import BusyError, UserError
 from litchar.overrides import quote
-
-# What makes a run, or a job of a sweep, no other one: where it lies and how it is watched.
-FREE = (
-    "sweep",
-    "resume",
-    "name",
-    "run_dir",
-    "outputs_dir",
-    "report",
-    "profile",
-    "logger",
-    "checkpoint",
-    "data.num_workers",
-    "trainer.log_every_n_steps",
-    "trainer.enable_progress_bar",
-    "trainer.enable_model_summary",
-    "trainer.profiler",
-)
-# What may change when a run is resumed: that, how long and on which device. Of the rest each key
-# would make it another run.
-MAY_CHANGE = (
-    *FREE,
-    "init_from",
-    "target_val_loss",
-    "callbacks",
-    "data.path",  # the text itself is compared
-    "data.pattern",
-    "data.val_batch_size",
-    "trainer.accelerator",
-    "trainer.devices",
-    "trainer.num_nodes",
-    "trainer.strategy",
-    "trainer.max_steps",
-    "trainer.max_epochs",
-    "trainer.max_time",
-    "trainer.min_steps",
-    "trainer.min_epochs",
-    "trainer.detect_anomaly",
-    "trainer.deterministic",
-    "trainer.inference_mode",
-    "trainer.benchmark",
-)
+from litchar.training.run_dir import is_busy
+from litchar.training.settings import differences, plain
 
 
 def redirect(arguments: list[str], conf: Path, config_name: str) -> list[str]:
@@ -93,8 +51,7 @@ def redirect(arguments: list[str], conf: Path, config_name: str) -> list[str]:
     with hydra.initialize_config_dir(str(conf), version_base="1.3"):
         config = hydra.compose(config_name, overrides)
     default, chosen = (
-        cast(dict[str, Any], OmegaConf.to_container(each))["run_dir"]
-        for each in (OmegaConf.load(conf / f"{config_name}.yaml"), config)
+        plain(each)["run_dir"] for each in (OmegaConf.load(conf / f"{config_name}.yaml"), config)
     )
     named = Path(config.run_dir).absolute() if chosen != default else None
     run_dir = None
@@ -146,7 +103,7 @@ def run_of(checkpoint: Path) -> Path | None:
 
 def unfinished_runs(config: DictConfig) -> Iterator[Path]:
     """Yield the runs of the same configuration that have not completed, the newest first."""
-    wanted = cast(dict[str, Any], OmegaConf.to_container(config))
+    wanted = plain(config)
     runs = Path(config.outputs_dir).glob("runs/*/summary.json")
     for place in sorted(runs, key=lambda run: run.stat().st_mtime_ns, reverse=True):
         began = place.parent / ".hydra" / "config.yaml"
@@ -154,7 +111,7 @@ def unfinished_runs(config: DictConfig) -> Iterator[Path]:
             status = json.loads(place.read_text())["status"]
             if status in ("completed", "diverged") or not began.exists():
                 continue
-            before = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(began)))
+            before = plain(OmegaConf.load(began))
             if differences(before, wanted, also=("data.path", "data.pattern", "init_from")):
                 continue
             if is_busy(place.parent):
@@ -162,77 +119,6 @@ def unfinished_runs(config: DictConfig) -> Iterator[Path]:
         except (OSError, ValueError, KeyError):
             continue  # not a run to go on with
         yield place.parent.absolute()
-
-
-def is_busy(run_dir: Path) -> bool:
-    """Return whether another process trains in this directory."""
-    return run_dir.is_dir() and is_locked(run_dir / ".lock")
-
-
-def is_locked(file: Path) -> bool:
-    """Return whether another process holds the lock that this file is."""
-    try:
-        with FileLock(file, timeout=0):
-            return False
-    except Timeout:
-        return True
-
-
-def differences(then: dict[str, Any], now: dict[str, Any], also: tuple[str, ...] = ()) -> list[str]:
-    """Return how two configurations differ where a resumed run may not: `key: 1 then, 2 now`.
-
-    Args:
-        also: keys to compare although they may change.
-    """
-    found = changes(dict(flatten(then)), dict(flatten(now)))
-    return [line for key, line in found.items() if within(key, also) or not within(key, MAY_CHANGE)]
-
-
-def changes(then: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
-    """Return the keys whose values differ, each with a line: `key: 1 then, 2 now`."""
-    return {
-        key: f"{key}: {then.get(key, 'not set')} then, {now.get(key, 'not set')} now"
-        for key in sorted(then.keys() | now.keys())
-        if then.get(key) != now.get(key)
-    }
-
-
-def within(key: str, parents: Iterable[str]) -> bool:
-    """Return whether a dotted key is one of `parents`, or lies within one."""
-    return any(key == parent or key.startswith(f"{parent}.") for parent in parents)
-
-
-def flatten(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the dotted keys of nested dictionaries, and their values."""
-    for key, value in node.items():
-        if isinstance(value, dict):
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def absolute_paths(data: dict[str, Any]) -> dict[str, Any]:
-    """Return those settings of a text that are paths, such that they mean the same from any
-    directory: `path`, `mixture`, and `name` if it is a directory."""
-    found = {}
-    if data.get("path") is not None:
-        found["path"] = _absolute(data["path"])
-    if isinstance(mixture := data.get("mixture"), list):
-        found["mixture"] = [
-            one | absolute_paths({"path": one.get("path")}) if isinstance(one, dict) else one
-            for one in mixture
-        ]
-    if (name := data.get("name")) and Path(name).is_dir():
-        found["name"] = str(Path(name).absolute())
-    return found
-
-
-def _absolute(path: Any) -> Any:
-    if isinstance(path, list):
-        return [_absolute(one) for one in path]
-    if path in (None, "") or "://" in str(path):  # an empty one is refused where it is read
-        return path
-    return str(Path(os.path.expanduser(str(path))).absolute())
 
 
 def _quoted(place: str | Path) -> str:

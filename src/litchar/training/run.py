@@ -6,14 +6,12 @@ import logging
 import shlex
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
 import torch
-from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning.pytorch.callbacks import Callback, WeightAveraging
@@ -21,8 +19,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from litchar import signals
 from litchar.checkpoints.checkpoint import best_of
-from litchar.cli import remove_traces
 from litchar.data import TextDataModule
+from litchar.device import device_name, device_of
 from litchar.errors import (
     BusyError,
     DivergedError,
@@ -37,19 +35,18 @@ from litchar.launched import Place
 from litchar.terminal import Terminal
 from litchar.text.store import boundaries
 from litchar.text.yardsticks import quick_yardsticks
-from litchar.training import environment
+from litchar.training import environment, process
 from litchar.training.callbacks import Metrics, Samples, flops_per_token, tensorboards
 from litchar.training.checkpointing import Checkpoints, name_too
+from litchar.training.compilation import compile_or_say_why_not, load_kernels
 from litchar.training.loggers import MetricsCSV, TensorBoard, hyperparameters
 from litchar.training.outcome import print_outcome
 from litchar.training.prepare import Setup, prepare
 from litchar.training.ranks import Leader, follow_runs, settle_devices
-from litchar.training.resolve import device_of
+from litchar.training.run_dir import remove_traces, sole_owner
 from litchar.training.summary import final_metrics, write_summary
 from litchar.training.sweep import Outcome, recorded, swept_settings
 from litchar.training.trainer import (
-    compile_or_say_why_not,
-    load_kernels,
     make_trainer,
     quiet_libraries,
 )
@@ -190,7 +187,7 @@ def made_ready(
         RankError: a rank did not come.
     """
     quiet_libraries()
-    environment.begin()
+    process.begin()
     signals.reset()
     config = config.copy()
     place = settle_devices(config.trainer, device_of(config.trainer.accelerator))
@@ -273,7 +270,7 @@ def train(ready: Ready, sweep: Path | None = None) -> dict[str, Any]:
 
 def _record(ready: Ready, **figures: Any) -> dict[str, Any]:
     """Write figures into the summary, beside the memory taken so far; return it."""
-    peak = environment.peak_memory_bytes(ready.setup.device)
+    peak = process.peak_memory_bytes(ready.setup.device)
     return write_summary(ready.setup.run_dir, **figures, peak_memory_bytes=peak)
 
 
@@ -338,19 +335,6 @@ def _write_report(ready: Ready) -> Path | None:
         return None
 
 
-def sole_owner(run_dir: Path) -> AbstractContextManager[object]:
-    """Return a lock on `run_dir`: two processes that train in one would spoil both.
-
-    Raises:
-        BusyError: another process trains there.
-    """
-    lock = FileLock(run_dir / ".lock")
-    try:
-        return lock.acquire(timeout=1)  # whoever only asks, see `is_busy`, has it for a moment
-    except Timeout:
-        raise BusyError(run_dir) from None
-
-
 def _status_after(error: BaseException) -> str:
     if isinstance(error, Interrupted):
         return "interrupted"
@@ -368,7 +352,7 @@ def _headline(setup: Setup, place: Place, summary: dict[str, Any]) -> str:
         *_mixture(setup.data),
         *([] if store.vocabulary.document is None else [_documents(setup.data)]),
         f"{type(setup.module.model).__name__}: {summary['parameters']:,} parameters; "
-        f"{ranks}{environment.device_name(setup.device)}, {summary['precision']}",
+        f"{ranks}{device_name(setup.device)}, {summary['precision']}",
     ]
     if setup.resumed is not None:
         resumed = setup.resumed

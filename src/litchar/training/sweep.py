@@ -17,15 +17,9 @@ from omegaconf import DictConfig
 
 from litchar.errors import JobsFailedError, UserError, check_flag
 from litchar.terminal import Terminal
-from litchar.training.resume import (
-    FREE,
-    absolute_paths,
-    changes,
-    flatten,
-    is_busy,
-    output_subdir,
-    within,
-)
+from litchar.training.resume import output_subdir
+from litchar.training.run_dir import is_busy
+from litchar.training.settings import FREE, absolute_paths, changes, flatten, within
 from litchar.whole import written_whole
 
 NAME_BYTES = 100  # of a job's directory, before its digest

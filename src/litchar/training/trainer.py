@@ -1,7 +1,6 @@
 """The Trainer of a run: Lightning's, with the callbacks and loggers that make the run's record."""
 
 import contextlib
-import copy
 import logging
 import math
 import threading
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from hydra.utils import instantiate
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.callbacks import (
@@ -32,23 +30,18 @@ from lightning.pytorch.profilers import (
     PyTorchProfiler,
     SimpleProfiler,
 )
-from lightning.pytorch.strategies import SingleDeviceStrategy
 from omegaconf import DictConfig
-from torch import nn
 
 from litchar import signals
-from litchar.data import TextDataModule
-from litchar.errors import UserError, first_line
+from litchar.errors import UserError
 from litchar.launched import Place
 from litchar.terminal import Terminal
 from litchar.training.callbacks import Metrics, Samples
 from litchar.training.checkpointing import AtomicCheckpointIO, Checkpoints
-from litchar.training.module import LanguageModel, compiled_loss
 from litchar.training.prepare import Setup
 from litchar.training.profile import Profile
 from litchar.training.progress import ProgressBar
 from litchar.training.ranks import Environment
-from litchar.training.replay import Loss, ReplayedLoss
 from litchar.training.resolve import check_whole_steps
 from litchar.training.sharding import ShardedStrategy
 
@@ -173,77 +166,6 @@ class NoProfiler(PassThroughProfiler):
 
 
 _NOTHING = contextlib.nullcontext()
-
-
-def compile_or_say_why_not(
-    module: LanguageModel, data: TextDataModule, trainer: L.Trainer, terminal: Terminal
-) -> None:
-    """Compile the training loss, try it, and have a GPU replay it; go on without what fails."""
-    device = trainer.strategy.root_device
-    module.to(device)
-    shape = (data.batch_size // trainer.world_size, data.block_size)
-    precision = trainer.precision_plugin.forward_context
-    compiled = compiled_loss(device)
-    buffers = {name: buffer.clone() for name, buffer in module.model.named_buffers()}
-
-    def launched() -> Loss:
-        idx, targets = (torch.zeros(shape, dtype=torch.long, device=device) for _ in range(2))
-        with precision():
-            torch.autograd.backward(compiled(module.model, idx, targets))
-        return compiled
-
-    def replayed() -> Loss:
-        return ReplayedLoss(compiled, module.model, shape, precision)
-
-    forms = {"compiled": launched}
-    if can_replay(module.model, trainer, device):
-        forms["replayed as a CUDA graph"] = replayed
-    for what, form in forms.items():
-        try:
-            module.mean_loss = form()
-        except torch.OutOfMemoryError:
-            raise  # there would be less without it
-        except Exception as error:  # whatever the compiler raises: training can go on without it
-            cause = getattr(error, "inner_exception", error)  # of what the backend raised
-            reason = f"{type(cause).__name__}: {first_line(cause)}"
-            terminal.say(f"Not {what} ({reason}); going on without.")
-            break
-    module.zero_grad(set_to_none=True)
-    with torch.no_grad():
-        for name, buffer in module.model.named_buffers():  # which a model may change as it reads
-            if name in buffers and not torch.equal(buffer, buffers[name]):
-                buffer.copy_(buffers[name])
-
-
-def can_replay(model: nn.Module, trainer: L.Trainer, device: torch.device) -> bool:
-    """Return whether a batch's loss and gradients may come from a CUDA graph.
-
-    It does again what it did, in the memory where it did it: gradients must neither add up over
-    batches, nor belong to several ranks, nor be scaled by what changes, nor be watched. And cuDNN
-    is told by the CPU what to drop between the layers of a recurrent model.
-    """
-    one_gpu = isinstance(trainer.strategy, SingleDeviceStrategy) and device.type == "cuda"
-    schedules = (isinstance(c, GradientAccumulationScheduler) for c in trainer.callbacks)  # type: ignore[attr-defined]  # set unseen
-    adds_up = trainer.accumulate_grad_batches > 1 or any(schedules)
-    scaled = getattr(trainer.precision_plugin, "scaler", None) is not None  # float16
-    drops = any(isinstance(m, nn.RNNBase) and m.dropout for m in model.modules())
-    return one_gpu and not (adds_up or scaled or trainer._detect_anomaly or drops)
-
-
-def load_kernels(module: LanguageModel, trainer: L.Trainer) -> None:
-    """Take a step of the optimiser with a copy of the model: a GPU loads what it runs when it first
-    does, which takes seconds and is no part of what a step takes."""
-    one_gpu = isinstance(trainer.strategy, SingleDeviceStrategy)
-    if not (one_gpu and trainer.strategy.root_device.type == "cuda"):
-        return
-    with contextlib.suppress(Exception):  # what stands in the way, training itself will say
-        trial = copy.deepcopy(module.model).to(trainer.strategy.root_device)
-        optimizer = module.optimizer(trial)
-        for parameter in trial.parameters():
-            parameter.grad = torch.zeros_like(parameter)
-        torch.nn.utils.clip_grad_norm_(trial.parameters(), 1.0)
-        optimizer.step()
-        torch.cuda.synchronize()  # before what it works with is gone
 
 
 def quiet_libraries() -> None:

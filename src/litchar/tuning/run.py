@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler, BruteForceSampler, GridSampler
 
+from litchar.device import device_of
 from litchar.errors import (
     BusyError,
     DivergedError,
@@ -35,8 +36,7 @@ from litchar.terminal import Terminal
 from litchar.training import run as training
 from litchar.training.callbacks import is_validation, metrics_of
 from litchar.training.ranks import settle_devices
-from litchar.training.resolve import device_of
-from litchar.training.resume import is_busy
+from litchar.training.run_dir import is_busy
 from litchar.training.trainer import quiet_libraries
 from litchar.tuning.report import print_report, short, write_report
 from litchar.tuning.space import Value, suggest

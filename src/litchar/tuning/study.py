@@ -20,7 +20,7 @@ from optuna.storages import BaseStorage
 from litchar.errors import UserError
 from litchar.text.split import Text
 from litchar.training.resolve import resolve_device, resolve_paths
-from litchar.training.resume import changes, differences, flatten
+from litchar.training.settings import changes, differences, flatten, plain
 from litchar.tuning.space import Value, override, read_space
 
 # What a resumed run may change, and trials that are compared may not.
@@ -57,7 +57,7 @@ class Search:
         Raises:
             UserError: something in it is unfit for every trial.
         """
-        space = read_space(_plain(config.tune.space))
+        space = read_space(plain(config.tune.space, resolve=True))
         typed = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
         parsed = training_overrides(cast(list[str], typed))
         _check_line(parsed, space, config.tune.name)
@@ -70,10 +70,14 @@ class Search:
             )
         resolve_device(settings)
         search.identity.update(
-            space=dict(flatten(_plain(config.tune.space))),
-            pruner=_plain(config.tune.pruner),
-            sampler=_plain(config.tune.sampler),
-            settings={key: value for key, value in flatten(_plain(settings)) if key not in space},
+            space=dict(flatten(plain(config.tune.space, resolve=True))),
+            pruner=plain(config.tune.pruner, resolve=True),
+            sampler=plain(config.tune.sampler, resolve=True),
+            settings={
+                key: value
+                for key, value in flatten(plain(settings, resolve=True))
+                if key not in space
+            },
         )
         search.read_text()
         return search
@@ -207,7 +211,3 @@ def study_directory(config: DictConfig) -> Path:
     if not name.strip(".") or not re.fullmatch(r"[A-Za-z0-9_.-]+", name):  # in experiment=tune/...
         raise UserError(f"tune.name={name}: letters from a to z, digits, -, _ and . make a name")
     return Path(config.outputs_dir).absolute() / "tune" / name
-
-
-def _plain(node: DictConfig) -> dict[str, Any]:
-    return cast(dict[str, Any], OmegaConf.to_container(node, resolve=True))

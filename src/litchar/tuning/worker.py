@@ -17,7 +17,7 @@ from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from litchar.training.resume import is_locked
+from litchar.training.run_dir import is_locked
 from litchar.tuning.slots import FINISHED, filled, is_mine, lost, place, root
 
 POLL_SECONDS = 1.0  # between looks at trials of other workers, when none is left to take

@@ -1,0 +1,115 @@
+"""A run's settings as plain data: flattened, compared, and which of them make it another run.
+
+Nothing heavy is imported here; see `litchar.cli`.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, cast
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+# Keys that make no other run, nor another job of a sweep: where it lies and how it is watched.
+FREE = (
+    "sweep",
+    "resume",
+    "name",
+    "run_dir",
+    "outputs_dir",
+    "report",
+    "profile",
+    "logger",
+    "checkpoint",
+    "data.num_workers",
+    "trainer.log_every_n_steps",
+    "trainer.enable_progress_bar",
+    "trainer.enable_model_summary",
+    "trainer.profiler",
+)
+# Keys that may change when a run is resumed: those, how long it trains, and on which device. Any
+# other key would make it another run.
+MAY_CHANGE = (
+    *FREE,
+    "init_from",
+    "target_val_loss",
+    "callbacks",
+    "data.path",  # the text itself is compared
+    "data.pattern",
+    "data.val_batch_size",
+    "trainer.accelerator",
+    "trainer.devices",
+    "trainer.num_nodes",
+    "trainer.strategy",
+    "trainer.max_steps",
+    "trainer.max_epochs",
+    "trainer.max_time",
+    "trainer.min_steps",
+    "trainer.min_epochs",
+    "trainer.detect_anomaly",
+    "trainer.deterministic",
+    "trainer.inference_mode",
+    "trainer.benchmark",
+)
+
+
+def plain(config: DictConfig | ListConfig, resolve: bool = False) -> dict[str, Any]:
+    """Return a configuration as nested dictionaries and lists."""
+    return cast(dict[str, Any], OmegaConf.to_container(config, resolve=resolve))
+
+
+def differences(then: dict[str, Any], now: dict[str, Any], also: tuple[str, ...] = ()) -> list[str]:
+    """Return how two configurations differ where a resumed run may not: `key: 1 then, 2 now`.
+
+    Args:
+        also: keys to compare although they may change.
+    """
+    found = changes(dict(flatten(then)), dict(flatten(now)))
+    return [line for key, line in found.items() if within(key, also) or not within(key, MAY_CHANGE)]
+
+
+def changes(then: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
+    """Return the keys whose values differ, each with a line: `key: 1 then, 2 now`."""
+    return {
+        key: f"{key}: {then.get(key, 'not set')} then, {now.get(key, 'not set')} now"
+        for key in sorted(then.keys() | now.keys())
+        if then.get(key) != now.get(key)
+    }
+
+
+def within(key: str, parents: Iterable[str]) -> bool:
+    """Return whether a dotted key is one of `parents`, or lies within one."""
+    return any(key == parent or key.startswith(f"{parent}.") for parent in parents)
+
+
+def flatten(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the dotted keys of nested dictionaries, and their values."""
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def absolute_paths(data: dict[str, Any]) -> dict[str, Any]:
+    """Return those settings of a text that are paths, such that they mean the same from any
+    directory: `path`, `mixture`, and `name` if it is a directory."""
+    found = {}
+    if data.get("path") is not None:
+        found["path"] = _absolute(data["path"])
+    if isinstance(mixture := data.get("mixture"), list):
+        found["mixture"] = [
+            one | absolute_paths({"path": one.get("path")}) if isinstance(one, dict) else one
+            for one in mixture
+        ]
+    if (name := data.get("name")) and Path(name).is_dir():
+        found["name"] = str(Path(name).absolute())
+    return found
+
+
+def _absolute(path: Any) -> Any:
+    if isinstance(path, list):
+        return [_absolute(one) for one in path]
+    if path in (None, "") or "://" in str(path):  # an empty one is refused where it is read
+        return path
+    return str(Path(os.path.expanduser(str(path))).absolute())
