@@ -122,7 +122,7 @@ def test_the_next_run_of_a_process_is_another_one_at_weights_and_biases(monkeypa
     wandb = types.SimpleNamespace(run="the first job's")
     wandb.finish = lambda: setattr(wandb, "run", None)
     monkeypatch.setitem(sys.modules, "wandb", wandb)
-    monkeypatch.setitem(environment._started, "jobs", 1)
+    monkeypatch.setitem(process._started, "jobs", 1)
     process.begin()
     assert wandb.run is None
     process.begin()  # nothing is under way
