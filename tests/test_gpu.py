@@ -8,7 +8,7 @@ import torch
 
 from conftest import assert_same_run, summary
 from litchar.errors import Interrupted
-from litchar.generation.readers import Prepared, Window
+from litchar.generation.readers import Prepared, WindowReader
 from litchar.models import Recurrent, Transformer
 from litchar.training.module import mean_loss
 from litchar.training.optimizers import muon, orthogonalize
@@ -68,7 +68,7 @@ def test_a_captured_graph_says_what_the_uncaptured_model_says(position, batch_si
     model = Transformer(13, 16, 1, 2, 32, position=position, init="torch").eval()
     idx = np.random.default_rng(0).integers(13, size=(batch_size, 50))
     with torch.inference_mode():
-        expected = Window(model)
+        expected = WindowReader(model)
         reader = Prepared(copy.deepcopy(model).cuda()).open(batch_size, 50)
         for t in range(50):
             ours, theirs = reader.read(idx[:, t : t + 1]), expected.read(idx[:, t : t + 1])

@@ -24,7 +24,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
 from litchar import signals
-from litchar.errors import Interrupted, UserError, check_whole, extra, first_line
+from litchar.errors import Interrupted, UserError, check_integer, extra, first_line
 from litchar.launched import launched
 from litchar.terminal import Terminal
 from litchar.training.sweep import Outcome
@@ -195,7 +195,7 @@ class ParallelLauncher(_Launcher):
         cores = cpu_count(only_physical_cores=True)
         n_jobs = self.settings["n_jobs"]
         if n_jobs is not None:
-            check_whole("hydra.launcher.n_jobs", n_jobs, 1)
+            check_integer("hydra.launcher.n_jobs", n_jobs, 1)
         n_jobs = min(n_jobs or cores, len(jobs))
         threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores // n_jobs))
         workers = ProcessPoolExecutor(

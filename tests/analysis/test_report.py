@@ -15,11 +15,11 @@ from omegaconf import OmegaConf
 
 from conftest import ROOT, SMALL, composed, summary
 from litchar import signals
-from litchar.analysis import probe, report, reports
+from litchar.analysis import probe, report
 from litchar.analysis.copying import LENGTHS, find_copied, longest_copied
 from litchar.analysis.evaluate import data_of, exact_loss
 from litchar.analysis.run_report import PASSAGE, _again, changed_settings
-from litchar.analysis.runs import Run
+from litchar.analysis.runs import REPORT, Run
 from litchar.analysis.surprise import most_surprising, surprise
 from litchar.checkpoints import Checkpoint
 from litchar.errors import UserError
@@ -74,9 +74,9 @@ def opened(page, hostile_run):
     page.on("request", lambda request: asked.append(request.url))
     page.on("console", lambda message: complaints.append(message.text))
     page.context.set_offline(True)
-    page.goto((hostile_run / reports.REPORT).as_uri())
+    page.goto((hostile_run / REPORT).as_uri())
     yield page
-    assert asked == [(hostile_run / reports.REPORT).as_uri()]
+    assert asked == [(hostile_run / REPORT).as_uri()]
     assert complaints == []
 
 
@@ -239,7 +239,7 @@ def test_nothing_is_copied_from_a_text_of_other_characters():
 
 
 def written(run_dir) -> str:
-    return reports.write_report(run_dir).read_text()
+    return report.write_report(run_dir).read_text()
 
 
 def test_a_model_of_bytes_and_documents_without_attention_has_a_report(train, text_file):
@@ -247,7 +247,7 @@ def test_a_model_of_bytes_and_documents_without_attention_has_a_report(train, te
     sizes = ("data.block_size=16", "data.batch_size=8", "trainer.max_steps=5")
     path = f"data.path={text_file}"
     run_dir = train(path, *names, *sizes, "data.document=line", "report=true", only=True)
-    page = (run_dir / reports.REPORT).read_text()
+    page = (run_dir / REPORT).read_text()
     assert "This model has no attention" in page
     assert "nats per byte" in page
     assert page.count('data-t="') > PASSAGE * 0.5
@@ -264,7 +264,7 @@ def mixed_run(train, tmp_path):
 
 
 def test_a_mixtures_loss_by_weight_is_not_compared_with_counts_of_all(capsys, mixed_run):
-    page = (mixed_run / reports.REPORT).read_text()
+    page = (mixed_run / REPORT).read_text()
     history = Run.load(mixed_run).history
     best = min(history, key=lambda row: row["val/loss"])["val/loss_all"] / math.log(2)
     verdict = page[page.index('class="verdict"') : page.index("<h2>")]
@@ -304,7 +304,7 @@ def test_no_password_is_in_a_report(hostile_run, tmp_path):
 
 def test_a_report_says_what_it_cannot_show(hostile_run, tmp_path):
     run_dir = tmp_path / "run"
-    shutil.copytree(hostile_run, run_dir, ignore=shutil.ignore_patterns(reports.REPORT))
+    shutil.copytree(hostile_run, run_dir, ignore=shutil.ignore_patterns(REPORT))
     config = OmegaConf.load(run_dir / "config.yaml")
     text = tmp_path / "other.txt"
     checkpoint = torch.load(run_dir / "checkpoints" / "best.ckpt", weights_only=True)
@@ -369,30 +369,30 @@ def test_the_latest_run_may_be_a_job_of_a_sweep(tmp_path):
         run_dir.mkdir(parents=True)
         (run_dir / "summary.json").write_text("{}")
         os.utime(run_dir / "summary.json", (1000 - age, 1000 - age))
-    assert reports.find("latest") == tmp_path / "outputs/sweeps/one/seed=1"
+    assert report.find("latest") == tmp_path / "outputs/sweeps/one/seed=1"
 
 
 def test_a_device_that_is_not_there_is_refused_and_the_report_stays(hostile_run, capsys):
-    before = (hostile_run / reports.REPORT).read_bytes()
+    before = (hostile_run / REPORT).read_bytes()
     with pytest.raises(SystemExit) as stopped:
         report.main([str(hostile_run), "--device", "nonsense"])
     assert stopped.value.code == 2
     assert "device=nonsense: not to be had on this machine" in capsys.readouterr().err
-    assert (hostile_run / reports.REPORT).read_bytes() == before
+    assert (hostile_run / REPORT).read_bytes() == before
 
 
 def test_a_report_is_written_whole_or_not_at_all(hostile_run, tmp_path, monkeypatch):
     run_dir = tmp_path / "run"
     shutil.copytree(hostile_run, run_dir, ignore=shutil.ignore_patterns("checkpoints"))
-    before = (run_dir / reports.REPORT).read_bytes()
+    before = (run_dir / REPORT).read_bytes()
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("litchar.whole.os.replace", full)
+    monkeypatch.setattr("litchar.atomic.os.replace", full)
     with pytest.raises(UserError, match=r"report.html: cannot be written \(No space left"):
-        reports.write_report(run_dir)
-    assert (run_dir / reports.REPORT).read_bytes() == before
+        report.write_report(run_dir)
+    assert (run_dir / REPORT).read_bytes() == before
     assert not list(run_dir.glob(".draft*"))
 
 
@@ -400,7 +400,7 @@ def test_a_run_ends_well_without_its_report(train, monkeypatch, capsys):
     def broken(*_):
         raise RuntimeError("no ink")
 
-    monkeypatch.setattr(reports, "write_report", broken)
+    monkeypatch.setattr(report, "write_report", broken)
     run_dir = train("trainer.max_steps=2", "report=true")
     assert summary(run_dir)["status"] == "completed"
     said = f"No report (no ink); later: python scripts/report.py {run_dir}"

@@ -11,7 +11,7 @@ from torch import nn
 from litchar.generation import Sampling, generate, readers
 from litchar.generation.cached import CachedTransformer
 from litchar.generation.lean import LeanReader, LeanTransformer
-from litchar.generation.readers import Carried, Crop, Prepared, Window
+from litchar.generation.readers import CropReader, Prepared, RecurrentReader, WindowReader
 from litchar.models import Bigram, Recurrent, Transformer, transformer
 from litchar.models.transformer import Block, Rotary
 
@@ -110,7 +110,7 @@ def test_one_layer_rolls_as_if_the_context_were_read_again():
     """There the two are the same arithmetic: keys depend on their own id alone."""
     model = make(n_layer=1)
     idx = some_ids(1, 4 * BLOCK)
-    again = one_by_one(Window(model), idx, prompt=4)
+    again = one_by_one(WindowReader(model), idx, prompt=4)
     np.testing.assert_allclose(
         one_by_one(LeanReader(LeanTransformer(model)), idx, 4), again, atol=1e-5
     )
@@ -134,8 +134,8 @@ def test_learned_positions_are_cached_until_full_then_cropped_as_the_teaching_sc
     model = make(position="learned")
     idx = some_ids(1, 3 * BLOCK)
     reader = Prepared(model).open(1, idx.shape[1])
-    assert isinstance(reader, Crop)
-    cropped = one_by_one(Window(model), idx, prompt=4)
+    assert isinstance(reader, CropReader)
+    cropped = one_by_one(WindowReader(model), idx, prompt=4)
     np.testing.assert_allclose(one_by_one(reader, idx, 4), cropped, atol=1e-5, rtol=0)
 
 
@@ -191,7 +191,7 @@ def test_other_types_and_subclasses_are_read_by_what_fits_them():
     assert isinstance(Prepared(make()).open(1, 9), LeanReader)
     assert isinstance(Prepared(make().double()).open(1, 9), CachedTransformer)
     changed = Changed(13, BLOCK, 1, 2, 16, init="torch").eval()
-    assert isinstance(Prepared(changed).open(1, 9), Window)
+    assert isinstance(Prepared(changed).open(1, 9), WindowReader)
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.float64])  # in numpy, and in torch
@@ -225,7 +225,7 @@ def test_attention_that_was_changed_far_back_alone_is_read_as_it_is(monkeypatch)
 def test_a_state_is_carried_from_one_part_of_a_long_prompt_to_the_next(monkeypatch):
     torch.manual_seed(0)
     model = Recurrent(13, BLOCK, 1, 16).eval()
-    whole, in_parts = (Carried(model) for _ in range(2))
+    whole, in_parts = (RecurrentReader(model) for _ in range(2))
     idx = some_ids(2, 23)
     expected = whole.read(idx)
     monkeypatch.setattr(readers, "MOST_AT_ONCE", 5)

@@ -10,7 +10,7 @@ from backports import zstd
 from omegaconf import DictConfig
 from rich.table import Table
 
-from litchar.errors import UserError, check_whole, is_number
+from litchar.errors import UserError, check_integer, is_number
 from litchar.terminal import Terminal
 from litchar.text import Text, TokenStore
 from litchar.text.yardsticks import Yardstick, characters_and_bytes, count_yardsticks, splits
@@ -24,7 +24,7 @@ def run(config: DictConfig) -> list[Yardstick]:
     Raises:
         UserError: the text or a setting is unfit.
     """
-    check_whole("order", config.order, 1, 64)
+    check_integer("order", config.order, 1, 64)
     memory = config.memory_gb
     if not is_number(memory) or not memory > 0:
         raise UserError(f"memory_gb={memory}: must be a number above 0, such as 2")

@@ -12,8 +12,8 @@ import numpy as np
 from litchar.analysis.comparison import Comparison, PowerLaw, Row, Table, cost, short, shown
 from litchar.analysis.curves import whole_steps
 from litchar.analysis.page import PLOT
+from litchar.atomic import atomic_write
 from litchar.errors import is_number
-from litchar.whole import written_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -51,7 +51,7 @@ def write_plot(comparison: Comparison, path: Path) -> str:
             axes[0].set_ylabel(label_of_losses(table, comparison))
             if len(tables) > 1:
                 axes[0].set_title(_label(shown(table.text), 60), fontweight="bold")
-        with written_whole(path) as draft:
+        with atomic_write(path) as draft:
             figure.savefig(draft, format="png")
     return ""
 

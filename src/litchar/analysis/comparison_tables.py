@@ -22,8 +22,8 @@ from litchar.analysis.comparison import (
     shown,
     value_of,
 )
+from litchar.atomic import atomic_write
 from litchar.terminal import Terminal
-from litchar.whole import written_whole
 
 LOSSES = ("n", "loss", "sd", "95% interval", "more", "p", "differs")
 COST = ("chars/s", "seconds", "parameters", "FLOPs")
@@ -165,7 +165,7 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     columns = list(dict.fromkeys(key for row in rows for key in row))
     # A path may be no UTF-8.
     with (
-        written_whole(path) as draft,
+        atomic_write(path) as draft,
         open(draft, "w", newline="", encoding="utf-8", errors="backslashreplace") as file,
     ):
         writer = csv.DictWriter(file, columns)

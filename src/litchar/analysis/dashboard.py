@@ -20,7 +20,7 @@ from litchar.analysis.confusions import Confusion, most_confused, predictions
 from litchar.analysis.layers import activation_statistics, parameters_by_layer, update_ratios
 from litchar.data import TextDataModule
 from litchar.data.windows import SequentialWindows
-from litchar.errors import check_whole
+from litchar.errors import check_integer
 from litchar.text import Vocabulary
 from litchar.training.callbacks import is_validation, language_model, metrics_of, tensorboards
 from litchar.training.checkpointing import is_validated
@@ -68,7 +68,7 @@ class Layers(Callback):
     """
 
     def __init__(self, length: int = 24) -> None:
-        check_whole("callbacks.layers.length", length, 1)
+        check_integer("callbacks.layers.length", length, 1)
         self.length = length
         self._before: dict[str, list[tuple[Tensor, Tensor]]] = {}
         self._ratios: dict[str, Tensor] = {}
@@ -114,7 +114,7 @@ class Attention(Callback):
     """
 
     def __init__(self, length: int = 24) -> None:
-        check_whole("callbacks.attention.length", length, 1)
+        check_integer("callbacks.attention.length", length, 1)
         self.length = length
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -143,8 +143,8 @@ class Confusions(Callback):
     """
 
     def __init__(self, characters: int = 4096, most: int = 25) -> None:
-        check_whole("callbacks.confusions.characters", characters, 1)
-        check_whole("callbacks.confusions.most", most, 0)
+        check_integer("callbacks.confusions.characters", characters, 1)
+        check_integer("callbacks.confusions.most", most, 0)
         self.characters = characters
         self.most = most
 

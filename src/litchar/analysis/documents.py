@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor, nn
 
+from litchar.atomic import atomic_write
 from litchar.data.windows import IGNORED, document_starts
 from litchar.errors import UserError
 from litchar.models import block_size_of
@@ -21,7 +22,6 @@ from litchar.terminal import Terminal
 from litchar.text import Vocabulary
 from litchar.text.store import boundaries
 from litchar.text.vocabulary import printable
-from litchar.whole import written_whole
 
 MOST_SHOWN = 60  # characters of a document
 WORST = 5
@@ -130,7 +130,7 @@ def _text(i: int, edges: np.ndarray, tokens: Tensor, vocabulary: Vocabulary) -> 
 def _write(place: Path, rows: list[dict[str, Any]]) -> None:
     try:
         with (
-            written_whole(place.resolve()) as draft,
+            atomic_write(place.resolve()) as draft,
             open(draft, "w", newline="", encoding="utf-8", errors="backslashreplace") as file,
         ):
             if place.suffix == ".json":

@@ -15,7 +15,7 @@ from litchar.checkpoints.checkpoint import trusted
 from litchar.data import TextDataModule
 from litchar.data.windows import SequentialWindows
 from litchar.device import choose_device
-from litchar.errors import UserError, check_whole
+from litchar.errors import UserError, check_integer
 from litchar.models import block_size_of
 from litchar.terminal import Terminal
 from litchar.text import Corpus
@@ -59,7 +59,7 @@ def run(config: DictConfig) -> float:
     model = checkpoint.build_model(device)
     block_size = block_size_of(model)
     if config.stride is not None:
-        check_whole("stride", config.stride, 1, block_size)
+        check_integer("stride", config.stride, 1, block_size)
     sizes = size_table(checkpoint.vocabulary)
     total = exact_loss(model, tokens, config.batch_size, device, sizes, config.stride)
     nats, count, characters, utf8_bytes = total.tolist()
@@ -83,7 +83,7 @@ def _check(config: DictConfig) -> None:
     Raises:
         UserError: a setting is such.
     """
-    check_whole("batch_size", config.batch_size, 1)
+    check_integer("batch_size", config.batch_size, 1)
     if config.split not in SPLITS:
         raise UserError(f"split={config.split}: there are {', '.join(SPLITS)}")
     for key in stray(config.data):

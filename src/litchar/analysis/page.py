@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from litchar.whole import written_whole
+from litchar.atomic import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -111,7 +111,7 @@ def write_page(path: Path, title: str, body: str, style: str = "") -> None:
         f"{body}</body></html>\n"
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(path) as draft:
+    with atomic_write(path) as draft:
         # A lone surrogate, which a command line may hold, is shown by its number.
         draft.write_text(page, encoding="utf-8", errors="backslashreplace")
 

@@ -1,11 +1,21 @@
-"""`scripts/report.py`: what a run came to, on one page that needs nothing beside it."""
+"""`scripts/report.py`: what a run came to, on one page that needs nothing beside it.
+
+Nothing heavy is imported here before a report is written, so that `--help` answers at once.
+"""
 
 import argparse
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.text import Text
 
 from litchar.cli import exit_codes, lasting_imports
+from litchar.errors import UserError
 from litchar.terminal import Terminal
+
+if TYPE_CHECKING:
+    from litchar.data import TextDataModule
 
 
 @exit_codes()
@@ -29,9 +39,59 @@ def main(arguments: list[str] | None = None) -> None:
     )
     options = parser.parse_args(arguments)
     with lasting_imports():
-        from litchar.analysis.reports import find, write_report
+        import litchar.analysis.run_report  # noqa: F401  # for `write_report`
     terminal = Terminal()
     for name in options.runs:
         with terminal.status(Text(f"Writing the report of {name}")):
             path = write_report(find(name), device=options.device)
         terminal.say(str(path))
+
+
+def write_report(
+    place: Path, data: "TextDataModule | None" = None, device: str | None = None
+) -> Path:
+    """Write the report of the run or the sweep at `place` into its directory; return its path.
+
+    Args:
+        data: the run's text, if it is open already: then nothing is done that takes more than
+            seconds.
+        device: to run the model on; by default the best there is.
+
+    Raises:
+        UserError: there is no run or no such device, or the report cannot be written.
+    """
+    from litchar.analysis.page import write_page
+    from litchar.analysis.run_report import STYLE, run_report
+    from litchar.analysis.runs import REPORT, Run, is_run
+
+    path = place / REPORT
+    try:
+        if not is_run(place) and any(place.glob("*/summary.json")):
+            from litchar.analysis.comparison import compare
+            from litchar.analysis.sweep_report import write_sweep_report
+
+            return write_sweep_report(compare([place]), place)
+        run = Run.load(place)
+        write_page(path, run.name, run_report(run, data, device), STYLE)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
+    return path
+
+
+def find(name: str) -> Path:
+    """Return the directory of the run called `name`, or of the newest run or job of a sweep if that
+    is `latest`.
+
+    Raises:
+        UserError: there is none.
+    """
+    from litchar.training.environment import ROOT
+
+    if name != "latest":
+        return Path(os.path.expanduser(name))
+    outputs = Path(os.environ.get("LITCHAR_OUTPUTS", ROOT / "outputs"))
+    places = ("runs/*/summary.json", "sweeps/*/*/summary.json")
+    runs = [summary.parent for place in places for summary in outputs.glob(place)]
+    if not runs:
+        raise UserError(f"latest: there is no run under {outputs}; python scripts/train.py")
+    return max(runs, key=lambda run: (run / "summary.json").stat().st_mtime_ns)

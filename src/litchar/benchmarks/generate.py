@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from litchar.benchmarks import spread
-from litchar.errors import UserError, check_whole
+from litchar.errors import UserError, check_integer
 
 if TYPE_CHECKING:
     import torch
@@ -57,7 +57,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
 
     device = choose_device(options.device)
     for batch in options.batch:
-        check_whole("--batch", batch, 1)
+        check_integer("--batch", batch, 1)
     rows = []
     for name, sizes, share in SIZES:
         n = max(1, int(options.characters * share))

@@ -16,12 +16,12 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 
+from litchar.atomic import atomic_write
 from litchar.checkpoints.checkpoint import Checkpoint, find
 from litchar.checkpoints.huggingface import check_place, write_huggingface
 from litchar.errors import UserError, extra
 from litchar.models import block_size_of
 from litchar.terminal import Terminal
-from litchar.whole import written_whole
 
 FULL = os.strerror(errno.ENOSPC)
 MOST_ONNX_BYTES = 1_500_000_000  # of weights: of more, torch puts some into a second file
@@ -51,7 +51,7 @@ def run(config: DictConfig) -> None:
         raise UserError(f"output={output}: cannot be written ({error.strerror})") from None
     model = checkpoint.build_model()
     try:
-        with extra(chosen.extra, f"format={config.format}"), written_whole(output) as draft:
+        with extra(chosen.extra, f"format={config.format}"), atomic_write(output) as draft:
             difference = largest_difference(model, chosen.write(checkpoint, model, draft))
             if not difference <= MOST_DIFFERENCE:
                 raise UserError(

@@ -8,8 +8,8 @@ from typing import Any, BinaryIO
 
 import torch
 
+from litchar.atomic import atomic_write
 from litchar.errors import UserError, first_line
-from litchar.whole import written_whole
 
 # A checkpoint is torch's zip archive, then these bytes and the SHA-256 of the archive. A zip
 # archive is read from its end, whatever follows it, so that `torch.load` opens the file as well.
@@ -26,7 +26,7 @@ def save(checkpoint: dict[str, Any], path: Path) -> None:
         OSError: it cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(path) as draft, open(draft, "w+b") as file:
+    with atomic_write(path) as draft, open(draft, "w+b") as file:
         try:
             torch.save(checkpoint, file)
         except RuntimeError as error:  # torch's own, after a write that failed

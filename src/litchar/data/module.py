@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from litchar import signals
 from litchar.data.windows import Batch, RandomWindows, SequentialWindows, Span, document_starts
-from litchar.errors import UserError, check_flag, check_whole
+from litchar.errors import UserError, check_flag, check_integer
 from litchar.text import Text, TokenStore
 
 # CUDA indexes tensors of bytes, but of no other unsigned type.
@@ -77,8 +77,8 @@ class TextDataModule(L.LightningDataModule):
             return
         for name in ("block_size", "batch_size", "val_batch_size", "num_workers", "train_sample"):
             least = 0 if name in ("num_workers", "train_sample") else 1
-            check_whole(f"data.{name}", getattr(self, name), least)
-        check_whole("data.seed", self.seed, 0, 2**64 - 1)
+            check_integer(f"data.{name}", getattr(self, name), least)
+        check_integer("data.seed", self.seed, 0, 2**64 - 1)
         check_flag("data.start_at_document", self.start_at_document)
         if self.start_at_document and self.text.document is None:
             raise UserError(

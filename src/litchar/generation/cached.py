@@ -20,7 +20,7 @@ class CachedTransformer:
     `block_size` positions up to its own, each as it was computed when it was read, which is
     attention under a sliding window (Beltagy et al., 2020). Scores depend on relative positions
     alone, so that keys are stored rotated and need no further touch. Learned positions cannot
-    roll: `Crop` takes over when the context is full.
+    roll: `CropReader` takes over when the context is full.
 
     On an NVIDIA GPU the step of one id is captured once as a CUDA graph and then replayed; and once
     more when the cache is full, as attention then needs no mask. What such a step takes is the

@@ -18,8 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from litchar.generation.cached import CachedTransformer
-from litchar.models import transformer
-from litchar.models.transformer import Block, NGramEmbedding, Transformer
+from litchar.models.transformer import Block, NGramEmbedding, Norm, Transformer
 
 
 class LeanTransformer:
@@ -44,8 +43,8 @@ class LeanTransformer:
         blocks = cast(list[Block], list(model.blocks))
         self.ngrams = [(n.rows, array(n.projection(n.table.weight))) for n in ngrams]
         self.blocks = [LeanBlock(block, model.rotary is not None) for block in blocks]
-        self.norm = Norm(model.norm)
-        self.head = Linear(model.head, after=model.norm)
+        self.norm = LeanNorm(model.norm)
+        self.head = LeanLinear(model.head, after=model.norm)
 
     @torch.inference_mode()
     def step(self, readers: Sequence["LeanReader"], ids: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -144,22 +143,22 @@ class LeanBlock:
         rows = torch.arange(3 * attention.qkv.in_features).view(3, self.n_head, head_size)
         rows = torch.cat((rows[:2, :, order], rows[2:])).flatten()
 
-        self.attention_norm = Norm(block.attention_norm)
-        self.qkv = Linear(attention.qkv, after=block.attention_norm, rows=rows)
-        self.qk_norm: Norm | None = None
+        self.attention_norm = LeanNorm(block.attention_norm)
+        self.qkv = LeanLinear(attention.qkv, after=block.attention_norm, rows=rows)
+        self.qk_norm: LeanNorm | None = None
         self.shift: np.ndarray | None = None
         if attention.q_norm is not None and attention.k_norm is not None:
             norms = (attention.q_norm, attention.k_norm)
-            self.qk_norm = Norm(attention.q_norm)
+            self.qk_norm = LeanNorm(attention.q_norm)
             self.gain = array(torch.stack([norm.weight[order] for norm in norms])[:, None])
             shifts: list[Any] = [getattr(norm, "bias", None) for norm in norms]
             if shifts[0] is not None:
                 self.shift = array(torch.stack([shift[order] for shift in shifts])[:, None])
-        self.output = Linear(attention.output)
-        self.feed_forward_norm = Norm(block.feed_forward_norm)
+        self.output = LeanLinear(attention.output)
+        self.feed_forward_norm = LeanNorm(block.feed_forward_norm)
         self.pointwise = feed_forward.pointwise
-        self.feed_forward_input = Linear(feed_forward.input, after=block.feed_forward_norm)
-        self.feed_forward_output = Linear(feed_forward.output)
+        self.feed_forward_input = LeanLinear(feed_forward.input, after=block.feed_forward_norm)
+        self.feed_forward_output = LeanLinear(feed_forward.output)
 
     def take_over(self, keys: Tensor, values: Tensor) -> tuple[np.ndarray, np.ndarray]:
         """Return what a prompt has left in the cache, to go on with: (H, T, D) each."""
@@ -197,13 +196,13 @@ class LeanBlock:
         return after
 
 
-class Linear:
+class LeanLinear:
     """A linear layer for one row, which takes over the gain and shift of the norm before it."""
 
     def __init__(
         self,
         layer: nn.Linear,
-        after: transformer.Norm | None = None,
+        after: Norm | None = None,
         rows: Tensor | None = None,
     ) -> None:
         weight: Tensor = layer.weight
@@ -224,10 +223,10 @@ class Linear:
         return y if self.bias is None else y + self.bias
 
 
-class Norm:
+class LeanNorm:
     """RMSNorm or LayerNorm, without gain and shift."""
 
-    def __init__(self, norm: transformer.Norm) -> None:
+    def __init__(self, norm: Norm) -> None:
         self.eps = norm.eps
         self.centred = isinstance(norm, nn.LayerNorm)
 
@@ -238,7 +237,7 @@ class Norm:
         return x * (1 / math.sqrt(x.dot(x) / x.size + self.eps))
 
     def heads(self, x: np.ndarray) -> np.ndarray:
-        """Norm each row by itself: (..., D) -> (..., D)."""
+        """LeanNorm each row by itself: (..., D) -> (..., D)."""
         if self.centred:
             x = x - x.mean(-1, keepdims=True)
         mean_square = np.einsum("...d,...d->...", x, x)[..., None] / x.shape[-1]

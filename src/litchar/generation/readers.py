@@ -76,14 +76,14 @@ class Prepared:
         """
         model = self.model
         if self.on_cpu and batch_size > 1:
-            return Rows(self, [self.open(1, max_ids) for _ in range(batch_size)])
+            return BatchReader(self, [self.open(1, max_ids) for _ in range(batch_size)])
         if isinstance(model, Transformer) and self.cached:
             if self.lean is not None:
                 reader: Reader = LeanReader(self.lean)
             else:
                 reader = CachedTransformer(model, batch_size, max_ids)
-            return reader if model.position_embedding is None else Crop(model, reader)
-        return Carried(model) if hasattr(model, "step") else Window(model)
+            return reader if model.position_embedding is None else CropReader(model, reader)
+        return RecurrentReader(model) if hasattr(model, "step") else WindowReader(model)
 
     def read(self, readers: Sequence[Reader], ids: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Return what each of several readers of this model says of its next ids, (1, T) each.
@@ -105,7 +105,7 @@ class Prepared:
         ]
 
 
-class Window:
+class WindowReader:
     """Any model: it reads the last `block_size` ids again for each new one."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -127,7 +127,7 @@ class Window:
         return self.context
 
 
-class Crop(Window):
+class CropReader(WindowReader):
     """A transformer with learned positions: cached until its context is full.
 
     Then every position changes with each new id, and the context is read again, as the teaching
@@ -151,7 +151,7 @@ class Crop(Window):
 MOST_AT_ONCE = 1024  # ids of a row: each takes memory for gates and logits
 
 
-class Carried:
+class RecurrentReader:
     """A model with a `step`, such as a recurrent one: its state holds all that was read."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -167,7 +167,7 @@ class Carried:
         return logits[:, -1].float().cpu().numpy()
 
 
-class Rows:
+class BatchReader:
     """A batch whose rows are texts by themselves."""
 
     def __init__(self, prepared: Prepared, readers: list[Reader]) -> None:

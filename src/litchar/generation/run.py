@@ -10,7 +10,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from litchar.errors import UserError, check_flag, check_whole
+from litchar.errors import UserError, check_flag, check_integer
 from litchar.generation import prompt_loop
 from litchar.generation.known import known_documents
 from litchar.generation.scoring import Score, legend
@@ -65,7 +65,7 @@ def check(config: DictConfig) -> None:
         UserError: there is one.
     """
     settings_of(config)
-    check_whole("num_samples", config.num_samples, 1)
+    check_integer("num_samples", config.num_samples, 1)
     check_flag("json", config.json)
     given = [name for name in ("prompts", "score", "prompt") if config[name] is not None]
     if len(given) > 1:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
-from litchar.errors import UserError, check_whole
+from litchar.errors import UserError, check_integer
 from litchar.generation.readers import Prepared
 from litchar.generation.sampling import Sampling, generate
 from litchar.text import Vocabulary
@@ -41,8 +41,8 @@ class Settings(Sampling):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_whole("max_new_tokens", self.max_new_tokens, 1)
-        check_whole("seed", self.seed, 0)
+        check_integer("max_new_tokens", self.max_new_tokens, 1)
+        check_integer("seed", self.seed, 0)
         if not isinstance(self.unknown, str):
             raise UserError(f"unknown={self.unknown}: must be error, skip, or one character")
         fit = isinstance(self.stop, Sequence | None)

@@ -10,7 +10,7 @@ import uvicorn
 from fastapi import FastAPI
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from litchar.errors import UserError, check_whole
+from litchar.errors import UserError, check_integer
 
 SECONDS_TO_CLOSE = 5  # for what is left after a text was ended
 
@@ -23,7 +23,7 @@ def bind(host: str, port: int) -> socket.socket:
     """
     if not isinstance(host, str) or not host:
         raise UserError(f"host={host}: must be an address of this machine, such as 127.0.0.1")
-    check_whole("port", port, 0, 65535)
+    check_integer("port", port, 0, 65535)
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family)

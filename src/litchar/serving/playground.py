@@ -34,7 +34,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from litchar.checkpoints import Checkpoint, find, trained
 from litchar.device import choose_device
-from litchar.errors import UserError, check_whole
+from litchar.errors import UserError, check_integer
 from litchar.generation.readers import Prepared
 from litchar.generation.sampling import Chooser
 from litchar.generation.scoring import COLOURS
@@ -292,7 +292,7 @@ def run(config: DictConfig) -> None:
         UserError: the checkpoint, the place or a limit is unfit.
     """
     for name in ("limit", "max_prompt", "at_once", "waiting"):
-        check_whole(name, config[name], least=0 if name == "waiting" else 1)
+        check_integer(name, config[name], least=0 if name == "waiting" else 1)
     if not isinstance(config.stop, str | None):
         raise UserError(f"stop={config.stop}: must be one text, which the page can show")
     given = {name: config[name] for name in (*NUMBERS, "stop")}

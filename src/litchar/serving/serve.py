@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 
 from litchar.checkpoints import Checkpoint, find
 from litchar.device import choose_device
-from litchar.errors import check_whole
+from litchar.errors import check_integer
 from litchar.generation.readers import Prepared
 from litchar.serving import completions, host
 from litchar.text.vocabulary import printable
@@ -21,7 +21,7 @@ def run(config: DictConfig) -> None:
     """
     names = [field.name for field in fields(completions.Limits)]
     for name in (*names, "shutdown_seconds"):
-        check_whole(name, config[name], least=0 if name in ("waiting", "shutdown_seconds") else 1)
+        check_integer(name, config[name], least=0 if name in ("waiting", "shutdown_seconds") else 1)
     limits = completions.Limits(**{name: config[name] for name in names})
     device = choose_device(config.device)
     with host.bind(config.host, config.port) as listening:

@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from litchar.atomic import atomic_write
 from litchar.errors import UserError
-from litchar.whole import written_whole
 
 LARGE = 1 << 30  # bytes of files together; less is read in a second or two, and always is
 SETTLED_SECONDS = 2.0  # a file that was changed later may change again with the same time stamp
@@ -91,5 +91,5 @@ def keep(place: Path, text: str) -> None:
     """Write `text` to a place in the cache; on a full disk it is computed again next time."""
     with contextlib.suppress(OSError, UserError):
         make_cache(place.parent)
-        with written_whole(place) as draft:
+        with atomic_write(place) as draft:
             draft.write_text(text)

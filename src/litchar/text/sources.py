@@ -14,13 +14,13 @@ from typing import IO, TYPE_CHECKING, BinaryIO
 
 from filelock import FileLock
 
+from litchar.atomic import atomic_write, remove_drafts
 from litchar.errors import UserError, extra, first_line
 from litchar.text.corpus import CHUNK_BYTES, Corpus
 from litchar.text.formats import ROWS_AT_ONCE, check_column, column_rows
 from litchar.text.remembered import cache_dir, make_cache
 from litchar.text.remote import save
 from litchar.text.store import file_sha256, known_sha256
-from litchar.whole import remove_drafts, written_whole
 
 if TYPE_CHECKING:
     import datasets
@@ -131,7 +131,7 @@ def _fetch_checked(url: str, sha256: str, place: Path) -> None:
     """Put the file at `url` at `place`, whole and checked, or not at all."""
     remove_drafts(place.parent)  # of a process that was killed; the lock is ours
     try:
-        with written_whole(place) as draft:
+        with atomic_write(place) as draft:
             with open(draft, "wb") as file:
                 _fetch(url, file)
             if (found := file_sha256(draft)) != sha256:

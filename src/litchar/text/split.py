@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from hydra.utils import instantiate
 
-from litchar.errors import UserError, check_flag, check_whole
+from litchar.errors import UserError, check_flag, check_integer
 from litchar.overrides import nearest
 from litchar.text.cleaning import Cleaning
 from litchar.text.corpus import Corpus
@@ -156,7 +156,7 @@ class Text:
                 f"training beside data.val_fraction={self.val_fraction}"
             )
         if self.max_val_characters is not None:
-            check_whole("data.max_val_characters", self.max_val_characters, 1)
+            check_integer("data.max_val_characters", self.max_val_characters, 1)
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> "Text":

@@ -21,7 +21,7 @@ from litchar.text import Vocabulary
 from litchar.training import process
 from litchar.training.loggers import TensorBoard
 from litchar.training.module import LanguageModel
-from litchar.training.sharding import full, is_sharded, whole
+from litchar.training.sharding import full, is_sharded, unsharded
 from litchar.training.summary import write_summary
 
 # An H200 computes as an H100 does. Lightning looks for its form, which the driver does not name,
@@ -309,7 +309,7 @@ class Samples(Callback):
         model = language_model(trainer).model
         if not trainer.is_global_zero and not is_sharded(model):
             return  # of shares all ranks have to give theirs
-        with whole(model):
+        with unsharded(model):
             self.text = sample(model, self.vocabulary, self.seed)
         if not trainer.is_global_zero:
             return

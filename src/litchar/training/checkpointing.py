@@ -15,13 +15,13 @@ from lightning.pytorch.callbacks import Checkpoint as CheckpointCallback
 from lightning.pytorch.plugins import CheckpointIO
 
 from litchar import signals
+from litchar.atomic import atomic_write
 from litchar.checkpoints import Checkpoint, load, save
 from litchar.checkpoints.files import flush_directory
 from litchar.errors import Interrupted, UserError
 from litchar.terminal import Terminal
 from litchar.training.callbacks import Metrics, is_validation
 from litchar.training.loggers import MetricsCSV
-from litchar.whole import written_whole
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -246,7 +246,7 @@ def name_too(file: Path, other: Path) -> None:
     if not file.exists() or (other.exists() and file.samefile(other)):
         return
     other.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(other) as draft:
+    with atomic_write(other) as draft:
         try:
             os.link(file, draft)
         except OSError:  # another file system, or one without hard links

@@ -19,8 +19,8 @@ from PIL import Image
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 
+from litchar.atomic import atomic_write
 from litchar.training.settings import flatten, within
-from litchar.whole import written_whole
 
 EVENTS = "events.out.tfevents"  # how a file of TensorBoard's begins; a time follows
 
@@ -117,7 +117,7 @@ class TensorBoard(TensorBoardLogger):
         with contextlib.suppress(OSError):  # a full disk: the next time tries again
             directory.mkdir(parents=True, exist_ok=True)
             for file, content in files.items():
-                with written_whole(directory / file) as draft:
+                with atomic_write(directory / file) as draft:
                     draft.write_text(content, encoding="utf-8", errors="backslashreplace")
 
     @rank_zero_only
@@ -279,7 +279,7 @@ class MetricsCSV(Logger):
 
     def _rewrite(self, rows: list[dict[str, Any]], columns: list[str]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(self.path) as draft, open(draft, "w", newline="") as file:
+        with atomic_write(self.path) as draft, open(draft, "w", newline="") as file:
             writer = csv.DictWriter(file, columns)
             writer.writeheader()
             writer.writerows(rows)

@@ -14,6 +14,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from litchar.atomic import remove_drafts
 from litchar.checkpoints import Checkpoint, load
 from litchar.checkpoints.checkpoint import make_card
 from litchar.checkpoints.transfer import differing, transfer_weights
@@ -36,7 +37,6 @@ from litchar.training.resolve import (
     resolve_steps,
 )
 from litchar.training.settings import differences, plain
-from litchar.whole import remove_drafts
 
 
 @dataclass(frozen=True)

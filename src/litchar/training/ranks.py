@@ -44,7 +44,7 @@ from litchar.errors import (
     Interrupted,
     RankError,
     UserError,
-    check_whole,
+    check_integer,
     first_line,
     is_users,
     reason,
@@ -100,7 +100,7 @@ def settle_devices(trainer: DictConfig, device: torch.device) -> Place:
     Raises:
         UserError: this machine cannot run that.
     """
-    check_whole("trainer.num_nodes", trainer.num_nodes, 1)
+    check_integer("trainer.num_nodes", trainer.num_nodes, 1)
     strategy = str(OmegaConf.select(trainer, "strategy._target_") or trainer.strategy)
     if strategy.rpartition(".")[2].lower().startswith("fsdp"):
         raise UserError(

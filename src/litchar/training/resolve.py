@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from litchar.checkpoints import Checkpoint, find
 from litchar.checkpoints.checkpoint import MODELS, trusted
 from litchar.device import device_of
-from litchar.errors import UserError, check_flag, check_whole, is_number
+from litchar.errors import UserError, check_flag, check_integer, is_number
 from litchar.overrides import literal
 from litchar.training.settings import MAY_CHANGE, absolute_paths, flatten, plain, within
 
@@ -54,8 +54,8 @@ def check_settings(config: DictConfig) -> None:
             value = int(value)
             OmegaConf.update(config, key, value)
         if value is not None or key in NEEDED:
-            check_whole(key, value, least)
-    check_whole("seed", config.seed, 0, 2**32 - 1)
+            check_integer(key, value, least)
+    check_integer("seed", config.seed, 0, 2**32 - 1)
     for key, (fits, what) in NUMBERS.items():
         value = OmegaConf.select(config, key)
         if (value is not None or key in NEEDED) and not (is_number(value) and fits(value)):

@@ -326,7 +326,7 @@ def _write_report(ready: Ready) -> Path | None:
     if not setup.config.report:
         return None
     try:
-        from litchar.analysis.reports import write_report  # at the end, when it is wanted
+        from litchar.analysis.report import write_report  # at the end, when it is wanted
 
         return write_report(setup.run_dir, setup.data, str(setup.device))
     except Exception as error:  # whatever it is, the run itself is safe

@@ -91,7 +91,7 @@ def is_sharded(model: nn.Module) -> bool:
 
 
 @contextlib.contextmanager
-def whole(model: nn.Module) -> Iterator[None]:
+def unsharded(model: nn.Module) -> Iterator[None]:
     """Give each rank all parameters of `model`, in place of its share; all ranks call this."""
     shared_out = [module for module in model.modules() if isinstance(module, FSDPModule)]
     for module in shared_out:

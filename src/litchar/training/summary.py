@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from litchar.whole import written_whole
+from litchar.atomic import atomic_write
 
 # What it says, and what each figure is; None until it is known. All losses are nats per token.
 KEYS = {
@@ -55,7 +55,7 @@ def write_summary(run_dir: Path, **changes: Any) -> dict[str, Any]:
             raise KeyError(key)
         summary[key] = value
     run_dir.mkdir(parents=True, exist_ok=True)
-    with written_whole(place) as draft, open(draft, "w") as file:
+    with atomic_write(place) as draft, open(draft, "w") as file:
         file.write(json.dumps(summary, indent=2) + "\n")
         file.flush()
         os.fsync(file.fileno())

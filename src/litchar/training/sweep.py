@@ -15,12 +15,12 @@ from typing import Any
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
+from litchar.atomic import atomic_write
 from litchar.errors import JobsFailedError, UserError, check_flag
 from litchar.terminal import Terminal
 from litchar.training.resume import output_subdir
 from litchar.training.run_dir import is_busy
 from litchar.training.settings import FREE, absolute_paths, changes, flatten, within
-from litchar.whole import written_whole
 
 NAME_BYTES = 100  # of a job's directory, before its digest
 
@@ -71,7 +71,7 @@ class Plan:
         held = {"swept": swept, "named": sorted(self.named), "shared": self.shared}
         text = json.dumps(held, indent=2) + "\n"
         if not self.place.exists() or self.place.read_text() != text:
-            with written_whole(self.place) as draft:
+            with atomic_write(self.place) as draft:
                 draft.write_text(text)
 
     def overrides_of(self, job: Path) -> list[str]:

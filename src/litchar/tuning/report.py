@@ -18,11 +18,11 @@ from optuna.trial import FrozenTrial, TrialState
 
 from litchar.analysis.page import STYLE, table
 from litchar.analysis.runs import options_of
+from litchar.atomic import atomic_write
 from litchar.overrides import literal
 from litchar.terminal import Terminal
 from litchar.tuning.slots import filled, root
 from litchar.tuning.study import Search, training_overrides
-from litchar.whole import written_whole
 
 PLOTS = {  # of `optuna.visualization`, and how many completed trials each needs
     "plot_optimization_history": 1,
@@ -212,5 +212,5 @@ def _named(plot: str) -> dict[str, str]:
 def _write(path: Path, content: bytes) -> None:
     """Write a file whole: several workers may end at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(path) as draft:
+    with atomic_write(path) as draft:
         draft.write_bytes(content)

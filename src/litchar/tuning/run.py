@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler, BruteForceSampler, GridSampler
 
+from litchar.atomic import atomic_write
 from litchar.device import device_of
 from litchar.errors import (
     BusyError,
@@ -24,7 +25,7 @@ from litchar.errors import (
     Interrupted,
     UserError,
     causes,
-    check_whole,
+    check_integer,
     is_disk_full,
     is_number,
     is_users,
@@ -43,7 +44,6 @@ from litchar.tuning.space import Value, suggest
 from litchar.tuning.storage import open_storage
 from litchar.tuning.study import Search, check_same_search, open_study, study_directory
 from litchar.tuning.worker import Worker
-from litchar.whole import written_whole
 
 ALL_REFUSED = 5  # trials, and none that could be trained: the fault lies in what all have in common
 
@@ -66,7 +66,7 @@ def run(config: DictConfig) -> None:
     optuna.logging.disable_default_handler()
     terminal = Terminal()
     tune = config.tune
-    check_whole("tune.trials", tune.trials, 1)
+    check_integer("tune.trials", tune.trials, 1)
     beat = tune.beat_seconds
     if not is_number(beat) or not beat > 0:
         raise UserError(f"tune.beat_seconds={beat}: must be a number above 0")
@@ -242,7 +242,7 @@ def _result(run_dir: Path) -> tuple[float, bool] | None:
 
 def _mark(run_dir: Path, **mark: Any) -> None:
     """Write into a run's directory which trial it is, and how that ended."""
-    with written_whole(run_dir / "trial.json") as draft:
+    with atomic_write(run_dir / "trial.json") as draft:
         draft.write_text(json.dumps(mark, indent=2) + "\n")
 
 

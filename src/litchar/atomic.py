@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written beside their place, then renamed."""
+"""Atomic writes: a file is written beside its place, then renamed, and so is whole or absent."""
 
 import contextlib
 import os
@@ -11,7 +11,7 @@ DRAFT = ".draft-"  # how a file that is being written begins
 
 
 @contextlib.contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Give a path beside `path` to write a file or a directory to; then rename that.
 
     If anything goes wrong, nothing of it stays, and what was at `path` is there as before. Several

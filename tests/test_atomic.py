@@ -5,7 +5,7 @@ import os
 import pytest
 
 from litchar.analysis.comparison_tables import write_csv
-from litchar.whole import DRAFT, written_whole
+from litchar.atomic import DRAFT, atomic_write
 
 
 @pytest.mark.parametrize("fault", ["while it is written", "while it is put there"])
@@ -19,7 +19,7 @@ def test_a_directory_is_whole_or_as_before(tmp_path, monkeypatch, fault):
         raise OSError(5, "Input/output error")
 
     def write():
-        with written_whole(output) as draft:
+        with atomic_write(output) as draft:
             draft.mkdir()
             (draft / "new").touch()
             if fault == "while it is written":
@@ -31,7 +31,7 @@ def test_a_directory_is_whole_or_as_before(tmp_path, monkeypatch, fault):
     monkeypatch.setattr(os, "replace", replace)
     assert os.listdir(tmp_path) == ["out"]
     assert os.listdir(output) == ["old"]
-    with written_whole(output) as draft:
+    with atomic_write(output) as draft:
         draft.mkdir()
         (draft / "new").touch()
     assert os.listdir(tmp_path) == ["out"]
@@ -54,7 +54,7 @@ def test_a_table_that_cannot_be_written_leaves_nothing(tmp_path):
 def test_a_file_takes_no_directorys_place(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "old").touch()
-    with pytest.raises(OSError, match="directory"), written_whole(tmp_path / "out") as draft:
+    with pytest.raises(OSError, match="directory"), atomic_write(tmp_path / "out") as draft:
         draft.touch()
     assert os.listdir(tmp_path) == ["out"]
     assert os.listdir(tmp_path / "out") == ["old"]
