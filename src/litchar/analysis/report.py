@@ -15,7 +15,7 @@ from litchar.errors import UserError
 from litchar.terminal import Terminal
 
 if TYPE_CHECKING:
-    from litchar.data import TextDataModule
+    import litchar.data
 
 
 @exit_codes()
@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def write_report(
-    place: Path, data: "TextDataModule | None" = None, device: str | None = None
+    place: Path, data: "litchar.data.TextDataModule | None" = None, device: str | None = None
 ) -> Path:
     """Write the report of the run or the sweep at `place` into its directory; return its path.
 
