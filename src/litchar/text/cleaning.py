@@ -1,4 +1,4 @@
-"""Cleaning: what is done to the characters of a text before it is encoded, and what changed."""
+"""Cleaning: edits to a text's characters before it is encoded, and a report of the changes."""
 
 import hashlib
 import unicodedata
@@ -14,23 +14,23 @@ from litchar.text.corpus import Corpus
 from litchar.text.vocabulary import REPLACEMENT, codepoints, count_into, describe, no_counts
 
 FORMS = ("NFC", "NFKC")
-MOST_NAMED = 5  # characters in a line
+MOST_NAMED = 5  # characters in a line of the report
 SIGMA = "Σ"  # GREEK CAPITAL LETTER SIGMA
 Step = Callable[[str], str]
 
 
 @dataclass(frozen=True)
 class Cleaning:
-    """What is done to a text, in this order. None is nothing, as `conf/data` has it.
+    """The cleaning of a text, in this order. A setting of None (null in `conf/data`) is off.
 
     Attributes:
         normalize: a Unicode normal form: `NFC` composes characters, `NFKC` also replaces variants
             such as ligatures and full-width letters (Unicode Standard Annex 15). False: none.
-        lowercase: make all letters small.
-        min_count: characters that a whole text has less often become `REPLACEMENT`.
+        lowercase: convert the text to lowercase.
+        min_count: characters that occur fewer times in the whole text become `REPLACEMENT`.
 
     Raises:
-        UserError: a setting is unfit.
+        UserError: a setting is invalid.
     """
 
     normalize: str | bool | None = None
@@ -47,24 +47,24 @@ class Cleaning:
 
     @classmethod
     def named_in(cls, settings: Mapping[str, Any]) -> "Cleaning":
-        """Return the cleaning that a configuration's `data` asks for; older ones ask for none."""
+        """Return the cleaning set in a configuration's `data`; keys missing in old ones are off."""
         return cls(**{field.name: settings.get(field.name) for field in fields(cls)})
 
     @property
     def name(self) -> str:
-        """A short name, another one for each cleaning; empty if nothing is done."""
+        """A short name, unique to each cleaning; empty if nothing is done."""
         rare = self.min_count if (self.min_count or 0) > 1 else None
         parts = (self.normalize, self.lowercase and "lower", rare)
         return "-".join(str(part) for part in parts if part)
 
     def steps(self) -> dict[str, Step]:
-        """Return what is done to each piece of a text, by the setting that asks for it."""
+        """Return the functions that clean each piece of a text, by the setting that asks for it."""
         steps: dict[str, Step] = {}
-        form = cast(Literal["NFC", "NFKC"] | None, self.normalize or None)  # as was checked
+        form = cast(Literal["NFC", "NFKC"] | None, self.normalize or None)  # checked on init
         if form:
             steps[f"data.normalize={form}"] = lambda text: unicodedata.normalize(form, text)
         if self.lowercase:
-            # A small letter may compose with what follows it where the capital did not.
+            # A lowercase letter may compose with what follows where its capital did not.
             steps["data.lowercase=true"] = (
                 (lambda text: unicodedata.normalize(form, text.lower())) if form else str.lower
             )
@@ -75,14 +75,14 @@ class Cleaning:
         return Cleaned(corpus, self) if self.name else corpus
 
     def __call__(self, text: str) -> str:
-        """Return a whole text, such as a prompt, with its characters normalised and lowercase."""
+        """Return a whole text, such as a prompt, normalised and lowercased."""
         return "".join(self.read([text]))
 
     def read(self, pieces: Iterable[str], changes: "Changes | None" = None) -> Iterator[str]:
-        """Yield the pieces of a text, normalised and lowercase: as the whole text would be.
+        """Yield the pieces of a text normalised and lowercased as if it were one string.
 
         Args:
-            changes: is told what changed.
+            changes: counts what changed.
         """
         steps = self.steps()
         for piece in whole_characters(pieces) if steps else pieces:
@@ -94,7 +94,7 @@ class Cleaning:
 
 
 class Cleaned(Corpus):
-    """A corpus, normalised and lowercase; and the store replaces what is too rare in it."""
+    """A corpus, normalised and lowercased; its rare characters are replaced by the store."""
 
     def __init__(self, corpus: Corpus, cleaning: Cleaning) -> None:
         super().__init__(corpus.paths, corpus.field, corpus.column)
@@ -106,12 +106,12 @@ class Cleaned(Corpus):
         return repr(self.corpus)
 
     def fingerprint(self) -> str:
-        """Return the corpus's identity together with that of the cleaning."""
+        """Return a hash of the corpus's identity and the cleaning."""
         identity = f"{self.corpus.fingerprint()}\0{self.cleaning.name}"
         return hashlib.sha256(identity.encode()).hexdigest()
 
     def parts(self, document: str | None) -> Iterator[Corpus]:
-        """Yield what is read, and cleaned, by itself."""
+        """Yield the parts that are read and cleaned independently."""
         return (Cleaned(part, self.cleaning) for part in self.corpus.parts(document))
 
     def read(self) -> Iterator[str]:
@@ -119,9 +119,9 @@ class Cleaned(Corpus):
         return self.cleaning.read(self.corpus.read())
 
     def changes(self, document: str | None) -> list[str]:
-        """Read the text, and return a line for each setting that says what it changes."""
+        """Read the text and return one line per setting that says what it changes."""
         if not self.cleaning.steps():
-            return []  # what is too rare, the store counts
+            return []  # the store counts rare characters
         changes = Changes()
         for part in self.corpus.parts(document):
             for _ in self.cleaning.read(part.read(), changes):
@@ -136,14 +136,14 @@ class Changes:
         self.counts: dict[str, np.ndarray] = defaultdict(no_counts)
 
     def add(self, setting: str, before: str, after: str) -> None:
-        """Count the characters that `setting` took away and put there."""
+        """Count the characters that `setting` removed and added."""
         counts = self.counts[setting]
         if before != after:
             count_into(counts, codepoints(before), -1)
             count_into(counts, codepoints(after))
 
     def lines(self) -> list[str]:
-        """Return a line for each setting: how many characters it changed, and which most often."""
+        """Return one line per setting: how many characters it changed, and the most frequent."""
         return [
             f"{setting}: {_count(-counts.clip(max=0), 'changed')}"
             for setting, counts in self.counts.items()
@@ -151,10 +151,10 @@ class Changes:
 
 
 def rare_line(min_count: int, counts: np.ndarray) -> str:
-    """Return a line for the characters that are too rare.
+    """Return the report's line for the rare characters that were replaced.
 
     Args:
-        counts: how often each of them stands in the text, by code point: (n,)
+        counts: how often each of them occurs in the text, by code point: (n,)
     """
     return f"data.min_count={min_count}: {_count(counts, f'became U+{ord(REPLACEMENT):04X}')}"
 
@@ -175,11 +175,11 @@ def _times(count: int) -> str:
 
 
 def whole_characters(pieces: Iterable[str]) -> Iterator[str]:
-    """Yield a text in pieces that can be normalised and lowercased one by one.
+    """Yield a text in pieces that can be normalised and lowercased independently.
 
-    What follows may change the end of a piece: a mark composes with the letter before it, and the
-    capital sigma becomes another small letter at the end of a word. So each piece is cut at the
-    last place where neither can be, and what is behind that is put before the next piece.
+    What follows can change the end of a piece: a combining mark composes with the letter before
+    it, and capital sigma has another lowercase form at the end of a word. So each piece is cut at
+    the last place where neither can happen, and the rest is carried over to the next piece.
     """
     held = ""
     for piece in pieces:
@@ -204,8 +204,8 @@ def _is_cut(text: str, place: int) -> bool:
 
 
 def _stands_alone(character: str) -> bool:
-    """Return whether a character neither composes with one before it, nor is or is passed over by
-    the rule for the sigma at the end of a word (Unicode Standard, section 3.13)."""
+    """Return whether a character neither composes with the one before it, nor is a sigma or skipped
+    by the rule for a sigma at the end of a word (Unicode Standard, section 3.13)."""
     if character.isascii():
         return character not in _PASSED_OVER
     first = unicodedata.normalize("NFKD", character)[0]
@@ -217,5 +217,5 @@ def _stands_alone(character: str) -> bool:
 
 
 _PASSED_OVER = "'.:^`"
-# Marks, modifiers, format characters, and punctuation, some of which is passed over.
+# Marks, modifiers, format characters, and punctuation, some of which the rule skips.
 _DEPENDENT = {"Mn", "Mc", "Me", "Lm", "Sk", "Cf", "Po", "Pi", "Pf"}

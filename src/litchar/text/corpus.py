@@ -19,22 +19,22 @@ CHUNK_BYTES = 1 << 18  # small enough that a piece and its ids stay in a core's 
 
 
 class Corpus:
-    """The text of one or several files, one after the other with nothing between.
+    """The text of one or more files, concatenated with nothing in between.
 
     Files are UTF-8; a byte-order mark at a file's start is dropped, and line ends become `\\n` as
-    in Python's text mode. A `.gz`, `.xz`, `.zst` or `.zip` file is read as what it holds. A row of
-    JSON-lines or Parquet is read like a line: a newline follows it.
+    in Python's text mode. `.gz`, `.xz`, `.zst` and `.zip` files are decompressed. A row of
+    JSON-lines or Parquet is read as a line, followed by a newline.
 
     Args:
-        paths: the files, in the order in which they are read.
-        field: the files are JSON-lines, and this field of each row is the text.
-        column: the files are Parquet, and this column is the text.
+        paths: the files, in reading order.
+        field: read the files as JSON-lines, with the text in this field of each row.
+        column: read the files as Parquet, with the text in this column.
 
     Raises:
         UserError: both a field and a column are given.
     """
 
-    min_count = 0  # characters that it has less often are too rare for its vocabulary
+    min_count = 0  # characters that occur fewer times are kept out of its vocabulary
 
     def __init__(
         self, paths: Sequence[Path], field: str | None = None, column: str | None = None
@@ -58,14 +58,14 @@ class Corpus:
         """Return the corpus at `path`: a file, several files, or a directory.
 
         Args:
-            path: a file, a directory, or a list of either; on this machine, or the URL of an object
-                store or a website, see `litchar.text.remote`.
-            pattern: which files of a directory, as `Path.glob` has it; read in sorted order.
-            field: of JSON-lines, see the class.
-            column: of Parquet.
+            path: a file, a directory, or a list of either; local, or the URL of an object store or
+                a website, see `litchar.text.remote`.
+            pattern: a glob for the files of a directory, which are read in sorted order.
+            field: for JSON-lines, see the class.
+            column: for Parquet, see the class.
 
         Raises:
-            UserError: there is no such file, or nothing in the directory matches.
+            UserError: there is no such file, or no file in the directory matches.
         """
         found: list[Path] = []
         for entry in [path] if isinstance(path, str | float | int | Path) else path:
@@ -75,12 +75,12 @@ class Corpus:
             if is_remote(entry):
                 found += fetch(str(entry), pattern)
                 continue
-            place = Path(os.path.expanduser(str(entry)))  # to Hydra 1984 is a number
+            place = Path(os.path.expanduser(str(entry)))  # Hydra reads 1984 as a number
             try:
                 place.exists()
             except PermissionError:
                 raise
-            except OSError as error:  # a name too long: the text in place of its file
+            except OSError as error:  # name too long: it is the text, not its file
                 raise UserError(f"data.path: {error.strerror}: {str(entry)[:80]}...") from None
             if place.is_dir():
                 matches = _matches(place, pattern)
@@ -110,8 +110,8 @@ class Corpus:
         return first if len(self.paths) == 1 else f"{first} and {len(self.paths) - 1} more files"
 
     def fingerprint(self) -> str:
-        """Return the SHA-256 of the files' bytes and lengths, and of what is read of them: the
-        corpus's identity."""
+        """Return the corpus's identity: the SHA-256 of the files' bytes and lengths, and of how
+        they are read."""
         about = json.dumps([self.field, self.column])
         return remembered(self.paths, f"fingerprint {about}", self._fingerprint)
 
@@ -130,18 +130,18 @@ class Corpus:
         return digest.hexdigest()
 
     def check_rows(self) -> None:
-        """Refuse files of rows if it is not said what of them is the text.
+        """Refuse files of rows unless a field or column is set to read the text from.
 
         Raises:
-            UserError: it is so; the message names what there is.
+            UserError: neither is set; the message names those that the file has.
         """
         for path in self.paths:
             if self.field is None and self.column is None:
                 next(self._rows(path) or iter(()), None)
 
     def parts(self, document: str | None) -> "Iterator[Corpus]":
-        """Yield what is read by itself: each file, if a document is a line; each file, and each row
-        of files that have rows, if it is a file; all in one, if there are no documents.
+        """Yield the parts that are read independently: each file if a document is a line; each
+        file, or each row of files of rows, if it is a file; the whole corpus without documents.
         """
         if document is None:
             yield self
@@ -149,15 +149,15 @@ class Corpus:
         for path in self.paths:
             rows = self._rows(path) if document == "file" else None
             if rows is None:
-                one = copy.copy(self)  # of whatever kind this corpus is
+                one = copy.copy(self)  # keeps the subclass
                 one.paths = [path]
                 yield one
             else:
                 yield from map(Row, rows)
 
     def read_bytes(self) -> Iterator[bytes]:
-        """Yield the files' bytes as they are in pieces of about `CHUNK_BYTES`, or those of the rows
-        if a field or a column is named.
+        """Yield the files' bytes, decompressed, in pieces of at most `CHUNK_BYTES`, or the bytes of
+        the rows if a field or column is set.
 
         Raises:
             UserError: a file cannot be read, or is not what its name and the settings say.
@@ -181,11 +181,11 @@ class Corpus:
             yield from _decoded(path) if rows is None else as_lines(rows)
 
     def changes(self, document: str | None) -> list[str]:
-        """Return what cleaning changes in the text: nothing here, see `litchar.text.cleaning`."""
+        """Return a report of what cleaning changes: empty here, see `litchar.text.cleaning`."""
         return []
 
     def _rows(self, path: Path) -> Iterator[str] | None:
-        """Return the rows of a file that has rows."""
+        """Return the rows of a JSON-lines or Parquet file; None for other files."""
         if self.column is not None or is_parquet(path):
             return parquet_rows(path, self.column)
         if self.field is not None or is_jsonl(path):
@@ -194,7 +194,7 @@ class Corpus:
 
 
 class Row(Corpus):
-    """A row of a file, as a text by itself."""
+    """One row of a file as a corpus of its own."""
 
     def __init__(self, text: str) -> None:
         super().__init__([])
@@ -205,12 +205,12 @@ class Row(Corpus):
         return iter([self.text] if self.text else [])
 
     def read_bytes(self) -> Iterator[bytes]:
-        """Yield its bytes."""
+        """Yield the bytes of the text."""
         return (text.encode() for text in self.read())
 
 
 def as_lines(rows: Iterable[str]) -> Iterator[str]:
-    """Yield rows, each with a newline behind it, in pieces of about `CHUNK_BYTES` characters."""
+    """Yield rows, each followed by a newline, in pieces of about `CHUNK_BYTES` characters."""
     held, length = [], 0
     for row in rows:
         held.append(row)
@@ -226,7 +226,7 @@ def _decoded(path: Path) -> Iterator[str]:
     """Yield the text of a UTF-8 file in pieces.
 
     Raises:
-        UserError: it is not UTF-8; the message gives the offset of the first such byte.
+        UserError: the file is a tar archive, or not UTF-8; the message gives the first wrong byte.
     """
     if path.suffix.lower() == ".tar":
         raise UserError(f"{path}: an archive of files; unpack it and give the directory")
@@ -239,7 +239,7 @@ def _decoded(path: Path) -> Iterator[str]:
             try:
                 text = decoder.decode(chunk, final=not chunk)
             except UnicodeDecodeError as error:
-                # The decoder's input is what it held back before this chunk, then the chunk
+                # The decoder's input is what it held back of earlier chunks, then this chunk.
                 start = error.object if not offset else b""
                 code = "UTF-16" if start[:2] in (b"\xff\xfe", b"\xfe\xff") else "WINDOWS-1252"
                 held_back = len(error.object) - len(chunk)
@@ -265,7 +265,7 @@ def _matches(directory: Path, pattern: str) -> list[Path]:
         raise UserError(
             f"data.pattern={pattern}: not a pattern for files ({error}); an example is '**/*.txt'"
         ) from None
-    # `glob` passes over what it must not read
+    # `glob` silently skips directories that it may not read.
     fixed = itertools.takewhile(lambda part: not set(part) & set("*?["), Path(pattern).parts)
     root = directory.joinpath(*fixed)
     if "**" in pattern:
@@ -277,6 +277,6 @@ def _matches(directory: Path, pattern: str) -> list[Path]:
 
 
 def _refused(error: OSError) -> None:
-    """Refuse a directory that must not be read, but for that which a file system has for itself."""
+    """Raise the error of an unreadable directory, unless it is a file system's own `lost+found`."""
     if isinstance(error, PermissionError) and Path(error.filename).name != "lost+found":
         raise error

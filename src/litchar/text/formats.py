@@ -1,4 +1,4 @@
-"""What lies in a file: bytes that may be compressed, and rows of JSON-lines or Parquet."""
+"""File formats: decompression, and the rows of JSON-lines and Parquet files."""
 
 import contextlib
 import gzip
@@ -26,23 +26,23 @@ DAMAGED = (
     EOFError,
     gzip.BadGzipFile,
     lzma.LZMAError,
-    NotImplementedError,  # of zipfile: a version that it does not know
+    NotImplementedError,  # zipfile: an unsupported version
     zipfile.BadZipFile,
     zlib.error,
     zstd.ZstdError,
 )
 ROWS_AT_ONCE = 256
-LONGEST_LINE = 1 << 28  # bytes of a row: a file that is no JSON-lines may be a single line
+LONGEST_LINE = 1 << 28  # bytes; a file that is not JSON-lines may be a single line
 
 
 def compression(path: Path) -> str:
-    """Return how a file is compressed, by its name: `.gz`, `.xz`, `.zst`, `.zip` or nothing."""
+    """Return a file's compression by its name: `.gz`, `.xz`, `.zst`, `.zip` or an empty string."""
     suffix = path.suffix.lower()
     return suffix if suffix in (".zip", *DECOMPRESSED_BY) else ""
 
 
 def is_jsonl(path: Path) -> bool:
-    """Return whether a file, which may be compressed, is JSON-lines by its name."""
+    """Return whether a file is JSON-lines, possibly compressed, by its name."""
     return path.name.lower().removesuffix(compression(path)).endswith((".jsonl", ".ndjson"))
 
 
@@ -53,13 +53,13 @@ def is_parquet(path: Path) -> bool:
 
 @contextlib.contextmanager
 def opened(path: Path, decompressed: bool = True) -> Iterator[IO[bytes]]:
-    """Open a file: what a `.gz`, `.xz`, `.zst` or `.zip` file holds, others as they are.
+    """Open a file in binary mode; `.gz`, `.xz`, `.zst` and `.zip` files are decompressed.
 
     Args:
-        decompressed: False: as it is, in any case.
+        decompressed: False: read compressed files as they are, too.
 
     Raises:
-        UserError: (while it is open, too) the file cannot be read, is damaged or holds several.
+        UserError: (also during reads) the file cannot be read, is damaged or holds several files.
     """
     suffix = compression(path) if decompressed else ""
     if suffix and Path(path.stem).suffix == ".tar":
@@ -75,7 +75,7 @@ def opened(path: Path, decompressed: bool = True) -> Iterator[IO[bytes]]:
                         yield content
                 else:
                     yield file
-            except DAMAGED as error:  # the file is read ahead, so this is where it was noticed
+            except DAMAGED as error:  # the offset is only a bound, as reads run ahead
                 raise UserError(
                     f"{path}: damaged, at offset {file.tell():,} or before it ({error}); fetch or "
                     f"make the {suffix} file again"
@@ -97,13 +97,13 @@ def _only_member(archive: zipfile.ZipFile, path: Path) -> IO[bytes]:
 
 
 def jsonl_rows(path: Path, field: str | None) -> Iterator[str]:
-    """Yield the text of each row of a JSON-lines file; rows in which it is null are left out.
+    """Yield the text of each row of a JSON-lines file, skipping rows in which it is null.
 
     Args:
-        field: the text's name, with dots where it lies in an object within: `meta.title`.
+        field: the name of the text's field, with dots for nested objects: `meta.title`.
 
     Raises:
-        UserError: there is no such field, or it holds no text; a line is not a JSON object.
+        UserError: a row lacks the field or holds no text in it, or a line is not a JSON object.
     """
     with opened(path) as file:
         for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE), b""), start=1):
@@ -124,7 +124,7 @@ def jsonl_rows(path: Path, field: str | None) -> Iterator[str]:
 
 
 def _value(row: dict[str, Any], field: str | None, where: str) -> Any:
-    """Return a field of a row, by its whole name or by the parts of it between dots."""
+    """Return a field of a row, by its literal name or else by its dotted path."""
     if field in row:
         return row[field]
     value: Any = row
@@ -140,7 +140,7 @@ def _value(row: dict[str, Any], field: str | None, where: str) -> Any:
 
 
 def text_fields(row: dict[str, Any], prefix: str = "") -> list[str]:
-    """Return the dotted names of the fields of a row that are text."""
+    """Return the dotted names of a row's text fields."""
     names = []
     for name, value in row.items():
         if isinstance(value, dict):
@@ -151,10 +151,10 @@ def text_fields(row: dict[str, Any], prefix: str = "") -> list[str]:
 
 
 def parquet_rows(path: Path, column: str | None) -> Iterator[str]:
-    """Yield the text of each row of a Parquet file; rows in which it is null are left out.
+    """Yield the text of each row of a Parquet file, skipping rows in which it is null.
 
     Raises:
-        UserError: there is no such column, or it holds no text; the file is damaged.
+        UserError: there is no such column, it is not text, or the file is damaged.
     """
     with extra("parquet", needed_for="data.column"):
         import pyarrow
@@ -162,7 +162,7 @@ def parquet_rows(path: Path, column: str | None) -> Iterator[str]:
 
     read = 0
     try:
-        # With these settings a row group is read in parts, not as a whole.
+        # These settings stream a row group instead of reading it whole.
         with ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
             check_column(file.schema_arrow, column, str(path))
             for batch in file.iter_batches(ROWS_AT_ONCE, columns=[column]):
@@ -175,7 +175,7 @@ def parquet_rows(path: Path, column: str | None) -> Iterator[str]:
 
 
 def column_rows(column: "pyarrow.Array | pyarrow.ChunkedArray", what: str) -> Iterator[str]:
-    """Yield the text of each row of a column, called `what`; nulls are left out."""
+    """Yield the text of each row of a column, skipping nulls; messages call it `what`."""
     try:
         rows = column.to_pylist()
     except UnicodeDecodeError as error:
@@ -184,10 +184,10 @@ def column_rows(column: "pyarrow.Array | pyarrow.ChunkedArray", what: str) -> It
 
 
 def check_column(schema: "pyarrow.Schema", column: str | None, where: str) -> None:
-    """Refuse a column that a table does not have, or that is no text.
+    """Check that a table has the column and that it is text.
 
     Raises:
-        UserError: it is so; the message names the columns that would do.
+        UserError: the column is not set, missing or not text; the message names the text columns.
     """
     kinds = {field.name: field.type for field in schema}
     if column is None:
@@ -212,10 +212,10 @@ def _is_text(kind: "pyarrow.DataType") -> bool:
 
 
 def _text(value: Any, what: str) -> str:
-    """Return `value`, with line ends as `\\n`.
+    """Return `value` with its line ends converted to `\\n`.
 
     Raises:
-        UserError: it is no text, or has half a character, which JSON can write.
+        UserError: it is not a string, or holds a lone surrogate, which JSON can express.
     """
     if not isinstance(value, str):
         raise UserError(f"{what} is {type(value).__name__}, not text")

@@ -1,4 +1,4 @@
-"""Several corpora as one: with one vocabulary, each split by itself, and mixed by weight."""
+"""Several corpora as one: a shared vocabulary, separate splits, and mixing by weight."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,7 +12,7 @@ from litchar.errors import UserError, is_number
 from litchar.text.cleaning import Cleaning
 from litchar.text.corpus import Corpus
 
-Bounds = Mapping[str, tuple[int, int]]  # of each split: where it begins and ends
+Bounds = Mapping[str, tuple[int, int]]  # split -> (start, stop)
 ENTRY = ("path", "weight", "name", "pattern", "field", "column")
 
 
@@ -20,8 +20,8 @@ class Mixture(Corpus):
     """Several corpora, read one after the other.
 
     Args:
-        corpora: what is mixed.
-        cleaning: done to the characters of each; what is rare is so in all together.
+        corpora: the corpora to mix.
+        cleaning: applied to each; rare characters are counted over all of them together.
     """
 
     def __init__(self, corpora: Sequence[Corpus], cleaning: Cleaning) -> None:
@@ -35,12 +35,12 @@ class Mixture(Corpus):
         return " + ".join(map(repr, self.corpora))
 
     def fingerprint(self) -> str:
-        """Return the identity of the corpora, in their order."""
+        """Return a hash of the identities of the corpora, in order."""
         identity = "\0".join(corpus.fingerprint() for corpus in self.corpora)
         return hashlib.sha256(f"mixture\0{identity}".encode()).hexdigest()
 
     def parts(self, document: str | None) -> Iterator[Corpus]:
-        """Yield what is read by itself."""
+        """Yield the parts that are read independently."""
         return chain.from_iterable(corpus.parts(document) for corpus in self.corpora)
 
     def read(self) -> Iterator[str]:
@@ -52,7 +52,7 @@ class Mixture(Corpus):
         return chain.from_iterable(corpus.read_bytes() for corpus in self.corpora)
 
     def changes(self, document: str | None) -> list[str]:
-        """Return what cleaning changes in all of them together."""
+        """Return a report of what cleaning changes in all corpora together."""
         if not self.cleaning.name:
             return []
         return self.cleaning.of(Mixture(self._uncleaned, Cleaning())).changes(document)
@@ -63,8 +63,8 @@ class Splitting:
     """How each corpus of a mixture is split.
 
     Attributes:
-        name: another one for each way.
-        bounds: from a corpus's tokens to where its splits lie.
+        name: unique to each way of splitting.
+        bounds: a function from a corpus's tokens to the bounds of its splits.
     """
 
     name: str
@@ -74,21 +74,21 @@ class Splitting:
 def arrange(
     mixture: Mixture, corpora: Sequence[np.ndarray], splitting: Splitting, documents: bool
 ) -> tuple[Iterator[np.ndarray], dict[str, list[tuple[int, int]]]]:
-    """Return the tokens of a mixture in the order of a text that is split: the training splits of
-    all corpora, then their validation splits, then their test splits.
+    """Return the tokens of a mixture ordered by split: the training splits of all corpora, then
+    their validation splits, then their test splits.
 
-    So a mixture's splits are contiguous, as those of any text are. One boundary stands between
-    documents of two corpora, which ends the one and begins the other.
+    This makes a mixture's splits contiguous, like those of any text. Documents of two adjacent
+    corpora share the boundary token between them.
 
     Args:
-        corpora: the tokens of each.
-        documents: they have boundaries.
+        corpora: the tokens of each corpus.
+        documents: whether the tokens have document boundaries.
 
     Returns:
-        the tokens in pieces, and where the part of each corpus lies in each split.
+        the tokens in pieces, and for each split the (start, stop) of each corpus's part.
 
     Raises:
-        UserError: one of them cannot be split, and the message says which.
+        UserError: a corpus cannot be split; the message says which.
     """
     bounds = []
     for corpus, tokens in zip(mixture.corpora, corpora, strict=True):
@@ -112,12 +112,12 @@ def arrange(
 
 
 def read_mixture(entries: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Return the weight of each corpus of `data.mixture` by its name; weights sum to 1.
+    """Return the weight of each corpus of `data.mixture` by name; the weights sum to 1.
 
-    A corpus is called what its `name` says, or as its path ends.
+    A corpus is called by its `name`, or else by the last part of its path.
 
     Raises:
-        UserError: an entry is malformed, and the message says which.
+        UserError: an entry is malformed; the message says which.
     """
     weights: dict[str, float] = {}
     if isinstance(entries, str) or not isinstance(entries, Sequence):

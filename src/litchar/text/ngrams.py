@@ -1,8 +1,8 @@
-"""What counting alone predicts: add-one smoothing, and interpolated Kneser-Ney n-grams.
+"""Count-based language models: add-one smoothing, and interpolated Kneser-Ney n-grams.
 
-An n-gram is one 64-bit number: its last token in the highest bits, the oldest in the lowest. Sorted
-n-grams stay sorted when the oldest token is shifted out, so that the table of each order comes from
-the next higher one without sorting again.
+An n-gram is packed into a 64-bit integer: the last token in the highest bits, the oldest in the
+lowest. Sorted n-grams stay sorted when the oldest token is shifted out, so the table of each order
+is derived from that of the next higher order without sorting again.
 """
 
 from dataclasses import dataclass, replace
@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 CHUNK = 1 << 22  # tokens or n-grams at a time
-BYTES_PER_NGRAM = 64  # of memory at most, while a table is built
-MOST_SHARED = 0.01  # of a text: its rarest tokens, which contexts may not tell apart
+BYTES_PER_NGRAM = 64  # peak memory while a table is built
+MOST_SHARED = 0.01  # share of a text in rare tokens that contexts need not tell apart
 
 
 def count_tokens(tokens: np.ndarray, vocab_size: int) -> np.ndarray:
@@ -24,12 +24,12 @@ def count_tokens(tokens: np.ndarray, vocab_size: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Packing:
-    """How n-grams become numbers.
+    """How n-grams are packed into integers.
 
     Attributes:
         order: n.
-        bits: of a token of the context; the last token takes what its id needs.
-        codes: of each token in a context: (V,) uint64
+        bits: per token of the context; the last token takes as many as its id needs.
+        codes: the code of each token within a context: (V,) uint64
     """
 
     order: int
@@ -38,13 +38,13 @@ class Packing:
 
     @classmethod
     def fit(cls, counts: np.ndarray, order: int) -> "Packing":
-        """Return the packing of the highest order, up to `order`, for which 64 bits suffice.
+        """Return the packing of the highest order, up to `order`, that fits in 64 bits.
 
-        If not all tokens fit, the rarest share one code, as long as they are no more than
-        `MOST_SHARED` of the text; as last tokens they stay apart.
+        If there are too few codes for all tokens, the rarest share one, provided they make up at
+        most `MOST_SHARED` of the text; as last tokens they remain distinct.
 
         Args:
-            counts: of each token of the text: (V,)
+            counts: how often each token occurs in the text: (V,)
         """
         order = min(order, int(counts.sum()))  # a shorter text has no such n-grams
         full = max(1, (len(counts) - 1).bit_length())
@@ -60,7 +60,7 @@ class Packing:
         return cls(order, bits, codes)
 
     def pack(self, tokens: np.ndarray) -> np.ndarray:
-        """Return the n-grams of `tokens`, by the place of their last one: (N - n + 1,) uint64."""
+        """Return the n-grams of `tokens`, in order of position: (N - n + 1,) uint64."""
         count = max(0, len(tokens) - self.order + 1)
         last = tokens[self.order - 1 :].astype(np.uint64)
         grams = last << np.uint64(self.bits * (self.order - 1))
@@ -70,11 +70,11 @@ class Packing:
         return grams
 
     def contexts_of(self, grams: np.ndarray) -> np.ndarray:
-        """Return n-grams without their last token."""
+        """Return the contexts of n-grams: all tokens but the last."""
         return grams & np.uint64((1 << self.bits * (self.order - 1)) - 1)
 
     def shorter(self) -> "Packing":
-        """Return the packing without the oldest token."""
+        """Return the packing of one order lower, without the oldest token."""
         return replace(self, order=self.order - 1)
 
 
@@ -83,8 +83,8 @@ class NGrams:
     """The distinct n-grams of a text and a count for each.
 
     Attributes:
-        packing: of the n-grams.
-        grams: packed, sorted: (G,) uint64
+        packing: how the n-grams are packed.
+        grams: the packed n-grams, sorted: (G,) uint64
         counts: how often each occurs, or how many distinct tokens precede it: (G,) uint32
     """
 
@@ -96,7 +96,7 @@ class NGrams:
     def count(cls, tokens: np.ndarray, packing: Packing, most: int = 1 << 62) -> "NGrams":
         """Count the n-grams of `tokens`: (N,) ids, read in pieces.
 
-        As soon as there are more than `most` distinct ones, the order is lowered.
+        Whenever there are more than `most` distinct ones, the order is lowered.
         """
         table = cls(packing, np.zeros(0, np.uint64), np.zeros(0, np.uint32))
         step = min(CHUNK, most)
@@ -115,24 +115,24 @@ class NGrams:
         return _merged(self.packing, grams[by_gram], counts[by_gram])
 
     def _shorter(self, counts: np.ndarray) -> "NGrams":
-        """Return the table without the oldest token, in which `counts` are added up."""
+        """Return the table of one order lower, without the oldest token, with `counts` summed."""
         return _merged(self.packing.shorter(), self.grams >> np.uint64(self.packing.bits), counts)
 
     def continuations(self) -> "NGrams":
-        """Return the n-grams of one token less, each with how many distinct tokens precede it."""
+        """Return the table of one order lower; its counts are of distinct preceding tokens."""
         return self._shorter(np.ones_like(self.counts))
 
     def look_up(self, grams: np.ndarray) -> np.ndarray:
-        """Return the counts of `grams`; quick if they are sorted."""
+        """Return the counts of `grams`, 0 for unseen ones; fast if they are sorted."""
         at, found = find_sorted(self.grams, grams)
         return np.where(found, self.counts[at], 0)
 
     def follow(self, contexts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return what follows `contexts`: (C,) uint64, sorted and distinct.
+        """Return statistics of what follows `contexts`: (C,) uint64, sorted and distinct.
 
         Returns:
-            the sum of the counts of all n-grams with this context, (C,), and how many of them
-            count once, twice and more often, (C, 3)
+            the total count of the n-grams with each context, (C,), and how many of them have a
+            count of 1, 2, and 3 or more, (C, 3)
         """
         totals = np.zeros(len(contexts))
         kinds = np.zeros(3 * len(contexts), np.int64)
@@ -145,9 +145,9 @@ class NGrams:
         return totals, kinds.reshape(-1, 3)
 
     def discounts(self) -> np.ndarray:
-        """Return what modified Kneser-Ney takes off counts of 0, 1, 2, and 3 or more: (4,)."""
+        """Return modified Kneser-Ney's discounts for counts of 0, 1, 2, and 3 or more: (4,)."""
         n1, n2, n3, n4 = (int(np.count_nonzero(self.counts == c)) for c in (1, 2, 3, 4))
-        usual = np.array([0, 0.5, 1, 1.5])  # where the text is too short or too regular to tell
+        usual = np.array([0, 0.5, 1, 1.5])  # if the text is too short or too regular to estimate
         if not (n1 and n2 and n3):
             return usual
         y = n1 / (n1 + 2 * n2)
@@ -156,7 +156,7 @@ class NGrams:
 
 
 def _merged(packing: Packing, grams: np.ndarray, counts: np.ndarray) -> NGrams:
-    """Return the table in which equal neighbours of the sorted `grams` are one."""
+    """Return the table in which equal neighbours in the sorted `grams` are merged."""
     first = np.empty(len(grams), bool)
     first[:1] = True
     np.not_equal(grams[1:], grams[:-1], out=first[1:])
@@ -165,19 +165,19 @@ def _merged(packing: Packing, grams: np.ndarray, counts: np.ndarray) -> NGrams:
 
 
 def find_sorted(values: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return where `wanted` stand in the sorted `values`, and which of them do."""
+    """Return the index of each of `wanted` in the sorted `values`, and whether it is there."""
     at = np.minimum(np.searchsorted(values, wanted), len(values) - 1)
     return at, values[at] == wanted
 
 
 def add_one(counts: np.ndarray, train: np.ndarray, scored: np.ndarray, order: int) -> np.ndarray:
-    """Return the probabilities of the tokens of `scored` after its first, by counting.
+    """Return the add-one-smoothed probabilities of the tokens of `scored` but the first.
 
-    Every count is one higher than in `train`, so that nothing is impossible.
+    Every count in `train` is increased by one, so that no probability is zero.
 
     Args:
-        counts: of each token in `train`: (V,)
-        order: 1: whatever comes before; 2: given the token before.
+        counts: how often each token occurs in `train`: (V,)
+        order: 1: unigrams; 2: bigrams, given the previous token.
 
     Returns:
         (len(scored) - 1,)
@@ -196,25 +196,25 @@ def add_one(counts: np.ndarray, train: np.ndarray, scored: np.ndarray, order: in
 def kneser_ney(
     packing: Packing, train: np.ndarray, scored: np.ndarray, most: int = 1 << 62
 ) -> tuple[np.ndarray, int]:
-    """Return the probabilities of the tokens of `scored` after its first, and the order used.
+    """Return the probabilities of the tokens of `scored` but the first, and the order used.
 
     Interpolated modified Kneser-Ney smoothing (Chen & Goodman, "An empirical study of smoothing
     techniques for language modeling", 1999), with the uniform distribution below order 1. Each
-    token is predicted from those before it in `scored`, `order - 1` at most; in any context the
+    token is predicted from at most `order - 1` tokens before it in `scored`; in any context the
     probabilities of all tokens sum to one.
 
     Args:
-        packing: of the order wanted.
-        most: distinct n-grams to hold; the order is lowered until they are no more.
+        packing: for the order wanted.
+        most: the maximum number of distinct n-grams; the order is lowered until they fit.
 
     Returns:
         (len(scored) - 1,), and the order
     """
     table = NGrams.count(train, packing, most)
     order = table.packing.order
-    before = np.zeros(max(0, order - 2), scored.dtype)  # fills up the first contexts
+    before = np.zeros(max(0, order - 2), scored.dtype)  # pads the first contexts
     grams = table.packing.pack(np.concatenate((before, scored)))[-(len(scored) - 1) :]
-    known = np.minimum(np.arange(len(grams)) + 2, order)  # tokens of an n-gram that are no filling
+    known = np.minimum(np.arange(len(grams)) + 2, order)  # tokens of an n-gram that are not padding
     by_gram = np.argsort(grams)
     grams, known = grams[by_gram], known[by_gram]
     total, weight = np.zeros(len(grams)), np.ones(len(grams))

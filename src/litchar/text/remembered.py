@@ -1,4 +1,4 @@
-"""The cache's place, and what it remembers of large files, so that they are not read again."""
+"""The cache directory, and cached results about large files, so that they are read once."""
 
 import contextlib
 import errno
@@ -12,21 +12,21 @@ from pathlib import Path
 from litchar.atomic import atomic_write
 from litchar.errors import UserError
 
-LARGE = 1 << 30  # bytes of files together; less is read in a second or two, and always is
-SETTLED_SECONDS = 2.0  # a file that was changed later may change again with the same time stamp
+LARGE = 1 << 30  # bytes in total; less is read in a second or two, and is always read again
+SETTLED_SECONDS = 2.0  # a more recent change may be followed by another with the same time stamp
 
 
 def cache_dir() -> Path:
     """Return where token stores and downloads are kept: `$LITCHAR_CACHE`, or the user's cache.
 
     Raises:
-        UserError: there is neither.
+        UserError: the environment names no directory and the user has no home.
     """
     if place := os.environ.get("LITCHAR_CACHE"):
         return Path(place)
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "litchar")
-    except RuntimeError:  # nobody's, in a container
+    except RuntimeError:  # a user without a home, as in a container
         raise UserError(
             "there is no home directory to keep texts in; name a place in the environment: "
             "LITCHAR_CACHE=DIRECTORY"
@@ -34,10 +34,10 @@ def cache_dir() -> Path:
 
 
 def make_cache(directory: Path) -> None:
-    """Make a directory of the cache.
+    """Create a directory of the cache.
 
     Raises:
-        UserError: it cannot be made or written.
+        UserError: the directory cannot be created or is not writable.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -48,7 +48,7 @@ def make_cache(directory: Path) -> None:
 
 
 def unwritable(directory: Path, error: OSError) -> UserError:
-    """Return what to raise where the cache cannot be written."""
+    """Return the error to raise if the cache cannot be written."""
     return UserError(
         f"{directory}: the cache cannot be written ({error.strerror}); name another place in the "
         "environment: LITCHAR_CACHE=DIRECTORY"
@@ -56,14 +56,14 @@ def unwritable(directory: Path, error: OSError) -> UserError:
 
 
 def remembered(paths: Sequence[Path], about: str, compute: Callable[[], str]) -> str:
-    """Return what `compute` finds in files, if need be from the last time.
+    """Return what `compute` finds in files, from the cache if they are large and unchanged.
 
-    Large files are read once. After that they are told by their names, sizes, inodes and the times
-    of their last changes, which the system sets whenever anybody writes to them. A file that is
-    not there is for `compute` to name.
+    Large files are read once. After that they are recognised by path, size, inode and the times of
+    their last changes, which the system updates on every write. A missing file is left for
+    `compute` to report.
 
     Args:
-        about: what `compute` reads in them, if it is not all alike.
+        about: tells apart different computations on the same files.
     """
     try:
         stamps = [(path, path.stat()) for path in paths]
@@ -88,7 +88,7 @@ def remembered(paths: Sequence[Path], about: str, compute: Callable[[], str]) ->
 
 
 def keep(place: Path, text: str) -> None:
-    """Write `text` to a place in the cache; on a full disk it is computed again next time."""
+    """Write `text` to the cache, or do nothing if that fails: it is computed again next time."""
     with contextlib.suppress(OSError, UserError):
         make_cache(place.parent)
         with atomic_write(place) as draft:

@@ -17,7 +17,7 @@ from litchar.text.remembered import cache_dir, make_cache, unwritable
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem  # type: ignore[import-untyped]
 
-MOST_BYTES = 20_000_000_000  # that a file may have; a full disk helps nobody
+MOST_BYTES = 20_000_000_000  # per file, so as not to fill the disk
 BLOCK_BYTES = 1 << 22  # fetched at a time
 PACKAGES = {  # that fsspec needs for each protocol
     "s3": "s3fs",
@@ -30,7 +30,7 @@ PACKAGES = {  # that fsspec needs for each protocol
     "http": "aiohttp",
     "memory": "fsspec",
 }
-# What file systems say of a file that changes when it does.
+# Metadata of a file, in various file systems, that changes when the file does.
 IDENTITY = frozenset(
     {
         "etag",
@@ -53,22 +53,22 @@ _URL = re.compile(r"([a-z][a-z0-9+.-]*)://")
 
 
 def is_remote(path: object) -> bool:
-    """Return whether a path names something that is not on this machine, such as `s3://...`."""
+    """Return whether a path is a URL, such as `s3://...`, and not a local path."""
     return _URL.match(str(path)) is not None
 
 
 def fetch(url: str, pattern: str) -> list[Path]:
     """Return local copies of the file at `url`, or of the files in that directory.
 
-    A copy is kept for each URL together with what the file system says of the file: entity tag,
-    size, time of change. A changed file is fetched again. An interrupted copy goes on where it
-    stopped, as long as the file is the same.
+    Copies are cached by URL and the file's metadata: entity tag, size, modification time. A
+    changed file is fetched again. An interrupted download resumes where it stopped, as long as the
+    file has not changed.
 
     Args:
-        pattern: which files of a directory; in sorted order.
+        pattern: a glob for the files of a directory, which are returned in sorted order.
 
     Raises:
-        UserError: it cannot be read, and the message says why.
+        UserError: the file cannot be read; the message says why.
     """
     fs, path = _file_system(url)
     try:
@@ -92,8 +92,8 @@ def fetch(url: str, pattern: str) -> list[Path]:
 
 
 def _reason(error: Exception, package: str) -> str:
-    """Return why a file cannot be read, and how to mend it."""
-    # fsspec calls every answer of a web server that it has no use for "not found".
+    """Return why a file cannot be read, and what to do about it."""
+    # fsspec turns every unusable response of a web server into "not found".
     cause = error.__cause__ if isinstance(error, FileNotFoundError) else None
     said = first_line(cause or error)
     status = getattr(cause, "status", None)
@@ -124,8 +124,8 @@ def _file_system(url: str) -> tuple["AbstractFileSystem", str]:
 
 
 def _client_settings() -> dict[str, Any]:
-    """Return how a web server is spoken to: for as long as it sends, and of bytes as they lie there
-    (of what it packed as it sent it, no range could be asked for)."""
+    """Return aiohttp's settings: no limit on the total time, and no compression in transit, which
+    rules out range requests."""
     import aiohttp
 
     return {
@@ -136,7 +136,7 @@ def _client_settings() -> dict[str, Any]:
 
 
 def _copy(fs: "AbstractFileSystem", path: str, url: str) -> Path:
-    """Return the local copy of one file, fetched if it is not there."""
+    """Return the local copy of one file, fetched if it is missing."""
     info = fs.info(path)
     if str(info.get("url", "")).startswith("http://") and url.startswith("https://"):
         raise UserError(f"{url}: it redirects to {info['url']}, which is not https")
@@ -144,12 +144,12 @@ def _copy(fs: "AbstractFileSystem", path: str, url: str) -> Path:
     digest = hashlib.sha256(json.dumps([fs.unstrip_protocol(path), said]).encode()).hexdigest()
     name = path.rstrip("/").rpartition("/")[2].partition("?")[0] or "text"
     place = cache_dir() / "remote" / digest[:32] / name
-    if os.path.isfile(place):  # nothing to write, and perhaps no right to
+    if os.path.isfile(place):  # no need to write, and perhaps no permission
         return place
     make_cache(place.parent)
     with FileLock(f"{place}.lock"):
         if not place.exists():
-            # Without a time or a tag, what was fetched before may be of another file.
+            # Without a time or a tag, a partial download may be of an older version.
             _fetch(fs, path, place, info.get("size"), goes_on=bool(said.keys() - {"size"}))
     return place
 
@@ -171,10 +171,10 @@ def _fetch(
 
 
 def save(blocks: Iterable[bytes], file: BinaryIO, name: str, size: int | None) -> None:
-    """Write `blocks` from where `file` stands on, under a progress bar called `name`.
+    """Write `blocks` from the current position of `file` on, with a progress bar called `name`.
 
     Raises:
-        ValueError: the file comes to more than `MOST_BYTES`.
+        ValueError: the file grows beyond `MOST_BYTES`.
     """
     from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
 
@@ -198,9 +198,9 @@ def _check_size(size: int) -> None:
 def _blocks(fs: "AbstractFileSystem", path: str, begin: int) -> Iterator[bytes]:
     """Yield a file from byte `begin` on, in pieces of bounded size.
 
-    A server may say only when it is asked for a range that it sends whole files alone.
+    That a server sends only whole files may not show until a range is requested.
     """
-    for block_size in (BLOCK_BYTES, 0):  # 0: in one answer
+    for block_size in (BLOCK_BYTES, 0):  # 0: in a single response
         try:
             with fs.open(path, "rb", block_size=block_size, cache_type="readahead") as remote:
                 _skip(remote, begin)
@@ -214,16 +214,16 @@ def _blocks(fs: "AbstractFileSystem", path: str, begin: int) -> Iterator[bytes]:
 
 
 def _skip(remote: IO[bytes], begin: int) -> None:
-    """Go to byte `begin` of an open file, if need be by reading what lies before it."""
+    """Seek to byte `begin` of an open file, or read up to it if it is not seekable."""
     try:
         remote.seek(begin)
-    except (ValueError, OSError):  # it comes in one answer
+    except (ValueError, OSError):  # a single response
         while begin and (skipped := remote.read(min(BLOCK_BYTES, begin))):
             begin -= len(skipped)
 
 
 def _identity(info: Mapping[str, Any]) -> dict[str, str]:
-    """Return what of a file's description changes when the file does."""
+    """Return those of a file's metadata that change when the file does."""
     return {
         name.lower(): str(value)
         for name, value in sorted(info.items())

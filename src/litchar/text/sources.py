@@ -1,4 +1,4 @@
-"""Texts with a name: the bundled primer, downloads, the standard library, Hugging Face's hub."""
+"""Named texts: the bundled primer, downloads, the standard library, the Hugging Face Hub."""
 
 import functools
 import hashlib
@@ -30,7 +30,7 @@ def bundled(name: str) -> Corpus:
     """Return a text that ships with the package.
 
     Args:
-        name: of the file in `src/litchar/text`, such as `ml.txt`.
+        name: the file's name in `src/litchar/text`, such as `ml.txt`.
     """
     return Corpus([Path(__file__).with_name(name)])
 
@@ -51,17 +51,17 @@ def download(url: str, sha256: str) -> Corpus:
     """Return the file at `url`, fetched on first use with a progress bar and kept in the cache.
 
     Args:
-        url: https.
-        sha256: of the file, in hexadecimal digits: another file is refused.
+        url: an https URL.
+        sha256: of the file, in hexadecimal digits; a file with another one is refused.
 
     Raises:
-        UserError: the file cannot be fetched (the message says where to put it by hand), or is not
-            the one whose SHA-256 was given.
+        UserError: the file cannot be fetched (the message says where to put it by hand), its
+            SHA-256 differs, or `sha256` is malformed.
     """
-    if not re.fullmatch("[0-9a-f]{64}", sha256):  # which the cache has a directory for
+    if not re.fullmatch("[0-9a-f]{64}", sha256):  # it names a directory of the cache
         raise UserError(f"data.source.sha256={sha256}: must be 64 hexadecimal digits")
     place = cache_dir() / "downloads" / sha256[:16] / url.rsplit("/", 1)[-1]
-    if not os.path.isfile(place):  # else there is nothing to write, and perhaps no right to
+    if not os.path.isfile(place):  # else no need to write, and perhaps no permission
         make_cache(place.parent)
         with FileLock(f"{place}.lock"):
             if not place.exists():
@@ -72,18 +72,18 @@ def download(url: str, sha256: str) -> Corpus:
 
 
 class HuggingFace(Corpus):
-    """A column of a data set that the `datasets` library loads: from its hub, or from a directory.
+    """A column of a dataset that the `datasets` library loads, from the Hub or a directory.
 
-    The library keeps the data set on disk and maps it into memory. No code of a data set is run.
+    The library keeps the dataset on disk, memory-mapped. No code of a dataset is run.
 
     Args:
-        name: of the data set at the hub, or a directory.
-        column: the one that is the text; each row is read like a line.
-        subset: which configuration of the data set, if it has several.
+        name: of a dataset on the Hub, or a directory.
+        column: the column that holds the text; each row is read as a line.
+        subset: which configuration of the dataset, if it has several.
         split: which of its splits, such as `train`, `train[:10%]` or `train+test`.
 
     Raises:
-        UserError: (when it is read) there is no such data set or column, or that holds no text.
+        UserError: (on reading) there is no such dataset or column, or the column is not text.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class HuggingFace(Corpus):
 
     def fingerprint(self) -> str:
         """Return the SHA-256 of the rows and their lengths: the corpus's identity."""
-        digest = hashlib.sha256(b"rows")  # no files' content: a newline follows each
+        digest = hashlib.sha256(b"rows")  # unlike the same files: a newline follows each row
         for row in self._rows(*self.paths):
             content = row.encode()
             digest.update(content + f"\0{len(content)}\0".encode())
@@ -116,7 +116,7 @@ class HuggingFace(Corpus):
             import datasets
         try:
             table = datasets.load_dataset(self.name, self.subset, split=self.split)
-        except Exception as error:  # whatever may be wrong with a name, a network or a file
+        except Exception as error:  # anything, from a wrong name to the network
             said = "; ".join(map(first_line, filter(None, (error, error.__cause__))))
             raise UserError(f"data.name={self}: cannot be loaded: {said}") from None
         if isinstance(table, dict):
@@ -128,8 +128,8 @@ class HuggingFace(Corpus):
 
 
 def _fetch_checked(url: str, sha256: str, place: Path) -> None:
-    """Put the file at `url` at `place`, whole and checked, or not at all."""
-    remove_drafts(place.parent)  # of a process that was killed; the lock is ours
+    """Download `url` to `place` atomically, after checking its SHA-256."""
+    remove_drafts(place.parent)  # of a killed process; we hold the lock
     try:
         with atomic_write(place) as draft:
             with open(draft, "wb") as file:

@@ -1,4 +1,4 @@
-"""A text as a run sees it: which corpus, and where its splits lie."""
+"""A text as a run sees it: its corpus, and where its splits begin and end."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -17,9 +17,9 @@ from litchar.text.sources import HuggingFace
 from litchar.text.store import Encoding, TokenStore, boundaries, find_store, open_store
 from litchar.text.vocabulary import DOCUMENTS, UNITS, Vocabulary
 
-# The settings of a text that say where its splits lie.
+# The settings that determine a text's splits.
 SPLIT_BY = ("val_fraction", "test_fraction", "max_val_characters", "document", "shuffle")
-# What is said of texts that are named in one of these ways, and of no others.
+# Settings that apply only to texts named by one of these keys.
 OF_TEXTS = {
     "pattern": ("path", "mixture"),
     "field": ("path", "mixture"),
@@ -27,7 +27,7 @@ OF_TEXTS = {
     "subset": ("name",),
     "split": ("name",),
 }
-# Those of `conf/data` that say how it is made into batches, and how that is done.
+# The other keys of `conf/data`: how windows and batches are drawn from a text.
 BATCHED_BY = (
     "_target_",
     "block_size",
@@ -41,7 +41,7 @@ BATCHED_BY = (
 
 
 def stray(settings: Mapping[str, Any]) -> list[str]:
-    """Return the keys of a text's settings that say something of a text which none names."""
+    """Return the settings that apply to no text, as none of the keys in `OF_TEXTS` names one."""
     return [
         name
         for name, texts in OF_TEXTS.items()
@@ -52,33 +52,33 @@ def stray(settings: Mapping[str, Any]) -> list[str]:
 
 @dataclass(frozen=True)
 class Text:
-    """Which text, and how it is split: what `conf/data` says of it, without windows and batches.
+    """Which text, and how it is split: `conf/data` without its settings for windows and batches.
 
-    The splits follow each other in the text: train, validation, test. A text of documents is split
-    between two of them, where that comes nearest to the fractions.
+    The splits are consecutive in the text: train, validation, test. A text of documents is split
+    at the document boundaries nearest to the fractions.
 
     Attributes:
-        path: the text: a file, a directory, or a list of either; goes before `source`.
-        pattern: which files of a directory.
-        field: of JSON-lines files, the field that is the text.
-        column: of Parquet files and data sets, the column that is the text.
-        name: of a data set that the `datasets` library loads, at its hub or in a directory.
-        subset: of the data set, if it has several.
-        split: of the data set, such as `train`.
-        source: a function that returns the corpus, for texts with a name.
+        path: the text: a file, a directory, or a list of either; takes precedence over `source`.
+        pattern: a glob for the files of a directory.
+        field: for JSON-lines files, the field that holds the text.
+        column: for Parquet files and datasets, the column that holds the text.
+        name: of a dataset that the `datasets` library loads, from the Hub or a directory.
+        subset: which configuration of the dataset, if it has several.
+        split: which split of the dataset, such as `train`.
+        source: a function that returns the corpus, for named texts.
         mixture: several texts instead, each a path and a weight; see `litchar.text.mixture`.
         unit: what a token is, `character` or `byte`.
-        document: what a document is: `line`, `file`, or None for a text without.
-        normalize: a Unicode normal form for its characters, see `litchar.text.cleaning.Cleaning`.
-        lowercase: make its letters small.
-        min_count: replace characters that it has less often.
-        shuffle: put the documents in a random order before they are split; one for every seed.
-        val_fraction: the share of the text that validates.
-        test_fraction: the share that is kept for the very end.
-        max_val_characters: of a long text no more than so many validate; None: no limit.
+        document: what a document is: `line`, `file`, or None for a text without documents.
+        normalize: a Unicode normal form for the text, see `litchar.text.cleaning.Cleaning`.
+        lowercase: convert the text to lowercase.
+        min_count: replace characters that occur fewer times.
+        shuffle: shuffle the documents before they are split, in the same order for every seed.
+        val_fraction: the share of the text for validation.
+        test_fraction: the share held out for the final test.
+        max_val_characters: the most tokens of a long text for validation; None: no limit.
 
     Raises:
-        UserError: a setting is unfit.
+        UserError: a setting is invalid.
     """
 
     path: str | Sequence[str] | None = None
@@ -120,7 +120,7 @@ class Text:
         self._check_shares()
 
     def _check_named(self) -> None:
-        """Refuse two names for a text, what is no name, and settings of texts that none names."""
+        """Refuse two names for a text, malformed names, and settings that apply to no text."""
         if self.path is not None and self.name is not None:
             raise UserError(
                 f"data.path={self.path} and data.name={self.name}: each names a text; leave one out"
@@ -163,7 +163,7 @@ class Text:
         """Return the text that a configuration's `data` describes.
 
         Raises:
-            UserError: a setting is unfit, or there is no such.
+            UserError: a setting is invalid or unknown.
         """
         names = {field.name for field in fields(cls)} | set(BATCHED_BY)
         if unknown := [str(name) for name in settings if name not in names]:
@@ -175,16 +175,16 @@ class Text:
 
     @property
     def cleaning(self) -> Cleaning:
-        """What is done to the characters of the text."""
+        """The cleaning of the text's characters."""
         return Cleaning(self.normalize, self.lowercase, self.min_count)
 
     @functools.cached_property
     def corpus(self) -> Corpus:
         """The corpus that `path`, `name`, `source` or `mixture` names, cleaned; its files are
-        looked for once.
+        looked up once.
 
         Raises:
-            UserError: there is none.
+            UserError: no text is named, or it does not exist.
         """
         if self.mixture is not None:
             return Mixture([self._entry(entry) for entry in self.mixture], self.cleaning)
@@ -192,12 +192,12 @@ class Text:
 
     @property
     def weights(self) -> dict[str, float]:
-        """The corpora of a mixture and their shares of the training windows; empty if there is no
+        """The corpora of a mixture and their shares of the training windows; empty without a
         mixture."""
         return {} if self.mixture is None else read_mixture(self.mixture)
 
     def _entry(self, entry: Mapping[str, Any]) -> Corpus:
-        """Return one corpus of the mixture; what it leaves open is as for all."""
+        """Return one corpus of the mixture; missing keys default to the settings of the text."""
         return self._found(
             entry["path"],
             entry.get("pattern", self.pattern),
@@ -207,7 +207,7 @@ class Text:
 
     def _found(self, path: Any, pattern: str, field: str | None, column: str | None) -> Corpus:
         corpus = Corpus.find(path, pattern, field, column)
-        if self.unit == Vocabulary.unit:  # or its tokens are the files' bytes
+        if self.unit == Vocabulary.unit:  # else the tokens are the files' bytes
             corpus.check_rows()
         return corpus
 
@@ -227,7 +227,7 @@ class Text:
         """Return the token store of the text, from the cache or built now.
 
         Raises:
-            UserError: the text is unfit.
+            UserError: the text cannot be read or encoded.
         """
         return open_store(self.corpus, self._encoding)
 
@@ -246,23 +246,22 @@ class Text:
         return {name: (parts[0][0], parts[-1][1]) for name, parts in store.ranges.items()}
 
     def cached(self, fingerprint: str) -> TokenStore | None:
-        """Return the token store of a text that was opened before, if the cache still has it."""
+        """Return the store of the corpus with this fingerprint if it is still in the cache."""
         return find_store(fingerprint, self._encoding)
 
     def bounds(self, tokens: np.ndarray) -> dict[str, tuple[int, int]]:
         """Return where each split of a text begins and ends.
 
-        Splits of documents share the boundary between them, which ends the one and begins the
-        other.
+        Adjacent splits of documents share the boundary token between them.
 
         Args:
-            tokens: of the text's store
+            tokens: the tokens of the text's store
 
         Returns:
             name -> (start, stop), for train, val and, if asked for, test.
 
         Raises:
-            UserError: there is nothing to split, there are too few documents, or one is too long.
+            UserError: the text is empty, or has too few documents or one that is too long.
         """
         if len(tokens) <= (self.document is not None):  # one boundary, and no document
             raise UserError("the text is empty")
@@ -286,8 +285,8 @@ class Text:
         return 1 - val - self.test_fraction, val, self.test_fraction
 
     def _between_documents(self, edges: np.ndarray, cuts: list[int]) -> list[int]:
-        """Return those of `edges`, the boundaries of the text, that come nearest to `cuts`, with
-        the first and the last; a document at least lies between any two of them."""
+        """Return the document boundaries among `edges` nearest to `cuts`, plus the first and the
+        last, with at least one document between any two of them."""
         documents = len(edges) - 1
         if documents <= len(cuts):
             raise UserError(

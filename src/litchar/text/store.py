@@ -28,7 +28,7 @@ from litchar.text.vocabulary import (
     no_counts,
 )
 
-FORMAT = 2  # of a store; another number leaves older ones alone
+FORMAT = 2  # version of the stores, in their names: a new one leaves older stores alone
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,12 @@ class TokenStore:
     """An encoded corpus.
 
     Attributes:
-        tokens: the ids, one for each character or byte, and a `BOUNDARY` before and behind each
+        tokens: the ids, one for each character or byte, and a `BOUNDARY` before and after each
             document; memory-mapped, read-only, in `vocabulary.dtype`.
         vocabulary: the corpus's characters, or the byte values.
         fingerprint: the content's identity, `Corpus.fingerprint`.
-        changes: what cleaning changed in the text: a line for each setting.
-        ranges: of a mixture, where the part of each corpus lies in each split.
+        changes: what cleaning changed in the text: one line per setting.
+        ranges: for a mixture, the (start, stop) of each corpus's part of each split.
     """
 
     tokens: np.memmap
@@ -53,13 +53,13 @@ class TokenStore:
 
 @dataclass(frozen=True)
 class Encoding:
-    """How a corpus becomes tokens: of one corpus there is a store for each way.
+    """How a corpus becomes tokens; each encoding of a corpus has a store of its own.
 
     Attributes:
         unit: what a token is, `character` or `byte`.
-        document: what a document is: `line`, `file` or None. Empty ones are left out.
-        shuffle: put the documents in an order that is random, and the same for every run.
-        splitting: of a mixture, how each of its corpora is split.
+        document: what a document is: `line`, `file` or None. Empty ones are dropped.
+        shuffle: put the documents in a random order, the same for every run.
+        splitting: for a mixture, how each of its corpora is split.
     """
 
     unit: str = "character"
@@ -69,7 +69,7 @@ class Encoding:
 
     @property
     def name(self) -> str:
-        """What its stores are called, behind the corpus's fingerprint."""
+        """The suffix of its stores' names, after the corpus's fingerprint."""
         order = "shuffled" if self.shuffle else "in-order"
         split = f"-{self.splitting.name}" if self.splitting else ""
         return f"{self.unit}-{self.document}-{order}{split}-{FORMAT}"
@@ -79,17 +79,17 @@ def open_store(corpus: Corpus, encoding: Encoding = Encoding()) -> TokenStore:
     """Return the token store of `corpus`, from the cache or built now.
 
     The corpus is read with bounded memory: once to fingerprint it and, if it is new, once to find
-    its characters (and once more for what cleaning changes), once to encode it and once to see
-    that it is still the same. A store that is damaged is built again; of processes that want the
-    same one at once, the first builds it and the others wait.
+    its characters (once more to report what cleaning changes), once to encode it and once to check
+    that it has not changed. A damaged store is rebuilt; if several processes want the same one,
+    the first builds it and the others wait.
 
     Raises:
-        UserError: the corpus is empty, has one distinct character or byte only, or is not UTF-8
-            although it shall be read by character.
+        UserError: the corpus is empty, has only one distinct character or byte (and no documents),
+            or is to be read by character but is not UTF-8.
     """
     fingerprint = corpus.fingerprint()
     if (found := find_store(fingerprint, encoding)) is not None:
-        return found  # with no lock: the cache may be another person's, and only be read
+        return found  # without a lock: the cache may be another user's and read-only
     place = _place(fingerprint, encoding)
     make_cache(place.parent)
     with FileLock(f"{place}.lock"):
@@ -99,8 +99,8 @@ def open_store(corpus: Corpus, encoding: Encoding = Encoding()) -> TokenStore:
 
 
 def find_store(fingerprint: str, encoding: Encoding) -> TokenStore | None:
-    """Return the token store of the corpus with this fingerprint if the cache has it."""
-    if not fingerprint.isalnum():  # of a checkpoint: no path
+    """Return the token store of the corpus with this fingerprint if it is in the cache."""
+    if not fingerprint.isalnum():  # it may come from a checkpoint: allow no paths
         return None
     place = _place(fingerprint, encoding)
     return _load(place, fingerprint) if _is_whole(place) else None
@@ -119,7 +119,7 @@ def _load(place: Path, fingerprint: str) -> TokenStore:
 
 
 def _is_whole(place: Path) -> bool:
-    """Return whether there is a store at `place`, and it is as it was written."""
+    """Return whether there is a store at `place` and its checksum matches."""
     try:
         meta = json.loads((place / "meta.json").read_text())
         return bool(meta.pop("sha256") == _seal(known_sha256(place / "tokens.npy"), meta))
@@ -128,7 +128,7 @@ def _is_whole(place: Path) -> bool:
 
 
 def _seal(tokens_sha256: str, meta: dict[str, Any]) -> str:
-    """Return a checksum of a store, of what is said of its tokens as well."""
+    """Return a checksum over a store's tokens and metadata."""
     return hashlib.sha256(f"{tokens_sha256}{json.dumps(meta)}".encode()).hexdigest()
 
 
@@ -136,10 +136,10 @@ def _build(corpus: Corpus, place: Path, fingerprint: str, encoding: Encoding) ->
     """Encode `corpus` into the directory `place`, which appears whole or not at all.
 
     Raises:
-        UserError: the text is unfit, or was changed under way.
+        UserError: the text cannot be encoded, it changed while it was read, or the disk is full.
     """
     draft = place.with_name(f"{place.name}.draft")
-    for leftover in (draft, place):  # of a process that was killed, or damaged
+    for leftover in (draft, place):  # from a killed process, or damaged
         shutil.rmtree(leftover, ignore_errors=True)
     vocabulary, changes = _scan(corpus, encoding.unit, encoding.document)
     draft.mkdir()
@@ -175,7 +175,7 @@ def _build(corpus: Corpus, place: Path, fingerprint: str, encoding: Encoding) ->
 
 
 def _encode_to(path: Path, corpus: Corpus, vocabulary: Vocabulary, shuffle: bool) -> None:
-    """Write the ids of `corpus`, its documents in a random order if `shuffle` is set."""
+    """Write the ids of `corpus`, with its documents in a random order if `shuffle` is set."""
     _save(path, vocabulary.dtype, encode_corpus(corpus, vocabulary))
     if shuffle:
         ordered = path.with_name("ordered.npy")
@@ -191,13 +191,12 @@ def file_sha256(path: Path) -> str:
 
 
 def known_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file; a large one is read only if it is not as it was when it was
-    read before."""
+    """Return the SHA-256 of a file; a large one is read again only if it has changed."""
     return remembered([path], "", lambda: file_sha256(path))
 
 
 def _save(path: Path, dtype: np.dtype, pieces: Iterable[np.ndarray]) -> None:
-    """Write an array of one dimension piece by piece."""
+    """Write a one-dimensional array in the .npy format, piece by piece."""
 
     def write_header(length: int) -> None:
         file.seek(0)
@@ -216,16 +215,16 @@ def _save(path: Path, dtype: np.dtype, pieces: Iterable[np.ndarray]) -> None:
         for piece in pieces:
             file.write(piece.data)
             length += len(piece)
-        write_header(length)  # numpy leaves room for the longest
+        write_header(length)  # numpy's header has room for any length
         file.flush()
         os.fsync(file.fileno())
 
 
 def encode_corpus(corpus: Corpus, vocabulary: Vocabulary) -> Iterator[np.ndarray]:
-    """Yield the ids of the corpus in pieces; what is not in the vocabulary is left out.
+    """Yield the ids of the corpus in pieces, leaving out what is not in the vocabulary.
 
-    Documents have one `BOUNDARY` before the first and one behind each; those without a character
-    are left out. A file's end ends a line.
+    With documents, there is one `BOUNDARY` before the first and one after each; empty documents
+    are dropped. The end of a file ends a line.
     """
     pieces = _encode(corpus, vocabulary)
     if vocabulary.document is None:
@@ -252,7 +251,7 @@ def _encode(corpus: Corpus, vocabulary: Vocabulary) -> Iterator[np.ndarray]:
 
 
 def boundaries(tokens: np.ndarray) -> np.ndarray:
-    """Return where the boundaries between documents stand: (D + 1,) int64 for D documents."""
+    """Return the positions of the document boundaries: (D + 1,) int64 for D documents."""
     step = 1 << 24  # bounds the memory of the comparison
     starts = range(0, len(tokens), step)
     found = [np.flatnonzero(tokens[start : start + step] == BOUNDARY) + start for start in starts]
@@ -260,7 +259,7 @@ def boundaries(tokens: np.ndarray) -> np.ndarray:
 
 
 def has_document(tokens: np.ndarray, edges: np.ndarray, ids: Sequence[int]) -> bool:
-    """Return whether one of the documents consists of just these ids.
+    """Return whether one of the documents consists of exactly these ids.
 
     Args:
         edges: the `boundaries` of `tokens`
@@ -272,12 +271,12 @@ def has_document(tokens: np.ndarray, edges: np.ndarray, ids: Sequence[int]) -> b
 
 
 def _shuffled(tokens: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield the documents in a random order, each with the boundary behind it.
+    """Yield the documents in a random order, each followed by its boundary.
 
-    The order is one for all runs, so that all validate on the same documents: that of the words of
-    a counter-based generator, as `data.windows` draws from.
+    The order is the same for all runs, so that they validate on the same documents: it sorts the
+    words of the counter-based generator that `data.windows` draws from, with a fixed key.
     """
-    tokens = np.asarray(tokens)  # of a memory map each slice takes five times as long
+    tokens = np.asarray(tokens)  # slices of a memory map take five times as long
     ends = boundaries(tokens) + 1
     yield tokens[:1]
     order = np.argsort(np.random.Philox(key=0).random_raw(len(ends) - 1), kind="stable")
@@ -286,7 +285,7 @@ def _shuffled(tokens: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def read_codes(corpus: Corpus, unit: str) -> Iterator[np.ndarray]:
-    """Yield the corpus in pieces: its code points, or its bytes."""
+    """Yield the corpus in pieces, as code points or bytes."""
     if unit == ByteVocabulary.unit:
         return (np.frombuffer(chunk, np.uint8) for chunk in corpus.read_bytes())
     return (codepoints(text) for text in corpus.read())
@@ -302,11 +301,11 @@ def count_codes(corpus: Corpus, unit: str, document: str | None) -> np.ndarray:
 
 
 def _scan(corpus: Corpus, unit: str, document: str | None) -> tuple[Vocabulary, list[str]]:
-    """Return the vocabulary of `corpus`, and what cleaning changes in it."""
+    """Return the vocabulary of `corpus`, and a report of what cleaning changes in it."""
     changes = corpus.changes(document)
     counts = count_codes(corpus, unit, document)
     if document == "line":
-        counts[ord("\n")] = 0  # the boundary
+        counts[ord("\n")] = 0  # becomes the boundary
     rare = np.where(counts < corpus.min_count, counts, 0)
     if corpus.min_count > 1:
         changes.append(rare_line(corpus.min_count, rare))

@@ -1,4 +1,4 @@
-"""The vocabulary: which character, or which byte, has which id."""
+"""Vocabularies: the mapping between characters, or bytes, and token ids."""
 
 import codecs
 import unicodedata
@@ -10,34 +10,34 @@ import numpy as np
 
 from litchar.errors import UserError
 
-DOCUMENTS = (None, "line", "file")  # none, or each line, or each file, is a document
-REPLACEMENT = "\ufffd"  # REPLACEMENT CHARACTER, which stands for those that are too rare
-BOUNDARY = 0  # the id of the symbol between documents, in a vocabulary that has it
-BOUNDARY_TOKEN = "<|endoftext|>"  # its name where it stands for no character and must have one
+DOCUMENTS = (None, "line", "file")  # no documents, one per line, or one per file
+REPLACEMENT = "\ufffd"  # REPLACEMENT CHARACTER, which stands for rare characters
+BOUNDARY = 0  # the id of the document boundary, in vocabularies that have one
+BOUNDARY_TOKEN = "<|endoftext|>"  # its name where it stands for no character but needs one
 
 
 class Vocabulary:
-    """The sorted distinct characters of a text; a character's id is its place in that order.
+    """The sorted distinct characters of a text; a character's id is its index.
 
     `encode` and `decode` are exact inverses for every text made of these characters.
 
-    A vocabulary of documents has one symbol more, with the id `BOUNDARY`: it stands before and
-    behind each document. Where documents are lines it takes the newline's place; between files it
-    stands for no character of theirs. Decoded, it is shown as a line end.
+    With documents, there is one more symbol, with the id `BOUNDARY`, before and after each
+    document. If documents are lines, it takes the place of the newline; if they are files, it
+    stands for none of their characters. It decodes to a newline.
 
     Args:
         characters: the characters of the vocabulary; repeats and order do not matter.
         document: what a document is, see `DOCUMENTS`.
-        replaces: `REPLACEMENT` is one of them, and stands for every other character.
+        replaces: add `REPLACEMENT`, to stand for every character outside the vocabulary.
 
     Raises:
-        UserError: there are none.
+        UserError: there are no characters.
     """
 
     unit = "character"  # what a token is
     _code: np.dtype = np.dtype("<u4")  # a token's code is its code point
-    # A lone surrogate is no valid text, yet a command line may hold one; it passes unharmed.
-    _encoding = ("utf-32-le", "surrogatepass")  # of codes
+    # A lone surrogate is not valid text, but a command line may hold one: let it through.
+    _encoding = ("utf-32-le", "surrogatepass")  # of the codes, as bytes
 
     def __init__(
         self, characters: Iterable[str], document: str | None = None, replaces: bool = False
@@ -52,8 +52,8 @@ class Vocabulary:
             raise UserError("a vocabulary needs at least one character, and the text has none")
         boundary = "\n" if document else ""
         self._codes = codepoints(boundary + self.characters).astype(self._code)
-        # Every code point that is not in the vocabulary, and all beyond the table (`clip`), get
-        # the id `len(self)`.
+        # Code points outside the vocabulary, or beyond the table (`clip`), get the id
+        # `len(self)`.
         self._ids = np.full(int(self._codes.max()) + 2, len(self), np.min_scalar_type(len(self)))
         self._ids[self._codes[len(boundary) :]] = np.arange(len(boundary), len(self))
         if self._line_end:
@@ -84,7 +84,7 @@ class Vocabulary:
 
     @cached_property
     def symbols(self) -> list[str]:
-        """What each id stands for: a character, or nothing for the boundary between files."""
+        """The character that each id stands for; an empty string for the boundary between files."""
         return [self._line_end] * (self.document is not None) + list(self.characters)
 
     @property
@@ -94,7 +94,7 @@ class Vocabulary:
         return np.stack((np.ones_like(lengths), lengths), axis=1)
 
     def codes(self, text: str) -> np.ndarray:
-        """Return the code points of `text`, of which `lookup` knows the ids."""
+        """Return the code points of `text`, which `lookup` maps to ids."""
         return codepoints(text)
 
     def lookup(self, codes: np.ndarray) -> np.ndarray:
@@ -105,8 +105,8 @@ class Vocabulary:
         """Return the ids of `text`, one for each token, in `self.dtype`.
 
         Args:
-            unknown: what becomes of characters outside the vocabulary: `error`, `skip` (left out),
-                or a replacement character of the vocabulary.
+            unknown: what to do about characters outside the vocabulary: `error`, `skip` them, or
+                replace them with this character of the vocabulary.
 
         Raises:
             UserError: the text has such characters and `unknown` is `error`; or the replacement is
@@ -131,7 +131,7 @@ class Vocabulary:
         return ids.astype(self.dtype, copy=False)
 
     def decode(self, ids: np.ndarray | Sequence[int]) -> str:
-        """Return the text whose ids these are.
+        """Return the text that `ids` stand for.
 
         Raises:
             IndexError: an id is not in the vocabulary.
@@ -143,11 +143,11 @@ class Vocabulary:
         return codes.tobytes().decode(*self._encoding)
 
     def to_bytes(self, ids: np.ndarray) -> bytes:
-        """Return the text whose ids these are as UTF-8, or its bytes where tokens are bytes."""
+        """Return the text that `ids` stand for as UTF-8, or as it is if tokens are bytes."""
         return self.decode(ids).encode()
 
     def decoder(self) -> "Decoder":
-        """Return what decodes a stream of ids piece by piece."""
+        """Return an incremental decoder for a stream of ids."""
         return Decoder(self._codes, *self._encoding)
 
     def unknown(self, text: str) -> str:
@@ -156,7 +156,7 @@ class Vocabulary:
 
     def to_json(self) -> dict[str, Any]:
         """Return the vocabulary as plain data, for a checkpoint or a JSON file."""
-        # A list: JSON would join surrogates in one string.
+        # A list: in a single string, JSON would join surrogates.
         replaces = {"replaces": True} if self.replaces else {}
         return {"characters": list(self.characters)} | replaces | self._document_json()
 
@@ -173,11 +173,11 @@ class Vocabulary:
 
 
 class Decoder:
-    """Decodes a stream of ids piece by piece.
+    """Incremental decoder for a stream of ids.
 
     Args:
-        codes: of each id, in the encoding.
-        errors: what becomes of codes that are no text.
+        codes: the code of each id, in `encoding`.
+        errors: how to handle invalid codes, as in `bytes.decode`.
     """
 
     def __init__(self, codes: np.ndarray, encoding: str, errors: str) -> None:
@@ -185,22 +185,22 @@ class Decoder:
         self._decoder = codecs.getincrementaldecoder(encoding)(errors)
 
     def __call__(self, ids: np.ndarray | Sequence[int], final: bool = False) -> str:
-        """Return the text that is complete with `ids`; if they are the last, what is left too."""
+        """Return the text that `ids` complete; with `final`, incomplete characters as well."""
         codes: np.ndarray = self._codes[np.asarray(ids, dtype=np.int64)]
         return self._decoder.decode(codes.tobytes(), final)
 
     @property
     def pending(self) -> bool:
-        """Whether the last id is of a character that is not complete yet."""
+        """Whether the last id belongs to a character that is not complete yet."""
         return bool(self._decoder.getstate()[0])
 
 
 class ByteVocabulary(Vocabulary):
-    """The 256 byte values, of which UTF-8 text and every other file is made, by value.
+    """The 256 byte values in order, which cover UTF-8 text and any other file.
 
-    `encode` returns a text's UTF-8 bytes, and so knows every character. `decode` shows bytes that
-    are no UTF-8 as U+FFFD, so that it is the inverse for valid text only. In `characters` the
-    byte b is the character U+00b.
+    `encode` works on a text's UTF-8 bytes, so no character is unknown. `decode` shows invalid
+    UTF-8 as U+FFFD, so it is the inverse for valid text only. In `characters`, byte b is the
+    character with code point b.
     """
 
     unit = "byte"
@@ -215,16 +215,16 @@ class ByteVocabulary(Vocabulary):
 
     @property
     def sizes(self) -> np.ndarray:
-        """As of characters: each character is counted at its first byte."""
+        """As for characters; each character is counted at its first byte."""
         begins = (self._codes & 0xC0) != 0x80
         return np.stack((begins, np.ones_like(begins)), axis=1).astype(np.int64)
 
     def codes(self, text: str) -> np.ndarray:
-        """Return the UTF-8 bytes of `text`; what Python reads undecodable bytes of a command line
-        as (U+DC80 to U+DCFF) are those bytes.
+        """Return the UTF-8 bytes of `text`; surrogate escapes (U+DC80 to U+DCFF), as which Python
+        reads undecodable bytes of a command line, become those bytes.
 
         Raises:
-            UserError: the text has another surrogate, which no bytes can stand for.
+            UserError: the text has any other surrogate, which UTF-8 cannot encode.
         """
         try:
             return np.frombuffer(text.encode("utf-8", "surrogateescape"), np.uint8)
@@ -233,12 +233,12 @@ class ByteVocabulary(Vocabulary):
             raise UserError(f"{wrong!r} is no character: UTF-8 has no bytes for it") from None
 
     def to_bytes(self, ids: np.ndarray) -> bytes:
-        """Return the bytes as they are."""
+        """Return the bytes that `ids` stand for."""
         codes: np.ndarray = self._codes[ids]
         return codes.tobytes()
 
     def unknown(self, text: str) -> str:
-        """Return no character: all are made of bytes."""
+        """Return an empty string: every character is made of bytes."""
         return ""
 
     def to_json(self) -> dict[str, Any]:
@@ -257,13 +257,13 @@ def codepoints(text: str) -> np.ndarray:
 
 
 def no_counts() -> np.ndarray:
-    """Return a count of zero for each of Unicode's code points: (0x110000,) int64."""
+    """Return a count of zero for every Unicode code point: (0x110000,) int64."""
     return np.zeros(0x110000, dtype=np.int64)
 
 
 def count_into(counts: np.ndarray, codes: np.ndarray, sign: int = 1) -> None:
-    """Add to `counts` how often each code point occurs in `codes`, or take it off (-1)."""
-    if len(codes) < 4096:  # a short document: bincount goes through all codes up to the largest
+    """Add how often each code point occurs in `codes` to `counts`, or subtract it (`sign=-1`)."""
+    if len(codes) < 4096:  # short documents: bincount's cost grows with the largest code
         np.add.at(counts, codes, sign)
         return
     found = np.bincount(codes)
@@ -284,7 +284,7 @@ def describe(characters: str, most: int = 8) -> str:
 def printable(text: str) -> str:
     """Return `text` with control and format characters, which could steer a terminal, escaped.
 
-    Spaces of every width stay, and so do the joiners that Persian, Hindi and emoji are spelt with.
+    Spaces of every width are kept, and so are the joiners used in Persian, Hindi and emoji.
     """
     return "".join(c if _is_shown(c) else f"\\x{ord(c):02x}" for c in text)
 

@@ -1,4 +1,4 @@
-"""Yardsticks: what a validation split costs a predictor that only counts."""
+"""Yardsticks: the cost of a validation split in bits, for predictors that only count."""
 
 import json
 import math
@@ -16,16 +16,16 @@ from litchar.text.store import TokenStore
 
 ORDER = 8
 MEMORY_BYTES = 2_000_000_000
-QUICK = 4_000_000  # tokens of both splits that are counted within a second
-FORMAT = 1  # of what is cached
+QUICK = 4_000_000  # tokens in both splits together: counted within a second
+FORMAT = 1  # version of the cached files
 
 
 @dataclass(frozen=True)
 class Yardstick:
-    """A predictor that needs no training, and what the validation split costs it.
+    """A predictor that needs no training, and its cost on the validation split.
 
     Attributes:
-        note: what a person has to know about it.
+        note: remarks for the reader, such as the smoothing used.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Yardstick:
 
     @classmethod
     def of(cls, name: str, bits: float, sizes: tuple[int, int], note: str = "") -> "Yardstick":
-        """Return the yardstick that takes `bits` for so many characters and bytes; a piece of a
+        """Return the yardstick that takes `bits` for `sizes` characters and bytes; a piece of a
         binary file may hold no characters."""
         per_character, per_byte = (bits / size if size else math.inf for size in sizes)
         return cls(name, per_character, per_byte, note)
@@ -44,17 +44,17 @@ class Yardstick:
 def count_yardsticks(
     text: Text, store: TokenStore, order: int = ORDER, memory_bytes: float = MEMORY_BYTES
 ) -> list[Yardstick]:
-    """Return what the uniform distribution, unigrams, bigrams and n-grams cost, and cache it,
-    unless less memory than usual made the n-grams shorter.
+    """Return the cost of the uniform distribution, unigrams, bigrams and n-grams, and cache it,
+    unless less memory than usual forced a lower order.
 
-    All are scored on what the models are scored on: each token of the validation split but its
-    first. Counts are those of the training split.
+    All are scored on the same tokens as the models: the validation split but its first token.
+    Counts are those of the training split.
 
     Args:
-        order: n; lowered where the n-grams would not fit in 64 bits each or in `memory_bytes`.
+        order: n; lowered if the n-grams would not fit in 64 bits each or in `memory_bytes`.
 
     Raises:
-        UserError: the text is too short.
+        UserError: the training or the validation split has fewer than two tokens.
     """
     train, val = splits(text, store)
     vocab_size = len(store.vocabulary)
@@ -80,7 +80,7 @@ def count_yardsticks(
 
 
 def quick_yardsticks(text: Text, store: TokenStore) -> list[Yardstick]:
-    """Return the yardsticks of a text if they are cached or take less than a second, else none."""
+    """Return a text's yardsticks if they are cached or take less than a second, else none."""
     try:
         return [Yardstick(**kept) for kept in json.loads(_place(store, text, ORDER).read_text())]
     except (OSError, ValueError, TypeError):
@@ -90,10 +90,10 @@ def quick_yardsticks(text: Text, store: TokenStore) -> list[Yardstick]:
 
 
 def splits(text: Text, store: TokenStore) -> tuple[np.ndarray, np.ndarray]:
-    """Return the training and the validation split.
+    """Return the tokens of the training and the validation split.
 
     Raises:
-        UserError: they are too short to count in and to score.
+        UserError: either has fewer than two tokens.
     """
     bounds = text.bounds_in(store)
     train, val = (store.tokens[slice(*bounds[name])] for name in ("train", "val"))
