@@ -16,13 +16,13 @@ def load(checkpoint: "str | PathLike[str]" = "latest", device: str | None = None
 
     Args:
         checkpoint: a file, a run's directory (its best checkpoint), or `latest`: the best of the
-            newest run under `outputs/`, or where the environment's LITCHAR_OUTPUTS says.
-        device: `cpu`, `cuda`, `mps`; by default the best there is.
+            newest run under `outputs/`, or under `$LITCHAR_OUTPUTS`.
+        device: `cpu`, `cuda` or `mps`; by default the best available.
 
     Raises:
-        litchar.errors.UserError: there is no such checkpoint, it is not whole, or there is no such
+        litchar.errors.UserError: the checkpoint does not exist or is damaged, or there is no such
             device.
     """
-    from litchar.generation.text_model import TextModel  # torch, which takes seconds
+    from litchar.generation.text_model import TextModel  # imports torch, which takes seconds
 
     return TextModel.load(checkpoint, device)

@@ -1,4 +1,4 @@
-"""Atomic writes: a file is written beside its place, then renamed, and so is whole or absent."""
+"""Atomic writes: a file is written beside its target, then renamed, so it is whole or absent."""
 
 import contextlib
 import os
@@ -7,21 +7,21 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-DRAFT = ".draft-"  # how a file that is being written begins
+DRAFT = ".draft-"  # prefix of files that are being written
 
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Give a path beside `path` to write a file or a directory to; then rename that.
+    """Yield a path beside `path` to write a file or a directory to, then rename it to `path`.
 
-    If anything goes wrong, nothing of it stays, and what was at `path` is there as before. Several
-    processes may do so at once, on one machine or on several; the last one's stays.
+    On an error the draft is removed, and `path` is left as it was. Several processes may write at
+    once, on one machine or on several; the last one wins.
     """
     draft = path.with_name(f"{DRAFT}{secrets.token_hex(4)}-{path.name}")
     old = draft.with_name(f"{draft.name}-old")
     try:
         yield draft
-        if path.is_dir() and draft.is_dir():  # one directory is not renamed over another
+        if path.is_dir() and draft.is_dir():  # a directory cannot be renamed over another
             os.rename(path, old)
         os.replace(draft, path)
     except BaseException:
@@ -34,7 +34,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def remove_drafts(directory: Path) -> None:
-    """Delete what a process that was killed while it wrote has left in `directory`."""
+    """Delete the drafts that killed processes left in `directory`."""
     for draft in directory.glob(f"{DRAFT}*"):
         _remove(draft)
 

@@ -1,6 +1,6 @@
-"""The command line: from what was typed to a function of the package, and back to an exit code.
+"""The command line: from arguments to a function of the package, and back to an exit code.
 
-Nothing heavy is imported here, so that `--help` and `--cfg job` answer at once.
+Nothing heavy is imported here, so that `--help` and `--cfg job` respond instantly.
 """
 
 import contextlib
@@ -40,11 +40,11 @@ from litchar.launched import launched
 from litchar.overrides import OVERRIDE, Known, check, check_composed, explain, quote, readable
 from litchar.training.run_dir import remove_traces
 
-# What configurations may say; here, so that a worker which unpickles a `Task` knows it too.
-OmegaConf.register_new_resolver(  # run directories differ by it
+# Resolvers for configurations; here, so that a worker that unpickles a `Task` has them too.
+OmegaConf.register_new_resolver(  # keeps run directories distinct
     "unique", lambda: secrets.token_hex(2), use_cache=True, replace=True
 )
-OmegaConf.register_new_resolver(  # a slash would hide a run in a directory of directories
+OmegaConf.register_new_resolver(  # a slash would nest the run's directory
     "in_a_path", lambda name: str(name).replace("/", "_"), replace=True
 )
 OmegaConf.register_new_resolver(
@@ -53,15 +53,15 @@ OmegaConf.register_new_resolver(
 
 
 class Task:
-    """What Hydra calls for a run, and for each job of a sweep, there perhaps in a worker.
+    """What Hydra calls for a run, and for each job of a sweep, possibly in a worker process.
 
     Args:
-        target: `module:function`, imported when it is called with the configuration.
-        known: what may stand in that, see `readable`.
+        target: `module:function` to call with the configuration; imported only then.
+        known: the keys that the configuration may have, see `readable`.
 
     Attributes:
         started: whether our own code has begun.
-        failure: what it raised; Hydra would print a line of its own.
+        failure: its first exception, caught because Hydra would print a line of its own.
     """
 
     def __init__(self, target: str, known: Known) -> None:
@@ -71,7 +71,7 @@ class Task:
         self.failure: Exception | None = None
 
     def __call__(self, config: DictConfig) -> object:
-        """Return what the function does, or what it raised."""
+        """Return the result of the function, or the exception it raised."""
         self.started = True
         try:
             self._check(config)
@@ -91,10 +91,10 @@ class Task:
 
 
 def no_multirun(arguments: list[str], conf: Path, config_name: str) -> list[str]:
-    """Refuse `-m`, for a script that does not train, or whose one run has many trainings in it.
+    """Refuse `-m`, for a script that does not train, or whose single run does many trainings.
 
     Raises:
-        UserError: it was asked for.
+        UserError: `-m` or `--multirun` was given.
     """
     if {"-m", "--multirun"} & set(arguments):
         raise UserError(f"-m: {config_name} takes one value for each key; leave -m out")
@@ -110,21 +110,21 @@ def hydra_main(
 ) -> None:
     """Compose `conf/<config_name>.yaml` with the command line and call `target` with it.
 
-    Exits with 0, also when whoever read its output, such as `head`, has enough; with 2 and one line
-    if the input was wrong, with 128 + the signal if one came, and with 1 and a traceback otherwise.
+    Exits with 0, also if the reader of its output, such as `head`, stops early; with 2 and one line
+    if the input was wrong; with 128 + the signal if one came; and with 1 and a traceback otherwise.
 
     Args:
         script: the calling script's `__file__`; `conf/` and `outputs/` lie beside its directory.
-        target: `module:function`, imported once the configuration stands, and called with it.
-        before: is given the arguments, the directory of configurations and `config_name` before
-            Hydra is, and returns the arguments to go on with.
-        follow: `module:function` that is called instead in each process that torchrun or srun
-            started but the first, which leads; it returns the exit code.
+        target: `module:function` to call with the configuration; imported once that is composed.
+        before: is called before Hydra with the arguments, the configuration directory and
+            `config_name`, and returns the arguments for Hydra.
+        follow: `module:function` to call instead in processes that torchrun or srun started, except
+            in rank 0; it returns the exit code.
     """
     check_checkout(script)
     root = Path(script).resolve().parents[1]
     os.environ.setdefault("LITCHAR_OUTPUTS", str(root / "outputs"))
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come back here, as they are
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through unchanged
     if follow is not None and (place := launched()) is not None:
         if place.rank > 0:
             sys.exit(_function(follow)())
@@ -139,19 +139,19 @@ def hydra_main(
         if task.failure:
             raise task.failure
     except SystemExit as ended:
-        if not isinstance(ended.__context__, BrokenPipeError):  # with which rich exits with 1
+        if not isinstance(ended.__context__, BrokenPipeError):  # on which rich exits with 1
             raise
     except Exception as error:
         if not (isinstance(error, BrokenPipeError) and _unread()):
             _exit_on(error, task.started, conf, config_name)
     finally:
-        if _unread():  # else the interpreter would complain when it writes out what is left
+        if _unread():  # else the interpreter would complain when it flushes at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), _STDOUT)
 
 
 def check_checkout(script: str) -> None:
-    """Refuse a script whose checkout, a worktree say, is not the one that is installed: it would
-    run the other one's code."""
+    """Refuse a script whose checkout (a worktree, say) is not the installed one: it would run the
+    installed code instead of its own."""
     root, package = Path(script).resolve().parents[1], Path(__file__).resolve().parents[1]
     if not ((root / "src/litchar").is_dir() and (package.parent / "conf").is_dir()):
         return
@@ -164,25 +164,25 @@ def check_checkout(script: str) -> None:
 
 
 def _set_up(conf: Path, config_name: str) -> None:
-    """Let Hydra find what our configurations name, and read what was typed as it was meant."""
+    """Set up Hydra's plugins, quote the arguments, handle signals, and make the streams robust."""
     OmegaConf.register_new_resolver(
         "keys_of_script", lambda: keys_of_script(conf, config_name), replace=True
     )
     Plugins.instance().register(StudyExperiments)
     sweeps = not {"-m", "--multirun"}.isdisjoint(sys.argv)
-    # Overrides first: argparse takes none behind an option that stands behind another.
+    # Overrides first: argparse accepts none after an option that follows another override.
     arguments = sorted(sys.argv[1:], key=lambda argument: not OVERRIDE.match(argument))
     sys.argv[1:] = [quote(argument, sweeps) for argument in arguments]
     signals.install()
     if sys.stdout is None:  # closed
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a character that it cannot show ends no run
+        if isinstance(stream, io.TextIOWrapper):  # an unencodable character must not end a run
             stream.reconfigure(errors="backslashreplace")
 
 
 def _exit_on(error: Exception, started: bool, conf: Path, config_name: str) -> NoReturn:
-    """Exit with the code and the line that `error` means, or raise it: a fault of ours.
+    """Exit with the code and the line that `error` calls for, or re-raise it if it is our bug.
 
     Args:
         started: whether our own code has begun.
@@ -194,7 +194,7 @@ def _exit_on(error: Exception, started: bool, conf: Path, config_name: str) -> N
             f"{error.filename}: cannot be written ({error.strerror}); try run_dir=DIRECTORY "
             "(of a sweep outputs_dir=DIRECTORY)"
         )
-    for cause in () if isinstance(error, UserError) else causes(error):  # that says it better
+    for cause in () if isinstance(error, UserError) else causes(error):  # says it better
         if line := _refused(cause):
             exit_with(line)
     # Before our own code starts, nothing but the command line can be at fault.
@@ -204,7 +204,7 @@ def _exit_on(error: Exception, started: bool, conf: Path, config_name: str) -> N
 
 
 def _refused(error: BaseException) -> str | None:
-    """Return the line for memory or a place that the system lets nobody have; None for other
+    """Return the line for memory, disk space or a path that the system refused; None for other
     errors."""
     if is_out_of_memory(error):
         return (
@@ -218,7 +218,7 @@ def _refused(error: BaseException) -> str | None:
     if error.errno == errno.EROFS and error.filename:
         return f"{error.filename}: {error.strerror}; name another place"
     if is_disk_full(error):
-        # Of two, the second is written to.
+        # Of two paths, the second is written to.
         place = error.filename2 or error.filename or "the disk that is written to"
         return f"{place}: {error.strerror}; make room there, or name another place"
     if error.errno == errno.ENAMETOOLONG:
@@ -228,8 +228,8 @@ def _refused(error: BaseException) -> str | None:
 
 @contextlib.contextmanager
 def exit_codes() -> Iterator[None]:
-    """Let a `main` that argparse reads for, decorated with `@exit_codes()`, end as others do: with
-    2 and one line if the input was wrong, and with 128 + the signal if one came."""
+    """Give an argparse `main`, decorated with `@exit_codes()`, the exit codes of other scripts: 2
+    and one line if the input was wrong, and 128 + the signal if one came."""
     check_checkout(sys.argv[0])
     signals.install()
     try:
@@ -246,7 +246,7 @@ _STDOUT = 1
 
 
 def _unread() -> bool:
-    """Return whether standard output is a pipe that nobody reads any more."""
+    """Return whether standard output is a pipe whose reader is gone."""
     poll = select.poll()
     poll.register(_STDOUT, 0)
     return any(event & select.POLLERR for _, event in poll.poll(0))
@@ -264,10 +264,10 @@ def _function(target: str) -> Callable[..., Any]:
 
 @contextlib.contextmanager
 def lasting_imports() -> Iterator[None]:
-    """Import what stays until the end: torch and Lightning make 700,000 objects.
+    """Import what lives until exit without garbage collection.
 
-    Python would look through them for garbage while they become more, now and then later, and at
-    the end, which takes two seconds in all. It finds none.
+    torch and Lightning create 700,000 objects. Python would scan them for garbage during the
+    import, now and then later, and at exit: two seconds in all, to find none.
     """
     gc.disable()
     try:
@@ -278,24 +278,24 @@ def lasting_imports() -> Iterator[None]:
 
 
 def keys_of_script(conf: Path, config_name: str) -> str:
-    """Return the keys of a script with their comments, as its file has them, for its help."""
+    """Return a script's keys and comments, as written in its file, for its help text."""
     text = (conf / f"{config_name}.yaml").read_text()
     keys = text.partition("\n\n")[2].partition("\nhydra:\n")[0]
     return keys.rstrip().replace("$", "$$")  # Hydra makes a string.Template of its help
 
 
 class StudyExperiments(SearchPathPlugin):
-    """Lets Hydra find the experiments that studies have written: `outputs/conf/experiment/`."""
+    """Lets Hydra find the experiments written by studies: `outputs/conf/experiment/`."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        """Look there last."""
+        """Add their directory as the last to be searched."""
         conf = Path(os.environ["LITCHAR_OUTPUTS"]).absolute() / "conf"
         if conf.is_dir():
             search_path.append("litchar", f"file://{conf}")
 
 
 def exit_with(message: str, code: int = 2) -> NoReturn:
-    """Print one line and exit with `code`; what it quotes of a file steers no terminal."""
+    """Print one line, with control characters escaped, and exit with `code`."""
     from litchar.terminal import visible
 
     print("error: " + visible(" ".join(message.split())), file=sys.stderr)

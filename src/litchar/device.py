@@ -1,4 +1,4 @@
-"""Which device a model is used on, how it multiplies there, and how it launches much at once."""
+"""Devices: which one a model runs on, its matmul precision, and CUDA graph capture."""
 
 from collections.abc import Callable
 from functools import cache
@@ -9,7 +9,7 @@ from litchar.errors import UserError
 
 
 def choose_device(name: str | None) -> torch.device:
-    """Return the device called `name`, or the best there is for None.
+    """Return the device called `name`, or the best available one for None.
 
     Raises:
         UserError: torch knows no such device, or this machine has none.
@@ -25,10 +25,10 @@ def choose_device(name: str | None) -> torch.device:
 
 
 def device_of(accelerator: str) -> torch.device:
-    """Return the device that `trainer.accelerator` means on this machine.
+    """Return the device that `trainer.accelerator` selects on this machine.
 
     Raises:
-        UserError: there is no such device.
+        UserError: the machine has no such device.
     """
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         return torch.device("cuda")
@@ -43,7 +43,7 @@ def device_of(accelerator: str) -> torch.device:
 
 
 def device_name(device: torch.device) -> str:
-    """Return what a person calls the device."""
+    """Return a human-readable name of the device."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type == "mps":
@@ -52,11 +52,10 @@ def device_name(device: torch.device) -> str:
 
 
 def set_matmul_precision(setting: str | None, device: torch.device) -> None:
-    """Say how the process multiplies float32 matrices from here on.
+    """Set how the process multiplies float32 matrices from here on.
 
     Args:
-        setting: what `torch.set_float32_matmul_precision` takes; None: in float32, in the least
-            time.
+        setting: as in `torch.set_float32_matmul_precision`; None: the fastest that keeps float32.
 
     Raises:
         UserError: torch knows no such setting.
@@ -69,11 +68,11 @@ def set_matmul_precision(setting: str | None, device: torch.device) -> None:
 
 
 def _fastest_float32(device: torch.device) -> str:
-    """Return the setting under which products are float32 and take the least time.
+    """Return the fastest setting under which matrix products are still computed in float32.
 
-    On a CPU of AMD's, torch's default, MKL, leaves half of AVX-512 unused. oneDNN does not, but is
-    given float32 matrices only where "medium" lets it round them to bfloat16. It does that on CPUs
-    with AMX alone; on others its products are float32 all the same.
+    On AMD CPUs, torch's default, MKL, leaves half of AVX-512 unused. oneDNN does not, but is given
+    float32 matrices only under "medium", which allows it to round them to bfloat16. It does so only
+    on CPUs with AMX; on others its products remain float32.
     """
     if device.type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):  # not in torch 2.9
         return "highest"
@@ -85,21 +84,21 @@ def _fastest_float32(device: torch.device) -> str:
 def capture(
     work: Callable[[], None], device: torch.device, undo: Callable[[], None] = lambda: None
 ) -> torch.cuda.CUDAGraph:
-    """Return a CUDA graph of what `work` launches: what takes one launch for each operation takes
-    one in all when the graph is replayed.
+    """Return a CUDA graph of what `work` launches: a replay takes one launch in all, instead of
+    one for each operation.
 
-    `torch.cuda.graph` would first give back all memory that is free: a training step behind a
-    sample would have to ask the driver for it anew. Here that is done only where little is left:
-    what a graph that is gone has worked in, as each text leaves behind, serves no other one, and
-    torch does not give it back during a capture.
+    `torch.cuda.graph` would first release all cached memory, and a training step after a sample
+    would have to request it from the driver again. Here that is done only if little is left: the
+    memory of a graph that is gone, as each generated text leaves behind, is of no use to another
+    graph, and torch does not release it during a capture.
 
-    Other threads may go on with theirs. What cuBLAS works in lies in the graph's own memory:
-    elsewhere it would be taken from under the graph as soon as Lightning gives back what it does
-    not need.
+    Other threads may use the GPU meanwhile. The cuBLAS workspace lies in the graph's own memory
+    pool: elsewhere it would be freed under the graph as soon as Lightning releases unused memory.
 
     Args:
-        work: is done three times first, as what is done for the first time cannot be captured.
-        undo: what each of these times leaves.
+        work: run three times first as a warm-up, since what runs for the first time cannot be
+            captured.
+        undo: reverts the effects of each warm-up run.
     """
     graph, stream = torch.cuda.CUDAGraph(), _capturing_stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))
@@ -124,6 +123,6 @@ def capture(
 
 @cache
 def _capturing_stream(device: torch.device) -> torch.cuda.Stream:
-    """Return the stream of all captures: cuBLAS keeps 32 MiB for each that it has ever met."""
+    """Return the one stream for all captures: cuBLAS keeps 32 MiB for every stream it has seen."""
     stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     return stream

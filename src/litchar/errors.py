@@ -1,4 +1,4 @@
-"""Errors that end a program with a meaning: wrong input, a diverged or broken run, or a signal."""
+"""Errors that end a program for a known reason: wrong input, a failed run, or a signal."""
 
 import contextlib
 import errno
@@ -12,17 +12,17 @@ from omegaconf.errors import OmegaConfBaseException
 
 
 class UserError(Exception):
-    """The user's input was wrong. The message is one line: what, where, and how to mend it."""
+    """The user's input was wrong. The message is one line: what, where, and how to fix it."""
 
 
 def is_disk_full(error: OSError) -> bool:
-    """Return whether there is no room left to write to, or none for this user or in one file."""
+    """Return whether the disk is full, or a quota or the limit on file size is reached."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
-    """Return whether memory was asked for that there is not: torch, which would take seconds to
-    import here, has a kind of its own for a GPU's, and none for a CPU's."""
+    """Return whether memory ran out. torch, which takes seconds to import and so is not imported
+    here, has an exception of its own for GPU memory and none for CPU memory."""
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
@@ -32,7 +32,7 @@ def is_out_of_memory(error: BaseException | None) -> bool:
 
 @contextlib.contextmanager
 def extra(name: str, needed_for: str) -> Iterator[None]:
-    """Import what the extra `name` of this package brings along.
+    """Wrap the import of a package that the extra `name` of this package installs.
 
     Raises:
         UserError: a package is missing.
@@ -46,7 +46,7 @@ def extra(name: str, needed_for: str) -> Iterator[None]:
 
 
 class BusyError(UserError):
-    """Another process trains in the run directory."""
+    """Another process is training in the run directory."""
 
     def __init__(self, run_dir: Path) -> None:
         super().__init__(
@@ -59,7 +59,7 @@ class DivergedError(Exception):
 
 
 class JobsFailedError(Exception):
-    """Some jobs of a sweep failed, and the others were run. The message says how many."""
+    """Some jobs of a sweep failed; the others were run. The message says how many."""
 
 
 class RankError(Exception):
@@ -75,18 +75,17 @@ class Interrupted(SystemExit):
 
 
 def is_number(value: object) -> TypeGuard[int | float]:
-    """Return whether a value is a number; true and false are none, though Python takes them for 1
-    and 0."""
+    """Return whether a value is a number; booleans are not, although they are `int` in Python."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def check_integer(name: str, value: object, least: int, most: int | None = None) -> None:
-    """Refuse what is not a whole number of at least `least`, and of `most` at the most.
+    """Check that a value is an integer from `least` to `most` (None: no upper limit).
 
     Raises:
-        UserError: it is none.
+        UserError: the value is not an integer or out of range.
     """
-    is_true_or_false = isinstance(value, bool)  # which Python counts among the whole numbers
+    is_true_or_false = isinstance(value, bool)  # which Python counts as an integer
     number = int(value) if isinstance(value, Integral) and not is_true_or_false else None
     if number is None or number < least or (most is not None and number > most):
         allowed = f"of at least {least}" if most is None else f"from {least} to {most}"
@@ -94,10 +93,10 @@ def check_integer(name: str, value: object, least: int, most: int | None = None)
 
 
 def check_flag(name: str, value: object) -> None:
-    """Refuse what is neither true nor false.
+    """Check that a value is true or false.
 
     Raises:
-        UserError: it is something else.
+        UserError: the value is not a boolean.
     """
     if not isinstance(value, bool):
         raise UserError(f"{name}={value}: must be true or false")
@@ -106,33 +105,33 @@ def check_flag(name: str, value: object) -> None:
 def is_users(error: BaseException) -> bool:
     """Return whether the user's input, and not the program, is at fault."""
     if isinstance(error, InstantiationException) and not isinstance(error.__cause__, UserError):
-        # A constructor refused its arguments; anything else that it raises is a fault of ours.
+        # A constructor refused its arguments; anything else that it raises is our bug.
         return type(error.__cause__).__name__ in (
             "ValueError",
             "TypeError",
             "MisconfigurationException",
             "ImportError",  # of a `_target_`
             "ModuleNotFoundError",  # of an extra, by name
-            "NoneType",  # it is no configuration of an object
+            "NoneType",  # no cause: not the configuration of an object
         )
-    # Lightning's own exception, which would take seconds to import here.
+    # Lightning's own exception, by name: it would take seconds to import here.
     misconfigured = type(error).__name__ == "MisconfigurationException"
     return misconfigured or isinstance(error, UserError | HydraException | OmegaConfBaseException)
 
 
 def reason(error: BaseException) -> str:
-    """Return what is wrong: the `UserError` behind `error`, or else its first cause."""
+    """Return the message of the `UserError` behind `error`, or else of its root cause."""
     chain = list(causes(error))
     return str(next((cause for cause in chain if isinstance(cause, UserError)), chain[-1]))
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of what an error says, or its kind if it says nothing."""
+    """Return the first line of an error's message, or its type if it has none."""
     return str(error).strip().split("\n")[0] or type(error).__name__
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield `error` and what caused it, the first cause last."""
+    """Yield `error` and its chain of causes, the root cause last."""
     while error is not None:
         yield error
         error = error.__cause__

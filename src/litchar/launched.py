@@ -1,4 +1,4 @@
-"""Which of the processes of a run this one is, if torchrun, srun or rank 0 started it.
+"""The place of this process in a distributed run, if torchrun, srun or rank 0 started it.
 
 Nothing heavy is imported here; see `litchar.cli`.
 """
@@ -12,10 +12,10 @@ class Place:
     """A process among those that train together.
 
     Attributes:
-        rank: its number among all of them.
-        local_rank: its number among those of its machine, which picks its device.
-        node_rank: the number of its machine.
-        world_size: how many processes there are.
+        rank: its index among all processes.
+        local_rank: its index on its machine, which selects its device.
+        node_rank: the index of its machine.
+        world_size: the number of processes.
     """
 
     rank: int = 0
@@ -25,10 +25,10 @@ class Place:
 
 
 def launched() -> Place | None:
-    """Return the place that a launcher gave this process; None if it was started by itself.
+    """Return the place that a launcher gave this process; None if it runs alone.
 
-    torchrun, and rank 0 of ours, name it in RANK and its like; srun in variables of its own, which
-    count only if they speak of more than one task: a batch script without srun has them as well.
+    torchrun and our own rank 0 set RANK and related variables. srun sets variables of its own,
+    which count only for more than one task: a batch script without srun has them as well.
     """
     given = os.environ
     if {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= given.keys():

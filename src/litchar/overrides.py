@@ -1,4 +1,4 @@
-"""What is typed as KEY=VALUE, and what configurations hold, against the keys that there are."""
+"""Overrides: quoting KEY=VALUE for Hydra, and checking keys against those that exist."""
 
 import difflib
 import functools
@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from litchar.errors import UserError, causes, reason
 
-# Keys whose values are a person's own text, which Hydra's grammar must not read.
+# Keys whose values are free text, which Hydra's grammar must not parse.
 TEXTS = frozenset({"prompt", "unknown", "name", "score"})
 PATHS = frozenset(  # and names, which may be null as well
     {
@@ -43,25 +43,25 @@ PATHS = frozenset(  # and names, which may be null as well
     }
 )
 
-LISTS = frozenset({"data.path", "stop"})  # which take several
-PLACES = frozenset({"run_dir", "outputs_dir"})  # which Hydra itself makes
-# Groups that take no key beside those they have. What others take is not known before it is there:
-# arguments of what is chosen, which refuses others, and parts with names of a person's own.
+LISTS = frozenset({"data.path", "stop"})  # which accept several
+PLACES = frozenset({"run_dir", "outputs_dir"})  # which Hydra itself creates
+# Groups that accept no new keys. What others accept is not known until they are composed: arguments
+# of the chosen target, which rejects unknown ones itself, and parts with names of the user's own.
 CLOSED = frozenset({"trainer", "tune", "by_device", "launcher"})
 
 
 def quote(argument: str, sweeps: bool = False) -> str:
-    """Return a command-line argument so that Hydra takes a text or a path as it is.
+    """Return a command-line argument, quoted so that Hydra takes a text or a path literally.
 
-    A value that is quoted already stays as it is; so do `null`, and a list where one is taken. Of a
-    place that Hydra makes itself, `~` is the home directory.
+    A value that is already quoted is left alone; so are `null`, and a list where one is accepted.
+    In a directory that Hydra itself creates, `~` is expanded to the home directory.
 
     Args:
-        sweeps: several paths with commas between them, which name no file together, are a sweep's.
+        sweeps: comma-separated paths are a sweep's, unless they name one file together.
 
     Raises:
-        UserError: a path is empty, which would mean the working directory, or null where none can
-            be missing.
+        UserError: a path is empty, which would mean the working directory, or null where one is
+            required.
     """
     key, equals, value = argument.partition("=")
     name = key.lstrip("+")
@@ -72,11 +72,11 @@ def quote(argument: str, sweeps: bool = False) -> str:
     if not equals or name not in TEXTS | PATHS or _QUOTED.fullmatch(value):
         return argument
     listed = name in LISTS and value[:1] == "[" and value[-1:] == "]"
-    if sweeps and name in LISTS and re.search(r"(\A|,)\[.*\](,|\Z)", value):  # several
+    if sweeps and name in LISTS and re.search(r"(\A|,)\[.*\](,|\Z)", value):  # several lists
         listed = True
     if listed or (name in PATHS and value == "null"):
         return argument
-    whole = os.path.expanduser(value)  # like exists below, it takes whatever was typed
+    whole = os.path.expanduser(value)  # like exists below, it accepts any string
     if sweeps and name in PATHS and "," in value and not os.path.exists(whole):
         if value.startswith("choice("):
             return argument
@@ -84,22 +84,22 @@ def quote(argument: str, sweeps: bool = False) -> str:
         return f"{key}={','.join(paths)}"
     if name in PLACES:
         value = whole
-    # Hydra reads \" as a quote, and takes backslashes before one as escaped too.
+    # Hydra reads \" as a quote, and unescapes backslashes before one, too.
     value = re.sub(r'(\\*)"', lambda match: match[1] * 2 + r"\"", literal(value))
     value = re.sub(r"(\\+)\Z", lambda match: match[1] * 2, value)
     return f'{key}="{value}"'
 
 
 def literal(text: str) -> str:
-    """Return `text` so that OmegaConf takes it as it is.
+    """Return `text` escaped so that OmegaConf takes it literally.
 
-    It reads ${...} unless the dollar is escaped, and takes backslashes before it as escaped too.
+    It resolves ${...} unless the dollar is escaped, and unescapes backslashes before it, too.
     """
     return re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", text)
 
 
 def without_passwords(text: str) -> str:
-    """Return `text` with what stands before an @ in a URL hidden: it goes into reports."""
+    """Return `text` with credentials in URLs (before the @) masked: it goes into reports."""
     return re.sub(r"(://)[^/@\s]+@", r"\1***@", text)
 
 
@@ -109,13 +109,13 @@ _PART = re.compile(rf"(?:\A|(?<=,))(?:(?:{_QUOTED.pattern})(?=,|\Z)|[^,]*)", re.
 
 
 def check(arguments: list[str], conf: Path, config_name: str) -> None:
-    """Refuse what Hydra would take or trip over.
+    """Refuse arguments that Hydra would accept silently or fail on with an obscure error.
 
-    An option that there is not, a key without a name, a group without a choice, and `+key` that
+    These are an unknown option, a value without a key, a group without a choice, and a `+key` that
     nothing reads.
 
     Raises:
-        UserError: the command line has one.
+        UserError: the command line has one of them.
     """
     parser = get_args_parser()
     parser.error = _refuse  # type: ignore[method-assign]  # it would print its usage, and exit
@@ -139,10 +139,10 @@ def _refuse(message: str) -> NoReturn:
 
 
 def _check_added(name: str, keys: dict[str, bool]) -> None:
-    """Refuse a key that is to be added where nothing reads it.
+    """Refuse to add a key that nothing reads.
 
     Raises:
-        UserError: it is.
+        UserError: nothing reads the key.
     """
     top, *parts = name.partition("/")[0].split(".")
     if top == "hydra":
@@ -158,12 +158,12 @@ def _check_added(name: str, keys: dict[str, bool]) -> None:
         parent = key
 
 
-# The keys at the top of a configuration, and those below each: None where a group's files say.
+# The top-level keys of a configuration, and the keys below each; None: up to the group's files.
 Known = dict[str, frozenset[str] | None]
 
 
 def readable(conf: Path, config_name: str) -> Known:
-    """Return the keys that are read of `conf/<config_name>.yaml`."""
+    """Return the keys that `conf/<config_name>.yaml` may have."""
     own: Any = OmegaConf.to_container(OmegaConf.load(conf / f"{config_name}.yaml"))
     known: Known = {}
     for default in own.pop("defaults"):
@@ -174,7 +174,7 @@ def readable(conf: Path, config_name: str) -> Known:
             continue
         for place, choice in default.items():
             if choice is None or place.startswith("override "):
-                continue  # what has no default sets keys that are others'
+                continue  # a group without a default sets keys of others
             group, _, part = place.partition("/")
             if group not in CLOSED:
                 known[group] = None
@@ -190,13 +190,13 @@ def readable(conf: Path, config_name: str) -> Known:
 
 
 def check_composed(config: DictConfig, known: Known, choices: Mapping[str, str | None]) -> None:
-    """Refuse keys that nothing reads, as a file of a person's own may bring them along.
+    """Refuse keys that nothing reads, such as those from a user's own file.
 
     Args:
-        choices: the file chosen of each group.
+        choices: the file chosen for each group.
 
     Raises:
-        UserError: there is one.
+        UserError: nothing reads a key.
     """
     for key in map(str, config):
         if key not in known and key in choices:
@@ -222,7 +222,7 @@ _NOT_LOCATED = re.compile(r"Error locating target '([^']+)'.*\nfull_key: (\S+)",
 
 
 def explain(error: Exception, conf: Path, config_name: str) -> str:
-    """Return one line for an error of the user's, with the nearest right name."""
+    """Return one line that explains a user's error, with the nearest valid name."""
     chain = list(causes(error))
     if any(isinstance(cause, UserError) for cause in chain):
         return reason(error)
@@ -249,10 +249,10 @@ def explain(error: Exception, conf: Path, config_name: str) -> str:
 
 
 def _missing(key: str, typed: bool, conf: Path, config_name: str) -> str:
-    """Return why there is no such key, and what may have been meant.
+    """Return why there is no such key, and which one may have been meant.
 
     Args:
-        typed: whether the command line sets it, and no code of ours looked for it.
+        typed: whether the command line sets it; if not, our own code looked it up.
     """
     keys = _keys(conf, config_name)
     group = key.split(".")[0]
@@ -266,7 +266,8 @@ def _missing(key: str, typed: bool, conf: Path, config_name: str) -> str:
 
 
 def nearest(name: str, names: Sequence[str]) -> str:
-    """Return a hint at the name that was meant: one that ends so, or the nearest, first beside."""
+    """Return a hint at the name that was meant: one with this ending, or the closest, first among
+    its siblings."""
     parent = name.rpartition(".")[0]
     beside = [other for other in names if other.rpartition(".")[0] == parent] or names
     close = [other for other in names if other.endswith(f".{name}")]
@@ -279,9 +280,9 @@ def nearest(name: str, names: Sequence[str]) -> str:
 
 @functools.cache
 def _keys(conf: Path, config_name: str) -> dict[str, bool]:
-    """Return the dotted keys of a script's configuration without overrides, and its groups.
+    """Return the dotted keys and the groups of a script's configuration without overrides.
 
-    Of each, whether it is a group.
+    The value says whether a key is a group.
     """
     with hydra.initialize_config_dir(str(conf), version_base="1.3"):
         config = hydra.compose(config_name, return_hydra_config=True)

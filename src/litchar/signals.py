@@ -1,42 +1,41 @@
-"""Signals that ask a run to end: the step is finished and the state saved before it does."""
+"""Signals that ask a run to end: it finishes the step and saves its state first."""
 
 import signal
 from types import FrameType
 
 from litchar.errors import Interrupted
 
-# What a person, a batch system and a cloud machine send.
+# Sent by users, batch systems and cloud machines.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 _state = {"deferred": False, "received": 0}
 
 
 def install() -> None:
-    """Take over `SIGNALS`. Outside of training the first one ends the program at once."""
+    """Handle `SIGNALS`. Outside of training the first one ends the program at once."""
     for signum in SIGNALS:
         signal.signal(signum, _handle)
 
 
 def leave_to_parent(worker: int) -> None:
-    """Ignore `SIGNALS` in a loader's worker: a batch system sends them to all processes, and the
-    step that is to be finished may need its batch. They end with the loader, or when the parent is
-    gone."""
+    """Ignore `SIGNALS` in a data loader's worker: a batch system sends them to all processes, and
+    the step in progress may need its batch. Workers end with the loader or the parent."""
     for signum in SIGNALS:
         signal.signal(signum, signal.SIG_IGN)
 
 
 def reset() -> None:
-    """Forget a signal that was received."""
+    """Forget any signal that was received, and stop deferring."""
     _state.update(deferred=False, received=0)
 
 
 def defer(deferred: bool) -> None:
-    """While deferred, a first signal is kept for `received`; a second ends at once."""
+    """Set whether a first signal is kept for `received`; a second ends the program at once."""
     _state["deferred"] = deferred
 
 
 def received() -> int:
-    """Return the signal that is waiting, or 0."""
+    """Return the pending signal, or 0."""
     return _state["received"]
 
 

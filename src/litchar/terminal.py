@@ -1,4 +1,4 @@
-"""Where runs, sweeps and what looks at them print."""
+"""Terminal output of runs, of sweeps and of the tools that inspect them."""
 
 import os
 import re
@@ -16,35 +16,34 @@ CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # a path may have any ot
 
 
 def visible(text: str) -> str:
-    """Return `text` with the characters that steer a terminal made visible, and all others as they
-    are."""
+    """Return `text` with control characters, which could steer a terminal, escaped."""
     return CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 class Terminal(Console):
-    """Standard output; it outlives whoever reads, such as `head`, or `tee` when it is killed.
+    """Standard output; it survives the end of its reader, such as `head`, or a killed `tee`.
 
-    What it prints is shown as it is: a path may have `[bold]` or `:car:` in it.
+    Text is printed literally, since a path may contain `[bold]` or `:car:`.
 
     Args:
-        quiet: print nothing, as ranks other than the first.
+        quiet: print nothing, for ranks other than 0.
     """
 
     def __init__(self, quiet: bool = False) -> None:
         super().__init__(quiet=quiet, highlight=False, markup=False, emoji=False)
         if not self.is_terminal:
-            self.width = 1000  # a file needs no folds
+            self.width = 1000  # no line wrapping in a file
 
     def render_str(self, text: str, **options: Any) -> "Text":
-        """Return a text, also of a cell of a table, such that it steers no terminal."""
+        """Return a text, also that of a table cell, with control characters escaped."""
         return super().render_str(visible(text), **options)
 
     def say(self, line: str) -> None:
-        """Print a line in one piece, however narrow the terminal is."""
+        """Print a line without wrapping, however narrow the terminal is."""
         self.print(line, soft_wrap=True)
 
     def table(self, columns: Sequence[str], rows: Iterable[Iterable[str]]) -> "Table":
-        """Return a table of texts; behind `#` and a space a heading right-aligns."""
+        """Return a table of texts; a heading that begins with `#` and a space is right-aligned."""
         from rich.table import Table
 
         made = Table(box=None, pad_edge=False, show_header=any(columns))
@@ -58,7 +57,7 @@ class Terminal(Console):
         return made
 
     def print_rows(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Print rows of the same columns with lines between: names on the left, figures right."""
+        """Print rows of the same columns as a ruled table: names left-aligned, figures right."""
         from rich.table import Table
 
         made = Table()
@@ -69,13 +68,12 @@ class Terminal(Console):
         self.print(made)
 
     def track(self, steps: range, what: str) -> Iterable[int]:
-        """Return the steps of what takes long; at a terminal a bar counts them, unless they are
-        few."""
+        """Return the steps of a long task; at a terminal a bar counts them, unless they are few."""
         from rich.progress import track
 
-        unseen = len(steps) < 20 or not self.is_terminal  # where it would leave an empty line
+        unseen = len(steps) < 20 or not self.is_terminal  # where the bar would leave an empty line
         return track(steps, what, transient=True, disable=unseen, console=self)
 
     def on_broken_pipe(self) -> None:
-        """Go on unseen."""
+        """Discard all further output."""
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
