@@ -226,7 +226,7 @@ def _decoded(path: Path) -> Iterator[str]:
     """Yield the text of a UTF-8 file in pieces.
 
     Raises:
-        UserError: the file is a tar archive, or not UTF-8; the message gives the first wrong byte.
+        UserError: it is a tar archive, or not UTF-8 (with the offset of the first wrong byte).
     """
     if path.suffix.lower() == ".tar":
         raise UserError(f"{path}: an archive of files; unpack it and give the directory")

@@ -124,8 +124,8 @@ def _file_system(url: str) -> tuple["AbstractFileSystem", str]:
 
 
 def _client_settings() -> dict[str, Any]:
-    """Return aiohttp's settings: no limit on the total time, and no compression in transit, which
-    rules out range requests."""
+    """Return aiohttp's settings: no limit on the total time, and no compression in transit, as
+    it rules out range requests."""
     import aiohttp
 
     return {

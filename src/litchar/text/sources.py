@@ -99,7 +99,7 @@ class HuggingFace(Corpus):
 
     def fingerprint(self) -> str:
         """Return the SHA-256 of the rows and their lengths: the corpus's identity."""
-        digest = hashlib.sha256(b"rows")  # unlike the same files: a newline follows each row
+        digest = hashlib.sha256(b"rows")  # not a file's hash: a newline follows each row
         for row in self._rows(*self.paths):
             content = row.encode()
             digest.update(content + f"\0{len(content)}\0".encode())

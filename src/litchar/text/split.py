@@ -75,7 +75,7 @@ class Text:
         shuffle: shuffle the documents before they are split, in the same order for every seed.
         val_fraction: the share of the text for validation.
         test_fraction: the share held out for the final test.
-        max_val_characters: the most tokens of a long text for validation; None: no limit.
+        max_val_characters: upper limit on the validation tokens of a long text; None: no limit.
 
     Raises:
         UserError: a setting is invalid.
