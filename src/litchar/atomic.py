@@ -14,8 +14,8 @@ DRAFT = ".draft-"  # prefix of files that are being written
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a path beside `path` to write a file or a directory to, then rename it to `path`.
 
-    On an error the draft is removed, and `path` is left as it was. Several processes may write at
-    once, on one machine or on several; the last one wins.
+    On an error the draft is removed, and `path` is left as it was. Several processes may write the
+    same file at once, on one machine or on several; the last one wins.
     """
     draft = path.with_name(f"{DRAFT}{secrets.token_hex(4)}-{path.name}")
     old = draft.with_name(f"{draft.name}-old")

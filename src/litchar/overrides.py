@@ -196,7 +196,7 @@ def check_composed(config: DictConfig, known: Known, choices: Mapping[str, str |
         choices: the file chosen for each group.
 
     Raises:
-        UserError: nothing reads a key.
+        UserError: the configuration has such a key.
     """
     for key in map(str, config):
         if key not in known and key in choices:
