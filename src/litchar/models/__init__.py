@@ -1,8 +1,8 @@
-"""Models: ids in, logits out, in plain torch.
+"""Models: token ids in, logits out, in plain torch.
 
-A model is an `nn.Module` that is built with `vocab_size` and `block_size` beside its own settings,
-keeps `block_size` (the longest context that it reads), and whose `forward(idx)` takes (B, T) int64
-ids to (B, T, V) logits. A YAML file in `conf/model` names it.
+A model is an `nn.Module` that takes `vocab_size` and `block_size` beside its own settings, keeps
+`block_size` (its context length) as an attribute, and whose `forward(idx)` maps (B, T) int64 ids
+to (B, T, V) logits. A YAML file in `conf/model` names its class and settings.
 """
 
 import contextlib
@@ -18,10 +18,10 @@ __all__ = ["Bigram", "Recurrent", "Transformer", "block_size_of", "evaluating"]
 
 
 def block_size_of(model: nn.Module) -> int:
-    """Return the longest context that `model` reads, as it keeps it itself.
+    """Return the context length of `model`, from its `block_size` attribute.
 
     Raises:
-        TypeError: it keeps none.
+        TypeError: the model has no integer `block_size`.
     """
     block_size = getattr(model, "block_size", None)
     if not isinstance(block_size, int):
@@ -31,7 +31,7 @@ def block_size_of(model: nn.Module) -> int:
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put `model` into evaluation mode for a while."""
+    """Put `model` in evaluation mode within the context, then restore its previous mode."""
     was_training = model.training
     model.eval()
     try:

@@ -1,14 +1,14 @@
-"""The bigram model: the next character depends on the last one alone."""
+"""The bigram model: the next token depends only on the current one."""
 
 from torch import Tensor, nn
 
 
 class Bigram(nn.Module):
-    """A table whose row c holds the logits of the character that follows c.
+    """A V x V table whose row c holds the logits of the token after token c.
 
     Args:
-        vocab_size: V, the number of distinct characters.
-        block_size: T, the longest input; it changes no logit.
+        vocab_size: V, the vocabulary size.
+        block_size: T, the context length; no logit depends on it.
     """
 
     def __init__(self, vocab_size: int, block_size: int) -> None:

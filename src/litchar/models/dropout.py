@@ -1,4 +1,4 @@
-"""What training takes away or spoils, for few random numbers: dropout, and noise in the input."""
+"""Regularisation by randomness: dropout that draws few random numbers, and input noise."""
 
 import torch
 import torch.nn.functional as F
@@ -6,18 +6,18 @@ from torch import Tensor, nn
 
 
 class Dropout(nn.Dropout):
-    """In training, sets a share p of what passes to 0 (Srivastava et al., 2014), see `dropout`."""
+    """Dropout (Srivastava et al., 2014) with the faster masks of `dropout`."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Drop some of `x`: any shape."""
+        """Apply dropout to `x`, of any shape, in training; return it as it is otherwise."""
         return dropout(x, self.p) if self.training else x
 
 
 def dropout(x: Tensor, p: float) -> Tensor:
-    """Return `x` with a share p of its numbers at 0 and the others scaled up by 1 / (1 - p).
+    """Zero each element of `x` with probability p and scale the rest by 1 / (1 - p).
 
-    torch's own form draws a random number for each, on a CPU one after the other, which is most of
-    what it takes. Here one serves four, and in a compiled model, all.
+    `F.dropout` draws a random number per element, on a CPU one after the other, and spends most of
+    its time there. Here one random word serves four elements, or all of them in a compiled model.
     """
     if not p:
         return x
@@ -27,23 +27,23 @@ def dropout(x: Tensor, p: float) -> Tensor:
 
 
 def _by_sixteen_bits(x: Tensor, p: float) -> Tensor:
-    """Drop by random words of 64 bits, each of which serves four numbers: p is met within 1 in
-    131,072. What is kept is scaled by the share that is really met."""
+    """Apply dropout with 16 random bits per element, four elements per 64-bit word. This rounds p
+    by at most 1 in 131,072; the scale is that of the rounded p."""
     choices = 1 << 16
     dropped = min(round(p * choices), choices - 1)
     if not dropped:
         return x
     words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
-    bits = words.view(torch.int16)[: x.numel()].view(x.shape)  # uniform from -32768 on
+    bits = words.view(torch.int16)[: x.numel()].view(x.shape)  # uniform in [-32768, 32767]
     least = dropped - choices // 2
-    kept = bits.clamp(least - 1, least).sub_(least - 1)  # 0 or 1, in fewer passes than by >=
+    kept = bits.clamp(least - 1, least).sub_(least - 1)  # 0 or 1, in fewer passes than >=
     return x * kept.to(x.dtype).mul_(choices / (choices - dropped))
 
 
 def _by_hash(x: Tensor, p: float) -> Tensor:
-    """Drop by a hash of each number's place and one random word: a few integer operations, which
-    the compiler puts into the kernel that reads `x`; for the backward pass it keeps what they say,
-    or does them again."""
+    """Apply dropout with a mask hashed from each element's index and one random word. The compiler
+    fuses these few integer operations into the kernel that reads `x`, and saves the mask for the
+    backward pass or recomputes it."""
     word = torch.randint(1 << 31, (1,), dtype=torch.int32, device=x.device)[0]
     place = torch.arange(x.numel(), dtype=torch.int32, device=x.device).view(x.shape)
     kept = (mixed(place, word) & 0x7FFFFFFF) >= round(p * (1 << 31))
@@ -51,23 +51,23 @@ def _by_hash(x: Tensor, p: float) -> Tensor:
 
 
 def mixed(place: Tensor, word: Tensor) -> Tensor:
-    """Return numbers that look drawn at random, for each place and word: int32, any shape.
+    """Return a pseudorandom hash of each place, seeded by `word`: int32, any shape.
 
-    The hash is lowbias32 (Wellons, "Prospecting for hash functions", 2018), of the place times
-    the golden ratio, so that no two words give the same sequence moved along.
+    The hash is lowbias32 (Wellons, "Prospecting for hash functions", 2018). The place is first
+    multiplied by the golden ratio, so that no two words give shifted copies of one sequence.
     """
-    bits = place ^ (place >> 16)  # or the compiler takes the products for an index of memory
-    bits = (bits * (0x9E3779B9 - (1 << 32))) ^ word  # as numbers with a sign
+    bits = place ^ (place >> 16)  # else the compiler mistakes the products for memory indices
+    bits = (bits * (0x9E3779B9 - (1 << 32))) ^ word  # constants as signed 32-bit integers
     bits = (bits ^ (bits >> 16)) * 0x7FEB352D
     bits = (bits ^ (bits >> 15)) * (0x846CA68B - (1 << 32))
     return bits ^ (bits >> 16)
 
 
 def noised(idx: Tensor, p: float, vocab_size: int) -> Tensor:
-    """Return ids of which a share p is replaced by random ones: (B, T) int64.
+    """Replace each id by a uniformly random one with probability p: (B, T) int64.
 
-    What is to come can then not be told from any one of them, and not be learnt by heart (Xie et
-    al., "Data noising as smoothing in neural network language models", 2017).
+    The model can then rely on no single input token, nor memorise the text (Xie et al., "Data
+    noising as smoothing in neural network language models", 2017).
     """
     replaced = torch.rand(idx.shape, device=idx.device) < p
     return torch.where(replaced, torch.randint_like(idx, vocab_size), idx)

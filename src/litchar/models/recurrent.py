@@ -1,4 +1,4 @@
-"""Recurrent models: torch's own layers between an embedding and a head."""
+"""Recurrent models: torch's GRU or LSTM between an embedding and a linear head."""
 
 import torch
 from torch import Tensor, nn
@@ -6,25 +6,25 @@ from torch import Tensor, nn
 from litchar.models.checks import check_choice, check_shares, check_sizes
 from litchar.models.dropout import Dropout
 
-State = Tensor | tuple[Tensor, Tensor]  # (layers, B, C): a GRU's; an LSTM's, and its cells'
+State = Tensor | tuple[Tensor, Tensor]  # GRU: h; LSTM: (h, c); each (layers, B, C)
 
 
 class Recurrent(nn.Module):
-    """A gated recurrent unit or a long short-term memory, read character by character.
+    """A character-level recurrent language model: a stack of GRU or LSTM layers.
 
-    Training starts each window from a state of zeros; `step` carries the state on, so that a text
-    is written with a memory that no block size bounds.
+    Training starts every window from a zero state. `step` carries the state from call to call, so
+    that in generation the memory is not bounded by the block size.
 
     Args:
-        vocab_size: V, the number of distinct characters.
-        block_size: T, the length of a window in training; it changes no weight.
-        n_layer: layers, one on top of the other.
-        n_embd: C, the width of embeddings and states.
-        dropout: of embeddings, of what passes from layer to layer, and of what the head reads.
+        vocab_size: V, the vocabulary size.
+        block_size: T, the length of a training window; no weight depends on it.
+        n_layer: number of stacked layers.
+        n_embd: C, the width of embeddings and hidden states.
+        dropout: probability, for the embeddings, between layers and before the head.
         cell: `gru` (Cho et al., 2014) or `lstm` (Hochreiter and Schmidhuber, 1997).
 
     Raises:
-        ValueError: a setting is unfit; the message names it.
+        ValueError: a setting is invalid; the message names it.
     """
 
     def __init__(
@@ -45,18 +45,18 @@ class Recurrent(nn.Module):
         self.token_embedding = nn.Embedding(vocab_size, n_embd)
         self.dropout = Dropout(dropout)
         layers = nn.GRU if cell == "gru" else nn.LSTM
-        between = dropout if n_layer > 1 else 0.0  # torch warns where there is nothing between
+        between = dropout if n_layer > 1 else 0.0  # torch warns about dropout with one layer
         self.layers = layers(n_embd, n_embd, n_layer, dropout=between, batch_first=True)
         self.head = nn.Linear(n_embd, vocab_size)
         self.init_weights()
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """Draw the initial weights.
+        """Initialise the weights.
 
-        Weights from input to gates have variance 1 / C, those from state to each gate are
-        orthogonal (Saxe et al., 2014). Biases begin at 0, and at 1 for an LSTM's forget gates
-        (Jozefowicz et al., 2015). The head begins at 0: every character is equally likely.
+        Input-to-gate weights are normal with variance 1 / C; state-to-gate weights are orthogonal,
+        gate by gate (Saxe et al., 2014). Biases start at 0, an LSTM's forget gates at 1 (Jozefowicz
+        et al., 2015). The head starts at 0, so that every token is equally likely.
         """
         width = self.layers.hidden_size
         for name, p in self.layers.named_parameters():
@@ -73,15 +73,15 @@ class Recurrent(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, idx: Tensor) -> Tensor:
-        """Return logits: (B, T) int64 -> (B, T, V)."""
+        """Return logits, starting from a zero state: (B, T) int64 -> (B, T, V)."""
         return self.step(idx)[0]
 
     def step(self, idx: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """Return logits and the state behind `idx`, given the state before it.
+        """Return the logits, (B, T, V), and the state after reading `idx`.
 
         Args:
             idx: (B, T) int64
-            state: what `step` returned for the ids before, or None at the beginning of a text.
+            state: the state that `step` returned for the preceding ids, or None to start a text.
         """
         hidden, state = self.layers(self.dropout(self.token_embedding(idx)), state)
-        return self.head(self.dropout(hidden)), state  # (B, T, V)
+        return self.head(self.dropout(hidden)), state

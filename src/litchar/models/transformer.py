@@ -1,4 +1,4 @@
-"""The transformer: a causal, pre-norm decoder, from the teaching script's to Qwen3's arithmetic."""
+"""The transformer: a causal, pre-norm decoder that ranges from the teaching script to Qwen3."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -24,37 +24,37 @@ Norm = nn.RMSNorm | nn.LayerNorm
 class Transformer(nn.Module):
     """A character-level transformer language model (Vaswani et al., 2017; pre-norm).
 
-    The defaults are the arithmetic of Qwen3: RMSNorm, per-head RMSNorm of queries and keys before
-    rotary positions, SwiGLU, no biases. The other options reach back to GPT-2 and to the teaching
-    script, or aside to what trains faster.
+    The defaults follow Qwen3: RMSNorm, per-head RMSNorm of queries and keys before the rotary
+    embedding, SwiGLU, no biases. Other options reproduce GPT-2 and the teaching script, or train
+    faster.
 
     Args:
-        vocab_size: V, the number of distinct characters.
-        block_size: T, the longest context.
-        n_layer: blocks.
-        n_head: attention heads in a block.
+        vocab_size: V, the vocabulary size.
+        block_size: T, the maximum context length.
+        n_layer: number of blocks.
+        n_head: number of attention heads per block.
         n_embd: C, the width of the residual stream; a multiple of `n_head`.
-        dropout: of embeddings, attention weights and what each sublayer adds.
-        noise: the share of the characters read in training that random ones replace, see `noised`.
-        position: `rotary` (Su et al., 2021) or `learned`.
-        rope_theta: the base of the rotary wavelengths.
-        norm: `rms` (Zhang and Sennrich, 2019) or `layer`.
-        norm_eps: added to the variance under the norm's root.
-        qk_norm: whether queries and keys are normed, head by head (Henry et al., 2020).
-        activation: of the feed-forward: `swiglu` (Shazeer, 2020), `gelu`, `gelu_tanh`, which is
-            its approximation in GPT-2, `relu`, or `relu2`, ReLU squared (So et al., 2021).
-        n_hidden: the feed-forward's width; by default 4 C, or for `swiglu` the multiple of 32 next
-            above 8/3 C, which costs as many parameters.
+        dropout: probability, for embeddings, attention weights and the output of each sublayer.
+        noise: probability that an input token is replaced in training, see `noised`.
+        position: position embedding: `rotary` (Su et al., 2021) or `learned`.
+        rope_theta: base of the rotary wavelengths.
+        norm: `rms` (RMSNorm; Zhang and Sennrich, 2019) or `layer` (LayerNorm).
+        norm_eps: added to the norm's variance (or mean square) before the square root.
+        qk_norm: whether to normalise queries and keys, head by head (Henry et al., 2020).
+        activation: of the feed-forward: `swiglu` (Shazeer, 2020), `gelu`, `gelu_tanh` (GPT-2's
+            approximation of it), `relu`, or `relu2`, ReLU squared (So et al., 2021).
+        n_hidden: hidden width of the feed-forward; by default 4 C, or for `swiglu` 8/3 C rounded
+            up to a multiple of 32, for about as many parameters.
         bias: whether linear layers and LayerNorms have biases.
-        qkv_bias: the same for the query, key and value projections; by default as `bias`.
+        qkv_bias: the same for the query, key and value projections; defaults to `bias`.
         head_bias: the same for the head.
-        tie_head: whether the head's weight is the embedding's.
-        ngrams: further embeddings added to a character's: [n, rows, size] each, see NGramEmbedding.
+        tie_head: whether the head shares the token embedding's weight.
+        ngrams: n-gram embeddings added to the token's: [n, rows, size] each, see NGramEmbedding.
         logit_cap: c in `c tanh(logits / c)`, which bounds the logits (Gemma 2, 2024), or None.
-        init: how weights begin, see `init_weights`.
+        init: initialisation scheme, see `init_weights`.
 
     Raises:
-        ValueError: a setting is unfit; the message names it.
+        ValueError: a setting is invalid; the message names it.
     """
 
     def __init__(
@@ -159,7 +159,7 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, init: str) -> None:
-        """Draw the initial weights.
+        """Initialise the weights.
 
         ======= ====================== =========================== ========= ==========
         init    linear                 sublayer outputs            head      embeddings
@@ -170,8 +170,8 @@ class Transformer(nn.Module):
         ======= ====================== =========================== ========= ==========
 
         Sublayer outputs are the projections that write to the residual stream. With `zero` every
-        block begins as the identity, and every character as equally likely. Biases begin at 0
-        (`torch` apart), gains at 1.
+        block starts as the identity and every token equally likely. Biases start at 0 (except with
+        `torch`), norm gains at 1.
         """
         if init == "torch":
             return
@@ -194,7 +194,7 @@ class Transformer(nn.Module):
     def forward(self, idx: Tensor) -> Tensor:
         """Return logits: (B, T) int64 -> (B, T, V), with T at most `block_size`.
 
-        The logits at t depend on the ids up to t alone.
+        The logits at position t depend only on the ids up to and including t.
         """
         T = idx.shape[1]  # noqa: N806
         if self.training and self.noise:
@@ -212,7 +212,7 @@ class Transformer(nn.Module):
         return self.logits(x)
 
     def logits(self, x: Tensor) -> Tensor:
-        """Return what the last residual stream says of the next character: (..., C) -> (..., V)."""
+        """Return the logits for the final residual stream: (..., C) -> (..., V)."""
         logits: Tensor = self.head(self.norm(x))
         if self.logit_cap is not None:
             logits = self.logit_cap * torch.tanh(logits / self.logit_cap)
@@ -220,18 +220,19 @@ class Transformer(nn.Module):
 
 
 class NGramEmbedding(nn.Module):
-    """Embeds the last n characters together: a row of a hashed table, projected to the stream.
+    """Embeds the last n tokens jointly: a row of a hashed table, projected to the residual stream.
 
-    It costs parameters but next to no arithmetic, and gives the first block what counting n-grams
-    would (hash embeddings: Svenstrup et al., 2017; of byte n-grams: Pagnoni et al., 2024).
+    It adds parameters but hardly any compute, and gives the first block what n-gram counts would
+    (hash embeddings: Svenstrup et al., 2017; of byte n-grams: Pagnoni et al., 2024).
 
     Args:
-        n: how many characters.
-        rows: of the table; where there are more n-grams than that, several share a row.
-        size: of a row.
+        n: number of tokens in an n-gram.
+        rows: rows of the table; if there are more possible n-grams, they are hashed and may share
+            a row.
+        size: width of a row.
 
     Raises:
-        ValueError: one of them is unfit.
+        ValueError: `n`, `rows` or `size` is not an integer of at least 1.
     """
 
     def __init__(self, n: int, rows: int, size: int, *, vocab_size: int, n_embd: int) -> None:
@@ -243,16 +244,16 @@ class NGramEmbedding(nn.Module):
         self.projection = nn.Linear(size, n_embd, bias=False)
 
     def forward(self, idx: Tensor, before: Tensor | None = None) -> Tensor:
-        """Return what the n-gram that ends at each position adds: (B, T) int64 -> (B, T, C).
+        """Return the embedding of the n-gram ending at each position: (B, T) int64 -> (B, T, C).
 
         Args:
-            before: the ids before these, n - 1 of them or more: (B, N) int64; by default id 0.
+            before: the preceding ids, at least n - 1 of them: (B, N) int64; by default all id 0.
         """
         added: Tensor = self.projection(self.table(self.rows(idx, before)))
         return added
 
     def rows(self, idx: Tensor, before: Tensor | None = None) -> Tensor:
-        """Return the row of the n-gram that ends at each position: (B, T) int64 -> (B, T)."""
+        """Return the table row of the n-gram ending at each position: (B, T) int64 -> (B, T)."""
         T = idx.shape[1]  # noqa: N806
         zeros = idx.new_zeros(idx.shape[0], self.n - 1)
         ids = torch.cat((zeros if before is None else before, idx), dim=1)
@@ -261,12 +262,12 @@ class NGramEmbedding(nn.Module):
             start = ids.shape[1] - T - back
             number = number * self.vocab_size + ids[:, start : start + T]
         if self.vocab_size**self.n > self.table.num_embeddings:
-            number = number * 0x9E3779B97F4A7C1 >> 32  # the high bits of a product are well mixed
+            number = number * 0x9E3779B97F4A7C1 >> 32  # high product bits mix best
         return number % self.table.num_embeddings
 
 
 class Block(nn.Module):
-    """Attention, then a feed-forward; each reads the normed residual stream and adds to it."""
+    """Attention, then feed-forward; each reads the normalised residual stream and adds to it."""
 
     def __init__(
         self,
@@ -289,9 +290,9 @@ class Block(nn.Module):
 
 
 class CausalSelfAttention(nn.Module):
-    """Multi-head attention in which a position sees itself and what came before.
+    """Multi-head self-attention in which each position attends to itself and earlier ones.
 
-    Scores are divided by the root of the head size, D = C / n_head.
+    Scores are scaled by 1 / sqrt(D), where D = C / n_head is the head size.
     """
 
     def __init__(
@@ -317,7 +318,7 @@ class CausalSelfAttention(nn.Module):
         self.output_dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, rotary: nn.Module | None) -> Tensor:
-        """Return what each position gathers: (B, T, C) -> (B, T, C)."""
+        """Return the attention output at each position: (B, T, C) -> (B, T, C)."""
         B, T, C = x.shape  # noqa: N806
 
         q, k, v = self.project(x)  # (B, T, H, D)
@@ -336,7 +337,7 @@ class CausalSelfAttention(nn.Module):
         return gathered
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return queries, keys and values, not rotated: (B, T, C) -> (B, T, H, D) each."""
+        """Return queries, keys and values, before rotation: (B, T, C) -> (B, T, H, D) each."""
         B, T, C = x.shape  # noqa: N806
         q, k, v = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head).unbind(2)
         if self.q_norm is not None and self.k_norm is not None:
@@ -345,10 +346,10 @@ class CausalSelfAttention(nn.Module):
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0) -> Tensor:
-    """Return what `F.scaled_dot_product_attention` does with `is_causal`: (B, H, T, D).
+    """Return causal `F.scaled_dot_product_attention`, by explicit products: (B, H, T, D).
 
-    On a CPU it takes less time than that where windows are short or weights are dropped; all
-    weights are kept in memory, B H T^2 numbers.
+    On a CPU this is faster for short windows or with dropout, but it materialises all B H T^2
+    attention weights.
     """
     B, H, T, D = q.shape  # noqa: N806
     future = torch.full((T, T), -math.inf, dtype=q.dtype, device=q.device).triu(1)
@@ -358,12 +359,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0) -> Tensor:
 
 
 class Rotary(nn.Module):
-    """Rotary positions (Su et al., 2021): turns each pair of dimensions by the position's angle.
+    """Rotary position embedding (Su et al., 2021): rotates pairs of dimensions by position.
 
     Dimension i is paired with i + D / 2, as in GPT-NeoX, Llama and Qwen.
     """
 
-    cos: Tensor  # (T, 1, D), as is sin
+    cos: Tensor  # (T, 1, D); sin likewise
     sin: Tensor
 
     def __init__(self, head_size: int, block_size: int, theta: float) -> None:
@@ -375,29 +376,29 @@ class Rotary(nn.Module):
         self.register_buffer("sin", sin, persistent=False)
 
     def frequencies(self) -> Tensor:
-        """Return the angle between neighbouring positions, for each pair: (D / 2,) float64."""
+        """Return the angle per position of each pair, in radians: (D / 2,) float64."""
         exponents = -torch.arange(0, self.head_size, 2).double() / self.head_size
         return torch.pow(self.theta, exponents)
 
     def tables(self, length: int) -> tuple[Tensor, Tensor]:
-        """Return what `rotate` takes for positions below `length`: (T, 1, D) each."""
+        """Return `cos` and `sin` of `rotate` for positions below `length`: (length, 1, D) each."""
         angles = torch.outer(torch.arange(length).double(), self.frequencies())[:, None]
         cos, sin = angles.cos().float(), angles.sin().float()
         return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Turn queries or keys: (B, T, H, D) -> (B, T, H, D)."""
+        """Rotate queries or keys: (B, T, H, D) -> (B, T, H, D)."""
         return rotate(x, self.cos[: x.shape[1]].type_as(x), self.sin[: x.shape[1]].type_as(x))
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn pairs (a, b) of dimensions to (a cos - b sin, b cos + a sin): (..., D) -> (..., D).
+    """Rotate pairs (a, b) of dimensions to (a cos - b sin, b cos + a sin): (..., D) -> (..., D).
 
     Args:
-        cos: of each pair's angle, for a and for b: (..., D)
-        sin: likewise, for a with its sign changed.
+        cos: cosine of each pair's angle, for a and again for b: (..., D)
+        sin: its sine likewise, negated for a.
     """
-    return x * cos + x.roll(x.shape[-1] // 2, dims=-1) * sin  # swaps a and b
+    return x * cos + x.roll(x.shape[-1] // 2, dims=-1) * sin  # the roll swaps a and b
 
 
 def _relu2(x: Tensor) -> Tensor:
@@ -413,7 +414,7 @@ _POINTWISE: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class FeedForward(nn.Module):
-    """Two linear layers with a non-linearity between, at each position by itself."""
+    """Two linear layers with a non-linearity in between, applied to each position separately."""
 
     def __init__(
         self, n_embd: int, n_hidden: int | None, *, activation: str, bias: bool, dropout: float
@@ -423,13 +424,13 @@ class FeedForward(nn.Module):
         if n_hidden is None:
             n_hidden = -(-8 * n_embd // (3 * 32)) * 32 if gated else 4 * n_embd
         self.pointwise = None if gated else _POINTWISE[activation]
-        # With SwiGLU one matrix holds the gate's rows, then the linear ones.
+        # For SwiGLU one matrix computes both halves: first the gate, then the linear part.
         self.input = nn.Linear(n_embd, 2 * n_hidden if gated else n_hidden, bias=bias)
         self.output = nn.Linear(n_hidden, n_embd, bias=bias)
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return what the layer adds to each position: (B, T, C) -> (B, T, C)."""
+        """Return the feed-forward output at each position: (B, T, C) -> (B, T, C)."""
         hidden = self.input(x)
         if self.pointwise is None:
             gate, linear = hidden.chunk(2, dim=-1)
@@ -441,8 +442,8 @@ class FeedForward(nn.Module):
 
 
 def _in_bfloat16(x: Tensor) -> Tensor:
-    """Return the residual stream, in bfloat16 where products are: it is read and written as often
-    as they are, and half of it takes half the time."""
+    """Return the residual stream in bfloat16 if autocast computes products in bfloat16: it is read
+    and written as often as they are, and half the bytes take half the time."""
     if not torch.is_autocast_enabled(x.device.type):
         return x
     dtype = torch.get_autocast_dtype(x.device.type)
