@@ -1,4 +1,4 @@
-"""Sampling from a model."""
+"""Generating text: sampling, incremental decoding, scoring."""
 
 from litchar.generation.sampling import Sampling, Step, generate, log_softmax, logits_to_probs
 

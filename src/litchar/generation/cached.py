@@ -1,4 +1,4 @@
-"""A transformer that keeps keys and values, on any device."""
+"""Incremental decoding of a transformer with a KV cache, on any device."""
 
 from functools import partial
 from typing import Any, cast
@@ -13,24 +13,24 @@ from litchar.models.transformer import Block, NGramEmbedding, Norm, Transformer
 
 
 class CachedTransformer:
-    """Reads a prompt, then one id at a time, against the keys and values of what came before.
+    """Reads a prompt, then one id at a time, attending to the cached keys and values.
 
-    The cache is allocated once, for `block_size` positions. With rotary positions it rolls: when
-    it is full, the newest position takes the place of the oldest. A position then sees the
-    `block_size` positions up to its own, each as it was computed when it was read, which is
-    attention under a sliding window (Beltagy et al., 2020). Scores depend on relative positions
-    alone, so that keys are stored rotated and need no further touch. Learned positions cannot
-    roll: `CropReader` takes over when the context is full.
+    The cache is allocated once, for `block_size` positions. With rotary positions it is a ring
+    buffer: when it is full, the newest position overwrites the oldest. Each position then attends
+    to the last `block_size` positions, as they were computed when they were read: sliding-window
+    attention (Beltagy et al., 2020). Scores depend only on relative positions, so keys are stored
+    already rotated and never change. With learned positions the cache cannot roll: `CropReader`
+    takes over when the context is full.
 
-    On an NVIDIA GPU the step of one id is captured once as a CUDA graph and then replayed; and once
-    more when the cache is full, as attention then needs no mask. What such a step takes is the
-    number of its operations, which are some microseconds each, and hardly what they compute:
-    queries and keys go through theirs together.
+    On an NVIDIA GPU the single-id step is captured as a CUDA graph and replayed, and captured once
+    more when the cache is full and attention needs no mask. Its cost is the number of operations,
+    a few microseconds each, and hardly their arithmetic; hence queries and keys are normalised and
+    rotated together.
 
     Args:
         model: in evaluation mode.
         batch_size: B.
-        max_ids: how many ids will be read at most.
+        max_ids: upper bound on the number of ids read.
     """
 
     def __init__(self, model: Transformer, batch_size: int, max_ids: int) -> None:
@@ -51,17 +51,17 @@ class CachedTransformer:
             self.cos, self.sin = (table.to(weight)[:, None] for table in tables)  # (N, 1, 1, D)
         self.norms = [HeadNorms.of(block) for block in self.blocks]
         self.n_read = 0
-        self.graphs: dict[bool, torch.cuda.CUDAGraph] = {}  # with the cache full, and before
+        self.graphs: dict[bool, torch.cuda.CUDAGraph] = {}  # by whether the cache is full
 
     @torch.inference_mode()
     def read(self, idx: np.ndarray) -> np.ndarray:
-        """Return the logits behind the next ids: (B, T) int64 -> (B, V) float32.
+        """Return the logits after reading the next ids: (B, T) int64 -> (B, V) float32.
 
-        Of a prompt longer than the context its last `block_size` ids are read; after it comes one
-        id at a time.
+        The first call reads the prompt, or its last `block_size` ids if it is longer; every later
+        call reads one id.
         """
         ids = torch.from_numpy(idx[:, -self.model.block_size :])
-        full = self.n_read >= self.model.block_size  # all slots are seen
+        full = self.n_read >= self.model.block_size  # every slot holds a visible position
         if self.n_read and self.position.is_cuda:
             logits = self._replay(ids, full)
         else:
@@ -70,10 +70,10 @@ class CachedTransformer:
         return logits
 
     def _read(self, idx: Tensor, full: bool) -> Tensor:
-        """Return the logits behind `idx`, and keep its keys and values: (B, T) -> (B, V).
+        """Return the logits after `idx` and cache its keys and values: (B, T) -> (B, V).
 
-        But for `full`, nothing depends on where it stands but the content of tensors, as the
-        capture of a graph asks for.
+        Apart from `full`, the position enters only through the contents of tensors, as capturing
+        a CUDA graph requires.
         """
         model = self.model
         B, T = idx.shape  # noqa: N806
@@ -100,7 +100,7 @@ class CachedTransformer:
             qk, v = qkv[:, :, :2], qkv[:, :, 2]  # (B, T, 2, H, D), (B, T, H, D)
             if norms is not None:
                 qk = norms(qk)
-            if cos_sin is not None:  # as `rotate` does
+            if cos_sin is not None:  # the same as `rotate`
                 cos, sin = cos_sin
                 qk = torch.addcmul(qk * cos, qk.roll(qk.shape[-1] // 2, dims=-1), sin)
             q, k = qk[:, :, 0], qk[:, :, 1]
@@ -115,7 +115,7 @@ class CachedTransformer:
         return model.logits(x[:, -1])
 
     def _replay(self, idx: Tensor, full: bool) -> np.ndarray:
-        """Do as `_read` does for one id, captured the first time and replayed from then on."""
+        """Do what `_read` does for one id, by a CUDA graph that is captured on first use."""
         if not self.graphs:
             V = self.model.head.out_features  # noqa: N806
             self.idx = torch.empty_like(idx, pin_memory=True)
@@ -128,7 +128,7 @@ class CachedTransformer:
         return self.logits.numpy().copy()
 
     def _capture(self, full: bool) -> torch.cuda.CUDAGraph:
-        """Capture `_read` of `self.idx` into `self.logits`, both in the CPU's memory."""
+        """Capture `_read` from `self.idx` to `self.logits`, both in pinned CPU memory."""
         changed = (self.position, self.before)
         saved = [tensor.clone() for tensor in changed]
         device = self.position.device
@@ -137,29 +137,30 @@ class CachedTransformer:
             logits = self._read(self.idx.to(device, non_blocking=True), full)
             self.logits.copy_(logits, non_blocking=True)
 
-        # What else it changes, keys and values, each turn writes where the replay will write.
+        # Keys and values need no undo: each warm-up run writes the slot that the replay writes.
         return capture(step, device, undo=lambda: torch._foreach_copy_(changed, saved))
 
 
 def attend(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-    """Return what each position gathers: (B, H, T, D).
+    """Return the attention output at each position: (B, H, T, D).
 
-    torch's kernels share out the work among blocks of positions. Where there is one, products do.
+    torch's fused kernels parallelise over blocks of query positions; a single one takes explicit
+    products instead.
 
     Args:
-        mask: added to the scores: (T, block size)
+        mask: added to the scores: (T, block size); None if all positions are visible.
     """
     B, H, T, D = q.shape  # noqa: N806
     if T > 1:
         return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
     q, k, v = (x.flatten(0, 1) for x in (q, keys, values))  # (B H, T, D)
-    added, beta = (q[..., :1], 0) if mask is None else (mask, 1)  # by 0 it is not even read
+    added, beta = (q[..., :1], 0) if mask is None else (mask, 1)  # beta=0: not even read
     scores = torch.baddbmm(added, q, k.mT, beta=beta, alpha=D**-0.5)  # (B H, 1, block size)
     return torch.bmm(F.softmax(scores, dim=-1), v).view(B, H, T, D)
 
 
 class HeadNorms:
-    """The norms of a block's queries and keys, both at once."""
+    """The query and key norms of a block, applied in one call."""
 
     def __init__(self, q_norm: Norm, k_norm: Norm) -> None:
         norm: Any = F.layer_norm if isinstance(q_norm, nn.LayerNorm) else F.rms_norm
@@ -172,11 +173,11 @@ class HeadNorms:
 
     @classmethod
     def of(cls, block: Block) -> "HeadNorms | None":
-        """Return those of a block, if it has any."""
+        """Return the norms of `block`, or None if it has none."""
         q_norm, k_norm = block.attention.q_norm, block.attention.k_norm
         return None if q_norm is None or k_norm is None else cls(q_norm, k_norm)
 
     def __call__(self, qk: Tensor) -> Tensor:
-        """Norm each head by itself: (B, T, 2, H, D)."""
+        """Normalise each head separately: (B, T, 2, H, D)."""
         normed: Tensor = self.norm(qk) * self.gain
         return normed if self.shift is None else normed + self.shift

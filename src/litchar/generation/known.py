@@ -1,4 +1,4 @@
-"""Which generated documents are known from the text that the model was trained on."""
+"""Which generated documents occur in the text that the model was trained on, and which are new."""
 
 import shlex
 from collections.abc import Sequence
@@ -13,11 +13,11 @@ from litchar.text.split import SPLIT_BY
 from litchar.text.store import boundaries, has_document
 from litchar.text.vocabulary import BOUNDARY, printable
 
-MOST_SHOWN = 40  # characters of a document
+MOST_SHOWN = 40  # characters of a document in the message
 
 
 def known_documents(checkpoint: Checkpoint, texts: Sequence[Writing]) -> str:
-    """Return one line that says which documents stand in which split of the training text."""
+    """Return one line that says which generated documents occur in which split of the text."""
     documents = [_last_document(text) for text in texts if text.finish == "end"]
     said = []
     if too_long := sum(text.finish == "length" for text in texts):
@@ -45,16 +45,16 @@ def known_documents(checkpoint: Checkpoint, texts: Sequence[Writing]) -> str:
 
 
 def _last_document(text: Writing) -> list[int]:
-    """Return the document that `text` has ended; its prompt may have others before it."""
+    """Return the ids of the document that `text` completes; its prompt may hold earlier ones."""
     ids = [*text.prompt_ids, *text.ids]
     start = max((i + 1 for i, token in enumerate(ids[:-1]) if token == BOUNDARY), default=0)
     return ids[start:-1]
 
 
 def _splits(checkpoint: Checkpoint) -> dict[str, np.ndarray] | None:
-    """Return the splits of the text that `checkpoint` was trained on, if the cache has it.
+    """Return the splits of the text that `checkpoint` was trained on, or None if not cached.
 
-    Nothing is read or fetched that the checkpoint names: it may be a stranger's.
+    No path or URL that the checkpoint names is opened: it may come from a stranger.
     """
     try:
         data = checkpoint.config["data"]

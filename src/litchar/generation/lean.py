@@ -1,10 +1,10 @@
-"""A transformer on a CPU, one id of one text at a time, with as little between as can be.
+"""Fast decoding on a CPU: a transformer's single-token step in numpy.
 
-At these sizes most of a step in torch is not arithmetic: each of its hundred operations costs some
-microseconds before it begins. numpy's cost a third of that, so here the step is written in numpy
-over the same weights, prepared once: gains and shifts of norms are folded into the matrices that
-follow them, matrices lie so that a row times one is a single call, and the dimensions that rotate
-together lie side by side, which makes a rotation one multiplication of complex numbers.
+At these sizes a step in torch is mostly overhead: each of its hundred operations costs some
+microseconds before it begins. In numpy that is a third, so this module repeats the step in numpy,
+with weights prepared once: norm gains and shifts are folded into the matrices that follow,
+matrices are laid out so that row @ matrix is a single call, and the dimensions that rotate together
+are adjacent, which makes a rotation one complex multiplication.
 """
 
 import math
@@ -22,7 +22,7 @@ from litchar.models.transformer import Block, NGramEmbedding, Norm, Transformer
 
 
 class LeanTransformer:
-    """A transformer's weights, prepared for any number of texts.
+    """A transformer's weights, prepared once and shared by any number of texts.
 
     Args:
         model: in evaluation mode, in float32 on the CPU.
@@ -48,10 +48,11 @@ class LeanTransformer:
 
     @torch.inference_mode()
     def step(self, readers: Sequence["LeanReader"], ids: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Return the logits behind the next id of each text: (1, 1) int64 -> (1, V) float32.
+        """Return the logits after the next id of each text: (1, 1) int64 -> (1, V) float32.
 
-        Block by block, so that a block's weights are read from memory once and from the cache for
-        all texts but the first. To each text is done just what is done to one by itself.
+        All texts go through a block before the next block, so that its weights are read from memory
+        once and from the CPU's cache for the other texts. The arithmetic of each text is exactly
+        that of a text on its own.
         """
         rows = [reader.begin(idx) for reader, idx in zip(readers, ids, strict=True)]
         for i, block in enumerate(self.blocks):
@@ -68,7 +69,7 @@ class LeanTransformer:
 
 
 class LeanReader:
-    """Reads as a `CachedTransformer` does: the prompt with one, and the ids after it in numpy."""
+    """Reads one text: the prompt with a `CachedTransformer`, the ids after it in numpy."""
 
     def __init__(self, lean: LeanTransformer) -> None:
         self.lean = lean
@@ -78,7 +79,7 @@ class LeanReader:
 
     @torch.inference_mode()
     def read(self, idx: np.ndarray) -> np.ndarray:
-        """Return the logits behind the next ids: (1, T) int64 -> (1, V) float32."""
+        """Return the logits after reading the next ids: (1, T) int64 -> (1, V) float32."""
         lean = self.lean
         block_size = lean.model.block_size
         if self.position == 0:
@@ -92,7 +93,7 @@ class LeanReader:
         return lean.step([self], [idx])[0]
 
     def begin(self, idx: np.ndarray) -> "Row":
-        """Return what enters the first block for the next id: (1, 1) int64."""
+        """Return the input of the first block for the next id: (1, 1) int64."""
         lean, block_size = self.lean, self.lean.model.block_size
         slot = self.position % block_size
         x: np.ndarray = lean.embedding[idx[0, 0]]  # (C,)
@@ -111,13 +112,13 @@ class LeanReader:
 
 @dataclass
 class Row:
-    """A text's newest position on its way through the blocks.
+    """The newest position of a text on its way through the blocks.
 
     Attributes:
         x: the residual stream: (C,)
-        rotation: cosines and sines of its angles, as complex numbers: (D / 2,)
-        slot: of the cache, which it is written to.
-        n_seen: how many positions it sees.
+        rotation: cos + i sin of its rotary angles: (D / 2,) complex64, or None
+        slot: the cache slot that it is written to.
+        n_seen: how many positions it attends to.
     """
 
     x: np.ndarray
@@ -134,8 +135,8 @@ class LeanBlock:
         self.n_head = attention.n_head
         head_size = attention.qkv.in_features // self.n_head
         self.scale = head_size**-0.5
-        # Dimensions i and i + D / 2 rotate together: in queries and keys they become neighbours.
-        # A score is a sum over dimensions and does not change with their order.
+        # Dimensions i and i + D / 2 rotate together: make them adjacent in queries and keys. The
+        # scores are dot products and do not depend on the order of dimensions.
         order = torch.arange(head_size)
         if rotary:
             order = order.view(2, -1).T.flatten()
@@ -161,14 +162,14 @@ class LeanBlock:
         self.feed_forward_output = LeanLinear(feed_forward.output)
 
     def take_over(self, keys: Tensor, values: Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """Return what a prompt has left in the cache, to go on with: (H, T, D) each."""
+        """Return this block's cache after the prompt, in its layout: (H, block size, D) each."""
         return array(keys[..., self.order]), array(values)
 
     def __call__(self, row: Row, keys: np.ndarray, values: np.ndarray) -> np.ndarray:
         """Return the residual stream after the block: (C,).
 
         Args:
-            keys: of the row's text, as `values`: (H, block size, D), to which it adds its own.
+            keys: the text's cache, like `values`: (H, block size, D); the row's own are added.
         """
         x, slot, n_seen = row.x, row.slot, row.n_seen
         qkv = self.qkv(self.attention_norm(x)).reshape(3, self.n_head, -1)
@@ -197,7 +198,7 @@ class LeanBlock:
 
 
 class LeanLinear:
-    """A linear layer for one row, which takes over the gain and shift of the norm before it."""
+    """A linear layer for one row, with the gain and shift of the preceding norm folded in."""
 
     def __init__(
         self,
@@ -218,26 +219,26 @@ class LeanLinear:
         self.bias = None if bias is None else array(bias)
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        """(in,) -> (out,)"""
+        """Apply the layer: (in,) -> (out,)."""
         y: np.ndarray = x @ self.weight
         return y if self.bias is None else y + self.bias
 
 
 class LeanNorm:
-    """RMSNorm or LayerNorm, without gain and shift."""
+    """RMSNorm or LayerNorm without gain and shift, which `LeanLinear` takes over."""
 
     def __init__(self, norm: Norm) -> None:
         self.eps = norm.eps
         self.centred = isinstance(norm, nn.LayerNorm)
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        """(C,) -> (C,)"""
+        """Normalise one row: (C,) -> (C,)."""
         if self.centred:
             x = x - x.mean()
         return x * (1 / math.sqrt(x.dot(x) / x.size + self.eps))
 
     def heads(self, x: np.ndarray) -> np.ndarray:
-        """LeanNorm each row by itself: (..., D) -> (..., D)."""
+        """Normalise each row separately: (..., D) -> (..., D)."""
         if self.centred:
             x = x - x.mean(-1, keepdims=True)
         mean_square = np.einsum("...d,...d->...", x, x)[..., None] / x.shape[-1]
@@ -246,5 +247,5 @@ class LeanNorm:
 
 
 def array(tensor: Tensor) -> np.ndarray:
-    """Return a contiguous copy of `tensor`, in 64-byte aligned memory as torch allots it."""
+    """Return a contiguous copy of `tensor` in memory that torch allocated, 64-byte aligned."""
     return tensor.detach().clone(memory_format=torch.contiguous_format).numpy()

@@ -1,4 +1,4 @@
-"""The prompt loop: at a terminal, a text for each prompt that is typed."""
+"""The prompt loop: type prompts at a terminal, get a text for each."""
 
 import contextlib
 import json
@@ -27,13 +27,13 @@ SETTINGS = ("num_samples", *(field.name for field in fields(Settings)))
 def run(
     config: DictConfig, check: Callable[[DictConfig], None], show: Callable[[str], None]
 ) -> None:
-    """Ask for prompts until the person ends it.
+    """Ask for prompts until the user quits.
 
     Args:
-        config: of `generate`; what is set here changes it.
-        check: raises UserError for a configuration that is unfit.
-        show: prints texts for a prompt; after each the seed goes up, so that the same prompt gives
-            other texts.
+        config: of `generate`; settings changed at the prompt are written to it.
+        check: raises UserError for an invalid configuration.
+        show: prints the texts for a prompt; the seed is raised after each call, so that the same
+            prompt gives other texts.
     """
     print(":help says what can be typed here")
     with history():
@@ -63,7 +63,7 @@ def run(
 
 
 def _asked() -> str:
-    """Return the line that is typed; one that is given up ends as well."""
+    """Return the line typed; on Ctrl-C or Ctrl-D, end the terminal's line and raise."""
     try:
         return input("> ")
     except (EOFError, Interrupted):
@@ -72,10 +72,10 @@ def _asked() -> str:
 
 
 def change(config: DictConfig, setting: str, check: Callable[[DictConfig], None]) -> None:
-    """Set `KEY=VALUE` in `config`, if all stays fit.
+    """Set `KEY=VALUE` in `config`, if the result passes `check`.
 
     Raises:
-        UserError: there is no such key, or the value has no meaning.
+        UserError: there is no such key, or the value is invalid; `config` is unchanged.
     """
     key, equals, value = (part.strip() for part in setting.partition("="))
     if key not in SETTINGS or not equals:
@@ -94,7 +94,7 @@ def change(config: DictConfig, setting: str, check: Callable[[DictConfig], None]
 
 
 def said(value: object) -> str:
-    """Return a setting as it would be typed."""
+    """Return a setting's value as it would be typed."""
     if isinstance(value, ListConfig):
         return json.dumps(list(value), ensure_ascii=False)
     return "null" if value is None else str(value)
@@ -102,7 +102,7 @@ def said(value: object) -> str:
 
 @contextlib.contextmanager
 def history() -> Iterator[None]:
-    """Keep what is typed for the arrow keys, from one time to the next, if there is readline."""
+    """Keep the history of typed lines from one session to the next, if readline is available."""
     try:
         import readline
     except ImportError:  # on Windows

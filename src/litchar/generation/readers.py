@@ -1,8 +1,8 @@
-"""Readers: each takes a model's text bit by bit and says what may come next.
+"""Readers: incremental decoding behind one interface, for every kind of model.
 
-`read(idx)` takes the ids that follow what was read before, (B, T) int64, and returns the logits of
-the id after them, (B, V) float32, on the CPU. A reader decides what is kept between two calls: the
-ids themselves, a state that the model carries, or the keys and values of a transformer.
+`read(idx)` takes the ids that follow those already read, (B, T) int64, and returns the logits for
+the next id, (B, V) float32, on the CPU. What a reader keeps between calls is up to it: the ids
+themselves, a recurrent state, or a transformer's KV cache.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,17 +18,17 @@ from litchar.models import Transformer, block_size_of
 
 
 class Reader(Protocol):
-    """What `generate` needs of a model."""
+    """The interface that `generate` decodes with."""
 
     def read(self, idx: np.ndarray) -> np.ndarray:
-        """Return the logits behind the next ids: (B, T) int64 -> (B, V) float32."""
+        """Return the logits after reading the next ids: (B, T) int64 -> (B, V) float32."""
 
 
 class Prepared:
-    """A model made ready to be read: what all readers of it share is made once.
+    """A model prepared for decoding: what its readers share is computed once.
 
     Args:
-        model: in evaluation mode, where it is to be read; its weights stay as they are.
+        model: in evaluation mode, on the device to run on; its weights must not change afterwards.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -36,7 +36,7 @@ class Prepared:
         self.model = model
         self.on_cpu = weight.device.type == "cpu"
         self.lean: LeanTransformer | None = None
-        self.cached = False  # whether keys and values are kept
+        self.cached = False  # whether to decode with a KV cache
         if type(model) is Transformer:
             if self.on_cpu and weight.dtype == torch.float32:
                 self.lean = LeanTransformer(model)
@@ -44,13 +44,13 @@ class Prepared:
 
     @torch.inference_mode()
     def _caches_what_the_model_does(self, model: Transformer) -> bool:
-        """Return whether what is written here once more, for speed, is what the model computes:
-        somebody may have changed that in `litchar.models.transformer` alone."""
+        """Return whether the fast readers, which reimplement the forward pass, match the model's
+        own: someone may have changed only `litchar.models.transformer`."""
         idx = np.arange(min(256, model.block_size))[None] % model.token_embedding.num_embeddings
         expected = model(to_device(idx, model))[:, -1].float().cpu().numpy()
         if self.lean is None:
             found = CachedTransformer(model, 1, idx.shape[1]).read(idx)
-            # What a GPU's products, and types of two bytes, may round otherwise.
+            # Room for the rounding of a GPU's matrix products, and of two-byte types.
             share = 0.01 if model.head.weight.element_size() > 2 else 0.03
         else:
             reader, share = LeanReader(self.lean), 1e-3
@@ -61,18 +61,18 @@ class Prepared:
 
     @classmethod
     def of(cls, model: "nn.Module | Prepared") -> "Prepared":
-        """Return `model`, prepared if it is not yet."""
+        """Return `model`, prepared unless it already is."""
         return model if isinstance(model, Prepared) else cls(model)
 
     def open(self, batch_size: int, max_ids: int) -> Reader:
         """Return the fastest reader for the model.
 
-        On a CPU each row is read by itself: no number that a text depends on is touched by the
-        rows beside it, so that a seed's text is the same in any batch. Elsewhere all rows go
+        On a CPU each row is read separately: no number that a text depends on is affected by the
+        other rows, so that a seed gives the same text in any batch. Elsewhere all rows are read
         together.
 
         Args:
-            max_ids: how many ids will be read at most, the prompt's among them.
+            max_ids: upper bound on the number of ids read, including the prompt's.
         """
         model = self.model
         if self.on_cpu and batch_size > 1:
@@ -86,9 +86,9 @@ class Prepared:
         return RecurrentReader(model) if hasattr(model, "step") else WindowReader(model)
 
     def read(self, readers: Sequence[Reader], ids: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Return what each of several readers of this model says of its next ids, (1, T) each.
+        """Return the logits of several readers of this model, each after its next ids, (1, T).
 
-        To the last bit what it says by itself; faster where the texts can share a step.
+        Bit for bit the same as calling each reader, but faster where the texts can share a step.
         """
         logits: dict[int, np.ndarray] = {}
         begun = {
@@ -106,7 +106,7 @@ class Prepared:
 
 
 class WindowReader:
-    """Any model: it reads the last `block_size` ids again for each new one."""
+    """Works for any model: rereads the last `block_size` ids for each new one."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -114,13 +114,13 @@ class WindowReader:
         self.context: np.ndarray | None = None
 
     def read(self, idx: np.ndarray) -> np.ndarray:
-        """Return the logits behind the next ids: (B, T) int64 -> (B, V) float32."""
+        """Return the logits after reading the next ids: (B, T) int64 -> (B, V) float32."""
         logits: Tensor = self.model(to_device(self.remember(idx), self.model))
         last: np.ndarray = logits[:, -1].float().cpu().numpy()
         return last
 
     def remember(self, idx: np.ndarray) -> np.ndarray:
-        """Append to the context, let what is too old fall out, and return the rest."""
+        """Append `idx` to the context, crop it to the last `block_size` ids and return it."""
         if self.context is not None:
             idx = np.concatenate((self.context, idx), axis=1)
         self.context = idx[:, -self.block_size :]
@@ -128,10 +128,10 @@ class WindowReader:
 
 
 class CropReader(WindowReader):
-    """A transformer with learned positions: cached until its context is full.
+    """A transformer with learned positions: uses the KV cache until the context is full.
 
-    Then every position changes with each new id, and the context is read again, as the teaching
-    script does.
+    From then on each new id shifts every position, so the whole context is reread, as in the
+    teaching script.
     """
 
     def __init__(self, model: Transformer, cached: Reader) -> None:
@@ -140,7 +140,7 @@ class CropReader(WindowReader):
         self.n_read = 0
 
     def read(self, idx: np.ndarray) -> np.ndarray:
-        """Return the logits behind the next ids: (B, T) int64 -> (B, V) float32."""
+        """Return the logits after reading the next ids: (B, T) int64 -> (B, V) float32."""
         self.n_read += idx.shape[1]
         if self.n_read > self.block_size:
             return super().read(idx)
@@ -148,11 +148,11 @@ class CropReader(WindowReader):
         return self.cached.read(idx)
 
 
-MOST_AT_ONCE = 1024  # ids of a row: each takes memory for gates and logits
+MOST_AT_ONCE = 1024  # ids per row and step; bounds the memory of gates and logits
 
 
 class RecurrentReader:
-    """A model with a `step`, such as a recurrent one: its state holds all that was read."""
+    """A model with a `step`, such as a recurrent one: its state carries all that was read."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -160,7 +160,7 @@ class RecurrentReader:
         self.state: Any = None
 
     def read(self, idx: np.ndarray) -> np.ndarray:
-        """Return the logits behind the next ids: (B, T) int64 -> (B, V) float32."""
+        """Return the logits after reading the next ids: (B, T) int64 -> (B, V) float32."""
         for start in range(0, idx.shape[1], MOST_AT_ONCE):
             part = to_device(idx[:, start : start + MOST_AT_ONCE], self.model)
             logits, self.state = self.step(part, self.state)
@@ -168,18 +168,18 @@ class RecurrentReader:
 
 
 class BatchReader:
-    """A batch whose rows are texts by themselves."""
+    """A batch whose rows are read independently, each by a reader of its own."""
 
     def __init__(self, prepared: Prepared, readers: list[Reader]) -> None:
         self.prepared = prepared
         self.readers = readers
 
     def read(self, idx: np.ndarray) -> np.ndarray:
-        """Return the logits behind the next ids: (B, T) int64 -> (B, V) float32."""
+        """Return the logits after reading the next ids: (B, T) int64 -> (B, V) float32."""
         return np.concatenate(self.prepared.read(self.readers, [row[None] for row in idx]))
 
 
 def to_device(idx: np.ndarray, model: nn.Module) -> Tensor:
-    """Return `idx` where the weights of `model` lie."""
+    """Return `idx` as a tensor on the device of `model`."""
     device = next(model.parameters(), torch.empty(0)).device
     return torch.from_numpy(np.ascontiguousarray(idx)).to(device)

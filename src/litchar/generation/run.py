@@ -1,4 +1,4 @@
-"""`scripts/generate.py`: text from a checkpoint, shown as it is sampled."""
+"""`scripts/generate.py`: print text from a checkpoint as it is sampled, or score a text."""
 
 import json
 import os
@@ -19,20 +19,20 @@ from litchar.generation.writing import Settings, Writing, typed
 from litchar.terminal import Terminal
 from litchar.text.vocabulary import printable
 
-SECONDS_BEFORE_SAYING = 2  # that the prompt is awaited
+SECONDS_BEFORE_SAYING = 2  # that standard input is awaited
 WAITING = "Reading the prompt from standard input, up to its end; prompt=TEXT would give one."
-NUM_SAMPLES = {None: 1, "file": 1, "line": 20}  # where it is not set, by what a document is
+NUM_SAMPLES = {None: 1, "file": 1, "line": 20}  # the default, by what a document is
 
 
 def run(config: DictConfig) -> None:
-    """Print texts that begin with the prompt, or with each of several; or score a text.
+    """Print texts that continue the prompt, or each of several; or score a text.
 
-    Without a prompt a terminal is asked for prompts, and anything else is read as one. A model of
-    lines needs none. Which documents are known from the text that the model was trained on is said
-    on stderr.
+    Without a prompt, ask for prompts if this is a terminal, else read one from standard input; a
+    model of lines starts from an empty one. If the model's text has documents, report on stderr
+    which of the generated ones occur in it.
 
     Raises:
-        UserError: the checkpoint, a prompt or a setting is unfit.
+        UserError: the checkpoint, a prompt or a setting is invalid.
     """
     unset = config.num_samples is None
     config.num_samples = 1 if unset else config.num_samples
@@ -42,7 +42,7 @@ def run(config: DictConfig) -> None:
     if unset:
         config.num_samples = NUM_SAMPLES[document]
     if document == "line" and config.prompts is None and config.prompt is None:
-        config.prompt = ""  # a line by itself is what is wanted
+        config.prompt = ""  # generate whole lines
 
     def show(prompts: Sequence[str]) -> None:
         texts = show_texts(text_model, prompts, config)
@@ -59,10 +59,10 @@ def run(config: DictConfig) -> None:
 
 
 def check(config: DictConfig) -> None:
-    """Refuse settings that have no meaning.
+    """Check the settings.
 
     Raises:
-        UserError: there is one.
+        UserError: a setting is invalid, or more than one of prompts, score and prompt is given.
     """
     settings_of(config)
     check_integer("num_samples", config.num_samples, 1)
@@ -73,7 +73,7 @@ def check(config: DictConfig) -> None:
 
 
 def settings_of(config: DictConfig) -> Settings:
-    """Return how `config` wants a text to be written; its texts are as they were typed."""
+    """Return the `Settings` in `config`, with the escapes in `stop` and `unknown` resolved."""
     chosen = {field.name: config[field.name] for field in fields(Settings)}
     if OmegaConf.is_list(config.stop):
         chosen["stop"] = [typed(one) if isinstance(one, str) else one for one in config.stop]
@@ -84,7 +84,7 @@ def settings_of(config: DictConfig) -> Settings:
 
 
 def asks() -> bool:
-    """Return whether a person sits at both ends."""
+    """Return whether standard input and output are both a terminal."""
     return sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty()
 
 
@@ -92,7 +92,7 @@ def prompts_of(config: DictConfig) -> list[str]:
     """Return the prompts: the one given, the lines of a file, or what is piped in.
 
     Raises:
-        UserError: the file is missing, empty or no text.
+        UserError: the file cannot be read or has no prompt, or the input is not UTF-8.
     """
     if config.prompt is not None:
         return [config.prompt]
@@ -104,7 +104,7 @@ def prompts_of(config: DictConfig) -> list[str]:
         waiting.start()
         try:
             piped = sys.stdin.read().removeprefix("\ufeff")  # the byte-order mark of some editors
-            return [piped.removesuffix("\n")]  # which echo adds
+            return [piped.removesuffix("\n")]  # added by echo
         except UnicodeDecodeError as error:
             raise UserError(f"standard input: not UTF-8 at byte {error.start}") from None
         finally:
@@ -122,12 +122,14 @@ def prompts_of(config: DictConfig) -> list[str]:
 
 
 def show_texts(text_model: TextModel, prompts: Sequence[str], config: DictConfig) -> list[Writing]:
-    """Print `num_samples` texts for each prompt, or a line of JSON for each; return documents.
+    """Print `num_samples` texts for each prompt, as text or as JSON lines.
+
+    They are returned if the model's text has documents.
 
     Raises:
-        UserError: a prompt has characters that the model never saw.
+        UserError: a prompt has characters that are not in the vocabulary.
     """
-    # A terminal obeys control characters, and a model may have learned some; a file takes all.
+    # A model may have learned control characters, which a terminal would obey.
     show = printable if sys.stdout.isatty() else str
     document = text_model.vocabulary.document
     documents: list[Writing] = []
@@ -150,7 +152,7 @@ def show_texts(text_model: TextModel, prompts: Sequence[str], config: DictConfig
                 for piece in text:
                     sys.stdout.write(show(piece))
                     sys.stdout.flush()
-            finally:  # of Ctrl-C as well: the shell begins a line
+            finally:  # after Ctrl-C too: the shell's prompt goes on a new line
                 print()
         if document:
             documents.append(text)
@@ -158,7 +160,7 @@ def show_texts(text_model: TextModel, prompts: Sequence[str], config: DictConfig
 
 
 def show_score(score: Score, as_json: bool) -> None:
-    """Print a text, coloured by how surprising each character is, and its bits per character."""
+    """Print a text, each character coloured by its surprise, and its bits per character."""
     if as_json:
         figures = {
             "text": score.text,
@@ -172,6 +174,6 @@ def show_score(score: Score, as_json: bool) -> None:
     if terminal.color_system is not None:
         terminal.print(legend())
     terminal.say(repr(score))
-    if terminal.color_system is None:  # a pipe, or a terminal that a screen reader reads
+    if terminal.color_system is None:  # a pipe, or a terminal for a screen reader
         for line in ("The most surprising characters:", *score.most_surprising()):
             terminal.say(line)

@@ -1,4 +1,4 @@
-"""Sampling: the next character, and the next, and the next."""
+"""Sampling: from logits to the next token, over and over."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,20 +17,20 @@ LEAST_TEMPERATURE = 1e-6
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How the next character is chosen among all.
+    """How the next token is sampled.
 
     Attributes:
-        temperature: divides the logits; 0 (or so little that logits over it are no numbers any
-            more) puts all probability on the likeliest character.
-        top_k: keep the k likeliest (Fan et al., 2018).
-        top_p: keep the fewest that together have at least this probability, nucleus sampling
+        temperature: divides the logits; 0, or anything below `LEAST_TEMPERATURE`, is greedy: all
+            probability goes to the likeliest token.
+        top_k: keep the k likeliest tokens (Fan et al., 2018).
+        top_p: keep the fewest tokens whose probabilities sum to at least this: nucleus sampling
             (Holtzman et al., 2020).
-        min_p: keep those at least this fraction as likely as the likeliest (Nguyen et al., 2024).
-        repetition_penalty: divides the positive logits of characters that the text already has,
+        min_p: keep tokens at least this fraction as likely as the likeliest (Nguyen et al., 2024).
+        repetition_penalty: divides the positive logits of tokens that are already in the text,
             prompt included, and multiplies the negative ones (CTRL; Keskar et al., 2019).
 
     Raises:
-        UserError: a setting is out of its range.
+        UserError: a setting is out of range.
     """
 
     temperature: float = 1.0
@@ -72,10 +72,10 @@ def logits_to_probs(
     """Return the distribution to sample from: (B, V) -> (B, V) float64.
 
     The repetition penalty comes first, then the temperature, then `top_k`, `top_p` and `min_p`,
-    each on what the one before has left.
+    each applied to the renormalised distribution that the previous one left.
 
     Args:
-        seen: which ids the text already has: (B, V) bool
+        seen: which ids are already in the text: (B, V) bool
     """
     logits = logits.astype(np.float64)
     if seen is not None and sampling.repetition_penalty != 1:
@@ -103,7 +103,7 @@ def logits_to_probs(
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """Return probabilities: (..., V) -> (..., V)."""
+    """Return the probabilities: (..., V) -> (..., V)."""
     probs: np.ndarray = np.exp(logits - logits.max(-1, keepdims=True))
     probs /= probs.sum(-1, keepdims=True)
     return probs
@@ -117,33 +117,33 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def choose(probs: np.ndarray, uniform: np.ndarray) -> np.ndarray:
-    """Return the id at whose probability a uniform number falls: (B, V), (B,) -> (B,) int64."""
+    """Return the ids that uniform numbers in [0, 1) select: (B, V), (B,) -> (B,) int64."""
     cumulative = probs.cumsum(-1)
     total = cumulative[:, -1:]
-    # Rounding could take the product up to the total, and the choice to an id of no probability.
+    # Rounding could lift the product to the total, and so select an id of probability 0.
     target = np.minimum(uniform[:, None] * total, np.nextafter(total, 0))
     ids: np.ndarray = (cumulative <= target).sum(-1)
     return ids
 
 
 class Step(NamedTuple):
-    """What `generate` yields: the ids chosen, (B,) int64, and the logits behind, (B, V) float32."""
+    """A step of `generate`: the ids sampled, (B,) int64, and their logits, (B, V) float32."""
 
     ids: np.ndarray
     logits: np.ndarray
 
     def log_probs(self) -> np.ndarray:
-        """Return the log-probability that the model gave each id, in nats: (B,) float64."""
+        """Return the model's log-probability of each id, in nats: (B,) float64."""
         return np.take_along_axis(log_softmax(self.logits), self.ids[:, None], axis=-1)[:, 0]
 
 
 class Chooser:
-    """Chooses the next id of each text, by what the text already has and its own random numbers.
+    """Samples the next id of each text, with a random generator and repetition penalty per text.
 
     Args:
-        seeds: of each text; its uniform numbers, one for each id, are drawn from its own generator.
-        n_before: how many ids at the beginning no text has, see `writing.beginning`: they are not
-            repeated when they come.
+        seeds: one per text; its generator draws one uniform number per id.
+        n_before: how many leading ids are not part of any text, see `writing.beginning`: the
+            repetition penalty does not count them.
     """
 
     def __init__(self, sampling: Sampling, seeds: Iterable[int], n_before: int = 0) -> None:
@@ -153,11 +153,11 @@ class Chooser:
         self.seen: np.ndarray | None = None
 
     def choose(self, idx: np.ndarray, logits: np.ndarray) -> np.ndarray:
-        """Return the ids that follow: (B,) int64.
+        """Return the next ids: (B,) int64.
 
         Args:
-            idx: the ids since the last choice: (B, T) int64
-            logits: behind them: (B, V)
+            idx: the ids since the last call: (B, T) int64
+            logits: the logits that follow them: (B, V)
         """
         if self.sampling.repetition_penalty != 1:
             if self.seen is None:
@@ -176,15 +176,15 @@ def generate(
     seeds: Sequence[int] | None = None,
     n_before: int = 0,
 ) -> Iterator[Step]:
-    """Yield `max_new_tokens` times the next id of each text, as it is sampled.
+    """Sample `max_new_tokens` ids for each text, yielding one `Step` at a time.
 
-    On a CPU in float32 a text depends on its prompt, its seed and the settings alone, and not on
-    the texts beside it.
+    On a CPU in float32 a text depends only on its prompt, its seed and the settings, not on the
+    other texts of the batch.
 
     Args:
-        model: in evaluation mode; one that many texts are asked of is prepared once.
+        model: in evaluation mode; to generate repeatedly, pass a `Prepared` one.
         idx: the prompts, at least one id each: (B, T), integers
-        seeds: of each text, see `Chooser`; by default 0, 1, 2, ...
+        seeds: one per text, see `Chooser`; by default 0, 1, 2, ...
         n_before: see `Chooser`.
     """
     B = len(idx)  # noqa: N806

@@ -1,4 +1,4 @@
-"""How surprising a text is to a model, character by character."""
+"""Scoring: how surprising each character of a text is to a model."""
 
 import io
 import math
@@ -16,8 +16,8 @@ from litchar.generation.readers import Prepared
 from litchar.generation.sampling import log_softmax
 from litchar.text.vocabulary import Vocabulary, printable
 
-# Bits from which on a character has the style; 1 bit is a probability of 1/2. They differ without
-# colour too: for those who do not see red and green apart, and with NO_COLOR.
+# (least bits of surprise, style); 1 bit is a probability of 1/2. The styles differ in more than
+# colour, for readers who cannot tell red from green, and for NO_COLOR.
 COLOURS = (
     (8, "bold reverse red"),
     (4, "bold red"),
@@ -31,7 +31,7 @@ COLOURS = (
 def log_probs_of(model: nn.Module | Prepared, ids: np.ndarray) -> np.ndarray:
     """Return the log-probability of each id given those before it, in nats: (N,) -> (N - 1,).
 
-    The text is read as it would be written: id by id, with the same context.
+    The text is read as it would be generated: id by id, with the same context.
     """
     reader = Prepared.of(model).open(1, len(ids))
     steps = (
@@ -42,12 +42,12 @@ def log_probs_of(model: nn.Module | Prepared, ids: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Score:
-    """How surprising a text is. A notebook shows it in colours.
+    """How surprising a text is to a model; displayed in colour in a notebook.
 
     Attributes:
-        ids: of the text: (N,)
-        log_probs: of all ids but the first, which begins the text, in nats: (N - 1,); of a
-            document, which the boundary before it begins, of all: (N,)
+        ids: the ids of the text: (N,)
+        log_probs: log-probabilities in nats of all ids but the first, which has no context:
+            (N - 1,); of all ids if a document boundary precedes the text: (N,)
     """
 
     vocabulary: Vocabulary
@@ -61,7 +61,7 @@ class Score:
 
     @property
     def n_given(self) -> int:
-        """How many ids at the beginning were not predicted: 1, or of a document 0."""
+        """How many leading ids were not predicted: 1, or 0 if a boundary precedes the text."""
         return len(self.ids) - len(self.log_probs)
 
     @property
@@ -71,7 +71,7 @@ class Score:
 
     @property
     def bits_per_character(self) -> float:
-        """The surprise of a predicted character in the mean, in bits."""
+        """The mean surprise of the predicted characters, in bits."""
         pieces = self.surprises()
         bits = (bits for piece, bits, place in pieces if place + len(piece) > self.n_given)
         return sum(bits) / self.n_predicted
@@ -88,9 +88,10 @@ class Score:
         return console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
 
     def surprises(self) -> Iterator[tuple[str, float, int]]:
-        """Yield the characters, the bits of each, and where it begins; 0 bits for what is given.
+        """Yield each character, its surprise in bits and its index in the text.
 
-        Where bytes make up a character, it has the surprise of them all.
+        A character that was not predicted has 0 bits. One made of several bytes has the sum of
+        their surprises.
         """
         place = 0
         for piece, start, stop in characters(self.vocabulary, self.ids):
@@ -100,7 +101,7 @@ class Score:
             place += len(piece)
 
     def coloured(self) -> Coloured:
-        """Return the text, each character in the colour of its surprise."""
+        """Return the text, each character styled by its surprise."""
         text = Coloured()
         for piece, bits, place in self.surprises():
             colour = next(colour for least, colour in COLOURS if bits >= least)
@@ -108,7 +109,7 @@ class Score:
         return text
 
     def most_surprising(self, most: int = 10) -> list[str]:
-        """Return what the colours say in words, the most surprising characters first."""
+        """Return one line for each of the most surprising characters, most surprising first."""
         ranked = sorted(self.surprises(), key=lambda surprise: -surprise[1])
         return [
             f"{bits:5.1f} bits: {piece!r} after {self.text[max(0, place - 20) : place]!r}"
@@ -118,8 +119,8 @@ class Score:
 
 
 def characters(vocabulary: Vocabulary, ids: np.ndarray) -> Iterator[tuple[str, int, int]]:
-    """Yield the characters of a text, and which of its ids each is made of: from one to before
-    another. Bytes that are no character may come with the character behind them."""
+    """Yield (piece, start, stop): the characters of a text, each decoded from ids[start:stop].
+    Bytes that do not form a character may come with the character that follows."""
     decode, start = vocabulary.decoder(), 0
     for stop, token in enumerate(ids, 1):
         if piece := decode([token]):
@@ -130,7 +131,7 @@ def characters(vocabulary: Vocabulary, ids: np.ndarray) -> Iterator[tuple[str, i
 
 
 def legend() -> Coloured:
-    """Return what the colours mean, in bits."""
+    """Return the legend of the colours, in bits."""
     text = Coloured("bits: ")
     for (least, colour), (most, _) in zip(
         COLOURS[::-1], [*COLOURS[-2::-1], (None, "")], strict=True

@@ -1,4 +1,4 @@
-"""A trained model from Python: what `litchar.load` returns, and what scripts/generate.py runs."""
+"""The Python interface to a trained model: what `litchar.load` returns and generate.py uses."""
 
 import html
 import os
@@ -24,11 +24,11 @@ OUTPUTS = Path(__file__).resolve().parents[3] / "outputs"  # of the checkout
 
 @dataclass(frozen=True, repr=False)
 class TextModel:
-    """A trained model that reads and writes text.
+    """A trained model that generates and scores text.
 
     Attributes:
-        checkpoint: where it comes from.
-        model: ids in, logits out; in evaluation mode.
+        checkpoint: the checkpoint it was loaded from.
+        model: maps ids to logits; in evaluation mode.
     """
 
     checkpoint: Checkpoint
@@ -44,10 +44,10 @@ class TextModel:
         """Return the model of a checkpoint, see `litchar.load`.
 
         Args:
-            outputs: the directory whose runs `latest` looks through.
+            outputs: the directory in which `latest` looks for runs.
 
         Raises:
-            UserError: there is none, it is not whole, or there is no such device.
+            UserError: there is no such checkpoint, it is damaged, or there is no such device.
         """
         outputs = outputs or Path(os.environ.get("LITCHAR_OUTPUTS", OUTPUTS))
         chosen = choose_device(device)
@@ -56,14 +56,14 @@ class TextModel:
 
     @property
     def vocabulary(self) -> Vocabulary:
-        """The characters, or bytes, that the model knows."""
+        """The model's vocabulary: characters, or bytes."""
         return self.checkpoint.vocabulary
 
     def encode(self, text: str, unknown: str = "error") -> np.ndarray:
-        """Return the ids of `text`, after it was cleaned as the text of training was: (N,).
+        """Return the ids of `text`, cleaned like the training text: (N,).
 
         Args:
-            unknown: what becomes of characters that the model never saw, see `Vocabulary.encode`.
+            unknown: what to do with characters not in the vocabulary, see `Vocabulary.encode`.
 
         Raises:
             UserError: the text has such characters, and `unknown` is `error`.
@@ -71,7 +71,7 @@ class TextModel:
         return self.vocabulary.encode(self.checkpoint.cleaned(text), unknown)
 
     def decode(self, ids: np.ndarray | Sequence[int]) -> str:
-        """Return the text whose ids these are.
+        """Return the text of `ids`.
 
         Raises:
             IndexError: an id is not in the vocabulary.
@@ -79,24 +79,24 @@ class TextModel:
         return self.vocabulary.decode(ids)
 
     def generate(self, prompt: str = "", **settings: Any) -> str:
-        """Return a text that goes on from `prompt`, without it.
+        """Return a continuation of `prompt`, without the prompt.
 
         Args:
             settings: `temperature`, `top_k`, `top_p`, `min_p`, `repetition_penalty`,
-                `max_new_tokens`, `stop`, `seed` and `unknown`, see `Settings` and `Sampling`; with
-                the same ones scripts/generate.py writes the same text.
+                `max_new_tokens`, `stop`, `seed` and `unknown`, see `Settings` and `Sampling`;
+                scripts/generate.py gives the same text for the same settings.
 
         Raises:
-            UserError: a setting is out of its range, or the prompt has characters that the model
-                never saw.
+            UserError: a setting is out of range, or the prompt has characters that are not in the
+                vocabulary.
         """
         return self.stream(prompt, **settings).whole()
 
     def stream(self, prompt: str = "", **settings: Any) -> Writing:
-        """Return the text that `generate` does, to be iterated: it comes as it is sampled.
+        """Return the text of `generate` as an iterable, which yields it as it is sampled.
 
-        At its end `text`, `log_probs` and `finish` say what was written, how likely each character
-        was to the model, and why it ended.
+        At its end `text` holds what was written, `log_probs` the log-probability of each token and
+        `finish` the reason why it ended.
         """
         return next(self.write([prompt], Settings(**settings)))
 
@@ -106,7 +106,8 @@ class TextModel:
         """Yield `num_samples` texts for each prompt.
 
         Raises:
-            UserError: a prompt has characters that the model never saw; nothing is written yet.
+            UserError: a prompt has characters that are not in the vocabulary; raised before any
+                text is generated.
         """
         prepared = Prepared(self.model)
         stop = [self.checkpoint.cleaned(text) for text in settings.stops]
@@ -118,7 +119,7 @@ class TextModel:
         """Return how surprising each character of `text` is to the model.
 
         Raises:
-            UserError: it is too short, or has characters that the model never saw.
+            UserError: the text is too short, or has characters that are not in the vocabulary.
         """
         ids = self.encode(text, unknown).astype(np.int64)
         begun = beginning(self.vocabulary, ids)
@@ -131,7 +132,7 @@ class TextModel:
         return Score(self.vocabulary, ids, log_probs_of(self.model, begun))
 
     def facts(self) -> dict[str, str]:
-        """Return what there is to know of it, by name."""
+        """Return the model's key facts by name, formatted for display."""
         vocabulary, losses = self.vocabulary, self.checkpoint.losses
         facts = {
             "checkpoint": str(self.checkpoint.path),

@@ -1,4 +1,4 @@
-"""From ids to text: texts as they are written, and what stops them."""
+"""From sampled ids to text: streaming, stop strings and the ends of documents."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -15,23 +15,23 @@ from litchar.text.vocabulary import BOUNDARY
 
 
 def typed(text: str) -> str:
-    r"""Return what is meant by `text`, typed in one line: `\n` is a new line, `\\` a backslash."""
+    r"""Return `text`, typed on one line, with escapes resolved: `\n` newline, `\\` backslash."""
     return re.sub(r"\\([n\\])", lambda match: "\n" if match[1] == "n" else "\\", text)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(Sampling):
-    """How a text is written: how its characters are chosen, and what ends it.
+    """How a text is generated: how its tokens are sampled, and what ends it.
 
     Attributes:
-        max_new_tokens: the longest text.
-        stop: a string, or several, before the first of which the text ends.
-        seed: of the text; of several for one prompt, the first one's.
-        unknown: what becomes of a prompt's characters that the model never saw, see
+        max_new_tokens: the maximum length, prompt excluded.
+        stop: a string or several; the text ends before the first that occurs.
+        seed: of the text; of several texts for one prompt, the first one's.
+        unknown: what to do with characters of a prompt that are not in the vocabulary, see
             `Vocabulary.encode`.
 
     Raises:
-        UserError: a setting is out of its range.
+        UserError: a setting is out of range.
     """
 
     max_new_tokens: int = 500
@@ -60,22 +60,22 @@ class Settings(Sampling):
 
 
 class Writing:
-    """A text under way. Iterated, it yields the text piece by piece; then its attributes stand.
+    """A text being written: iterate it for its pieces, after which its attributes are final.
 
-    It is written once: iterated again, it goes on where that stopped.
+    It is written once: a second iteration continues where the first stopped.
 
     Args:
-        steps: each sampled id, with the log-probability that the model gave it.
+        steps: each sampled id, with the model's log-probability of it.
         stop: strings before the first of which the text ends.
-        prompt: the ids before it: (T,)
-        seed: of its random numbers.
+        prompt: the ids of the prompt: (T,)
+        seed: the seed of its random numbers.
 
     Attributes:
-        text: what was written, without the prompt and the stop string.
-        log_probs: of each sampled id in nats, those of a stop string included.
-        ids: that were sampled.
-        finish: `end` of the document, `stop`, or `length`.
-        prompt: the text before it, as the model read it.
+        text: the text so far, without the prompt and the stop string.
+        log_probs: log-probability of each sampled id in nats, including those of a stop string.
+        ids: the sampled ids.
+        finish: why it ended: `end` of the document, `stop` (a stop string), or `length`.
+        prompt: the prompt, as the model read it.
     """
 
     def __init__(
@@ -96,9 +96,9 @@ class Writing:
         self.log_probs: list[float] = []
         self.ids: list[int] = []
         self.finish = "length"
-        # What iterating goes on from; a generator kept here would, as a cycle, keep the cache too.
+        # Where to resume; a generator kept here would form a cycle that keeps the KV cache alive.
         self._decode = vocabulary.decoder()
-        self._held = ""  # the text's end, which may begin a stop string
+        self._held = ""  # the end of the text, which may be the start of a stop string
 
     def __iter__(self) -> Iterator[str]:
         decode, held = self._decode, self._held
@@ -121,28 +121,28 @@ class Writing:
             yield piece
         else:
             held += decode([], final=True)
-        # What is suspended within `steps` would keep the cache as long as the text is kept.
+        # The generator suspended in `steps` would keep the KV cache alive as long as this text.
         self.text, self._held, self.steps = self.text + held, "", iter(())
         yield held
 
     def whole(self) -> str:
-        """Write to the end, and return the text."""
+        """Write to the end and return the text."""
         for _ in self:
             pass
         return self.text
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Return the length of the longest beginning of `stop` with which `text` ends."""
+    """Return the length of the longest proper prefix of `stop` that `text` ends with."""
     lengths = range(min(len(stop) - 1, len(text)), 0, -1)
     return next((n for n in lengths if text.endswith(stop[:n])), 0)
 
 
 def beginning(vocabulary: Vocabulary, prompt: np.ndarray) -> np.ndarray:
-    """Return the ids that a text with this prompt begins with: (T,) -> (T,) or (T + 1,).
+    """Return the ids that the model reads first: (T,) -> (T,) or (T + 1,).
 
-    An empty prompt begins as the teaching script does, from id 0; and so does every document, of
-    which that is the boundary.
+    An empty prompt starts from id 0, as in the teaching script. So does every document: id 0 is
+    the boundary before it.
     """
     return np.insert(prompt, 0, 0) if vocabulary.document or not len(prompt) else prompt
 
@@ -154,13 +154,13 @@ def write(
     settings: Settings = Settings(),
     num_samples: int = 1,
 ) -> Iterator[Writing]:
-    """Yield texts that go on from `prompt`, with the seeds `settings.seed` and those after it.
+    """Yield texts that continue `prompt`, with consecutive seeds from `settings.seed`.
 
-    On a CPU one after the other, each as it is sampled. Elsewhere all are sampled together before
-    the first one is shown, unless it is the only one.
+    On a CPU, or for a single text, each is sampled as it is iterated, one after the other.
+    Otherwise they are sampled as one batch before the first is yielded.
 
     Args:
-        prompt: ids: (T,)
+        prompt: its ids: (T,)
     """
     seeds = range(settings.seed, settings.seed + num_samples)
     begin = beginning(vocabulary, prompt)
