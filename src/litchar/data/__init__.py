@@ -1,4 +1,4 @@
-"""Windows of ids -> batches."""
+"""Batches of windows of token ids."""
 
 from litchar.data.module import TextDataModule, make_data_module
 

@@ -1,4 +1,4 @@
-"""The data module: a corpus, split by position, as batches of windows."""
+"""The Lightning data module: the splits of a text as batches of windows."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -16,32 +16,32 @@ from litchar.data.windows import Batch, RandomWindows, SequentialWindows, Span, 
 from litchar.errors import UserError, check_flag, check_integer
 from litchar.text import Text, TokenStore
 
-# CUDA indexes tensors of bytes, but of no other unsigned type.
+# uint8 is the only unsigned type that CUDA can index.
 INDEXED_AS = {torch.uint16: torch.int32, torch.uint32: torch.int64}
 
 
 class TextDataModule(L.LightningDataModule):
     """Batches of windows of a text: inputs and targets, (B, T) int64 each.
 
-    Training windows begin at random places; validation and test windows are contiguous and exact,
-    see `data.windows`.
+    Training windows start at random offsets; validation and test windows tile their split, so that
+    each target is scored exactly once, see `data.windows`.
 
     Args:
-        block_size: T, the characters in a window.
-        batch_size: B, the windows in a training batch over all devices.
-        val_batch_size: the windows in a validation batch on one device; no figure depends on it.
-        train_sample: at least so many characters of the training split are scored as well, for a
-            training loss that is measured like the validation loss; 0: none.
-        start_at_document: training windows begin where a document does, not anywhere.
-        num_workers: processes that gather training windows, where the device does not.
-        seed: chooses the training windows.
-        text: which text, and how it is split: what `litchar.text.Text` takes.
+        block_size: T, the number of tokens in a window.
+        batch_size: B, the number of windows in a training batch, over all devices.
+        val_batch_size: windows per validation batch and device; no result depends on it.
+        train_sample: score at least this many tokens of the training split at each validation, for
+            a training loss measured like the validation loss; 0: none.
+        start_at_document: start training windows at documents instead of anywhere.
+        num_workers: processes that gather training windows, unless the tokens are on the device.
+        seed: determines the training windows.
+        text: which text and how it is split: the arguments of `litchar.text.Text`.
 
     Raises:
-        UserError: (some in `setup`) the text or a setting is unfit.
+        UserError: (in part from `setup`) the text or a setting is invalid.
     """
 
-    trainer: L.Trainer  # which asks for the loaders
+    trainer: L.Trainer  # set by Lightning before it asks for the loaders
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class TextDataModule(L.LightningDataModule):
         self._store: TokenStore | None = None
         self.splits: dict[str, Tensor] = {}
         self._spans: dict[str, Span] = {}
-        self._resident: dict[str, Tensor] = {}  # the splits that are on the accelerator
+        self._resident: dict[str, Tensor] = {}  # splits copied to the accelerator
 
     # Setting up
 
@@ -106,7 +106,7 @@ class TextDataModule(L.LightningDataModule):
 
     @property
     def store(self) -> TokenStore:
-        """The token store of the text; there is one from `setup` on."""
+        """The token store of the text, available after `setup`."""
         assert self._store is not None
         return self._store
 
@@ -121,17 +121,17 @@ class TextDataModule(L.LightningDataModule):
                     )
 
     def parts(self, split: str) -> list[tuple[int, int]]:
-        """Return where each corpus begins and ends within a split: one, if there is no mixture."""
+        """Return (start, stop) of each corpus within a split: one pair unless it is a mixture."""
         ranges = self.store.ranges.get(split)
         if ranges is None:
             return [(0, len(self.splits[split]))]
         return [(start - ranges[0][0], stop - ranges[0][0]) for start, stop in ranges]
 
     def check_shared_by(self, world_size: int) -> None:
-        """Refuse a number of devices that cannot have equal shares of a batch.
+        """Check that a batch divides evenly among the ranks.
 
         Raises:
-            UserError: it is such a number.
+            UserError: `batch_size` is not a multiple of `world_size`.
         """
         if self.batch_size % world_size:
             raise UserError(
@@ -142,7 +142,7 @@ class TextDataModule(L.LightningDataModule):
     # Loaders
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Return the endless stream of training batches, from where the run stands."""
+        """Return the endless stream of training batches, starting at the run's current batch."""
         batch_progress = self.trainer.fit_loop.epoch_loop.batch_progress
         return self._loader(
             "train", self._random_windows(), _FromHere(lambda: batch_progress.total.ready)
@@ -170,13 +170,13 @@ class TextDataModule(L.LightningDataModule):
         )
 
     def val_dataloader(self) -> list[DataLoader[Batch]]:
-        """Return the loaders of the validation split and of an even sample of the training split;
-        of a mixture, one for each corpus.
+        """Return the loaders of the validation split and of an evenly spaced sample of the training
+        split; for a mixture, one for each corpus.
 
-        The sample has windows of the same length, `train_sample` characters in all, or the whole
-        split if that is shorter. With `trainer.overfit_batches` it is the batches trained on.
+        The sample has windows of the same length, at least `train_sample` tokens in all, or the
+        whole split if that is shorter. With `trainer.overfit_batches` it is the batches trained on.
         """
-        if self.trainer.overfit_batches:  # type: ignore[attr-defined]  # Lightning sets it unseen
+        if self.trainer.overfit_batches:  # type: ignore[attr-defined]  # set dynamically
             return [*self._sequential("val"), self._loader("train", self._random_windows())]
         if not self.train_sample:
             return self._sequential("val")
@@ -187,7 +187,7 @@ class TextDataModule(L.LightningDataModule):
         return self._sequential("test")
 
     def _sequential(self, name: str, sample: int | None = None) -> list[DataLoader[Batch]]:
-        """Return a loader for each corpus of a split, or of a sample of so many characters."""
+        """Return a loader for each corpus of a split, or of a sample of `sample` tokens."""
         parts = self.parts(name)
         loaders = []
         for start, stop in parts:
@@ -209,7 +209,7 @@ class TextDataModule(L.LightningDataModule):
     def _loader(
         self, name: str, windows: Dataset[Batch], sampler: Sampler[int] | None = None
     ) -> DataLoader[Batch]:
-        # For an evaluation they would be started anew each time, while the clock of steps runs.
+        # Not for evaluation: its workers would restart every time, within the timed steps.
         has_workers = sampler is not None and name not in self._resident
         return DataLoader(
             windows,
@@ -219,11 +219,11 @@ class TextDataModule(L.LightningDataModule):
             worker_init_fn=signals.leave_to_parent,
         )
 
-    # Where windows are gathered
+    # Where tokens live
 
     def _tokens(self, name: str, start: int, stop: int) -> Tensor | Span:
-        """Return a stretch of a split to gather windows from: on the accelerator, where the split
-        goes if there is room for it; or else of the memory map, which workers open too."""
+        """Return tokens start to stop - 1 of a split, to gather windows from: a tensor on the
+        accelerator if the split fits there, else a span of the memory-mapped file."""
         tokens = self.splits[name]
         dtype = INDEXED_AS.get(tokens.dtype, tokens.dtype)
         if name not in self._resident and self._has_room(len(tokens) * dtype.itemsize):
@@ -234,8 +234,9 @@ class TextDataModule(L.LightningDataModule):
         return Span(self.store.tokens, first + start, first + stop)
 
     def _has_room(self, n_bytes: int) -> bool:
-        """Return whether the accelerator has room for a split: it takes a quarter at most of what
-        is free there. On the CPU the memory map itself serves."""
+        """Return whether the accelerator has room for a split of this size: on CUDA, if it takes at
+        most a quarter of the free memory; on MPS always; on a CPU never, as the memory map serves.
+        """
         device = self.trainer.strategy.root_device
         if device.type != "cuda":
             return device.type == "mps"
@@ -246,10 +247,10 @@ class TextDataModule(L.LightningDataModule):
 def make_data_module(settings: DictConfig) -> TextDataModule:
     """Return the data module that `conf/data` describes.
 
-    The path goes past `instantiate`, which would read `${...}` in it as an interpolation.
+    The path bypasses `instantiate`, which would read `${...}` in it as an interpolation.
 
     Raises:
-        UserError: there is a setting that it does not have.
+        UserError: `settings` has an unknown key, or lacks one.
     """
     try:
         data: TextDataModule = instantiate(settings, path=None, _partial_=True)(path=settings.path)
@@ -259,7 +260,7 @@ def make_data_module(settings: DictConfig) -> TextDataModule:
 
 
 class _FromHere(Sampler[int]):
-    """Counts batches without end, from the one that the run has reached when it is iterated."""
+    """Yields batch indices without end, from the run's current batch at the time of iteration."""
 
     def __init__(self, position: Callable[[], int]) -> None:
         self.position = position

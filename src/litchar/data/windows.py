@@ -1,4 +1,4 @@
-"""Which windows of a text make which batch: pure functions, with no state to save or restore."""
+"""Which windows make up which batch: a pure function of the index, with no state to checkpoint."""
 
 import warnings
 from collections.abc import Sequence
@@ -12,19 +12,19 @@ from torch.utils.data import Dataset
 from litchar.text.store import boundaries
 
 Batch = tuple[Tensor, Tensor]  # inputs and targets: (B, T) int64 each
-IGNORED = -1  # a target that no loss counts
-LOT = 64  # batches whose windows are drawn together, which takes hardly longer than one's
-CHOICE = 1 << 64  # in the key of a generator: it chooses among the corpora of a mixture
+IGNORED = -1  # a target that the loss ignores
+LOT = 64  # batches whose offsets are drawn at once, which takes hardly longer than one batch's
+CHOICE = 1 << 64  # added to the seed: the key of the generator that picks a mixture's corpus
 
 
 def random_offsets(seed: int, start: int, count: int, places: int) -> np.ndarray:
-    """Return where the random windows `start` to `start + count - 1` of a run begin.
+    """Return the offsets of the random windows `start` to `start + count - 1` of a run.
 
-    Window i is a function of (seed, i) alone: word i of the counter-based generator Philox-4x64
-    (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011), reduced to `places`.
+    Window i depends only on (seed, i): it is word i of the counter-based generator Philox-4x64
+    (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011), modulo `places`.
 
     Args:
-        places: how many places there are for a window to begin.
+        places: the number of places where a window may start.
 
     Returns:
         offsets from 0 to `places - 1`: (count,) int64
@@ -34,7 +34,7 @@ def random_offsets(seed: int, start: int, count: int, places: int) -> np.ndarray
 
 
 def random_words(key: int, start: int, count: int) -> np.ndarray:
-    """Return the words `start` to `start + count - 1` of Philox with this key: (count,) uint64."""
+    """Return words `start` to `start + count - 1` of Philox with this key: (count,) uint64."""
     words_a_block = 4
     first_block, skipped = divmod(start, words_a_block)
     words: np.ndarray = np.random.Philox(key=key, counter=first_block).random_raw(skipped + count)
@@ -49,14 +49,14 @@ def mixture_offsets(
     firsts: np.ndarray,
     ends: np.ndarray,
 ) -> np.ndarray:
-    """Return where the windows `start` to `start + count - 1` of a run begin in a mixture.
+    """Return the places of the random windows `start` to `start + count - 1` of a mixture.
 
-    Of window i, word i of one generator chooses the corpus, word i of another the place in it.
+    For window i, word i of one generator picks the corpus and word i of another the place in it.
 
     Args:
-        weights: of the corpora; they sum to 1.
+        weights: probability of each corpus; they sum to 1.
         firsts: the first place of each corpus: (K,) int64
-        ends: where its places end: (K,) int64
+        ends: one past the last place of each corpus: (K,) int64
 
     Returns:
         places: (count,) int64
@@ -71,7 +71,7 @@ def mixture_offsets(
 
 
 def gather(tokens: Tensor, offsets: Tensor, block_size: int) -> Batch:
-    """Return the windows that begin at `offsets`, and their targets: the next tokens.
+    """Return the windows that start at `offsets`, and their targets: the next tokens.
 
     Args:
         tokens: a split: (N,) of an integer type, on any device
@@ -79,21 +79,21 @@ def gather(tokens: Tensor, offsets: Tensor, block_size: int) -> Batch:
 
     Returns:
         inputs and targets: (B, T) int64 each. A window that reaches past the end of the split is
-        filled up; targets there are `IGNORED`.
+        padded, with targets `IGNORED`.
     """
     positions = offsets[:, None] + torch.arange(block_size + 1, device=offsets.device)
     last = len(tokens) - 1
     windows = tokens[positions.clamp(max=last)].long()  # (B, T + 1)
-    # Both contiguous: a compiled model is compiled anew for other strides.
+    # Both contiguous: torch.compile recompiles for other strides.
     inputs = windows[:, :-1].contiguous()
     return inputs, windows[:, 1:].masked_fill(positions[:, 1:] > last, IGNORED)
 
 
 def document_starts(tokens: np.ndarray, block_size: int) -> np.ndarray:
-    """Return where windows that start at documents may begin: at the boundary before each.
+    """Return the offsets where windows may start: at the boundary before each document.
 
-    In a document that is longer than a window there is a place every `block_size` tokens, so that
-    all of it is seen.
+    A document longer than a window also has one every `block_size` tokens, so that all of it is
+    seen.
 
     Args:
         tokens: a split of documents: (N,)
@@ -102,7 +102,7 @@ def document_starts(tokens: np.ndarray, block_size: int) -> np.ndarray:
         (places,) int64
     """
     edges = boundaries(tokens)
-    windows = -(-np.diff(edges) // block_size)  # of each document
+    windows = -(-np.diff(edges) // block_size)  # per document
     first = np.repeat(np.cumsum(windows) - windows, windows)
     starts: np.ndarray = np.repeat(edges[:-1], windows)
     starts += (np.arange(len(first)) - first) * block_size
@@ -110,12 +110,13 @@ def document_starts(tokens: np.ndarray, block_size: int) -> np.ndarray:
 
 
 class Span:
-    """A stretch of a token store's file, as a tensor that a worker opens for itself.
+    """A slice of a token store's memory-mapped file, pickled as path and bounds.
 
-    A process that is started anew is sent the dataset; the tokens themselves would be copied.
+    A spawned worker is sent a pickle of the dataset: this way it maps the file itself and no tokens
+    are copied.
 
     Args:
-        tokens: the store's.
+        tokens: the store's memory map.
     """
 
     def __init__(self, tokens: np.memmap, start: int, stop: int) -> None:
@@ -133,13 +134,13 @@ class Span:
 
 def _tensor(tokens: np.ndarray) -> Tensor:
     with warnings.catch_warnings():
-        # The map is read-only and torch cannot say so; nothing here writes to it.
+        # torch has no read-only tensors, and the map is read-only; nothing here writes to it.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(tokens)
 
 
 class _Windows(Dataset[Batch]):
-    """A batch of windows and their targets for each index, gathered where the tokens are."""
+    """Maps a batch index to a batch of windows, gathered on the device of the tokens."""
 
     def __init__(self, tokens: Tensor | Span, block_size: int) -> None:
         self._source = tokens
@@ -156,7 +157,7 @@ class _Windows(Dataset[Batch]):
 
     def __getitem__(self, batch: int) -> Batch:
         tokens = self.tokens
-        # CUDA need not be waited for; on MPS the copy could come after the offsets are gone.
+        # Asynchronous on CUDA only: on MPS the copy could run after the offsets are freed.
         offsets = torch.from_numpy(self.offsets(batch)).to(
             tokens.device, non_blocking=tokens.is_cuda
         )
@@ -164,13 +165,13 @@ class _Windows(Dataset[Batch]):
 
 
 class RandomWindows(_Windows):
-    """The training batches of one rank: batch k has windows k * B to (k + 1) * B - 1 of the run.
+    """The training batches of one rank: its share of windows k B to (k + 1) B - 1 for batch k.
 
     Args:
         tokens: the split to gather from.
         batch_size: B, over all ranks.
-        starts: where a window may begin, as of `document_starts`; None: anywhere.
-        mixture: of several corpora in the split, the weight of each, and where it begins and ends.
+        starts: offsets where a window may start, from `document_starts`; None: anywhere.
+        mixture: (weight, start, stop) of each corpus in the split, if there are several.
     """
 
     def __init__(
@@ -188,8 +189,8 @@ class RandomWindows(_Windows):
         self.places = self.length - block_size if starts is None else len(starts)
         self.weights = [weight for weight, _, _ in mixture]
         firsts, ends = ([part[i] for part in mixture] for i in (1, 2))
-        if starts is not None:  # places are counted in `starts`
-            # A corpus ends with the boundary at which the next one's first document starts.
+        if starts is not None:  # a place is an index into `starts`
+            # The last boundary of a corpus is where the first document of the next one starts.
             edges = (firsts, [end - 1 for end in ends])
             firsts, ends = (np.searchsorted(starts, edge).tolist() for edge in edges)
         else:
@@ -204,7 +205,7 @@ class RandomWindows(_Windows):
         self._drawn: np.ndarray
 
     def __len__(self) -> int:
-        return 2**62 // self.batch_size  # the stream does not end; the Trainer does
+        return 2**62 // self.batch_size  # in effect endless; the Trainer decides when to stop
 
     def offsets(self, batch: int) -> np.ndarray:
         lot, place = divmod(batch, LOT)
@@ -214,7 +215,7 @@ class RandomWindows(_Windows):
         return self._drawn[place, mine]
 
     def _draw(self, start: int) -> np.ndarray:
-        """Return where the windows of `LOT` batches begin, from window `start` on."""
+        """Return the offsets of `LOT` batches, from window `start` on: (LOT, B) int64."""
         count = LOT * self.batch_size
         if self.weights:
             offsets = mixture_offsets(self.seed, start, count, self.weights, self.firsts, self.ends)
@@ -225,16 +226,16 @@ class RandomWindows(_Windows):
 
 
 class SequentialWindows(_Windows):
-    """Windows one after the other, in which each token but the first is a target exactly once.
+    """Consecutive windows, in which every token but the first is a target exactly once.
 
-    Ranks take batches in turn. The last batches are filled up with windows that lie past the end,
-    where nothing is counted, so that every batch of every rank has the same shape.
+    Ranks take batches in turn. The last batches are padded with windows past the end, whose targets
+    are all ignored, so that every batch of every rank has the same shape.
 
     Args:
         tokens: the split to gather from.
-        stride: from one window to the next; `block_size` covers the split, more takes an even
-            sample of it. With less, windows overlap: the first counts all its targets, the others
-            their last `stride`, which have more of the text before them.
+        stride: distance between windows. `block_size` covers the split; a larger stride takes an
+            evenly spaced sample. With a smaller one windows overlap: the first counts all its
+            targets, the others only their last `stride`, which have more context.
     """
 
     def __init__(
@@ -266,6 +267,6 @@ class SequentialWindows(_Windows):
             return super().__getitem__(batch)
         inputs, targets = super().__getitem__(batch)
         seen_before = torch.arange(self.block_size) < self.block_size - self.stride
-        later = torch.from_numpy(self.offsets(batch) > 0)[:, None]  # than the first window
+        later = torch.from_numpy(self.offsets(batch) > 0)[:, None]  # after the first window
         counted_before = (later & seen_before).to(targets.device)
         return inputs, targets.masked_fill(counted_before, IGNORED)
