@@ -1,4 +1,4 @@
-"""Checkpoints: written whole, loaded without running anything in them."""
+"""Checkpoints: written atomically, loaded without executing any code in them."""
 
 from litchar.checkpoints.checkpoint import Checkpoint, find, trained
 from litchar.checkpoints.files import load, save

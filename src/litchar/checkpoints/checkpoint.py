@@ -1,4 +1,4 @@
-"""A checkpoint's content: enough to build the model and to read and write its text."""
+"""A checkpoint's content: enough to rebuild the model and to encode and decode its text."""
 
 import contextlib
 import importlib
@@ -18,19 +18,19 @@ from litchar.text.cleaning import Cleaning
 
 FORMAT = 1
 MODELS = "litchar.models."  # where a checkpoint's model may come from
-MOST_SHARED = 1000  # layers that may be one and the same, and have no weights of their own
-MOST_BUFFER_BYTES = 1 << 30  # that a model may compute when it is built: rotary tables and the like
+MOST_SHARED = 1000  # layers allowed even of a model with fewer weights: layers may share them
+MOST_BUFFER_BYTES = 1 << 30  # of buffers computed when a model is built: rotary tables and the like
 
 
 def make_card(
     vocabulary: Vocabulary, model: dict[str, Any], config: dict[str, Any], **provenance: Any
 ) -> dict[str, Any]:
-    """Return what a checkpoint says of itself beside the weights, as plain data.
+    """Return the metadata that a checkpoint stores beside the weights, as plain data.
 
     Args:
-        model: its class under `_target_`, and every argument that it was built with.
-        config: the run's whole configuration, resolved.
-        provenance: where the run comes from: versions, the text's name and fingerprint.
+        model: the model's class under `_target_`, and every argument it was built with.
+        config: the run's complete configuration, resolved.
+        provenance: the run's origin: versions, the text's name and fingerprint.
     """
     return {
         "format": FORMAT,
@@ -46,17 +46,17 @@ class Checkpoint:
     """A loaded checkpoint.
 
     Attributes:
-        path: its file.
-        vocabulary: the characters that the model knows, or the byte values.
+        path: the checkpoint's file.
+        vocabulary: the model's characters, or byte values.
         model_settings: the model's class under `_target_`, and its arguments.
-        config: the configuration of the run that made it.
+        config: the configuration of the run that wrote it.
         provenance: versions, git revision, the text's name and fingerprint.
-        cleaning: what was done to the characters of its text.
-        step: how many optimiser steps it has seen.
-        losses: of the validation at that step, by the name that TensorBoard has; none if it was
-            saved between two.
-        weights: the model's parameters by name.
-        resumable: whether training can go on from it exactly: it holds what the optimiser knows.
+        cleaning: how the characters of the training text were cleaned.
+        step: number of optimiser steps taken.
+        losses: the validation results at that step, by TensorBoard tag; empty if it was saved
+            between validations.
+        weights: the model's state dict.
+        resumable: whether training can resume from it exactly: whether it has optimiser state.
     """
 
     path: Path
@@ -75,7 +75,7 @@ class Checkpoint:
         """Return the checkpoint at `path`.
 
         Raises:
-            UserError: it is missing, damaged, not ours, or of a newer format.
+            UserError: the file is missing, damaged, not a litchar checkpoint, or of a newer format.
         """
         path = Path(os.path.expanduser(path))
         return cls.of(load(path), path)
@@ -85,7 +85,7 @@ class Checkpoint:
         """Return the checkpoint whose file at `path` holds `data`.
 
         Raises:
-            UserError: it is not ours, or of a newer format.
+            UserError: `data` is not a litchar checkpoint, or of a newer format.
         """
         card = data["litchar"]
         try:
@@ -124,22 +124,22 @@ class Checkpoint:
             ValueError,
             AttributeError,
             OverflowError,
-            RuntimeError,  # of a tensor, where a number should be
+            RuntimeError,  # from a tensor in place of a number
         ) as error:
             raise UserError(f"{path}: not a checkpoint that litchar wrote ({error})") from None
 
     def cleaned(self, text: str) -> str:
-        """Return a text, such as a prompt, as that of training was read: its characters cleaned,
-        and every line end `\\n`, but where tokens are bytes."""
+        """Return a text, such as a prompt, cleaned as the training text was. Line ends become `\\n`
+        unless `\\r` is in the vocabulary, as it is where tokens are bytes."""
         if "\r" not in self.vocabulary.characters:
             text = text.replace("\r\n", "\n").replace("\r", "\n")
         return self.cleaning(text)
 
     def check_model(self) -> None:
-        """Refuse weights that are not this model's, before any memory is taken.
+        """Check that the weights fit the model, without allocating memory for it.
 
         Raises:
-            UserError: they are not.
+            UserError: the weights do not match the model's settings.
         """
         with self._fitting():
             layers = self.model_settings.get("n_layer")
@@ -153,7 +153,7 @@ class Checkpoint:
         """Return the model with its trained weights, in evaluation mode, on `device`.
 
         Raises:
-            UserError: the weights are not this model's, or no finite numbers.
+            UserError: the weights do not match the model's settings, or are not all finite.
         """
         self.check_model()
         with self._fitting():
@@ -174,7 +174,7 @@ class Checkpoint:
 
     @contextlib.contextmanager
     def _fitting(self) -> Iterator[None]:
-        """Name the file in what a model says of settings and weights that are not its own."""
+        """Turn a model's errors about its settings and weights into a UserError with the path."""
         try:
             yield
         except (AttributeError, TypeError, ValueError, RuntimeError, OverflowError) as error:
@@ -184,16 +184,16 @@ class Checkpoint:
 
 
 def find(checkpoint: str | os.PathLike[str] | None, outputs: Path, key: str = "checkpoint") -> Path:
-    """Return the checkpoint that `checkpoint` names.
+    """Return the path of the checkpoint that `checkpoint` names.
 
     Args:
         checkpoint: a file, a run's directory (its best checkpoint, or its last if it has no best),
             or `latest`: the newest run's.
-        outputs: the directory that holds `runs/`.
-        key: whose value it is, for messages.
+        outputs: the directory that holds `runs/` and `sweeps/`.
+        key: the option that `checkpoint` is the value of, for messages.
 
     Raises:
-        UserError: there is none.
+        UserError: `checkpoint` is None, or the directory or `outputs` has no checkpoint.
     """
     if checkpoint is None:
         raise UserError(f"{key}=null: give a file, a run's directory, or latest")
@@ -215,8 +215,8 @@ def find(checkpoint: str | os.PathLike[str] | None, outputs: Path, key: str = "c
 
 
 def trained(outputs: Path) -> list[Path]:
-    """Return the best checkpoint of each run and of each job of a sweep, that of the run which has
-    saved last first."""
+    """Return the best checkpoint of each run and of each job of a sweep, the most recently saved
+    run's first."""
     found: list[tuple[float, Path]] = []
     for run_dir in (*outputs.glob("runs/*"), *outputs.glob("sweeps/*/*")):
         if (best := best_of(run_dir)) is not None:
@@ -228,27 +228,27 @@ def trained(outputs: Path) -> list[Path]:
 def best_of(run_dir: Path) -> Path | None:
     """Return a run's best checkpoint, its last if there is no best, or None."""
     files = (run_dir / "checkpoints" / f"{name}.ckpt" for name in ("best", "last"))
-    # Path.is_file raises where one may not look: another person's run, beside one's own.
+    # Path.is_file raises without permission to look, as in another user's run beside one's own.
     return next((file for file in files if os.path.isfile(file)), None)
 
 
 def _losses_at(step: int, callbacks: dict[str, Any]) -> dict[str, float]:
-    """Return what `Metrics`, a callback of training, found at the validation of `step`."""
+    """Return the results that the `Metrics` callback recorded at the validation of `step`."""
     history = callbacks.get("Metrics", {}).get("history", [])
     found: dict[str, Any] = next((point for point in history if point["step"] == step), {})
     return {name: float(value) for name, value in found.items() if "/" in name}
 
 
 def trusted(target: object, prefix: str, place: str | Path) -> Callable[..., Any]:
-    """Return the class or function that a checkpoint names, if it is the project's own.
+    """Return the class or function that a checkpoint names, if it belongs to this project.
 
     Args:
         target: its dotted name.
-        prefix: the modules in which it may be defined.
-        place: where it is named, for messages: the checkpoint, say.
+        prefix: the package in which it must be defined, with a dot at the end.
+        place: where it is named, such as the checkpoint's path, for messages.
 
     Raises:
-        UserError: it is defined elsewhere, or nowhere, or private.
+        UserError: it is defined outside `prefix`, does not exist, or is private.
     """
     if isinstance(target, str) and target.startswith(prefix):
         module, _, name = target.rpartition(".")
@@ -264,10 +264,10 @@ def trusted(target: object, prefix: str, place: str | Path) -> Callable[..., Any
 
 
 def check_plain(name: str, tensor: object) -> None:
-    """Refuse a weight that is not what it says.
+    """Check that a weight is a plain tensor, backed by all the storage that its shape claims.
 
     Raises:
-        ValueError: it is no plain tensor, or claims more numbers than are stored.
+        ValueError: it is not a plain dense tensor, or claims more numbers than are stored.
     """
     if (
         not isinstance(tensor, Tensor)
@@ -281,11 +281,11 @@ def check_plain(name: str, tensor: object) -> None:
 
 
 def _check_weights(weights: dict[str, Tensor], model: nn.Module) -> None:
-    """Refuse weights that are not those of `model`, which may be on the meta device.
+    """Check that the weights fit `model`, which may be on the meta device.
 
     Raises:
-        ValueError: a weight is missing, surplus, of another shape or of another kind; or the model
-            would take much memory beside its weights.
+        ValueError: a weight is missing or surplus, has another shape or kind of type, or is not
+            stored in full; or the model's buffers would take more than `MOST_BUFFER_BYTES`.
     """
     expected = model.state_dict()
     missing = expected.keys() - weights.keys()
@@ -301,7 +301,7 @@ def _check_weights(weights: dict[str, Tensor], model: nn.Module) -> None:
             raise ValueError(f"{name} has type {found.dtype}, not {tensor.dtype}")
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage() for t in weights.values()}
     stored = sum(storage.nbytes() for storage in storages.values())
-    if sum(weight.numel() for weight in model.parameters()) > 2 * stored:  # one byte each at least
+    if sum(weight.numel() for weight in model.parameters()) > 2 * stored:  # at least a byte each
         raise ValueError("its weights claim more numbers than are stored")
     if sum(buffer.nbytes for buffer in model.buffers()) > MOST_BUFFER_BYTES:
         raise ValueError("its buffers would take more than 1 GiB")

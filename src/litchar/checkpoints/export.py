@@ -1,4 +1,4 @@
-"""`scripts/export.py`: a trained model in a form that other tools open."""
+"""`scripts/export.py`: export a trained model to a format that other tools read."""
 
 import errno
 import io
@@ -24,16 +24,17 @@ from litchar.models import block_size_of
 from litchar.terminal import Terminal
 
 FULL = os.strerror(errno.ENOSPC)
-MOST_ONNX_BYTES = 1_500_000_000  # of weights: of more, torch puts some into a second file
-MOST_DIFFERENCE = 1e-4  # of logits, between an exported model and ours
+MOST_ONNX_BYTES = 1_500_000_000  # of weights; beyond that torch moves some to a second file
+MOST_DIFFERENCE = 1e-4  # between the logits of an exported model and ours
 Logits = Callable[[np.ndarray], np.ndarray]  # (B, T) int64 -> (B, T, V) float32
 
 
 def run(config: DictConfig) -> None:
-    """Write the model of a checkpoint to `output`, in `format`, if it computes what ours does.
+    """Write the model of a checkpoint to `output`, in `format`, if its logits match ours.
 
     Raises:
-        UserError: the checkpoint, the format or the place is unfit, or a package is missing.
+        UserError: the checkpoint, the format or the output path is invalid, a package is missing,
+            or the logits differ by more than `MOST_DIFFERENCE`.
     """
     if config.format not in FORMATS:
         raise UserError(f"format={config.format}: there are {', '.join(FORMATS)}")
@@ -61,14 +62,15 @@ def run(config: DictConfig) -> None:
     except OSError as error:
         raise UserError(f"output={output}: cannot be written ({error.strerror})") from None
     except Exception as error:
-        if FULL not in str(error):  # as safetensors and tokenizers say it
+        if FULL not in str(error):  # safetensors and tokenizers raise their own kinds of error
             raise
         raise UserError(f"output={output}: cannot be written ({FULL})") from None
     Terminal().say(f"{output}: logits in {chosen.tool} within {difference:.1e} of the model's own")
 
 
 def largest_difference(model: nn.Module, theirs: Logits) -> float:
-    """Return how far the logits of an exported model are from ours at most, on a few windows."""
+    """Return the largest absolute difference of an exported model's logits from ours, on windows of
+    length 1 and of the full block size."""
     vocab_size = model(torch.zeros((1, 1), dtype=torch.int64)).shape[-1]
     generator = np.random.default_rng(0)
     differences = []
@@ -81,11 +83,11 @@ def largest_difference(model: nn.Module, theirs: Logits) -> float:
 
 
 def write_onnx(checkpoint: Checkpoint, model: nn.Module, output: Path) -> Logits:
-    """Write an ONNX file of any batch size and length.
+    """Write an ONNX file for any batch size and length.
 
-    Its input `ids` is (batch, time) int64, its output `logits` (batch, time, vocabulary) float32;
-    its metadata hold `litchar.symbols`, what each id stands for, `litchar.vocabulary`, and
-    `litchar.block_size`, the longest time, as JSON.
+    Its input `ids` is (batch, time) int64, its output `logits` (batch, time, vocabulary) float32.
+    Its metadata holds, as JSON, `litchar.symbols` (what each id stands for), `litchar.vocabulary`
+    and `litchar.block_size` (the largest time).
     """
     import onnx_ir
     import onnxruntime
@@ -95,7 +97,7 @@ def write_onnx(checkpoint: Checkpoint, model: nn.Module, output: Path) -> Logits
             f"format=onnx: weights of {size:,} bytes do not fit into one file; try format=torch"
         )
     idx, dynamic_shapes = any_size(model)
-    with warnings.catch_warnings(action="ignore"):  # of torch about itself
+    with warnings.catch_warnings(action="ignore"):  # torch's, about its own internals
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         program: Any = torch.onnx.export(
             model,
@@ -106,9 +108,8 @@ def write_onnx(checkpoint: Checkpoint, model: nn.Module, output: Path) -> Logits
             dynamo=True,
             verbose=False,
         )
-    # Behind a recurrent layer the example's length is recorded, though any length runs: what is
-    # recorded of sizes is dropped, and onnxruntime infers them. Stack traces would name places on
-    # this machine.
+    # After a recurrent layer torch records the example's length, though any length works: drop the
+    # recorded shapes, which onnxruntime infers. Stack traces would reveal paths of this machine.
     for node in program.model.graph.all_nodes():
         node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)
         for value in node.outputs:
@@ -124,23 +125,23 @@ def write_onnx(checkpoint: Checkpoint, model: nn.Module, output: Path) -> Logits
 
 
 def write_torch(checkpoint: Checkpoint, model: nn.Module, output: Path) -> Logits:
-    """Write a program of `torch.export`, of any batch size and length.
+    """Write a `torch.export` program for any batch size and length.
 
-    It takes ids (batch, time) int64 and returns logits (batch, time, vocabulary) float32. What an
-    ONNX file has as metadata lies in it, under the same names.
+    It takes ids (batch, time) int64 and returns logits (batch, time, vocabulary) float32. Its extra
+    files hold what the ONNX file has as metadata, under the same names.
     """
     idx, dynamic_shapes = any_size(model)
     try:
-        with warnings.catch_warnings(action="ignore"):  # of torch about itself
+        with warnings.catch_warnings(action="ignore"):  # torch's, about its own internals
             program = torch.export.export(model, (idx,), dynamic_shapes=dynamic_shapes)
-    except torch._dynamo.exc.UserError:  # of a recurrent layer, say
+    except torch._dynamo.exc.UserError:  # from a recurrent layer, for instance
         raise UserError(
             f"format=torch: torch.export fixes the length that a {type(model).__name__} reads "
             f"(model._target_={checkpoint.model_settings['_target_']}); try format=onnx"
         ) from None
     for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # it names places on this machine
-    content = io.BytesIO()  # torch does not say why it cannot write to a file
+        node.meta.pop("stack_trace", None)  # reveals paths of this machine
+    content = io.BytesIO()  # since torch does not report why writing to a file failed
     torch.export.save(program, content, extra_files=metadata(checkpoint, model))
     output.write_bytes(content.getbuffer())
     with open(output, "rb") as file:
@@ -149,7 +150,7 @@ def write_torch(checkpoint: Checkpoint, model: nn.Module, output: Path) -> Logit
 
 
 def any_size(model: nn.Module) -> tuple[torch.Tensor, Any]:
-    """Return ids to trace `model` with, and that they may have any batch size and length."""
+    """Return example ids to trace `model` with, and dynamic shapes for any batch and length."""
     longest = block_size_of(model)
     dim = torch.export.Dim
     time = dim.DYNAMIC(max=longest) if longest > 1 else dim.STATIC
@@ -158,7 +159,7 @@ def any_size(model: nn.Module) -> tuple[torch.Tensor, Any]:
 
 
 def metadata(checkpoint: Checkpoint, model: nn.Module) -> dict[str, str]:
-    """Return what an exported file says of itself: it is enough to read and write text with."""
+    """Return the metadata of an exported file: enough to encode and decode text."""
     return {
         "litchar.vocabulary": json.dumps(checkpoint.vocabulary.to_json()),
         "litchar.symbols": json.dumps(checkpoint.vocabulary.symbols),
@@ -173,14 +174,14 @@ def _check_file(output: Path) -> None:
 
 @dataclass(frozen=True)
 class Format:
-    """A form of a model.
+    """An export format.
 
     Attributes:
-        write: writes it to a path, reads it back, and returns how it then computes logits.
-        output: the path where none is given.
-        tool: that reads it.
-        extra: of this package, which brings that tool along.
-        check_place: raises UserError for a path that it must not be written to.
+        write: writes a model to a path, reads it back, and returns the function of its logits.
+        output: the default path.
+        tool: the tool that reads it.
+        extra: the extra of this package that installs the tool.
+        check_place: raises UserError for a path that must not be written to.
     """
 
     write: Callable[[Checkpoint, nn.Module, Path], Logits]

@@ -1,4 +1,4 @@
-"""Checkpoint files on disk: whole or absent, checked, and loaded as plain data."""
+"""Checkpoint files: written atomically, verified by checksum, loaded as plain data."""
 
 import hashlib
 import os
@@ -11,25 +11,25 @@ import torch
 from litchar.atomic import atomic_write
 from litchar.errors import UserError, first_line
 
-# A checkpoint is torch's zip archive, then these bytes and the SHA-256 of the archive. A zip
-# archive is read from its end, whatever follows it, so that `torch.load` opens the file as well.
+# A checkpoint is torch's zip archive, followed by these bytes and the SHA-256 of the archive. Zip
+# readers search backwards for the end record, whatever follows it, so `torch.load` opens it too.
 SEAL = b"litchar-sha256:"
-_ZIP_END_BYTES = 22  # the record with which a zip archive ends
+_ZIP_END_BYTES = 22  # the end-of-central-directory record
 
 
 def save(checkpoint: dict[str, Any], path: Path) -> None:
-    """Write `checkpoint` beside its place, flush it, then rename it over the one before.
+    """Write `checkpoint` atomically: to a draft beside `path`, synced, then renamed over `path`.
 
-    A file at `path` is whole at every moment; if saving fails it is the one before.
+    The file at `path` is complete at every moment; if saving fails, the previous one remains.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as draft, open(draft, "w+b") as file:
         try:
             torch.save(checkpoint, file)
-        except RuntimeError as error:  # torch's own, after a write that failed
+        except RuntimeError as error:  # how torch reports a failed write
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from None
             raise
@@ -40,10 +40,10 @@ def save(checkpoint: dict[str, Any], path: Path) -> None:
 
 
 def load(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """Return what a checkpoint of ours holds: tensors and plain data; nothing in the file is run.
+    """Return the content of a litchar checkpoint: tensors and plain data; no code in it is run.
 
     Raises:
-        UserError: there is no such file, or it is not a whole checkpoint of plain data.
+        UserError: the file is missing, damaged, not of plain data, or not a litchar checkpoint.
     """
     data = read(path, map_location)
     if not isinstance(data, dict) or "litchar" not in data or "state_dict" not in data:
@@ -52,10 +52,10 @@ def load(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
 
 
 def read(path: Path, map_location: Any = "cpu") -> Any:
-    """Return the tensors and plain data that anyone has saved; nothing in the file is run.
+    """Return the content of any `torch.save` file of tensors and plain data; no code in it is run.
 
     Raises:
-        UserError: there is no such file, or it is not a whole archive of plain data.
+        UserError: the file is missing, damaged, or not an archive of plain data.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint")
@@ -64,7 +64,7 @@ def read(path: Path, map_location: Any = "cpu") -> Any:
             _check(file)
             file.seek(0)
             return torch.load(file, map_location=map_location, weights_only=True)
-    except Exception as error:  # torch raises many kinds for a file that is no checkpoint
+    except Exception as error:  # torch raises many kinds for a bad file
         reason = first_line(error).split(". ")[0]
         raise UserError(
             f"{path}: not a whole checkpoint of plain data, so it was not loaded ({reason})"
@@ -72,16 +72,17 @@ def read(path: Path, map_location: Any = "cpu") -> Any:
 
 
 def _check(file: BinaryIO) -> None:
-    """Refuse a file that was changed since it was saved, or would unpack to more than it is.
+    """Check a file's seal, if it has one, and the size that it would unpack to.
 
     Raises:
-        ValueError: it is such a file.
+        ValueError: the checksum does not match, the file is not a zip archive, or it would unpack
+            to more than its own size.
     """
     size = file.seek(0, os.SEEK_END)
     sealed = size - len(SEAL) - hashlib.sha256().digest_size
     file.seek(max(0, sealed))
     end = file.read()
-    unsealed = end[-_ZIP_END_BYTES:].startswith(b"PK\5\6")  # saved by torch.save itself
+    unsealed = end[-_ZIP_END_BYTES:].startswith(b"PK\5\6")  # plain torch.save
     if not unsealed and end != SEAL + _sha256(file, sealed):
         raise ValueError("its checksum does not match: the file was cut or damaged")
     if not zipfile.is_zipfile(file):
@@ -92,7 +93,7 @@ def _check(file: BinaryIO) -> None:
 
 
 def _sha256(file: BinaryIO, length: int) -> bytes:
-    """Return the digest of the first `length` bytes; the file is left at their end."""
+    """Return the SHA-256 of the first `length` bytes, leaving the file positioned after them."""
     digest = hashlib.sha256()
     file.seek(0)
     for start in range(0, max(0, length), 1 << 20):
@@ -101,7 +102,7 @@ def _sha256(file: BinaryIO, length: int) -> bytes:
 
 
 def flush_directory(directory: Path) -> None:
-    """Let what was renamed in `directory` outlast a power cut."""
+    """Sync `directory` to disk, so that a rename in it survives a power cut."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)

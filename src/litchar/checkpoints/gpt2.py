@@ -1,4 +1,4 @@
-"""GPT-2's names of a transformer's weights, which nanoGPT has too."""
+"""GPT-2's names for a transformer's weights, which nanoGPT shares."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -23,12 +23,12 @@ NAMES = {
 def rename(
     weights: Mapping[str, Tensor], blocks: str, names: Mapping[str, Sequence[str]]
 ) -> dict[str, Tensor]:
-    """Return a transformer's weights under the names that others give them.
+    """Return our transformer's weights under another implementation's names.
 
     Args:
-        blocks: what they call the list of blocks.
-        names: what they call each layer, in a block or outside; a layer of ours that is several of
-            theirs is cut into as many equal parts.
+        blocks: its name for the list of blocks.
+        names: its name for each layer, in a block or outside; a layer of ours that corresponds to
+            several of its layers is split into as many equal parts.
     """
     renamed = {}
     for name, tensor in weights.items():
@@ -41,10 +41,10 @@ def rename(
 
 
 def ours(name: str) -> str:
-    """Return our name of a weight that GPT-2 calls `name`.
+    """Return our name for the weight that GPT-2 calls `name`.
 
     Raises:
-        ValueError: it has no such weight.
+        ValueError: GPT-2 has no such weight.
     """
     found = re.fullmatch(rf"(?:{re.escape(BLOCKS)}\.(\d+)\.)?(.+)\.(weight|bias)", name)
     layers = {theirs: layer for layer, [theirs] in NAMES.items()}

@@ -1,4 +1,4 @@
-"""A model as a directory that `transformers` opens, without code of ours."""
+"""Export to a directory that `transformers` opens, without any code of ours."""
 
 import inspect
 import json
@@ -35,7 +35,7 @@ FILES = {
 SIGMA_AT_END = "ς"  # GREEK SMALL LETTER FINAL SIGMA
 
 ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_new", "relu": "relu", "relu2": "relu2"}
-# What the options of our transformer may be, for their classes to compute the same.
+# The values of our transformer's options with which their classes compute the same.
 _BOTH: dict[str, Sequence[Any]] = {"head_bias": (False,), "ngrams": ((), []), "logit_cap": (None,)}
 GPT2 = _BOTH | {"norm": ("layer",), "qk_norm": (False,), "activation": tuple(ACTIVATIONS)}
 QWEN3 = _BOTH | {
@@ -61,10 +61,10 @@ QWEN3_NAMES = {
 
 
 def check_place(output: Path) -> None:
-    """Refuse to write where something is that an export has not written.
+    """Check that writing to `output` replaces nothing but an earlier export.
 
     Raises:
-        UserError: there is such a thing.
+        UserError: it is a file, the current directory, or a directory with other content.
     """
     if output.exists() and not output.is_dir():
         raise UserError(f"output={output}: is a file; give a directory's name")
@@ -87,13 +87,13 @@ def _is_ours(config: Path) -> bool:
 def write_huggingface(
     checkpoint: Checkpoint, model: nn.Module, output: Path
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """Write a directory of `FILES`, open it again, and return how it then computes logits.
+    """Write a directory of `FILES`, load it again, and return the function of its logits.
 
     Raises:
-        UserError: `transformers` has no class that computes what the model does, or its tokenizer
-            cannot spell the vocabulary.
+        UserError: `transformers` has no class that computes what the model does, or no tokenizer
+            for the vocabulary.
     """
-    config = make_config(checkpoint, model)  # refuses before what takes seconds is imported
+    config = make_config(checkpoint, model)  # fail before the imports that take seconds
     tokenizer = make_tokenizer(checkpoint.vocabulary, checkpoint.cleaning)
 
     import transformers
@@ -121,10 +121,10 @@ def write_huggingface(
 
 
 def make_config(checkpoint: Checkpoint, model: nn.Module) -> "GPT2Config | Qwen3Config":
-    """Return the configuration of a model of `transformers` that computes what ours does.
+    """Return the configuration of the `transformers` model that computes what ours does.
 
     Raises:
-        UserError: there is none; the message says which option stands in the way.
+        UserError: there is no such model; the message names the option that rules it out.
     """
     if type(model) is not Transformer:
         raise UserError(
@@ -183,7 +183,7 @@ def make_config(checkpoint: Checkpoint, model: nn.Module) -> "GPT2Config | Qwen3
         attention_bias=bool(settings["qkv_bias"]),
         attention_dropout=dropout,
         max_position_embeddings=block_size_of(model),
-        # A text goes on past the block size under a sliding window, as ours does.
+        # Beyond the block size, generation goes on with a sliding window, as ours does.
         use_sliding_window=True,
         sliding_window=block_size_of(model),
         max_window_layers=0,
@@ -192,9 +192,9 @@ def make_config(checkpoint: Checkpoint, model: nn.Module) -> "GPT2Config | Qwen3
 
 
 def with_weights(model: nn.Module, config: "GPT2Config | Qwen3Config") -> "PreTrainedModel":
-    """Return the model that `config` describes, with the weights of ours.
+    """Return the model that `config` describes, with our weights.
 
-    Theirs may have biases where ours has none: they are zeros.
+    Biases that it has and ours lacks are zero.
     """
     from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, Qwen3ForCausalLM
 
@@ -206,7 +206,7 @@ def with_weights(model: nn.Module, config: "GPT2Config | Qwen3Config") -> "PreTr
         weights = gpt2.rename(model.state_dict(), gpt2.BLOCKS, gpt2.NAMES)
         for name in weights:
             if name.endswith(("c_attn.weight", "c_fc.weight", "c_proj.weight")):
-                weights[name] = weights[name].T  # their layers hold them inputs by outputs
+                weights[name] = weights[name].T  # stored as (inputs, outputs)
     else:
         exported = Qwen3ForCausalLM(config)
         weights = gpt2.rename(model.state_dict(), QWEN3_BLOCKS, QWEN3_NAMES)
@@ -215,8 +215,8 @@ def with_weights(model: nn.Module, config: "GPT2Config | Qwen3Config") -> "PreTr
     exported.load_state_dict(zeros | weights)
     exported.generation_config = GenerationConfig(
         do_sample=True,
-        top_k=0,  # all of them: 50 is their own choice
-        bos_token_id=0,  # with which a text without a prompt begins
+        top_k=0,  # no limit; their default is 50
+        bos_token_id=0,  # what a text without a prompt starts from
         eos_token_id=config.eos_token_id,
         max_length=longest,
     )
@@ -224,13 +224,13 @@ def with_weights(model: nn.Module, config: "GPT2Config | Qwen3Config") -> "PreTr
 
 
 def make_tokenizer(vocabulary: Vocabulary, cleaning: Cleaning) -> "Tokenizer":
-    """Return a tokenizer that gives a text the ids that `vocabulary` does, once it is cleaned.
+    """Return a tokenizer that cleans a text and encodes it as `vocabulary` does.
 
-    A text is cut into characters, and each is looked up: unlike one that merges pairs, it leaves
-    nothing out, and raises an error for a character that the vocabulary does not have.
+    It splits a text into characters and looks each up. Unlike a tokenizer that merges pairs, it
+    drops nothing, and raises an error for a character that is not in the vocabulary.
 
     Raises:
-        UserError: the vocabulary has what no tokenizer reads.
+        UserError: the vocabulary has a surrogate, which no tokenizer can read.
     """
     if halves := [s for s in vocabulary.symbols if "\ud800" <= s <= "\udfff"]:
         raise UserError(
@@ -241,21 +241,21 @@ def make_tokenizer(vocabulary: Vocabulary, cleaning: Cleaning) -> "Tokenizer":
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     of_bytes = vocabulary.unit == "byte"
-    spelling = bytes_to_unicode()  # a visible character for each byte
+    spelling = bytes_to_unicode()  # a printable character for each byte
     newline = spelling[ord("\n")] if of_bytes else "\n"
     spelled = [spelling[ord(s)] if of_bytes and s else s for s in vocabulary.symbols]
-    # No text becomes the boundary, since texts are cut into single characters.
+    # No text encodes to the boundary, since texts are split into single characters.
     ids = {symbol or BOUNDARY_TOKEN: i for i, symbol in enumerate(spelled)}
     rare = {"unk_token": REPLACEMENT} if vocabulary.replaces else {}
 
     tokenizer = Tokenizer(models.WordLevel(ids, **rare))
     steps: list[Any] = []
-    if "\r" not in vocabulary.characters:  # as `Checkpoint.cleaned` has it
+    if "\r" not in vocabulary.characters:  # as in `Checkpoint.cleaned`
         steps.append(normalizers.Replace(Regex(r"\r\n?"), "\n"))
     if form := cleaning.normalize:
         steps.append(getattr(normalizers, str(form))())
     if cleaning.lowercase:
-        # Their lowercase knows no sigma at the end of a word (Unicode Standard, section 3.13).
+        # Their Lowercase lacks the rule for final sigma (Unicode Standard, section 3.13).
         cased = r"[\p{Cased}&&[^\p{Case_Ignorable}]]"
         last = rf"(?<={cased}\p{{Case_Ignorable}}*){SIGMA}(?!\p{{Case_Ignorable}}*{cased})"
         steps += [normalizers.Replace(Regex(last), SIGMA_AT_END), normalizers.Lowercase(), *steps]

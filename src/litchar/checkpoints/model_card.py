@@ -1,4 +1,4 @@
-"""The README of an exported model: what it is, how it was made, what it reaches, how to use it."""
+"""The README of an exported model: what it is, how to use it, how it was trained, its results."""
 
 import html
 from pathlib import Path
@@ -11,7 +11,7 @@ from litchar.models import block_size_of
 from litchar.text.mixture import read_mixture
 from litchar.text.vocabulary import printable
 
-LOSSES = {  # as a checkpoint has them
+LOSSES = {  # by their names in a checkpoint
     "val/loss": "validation loss, nats per {unit}",
     "val/bpc": "validation, bits per character",
     "val/bpb": "validation, bits per byte",
@@ -20,7 +20,7 @@ LOSSES = {  # as a checkpoint has them
 
 
 def model_card(checkpoint: Checkpoint, model: nn.Module) -> str:
-    """Return Markdown with the front matter that model hubs read."""
+    """Return the README as Markdown, with the front matter that model hubs read."""
     from huggingface_hub import EvalResult, ModelCardData
 
     text, unit = text_of(checkpoint), checkpoint.vocabulary.unit
@@ -46,7 +46,7 @@ def model_card(checkpoint: Checkpoint, model: nn.Module) -> str:
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["litchar", f"{unit}-level"],
-        model_name=f"litchar, {text}" if results else None,  # of no use without
+        model_name=f"litchar, {text}" if results else None,  # needed only with results
         eval_results=results or None,
     )
     figures |= _facts(checkpoint, model)
@@ -77,7 +77,7 @@ print(generator({_prompt(checkpoint)!r}, max_new_tokens={length})[0]["generated_
 
 
 def _maker(checkpoint: Checkpoint) -> str:
-    """Return what the model was trained with, as far as the checkpoint says."""
+    """Return a sentence that names the program the model was trained with."""
     provenance = checkpoint.provenance
     version = provenance.get("litchar", "")
     maker = provenance.get("imported_from", f"litchar {version}".strip())
@@ -85,14 +85,14 @@ def _maker(checkpoint: Checkpoint) -> str:
 
 
 def text_of(checkpoint: Checkpoint) -> str:
-    """Return a name of the text that the model was trained on, without its directories."""
+    """Return the name of the text that the model was trained on, without directories."""
     data = checkpoint.config.get("data", {})
     source = data.get("source") or {}
     if mixture := data.get("mixture"):
         names = list(read_mixture(mixture))
     elif paths := data.get("path"):
         names = [Path(path).name for path in ([paths] if isinstance(paths, str) else paths)]
-    elif name := data.get("name"):  # of a data set, or its directory
+    elif name := data.get("name"):  # of a data set, or its directory's path
         names = [Path(name).name if Path(name).is_absolute() else name]
     else:
         names = [source.get("name") or str(source.get("url") or "a text").rpartition("/")[2]]
@@ -100,7 +100,7 @@ def text_of(checkpoint: Checkpoint) -> str:
 
 
 def _facts(checkpoint: Checkpoint, model: nn.Module) -> dict[str, str]:
-    """Return how it was made, as far as the checkpoint says."""
+    """Return the model's sizes and training settings, as far as the checkpoint records them."""
     config, settings = checkpoint.config, checkpoint.model_settings
     sizes = ("n_layer", "n_head", "n_embd")
     optimizer, data = config.get("optimizer", {}), config.get("data", {})
@@ -128,7 +128,7 @@ def _prompt(checkpoint: Checkpoint) -> str:
 
 
 def _reading(checkpoint: Checkpoint, model: nn.Module) -> str:
-    """Return what a user must know of texts."""
+    """Return what a user needs to know about the texts that the model reads."""
     vocabulary, context = checkpoint.vocabulary, block_size_of(model)
     lines = ["Its tokens are the bytes of UTF-8."] if vocabulary.unit == "byte" else []
     if vocabulary.unit == "character" and not vocabulary.replaces:
@@ -151,5 +151,5 @@ def _reading(checkpoint: Checkpoint, model: nn.Module) -> str:
 
 
 def _inline(text: str) -> str:
-    """Return `text` as Markdown that shows it, in a line or a table's cell."""
+    """Return `text` escaped for a line of Markdown or a table cell."""
     return html.escape(printable(text)).replace("|", "&#124;").replace("\n", " ").replace("`", "'")

@@ -1,4 +1,4 @@
-"""`scripts/import_nanogpt.py`: a checkpoint of nanoGPT as one of ours."""
+"""`scripts/import_nanogpt.py`: convert a nanoGPT checkpoint to one of ours."""
 
 import os
 import pickle
@@ -19,24 +19,24 @@ from litchar.errors import UserError
 from litchar.terminal import Terminal
 from litchar.text import Vocabulary
 
-BPE_SIZES = (50257, 50304)  # of GPT-2's vocabulary, as it is and padded
-MOST_META_BYTES = 1 << 26  # every character of Unicode takes a third of it
-# A pickle that has these opcodes alone builds numbers, strings, lists and dictionaries, and calls
-# nothing. (Of tuples within tuples, as keys, Python overflows its stack.)
+BPE_SIZES = (50257, 50304)  # GPT-2's vocabulary size, exact and padded
+MOST_META_BYTES = 1 << 26  # all characters of Unicode would take a third of it
+# A pickle of these opcodes alone builds numbers, strings, lists and dictionaries, and calls
+# nothing. (No tuples: nested ones, as keys, overflow Python's stack.)
 PLAIN = """
     PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 UNICODE
     SHORT_BINUNICODE BINUNICODE EMPTY_DICT DICT SETITEM SETITEMS EMPTY_LIST LIST APPEND APPENDS
     PUT BINPUT LONG_BINPUT MEMOIZE GET BINGET LONG_BINGET
 """
-OPTIONS = ("activation", "bias", "tie_head")  # of `model=gpt2`, by which checkpoints differ
+OPTIONS = ("activation", "bias", "tie_head")  # of `model=gpt2`, which vary between checkpoints
 
 
 def run(config: DictConfig) -> None:
     """Write nanoGPT's `ckpt.pt`, with the characters of its `meta.pkl`, as a checkpoint of ours.
 
     Raises:
-        UserError: a file is missing, not nanoGPT's, or would run something; its tokens are not
-            characters; or there is a file at `output`. Nothing is written then.
+        UserError: a file is missing, not nanoGPT's, or would execute code; its tokens are not
+            characters; or `output` exists or cannot be written. Nothing is written then.
     """
     for key in ("checkpoint", "output"):
         if config[key] is None:
@@ -63,7 +63,7 @@ def run(config: DictConfig) -> None:
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise UserError(f"{place}: not a checkpoint that nanoGPT wrote ({error})") from None
     checkpoint = Checkpoint.of(data, place)
-    model = checkpoint.build_model()  # refuses weights and sizes that do not fit
+    model = checkpoint.build_model()  # checks that weights and sizes fit
     try:
         save(data, output)
     except OSError as error:
@@ -81,30 +81,32 @@ def run(config: DictConfig) -> None:
 def convert(
     theirs: dict[str, Any], characters: list[str], settings: dict[str, Any]
 ) -> dict[str, Any]:
-    """Return what a checkpoint of ours holds.
+    """Return the content of our checkpoint.
 
-    Their ids are of any order, and ours go by the characters' order: rows are moved.
+    nanoGPT's ids may be in any order and ours follow the order of characters, so the rows of the
+    embedding and the head are permuted.
 
     Args:
-        theirs: what nanoGPT saved.
-        characters: by their ids.
+        theirs: the content of nanoGPT's checkpoint.
+        characters: the character of each of its ids.
         settings: of `conf/model/gpt2.yaml`.
 
     Raises:
-        LookupError, TypeError, ValueError, AttributeError, OverflowError: nanoGPT did not save it.
+        LookupError, TypeError, ValueError, AttributeError, OverflowError: `theirs` is not a
+            nanoGPT checkpoint.
     """
     vocabulary = Vocabulary(characters)
     args, config = dict(theirs["model_args"]), dict(theirs.get("config", {}))
     config = {key: value for key, value in config.items() if isinstance(value, str | int | float)}
     weights: dict[str, Tensor] = {
-        gpt2.ours(name.replace("_orig_mod.", "")): tensor  # which torch.compile adds
+        gpt2.ours(name.replace("_orig_mod.", "")): tensor  # added by torch.compile
         for name, tensor in theirs["model"].items()
         if not name.endswith(".attn.bias")  # the causal mask
     }
     embedding = weights["token_embedding.weight"]
     head = weights.setdefault("head.weight", embedding)
     for name in ("token_embedding.weight", "head.weight"):
-        check_plain(name, weights[name])  # before it is read
+        check_plain(name, weights[name])  # before its numbers are read
     settings |= {
         name: args[name] for name in ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
     }
@@ -148,10 +150,10 @@ def convert(
 
 
 def read_meta(path: Path) -> list[str]:
-    """Return the characters by their ids, of nanoGPT's `meta.pkl`; nothing in the file is run.
+    """Return the character of each id from nanoGPT's `meta.pkl`, without running code in it.
 
     Raises:
-        UserError: there is no such file, or it is a pickle of something else.
+        UserError: the file cannot be read, or is not a `meta.pkl` of plain data for characters.
     """
     try:
         with open(path, "rb") as file:

@@ -1,4 +1,4 @@
-"""Weights from a model of one vocabulary to a model of another."""
+"""Transfer of weights between models with different vocabularies."""
 
 import json
 from collections.abc import Callable
@@ -11,11 +11,12 @@ from litchar.checkpoints.checkpoint import Checkpoint
 from litchar.errors import UserError
 from litchar.text import Vocabulary
 
-FREE = ("vocab_size", "block_size", "dropout", "noise", "init")  # which no weight depends on
+FREE = ("vocab_size", "block_size", "dropout", "noise", "init")  # options that may differ
 
 
 def differing(parent: Checkpoint, settings: dict[str, Any]) -> str:
-    """Return in which options the model of `parent` is another than `settings` say, or nothing."""
+    """Return a list, for a message, of the model options of `parent` that differ from `settings`,
+    apart from those in `FREE`; empty if there are none."""
     return ", ".join(
         f"model.{name}={json.dumps(then)} there, {json.dumps(settings[name])} here"
         for name, then in parent.model_settings.items()
@@ -31,24 +32,24 @@ def transfer_weights(
     build: Callable[[int], nn.Module],
     settings: dict[str, Any],
 ) -> tuple[int, int, int]:
-    """Copy the weights of `parent` into `model`, rows of the vocabulary by character.
+    """Copy the weights of `parent` into `model`, matching vocabulary rows by character.
 
     Which dimensions of which parameters run over the vocabulary is found by building the model
-    for two sizes of it, so that no model has to say.
+    with two vocabulary sizes, so that no model has to declare it.
 
     Args:
-        model: freshly initialised; it keeps what `parent` does not know.
+        model: freshly initialised; rows of characters that `parent` does not know stay so.
         vocabulary: of `model`.
-        build: returns the model for a vocabulary of the size given.
+        build: returns the model for a given vocabulary size.
         settings: of `model`.
 
     Returns:
-        how many characters both texts have, whose rows were taken over; how many only the new one
-        has, whose rows are freshly initialised; and how many only the old one had
+        the number of characters in both vocabularies, whose rows were copied; in the new one only,
+        whose rows stay freshly initialised; and in the old one only
 
     Raises:
         UserError: the models differ in more than the vocabulary, or the vocabularies differ and a
-            dimension goes by their size without being it, as in a table of pairs.
+            dimension depends on their size without being equal to it, as in a table of pairs.
     """
     old_ids = {symbol: i for i, symbol in enumerate(parent.vocabulary.symbols)}
     new_ids = {symbol: i for i, symbol in enumerate(vocabulary.symbols) if symbol in old_ids}
@@ -67,7 +68,7 @@ def transfer_weights(
     same = vocabulary == parent.vocabulary
     for name, new in weights.items():
         if name.startswith("ngrams.") and not same:
-            continue  # rows of these tables go by ids, which now mean other characters
+            continue  # rows of these tables go by ids, which now stand for other characters
         old = old_weights[name]
         sizes = list(zip(small[name].shape, large[name].shape, strict=True))
         over_vocabulary = [i for i, (a, b) in enumerate(sizes) if a != b and not same]
@@ -88,7 +89,7 @@ def transfer_weights(
 
 
 def _rows(tensor: Tensor, dimensions: list[int], rows: Tensor) -> tuple[Tensor, ...]:
-    """Return the index that picks `rows` along `dimensions`, and everything along the others."""
+    """Return the index that selects `rows` along `dimensions` and everything along the others."""
     index = []
     for i, size in enumerate(tensor.shape):
         picked = rows if i in dimensions else torch.arange(size)
