@@ -38,7 +38,8 @@ def transfer_weights(
     with two vocabulary sizes, so that no model has to declare it.
 
     Args:
-        model: freshly initialised; rows of characters that `parent` does not know stay so.
+        model: freshly initialised; rows of characters that `parent` does not know stay so, as do
+            n-gram embeddings if the vocabularies differ.
         vocabulary: of `model`.
         build: returns the model for a given vocabulary size.
         settings: of `model`.

@@ -17,7 +17,7 @@ MOST_SHOWN = 40  # characters of a document in the message
 
 
 def known_documents(checkpoint: Checkpoint, texts: Sequence[Writing]) -> str:
-    """Return one line that says which generated documents occur in which split of the text."""
+    """Return one line on which generated documents occur in which split of the training text."""
     documents = [_last_document(text) for text in texts if text.finish == "end"]
     said = []
     if too_long := sum(text.finish == "length" for text in texts):
