@@ -1,1 +1,1 @@
-"""What texts and runs show."""
+"""Analysis of texts, models and runs."""

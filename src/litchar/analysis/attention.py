@@ -1,4 +1,4 @@
-"""Where a transformer looks: the attention weights of its heads on a line, and their picture."""
+"""Attention maps: the weights of a transformer's heads on one line of text, and their picture."""
 
 import math
 from functools import cache, lru_cache, partial
@@ -13,21 +13,21 @@ from litchar.analysis.layers import layer_of, run_hooked
 from litchar.models.transformer import CausalSelfAttention
 from litchar.text import Vocabulary
 
-# Pixels, of a cell and of a line of text. TensorBoard's cards are 350 wide, and it draws what is
-# wider without smoothing: 24 characters and their labels just fit.
+# In pixels: the side of a cell, the height of a line of text. TensorBoard's cards are 350 wide, and
+# it scales wider images without smoothing: 24 characters and their labels just fit.
 CELL, LINE = 14, 20
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
-FUTURE = 255  # the colour of what a position cannot see; those below it are weights and ink
-# Looked through for characters that Pillow's own font lacks, those of most Unicode last.
+FUTURE = 255  # the palette index of masked (future) positions; lower ones are weights and ink
+# Fallbacks, tried in this order, for characters that Pillow's own font lacks.
 FONTS = ("DejaVuSans.ttf", "NotoSansCJK-Regular.ttc", "Arial Unicode.ttf", "msyh.ttc", "arial.ttf")
 
 
 @torch.no_grad()
 def attention_maps(model: nn.Module, idx: Tensor) -> dict[str, Tensor]:
-    """Return what each position attends to, by layer: (H, T, T) float32, rows sum to 1.
+    """Return the attention weights of each layer: (H, T, T) float32, rows sum to 1.
 
-    Only `CausalSelfAttention` is known; a model without it has no maps. The model is run once, as
-    in evaluation, with nothing compiled.
+    Only `CausalSelfAttention` is supported; a model without it has no maps. The model is run once,
+    in evaluation mode and uncompiled.
 
     Args:
         idx: (1, T) int64
@@ -55,8 +55,9 @@ def attention_maps(model: nn.Module, idx: Tensor) -> dict[str, Tensor]:
 
 
 def fixed_line(vocabulary: Vocabulary, tokens: np.ndarray, most: int) -> np.ndarray:
-    """Return the ids of a line of `tokens` with its line end: the first whole one that fills half
-    of `most` ids, cut there; or if there is none, what the text begins with.
+    """Return the first complete line of `tokens` that has at least `most / 2` ids, cut to `most`.
+
+    Its line end counts. If the first 100,000 tokens have no such line, return the first `most`.
 
     Args:
         tokens: (N,)
@@ -70,15 +71,15 @@ def fixed_line(vocabulary: Vocabulary, tokens: np.ndarray, most: int) -> np.ndar
 
 
 def draw_maps(maps: np.ndarray, labels: list[str]) -> Image.Image:
-    """Return a picture of a layer's heads, one below the other, each a map labelled with the
-    characters of its line.
+    """Return an image of a layer's attention maps, one head below the other, with the characters of
+    the line along rows and columns.
 
     Args:
         maps: (H, T, T), from 0 to 1
-        labels: of the T characters; what has no glyph in any font found is shown by its number.
+        labels: of the T characters; one that no font has a glyph for is shown as its hex code.
     """
     n_head, length = maps.shape[:2]
-    side = (length + 1) * CELL  # of a map with its labels
+    side = (length + 1) * CELL  # of a map including its labels
     canvas = np.zeros((LINE + n_head * (LINE + side), max(side, 250)), np.uint8)
     weights = np.clip(np.rint(maps * (FUTURE - 1)), 0, FUTURE - 1).astype(np.uint8)
     weights[:, ~np.tri(length, dtype=bool)] = FUTURE
@@ -94,13 +95,13 @@ def draw_maps(maps: np.ndarray, labels: list[str]) -> Image.Image:
     for place, title in enumerate(titles):
         middle = max(0, place - 1) * (LINE + side) + (LINE if place else 0) + LINE // 2
         draw.text((CELL, middle), title, FUTURE - 1, ImageFont.load_default(13), anchor="lm")
-    image = Image.frombytes("P", image.size, image.tobytes())  # the same bytes, now with colours
+    image = Image.frombytes("P", image.size, image.tobytes())  # the same bytes, as palette indices
     image.putpalette(_palette())
     return image
 
 
 def _palette() -> bytes:
-    """Return the colours: from white to a dark blue, and a light grey for the future."""
+    """Return the palette: white to dark blue, then light grey for `FUTURE`."""
     white, blue = np.array([255, 255, 255]), np.array([8, 40, 104])
     share = np.arange(FUTURE)[:, None] / (FUTURE - 1)
     colours = np.rint(white + share * (blue - white)).astype(np.uint8)
@@ -109,7 +110,7 @@ def _palette() -> bytes:
 
 @lru_cache(4096)
 def _tile(label: str) -> np.ndarray:
-    """Return a label in a cell: (CELL, CELL) uint8, 0 where there is no ink."""
+    """Return a label drawn in one cell: (CELL, CELL) uint8, 0 where there is no ink."""
     image = Image.new("L", (CELL, CELL))
     draw = ImageDraw.Draw(image)
     font = _font_for(label) if len(label.lstrip("◌")) == 1 else None
@@ -134,7 +135,7 @@ def _font_for(label: str) -> Font | None:
 
 
 def _has(font: Font, label: str) -> bool:
-    """Return whether `font` has every glyph; FreeType draws what it lacks all alike."""
+    """Return whether `font` has every glyph of `label`; FreeType draws all missing ones alike."""
     lacking = font.getmask("\uffff")
     drawn = (font.getmask(character) for character in label)
     return all((d.size, bytes(d)) != (lacking.size, bytes(lacking)) for d in drawn)

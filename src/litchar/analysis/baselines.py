@@ -1,4 +1,4 @@
-"""`scripts/baselines.py`: what a text costs counting and compressing, beside any model of it."""
+"""`scripts/baselines.py`: bits per character of counting models and compressors on a text."""
 
 import bz2
 import gzip
@@ -15,14 +15,14 @@ from litchar.terminal import Terminal
 from litchar.text import Text, TokenStore
 from litchar.text.yardsticks import Yardstick, characters_and_bytes, count_yardsticks, splits
 
-BEFORE = 16_000_000  # tokens of the training split that a compressor reads before it is measured
+BEFORE = 16_000_000  # training tokens that prime a compressor before the validation split
 
 
 def run(config: DictConfig) -> list[Yardstick]:
-    """Print the table of yardsticks of a text.
+    """Print a text's yardsticks as a table.
 
     Raises:
-        UserError: the text or a setting is unfit.
+        UserError: a setting is invalid, or the text cannot be read.
     """
     check_integer("order", config.order, 1, 64)
     memory = config.memory_gb
@@ -63,7 +63,7 @@ def _gzip(data: bytes) -> bytes:
 
 
 def _xz(data: bytes) -> bytes:
-    dictionary = min(max(len(data), 4096), 1 << 26)  # -9's 64 MiB, as far as the data fills them
+    dictionary = min(max(len(data), 4096), 1 << 26)  # 64 MiB as for -9, less for smaller data
     preset = 9 | lzma.PRESET_EXTREME
     filters = [{"id": lzma.FILTER_LZMA2, "preset": preset, "dict_size": dictionary}]
     return lzma.compress(data, filters=filters)
@@ -78,16 +78,16 @@ COMPRESSORS = {
 
 
 def compress(text: Text, store: TokenStore) -> Iterator[Yardstick]:
-    """Yield what each compressor takes for the validation split: alone, and after other text.
+    """Yield the compressed size of the validation split: alone, and after training text.
 
-    After the last `BEFORE` characters of the training split the split costs as many bytes as both
-    together take more than those characters by themselves.
+    The latter is the compressed size of the last `BEFORE` training tokens and the split together,
+    minus that of those tokens by themselves.
     """
     train, val = splits(text, store)
     before, split = (store.vocabulary.to_bytes(tokens) for tokens in (train[-BEFORE:], val))
     sizes = characters_and_bytes(store, val)
     part = "" if len(train) <= BEFORE else f"the last {BEFORE // 10**6} million {text.unit}s of "
-    with ThreadPoolExecutor(2) as pool:  # each takes some twelve times the text; none holds the GIL
+    with ThreadPoolExecutor(2) as pool:  # each needs ~12x the text in memory; all release the GIL
         jobs = {
             name: [pool.submit(compressor, data) for data in (split, before, before + split)]
             for name, compressor in COMPRESSORS.items()
@@ -98,5 +98,5 @@ def compress(text: Text, store: TokenStore) -> Iterator[Yardstick]:
                 yield Yardstick.of(name, 8 * alone, sizes, "alone")
                 after = f"after {part}the training text"
                 yield Yardstick.of(name, 8 * (both - first), sizes, after)
-        finally:  # or Ctrl-C would wait for all that are queued
+        finally:  # otherwise Ctrl-C would wait for every queued job
             pool.shutdown(wait=False, cancel_futures=True)

@@ -1,4 +1,4 @@
-"""The characters of a text: their names, which are odd, and which look like others."""
+"""The characters of a text: names and labels, oddities and lookalikes."""
 
 import unicodedata
 from collections import Counter
@@ -8,7 +8,7 @@ import numpy as np
 
 from litchar.text import TokenStore, Vocabulary
 
-NAMES = {  # of control codes, for which Unicode has none
+NAMES = {  # of control codes, which Unicode leaves unnamed
     "\0": "NULL",
     "\b": "BACKSPACE",
     "\t": "TAB",
@@ -20,8 +20,8 @@ NAMES = {  # of control codes, for which Unicode has none
     "\x7f": "DELETE",
     "\x85": "NEXT LINE",
 }
-SCRIPTS = ("LATIN", "GREEK", "CYRILLIC", "ARMENIAN", "CHEROKEE", "COPTIC")  # with letters alike
-SIGNS = {  # in ASCII, and what is often taken for them
+SCRIPTS = ("LATIN", "GREEK", "CYRILLIC", "ARMENIAN", "CHEROKEE", "COPTIC")  # with lookalike letters
+SIGNS = {  # ASCII punctuation and its lookalikes
     "-": "\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe63\uff0d",
     "'": "\u2018\u2019\u201a\u201b\u02b9\u02bb\u02bc\u02bd\u02c8\u2032\u00b4\uff40\uff07",
     '"': "\u201c\u201d\u201e\u201f\u2033\uff02",
@@ -36,12 +36,12 @@ SIGNS = {  # in ASCII, and what is often taken for them
     "~": "\u223c\uff5e\u02dc",
 }
 LIKE_SIGNS = {alike: sign for sign, all_alike in SIGNS.items() for alike in all_alike}
-MOST_WORDS = 100_000  # words of mixed scripts that are looked at
-LONGEST_WORD = 100  # characters of one; what goes on without a break is taken apart
+MOST_WORDS = 100_000  # occurrences of mixed-script words that are counted
+LONGEST_WORD = 100  # in characters; a longer one is split
 
 
 def name_of(character: str, unit: str = Vocabulary.unit) -> str:
-    """Return a character's name in Unicode, or of a byte its number."""
+    """Return a character's Unicode name, or a byte's number."""
     if not character:
         return "boundary between files"
     if unit != Vocabulary.unit:
@@ -51,10 +51,10 @@ def name_of(character: str, unit: str = Vocabulary.unit) -> str:
 
 
 def label_of(character: str, unit: str = Vocabulary.unit) -> str:
-    """Return what stands for a character where it must be seen: one that has ink stands for itself.
+    """Return a visible label for a character: the character itself if it has ink.
 
-    A space is `␣`, a line end `\\n`; what else cannot be seen is its number, and what combines
-    with the character before it stands on a dotted circle.
+    A space is `␣`, a line end `\\n`; any other invisible character is shown as its hex code, and a
+    combining mark on a dotted circle.
     """
     if not character:
         return "end"  # the boundary between files
@@ -71,7 +71,7 @@ def label_of(character: str, unit: str = Vocabulary.unit) -> str:
 
 
 def kind_of(character: str) -> str:
-    """Return what kind of character it is: a letter, a digit, a mark, a space, or other."""
+    """Return a character's kind: a letter, a digit, punctuation, a mark, a space, or other."""
     if not character:
         return "boundary"
     if character.isupper() or character.islower():
@@ -85,8 +85,8 @@ _VISIBLE = {" ": "␣", "\n": "\\n", "\t": "\\t", "\r": "\\r"}
 
 
 def oddity(character: str) -> str | None:
-    """Return what is odd about a character, if anything."""
-    if character in "\n\t ":  # as is the boundary between files, which is no character
+    """Return what is odd about a character; None if nothing is."""
+    if character in "\n\t ":  # or "", the boundary between files
         return None
     category = unicodedata.category(character)
     if character == "\ufffd":
@@ -115,7 +115,7 @@ def oddity(character: str) -> str | None:
 
 
 def script_of(character: str) -> int:
-    """Return 1 and up for a letter of one of `SCRIPTS`, 0 for anything else."""
+    """Return the place of a letter's script in `SCRIPTS`, from 1 on; 0 for anything else."""
     if not character.isalpha():
         return 0
     first = unicodedata.name(character, "").partition(" ")[0]
@@ -123,7 +123,7 @@ def script_of(character: str) -> int:
 
 
 def mixed_words(store: TokenStore, chunk: int = 1 << 20) -> Counter[str]:
-    """Return the words with letters of several `SCRIPTS`, and how often each stands in the text."""
+    """Return the words that mix letters of several `SCRIPTS`, and how often each occurs."""
     scripts = np.array([script_of(c) for c in store.vocabulary.symbols], np.uint8)
     words: Counter[str] = Counter()
     if len(set(scripts[scripts > 0].tolist())) < 2:
@@ -134,7 +134,7 @@ def mixed_words(store: TokenStore, chunk: int = 1 << 20) -> Counter[str]:
         a, b = here[:-1], here[1:]
         for place in (start + np.flatnonzero((a != b) & (a > 0) & (b > 0))).tolist():
             if place < end:
-                continue  # in the word before
+                continue  # within the previous word
             first, before = place, max(end, place - LONGEST_WORD // 2)
             while first > before and scripts[tokens[first - 1]]:
                 first -= 1
@@ -149,14 +149,14 @@ def mixed_words(store: TokenStore, chunk: int = 1 << 20) -> Counter[str]:
 
 
 def foreign_letters(word: str) -> str:
-    """Return the letters of a mixed word that are not of its main script, sorted, each once."""
+    """Return the distinct letters of a mixed word outside its main script, sorted."""
     letters = Counter(filter(None, map(script_of, word)))
     main = max(letters, key=lambda script: (letters[script], -script))
     return "".join(sorted({c for c in word if script_of(c) not in (0, main)}))
 
 
 def count_line_ends(chunks: Iterable[bytes]) -> dict[str, int]:
-    """Return how often `\\n`, `\\r\\n` and `\\r` alone stand in a text that comes in pieces."""
+    """Return how often `\\n`, `\\r\\n` and lone `\\r` occur in a text that is given in chunks."""
     lf = cr = crlf = 0
     before = b""
     for chunk in chunks:

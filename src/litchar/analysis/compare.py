@@ -16,7 +16,7 @@ from litchar.terminal import Terminal
 def report_on(
     paths: Sequence[Path], directory: Path | None, at: At | None, console: Terminal
 ) -> Comparison:
-    """Compare, print, and write the tables and the plot into `directory`, if there is one.
+    """Compare runs, print the result, and write tables, plot and report to `directory` if given.
 
     Raises:
         UserError: there is no run, or `directory` cannot be written.
@@ -34,7 +34,7 @@ def report_on(
         lack = write_plot(comparison, directory / "sweep.png")
         write_sweep_report(comparison, directory)
     except OSError as error:
-        place = error.filename2 or directory  # what was to be replaced; a draft is no place to name
+        place = error.filename2 or directory  # os.replace's target, not its draft
         raise UserError(
             f"{place}: cannot be written ({error.strerror}); name another place: --out DIRECTORY"
         ) from None
@@ -45,8 +45,11 @@ def report_on(
 
 @exit_codes()
 def main(arguments: list[str] | None = None) -> None:
-    """Compare what the command line names; exits with 0, with 2 if that is wrong, and with 1 if
-    revisions that should be equal are not."""
+    """Compare the runs or revisions that the command line names.
+
+    Exits with 0; with 1 if revisions differ despite `--assert-equal`; with 2 on a wrong command
+    line.
+    """
     given = sys.argv[1:] if arguments is None else arguments
     end = given.index("--") if "--" in given else len(given)
     options = _parser().parse_args(given[:end])
@@ -57,7 +60,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _directory(text: str) -> Path:
-    if not text:  # a variable that is not set; to pathlib the working directory
+    if not text:  # an unset variable; pathlib would take the working directory
         raise argparse.ArgumentTypeError("is empty; name a directory")
     return Path(text)
 

@@ -1,4 +1,4 @@
-"""What runs have in common and differ in: grouped over seeds, with what is more than seed noise."""
+"""Compares runs: groups them over seeds, and tests which differences exceed seed noise."""
 
 import hashlib
 import json
@@ -20,9 +20,9 @@ from litchar.training.sweep import identity, swept_keys
 
 SEEDS = ("seed", "data.seed")
 COSTS = ("steps", "characters", "seconds", "flops")
-LEVEL = 0.05  # at which a difference counts as larger than seed noise
+LEVEL = 0.05  # a difference with a smaller p counts as larger than seed noise
 
-# Figures that grow with a run, and the cost that each is of.
+# Figures that grow during a run, and the kind of cost that each measures.
 GROWING = {
     "steps": "steps",
     "characters_seen": "characters",
@@ -30,7 +30,7 @@ GROWING = {
     "flops": "flops",
 }
 
-# What of a summary is averaged over a row's runs, by its name in the files.
+# The figures of a summary that are averaged over a row's runs, by their names in the files.
 FIGURES = (
     "steps",
     "characters_seen",
@@ -45,17 +45,17 @@ FIGURES = (
 
 @dataclass(frozen=True)
 class At:
-    """The cost at which runs are compared: so many steps, characters, seconds or FLOPs."""
+    """The cost at which runs are compared: a number of steps, characters, seconds or FLOPs."""
 
     kind: str
     value: float
 
     @classmethod
     def parse(cls, text: str) -> "At":
-        """Return what `steps=1000` or `flops=1e12` means.
+        """Return the cost that `text` states, such as `steps=1000` or `flops=1e12`.
 
         Raises:
-            UserError: it means nothing.
+            UserError: the kind is unknown, or the value is not a finite number above 0.
         """
         kind, _, value = text.partition("=")
         try:
@@ -74,16 +74,16 @@ class At:
 
 @dataclass(frozen=True)
 class Row:
-    """Runs that differ in their seeds alone.
+    """Runs that differ only in their seeds.
 
     Attributes:
         settings: the values of the table's keys.
         runs: those that are counted.
-        losses: of each, at least one, in nats per token: (n,) float64.
-        pending: those of the same settings that are not, because they have not come so far.
-        at: the cost at which the losses are; None: the best of each run.
-        p: Welch's two-sided t-test against the table's best row, with Holm's correction for the
-            number of rows; nan where a side has fewer than two runs, and for the best row.
+        losses: of each counted run, at least one, in nats per token: (n,) float64.
+        pending: runs with the same settings that are not counted, see `loss_of`.
+        at: the cost at which the losses were read; None: the best loss of each run.
+        p: of Welch's two-sided t-test against the table's best row, Holm-corrected for the number
+            of rows; nan for the best row, and where either side has fewer than two runs.
     """
 
     settings: dict[str, Any]
@@ -100,7 +100,7 @@ class Row:
 
     @property
     def n(self) -> int:
-        """How many runs are counted."""
+        """The number of counted runs."""
         return len(self.losses)
 
     @property
@@ -110,7 +110,7 @@ class Row:
 
     @property
     def sd(self) -> float:
-        """The standard deviation over seeds, of the population they are drawn from (n - 1)."""
+        """The sample standard deviation over seeds (n - 1); nan of a single run."""
         return float(self.losses.std(ddof=1)) if self.n > 1 else math.nan
 
     @property
@@ -120,19 +120,19 @@ class Row:
         return self.mean - half, self.mean + half
 
     def figure(self, name: str) -> float:
-        """Return the mean of a summary's figure over the runs, at the row's cost if it has one; nan
-        where none has it."""
+        """Return the mean over the runs of a figure of their summaries, at the row's cost if it has
+        one; nan if no run has the figure."""
         found = [value for run in self.runs if (value := figure(run, name, self.at)) is not None]
         return float(np.mean(found)) if found else math.nan
 
 
 @dataclass(frozen=True)
 class PowerLaw:
-    """loss = factor * FLOPs ** -exponent, by least squares of the logarithms, a point a size.
+    """loss = factor * FLOPs ** -exponent, by least squares on the logarithms, one point per size.
 
     Attributes:
         low, high: the exponent's 95% interval, from Student's t on the residuals of the fit.
-        flops, losses: the points: (sizes,) float64.
+        flops, losses: the fitted points: (sizes,) float64.
     """
 
     factor: float
@@ -145,15 +145,15 @@ class PowerLaw:
 
 @dataclass(frozen=True)
 class Table:
-    """Runs whose losses can be compared: the same text, split in the same way.
+    """Runs whose losses can be compared, see `comparable_by`: the same text, split the same way.
 
     Attributes:
-        text: what they were trained on.
+        text: the name of the text they were trained on.
         unit: what a token is.
-        keys: in which the rows differ.
+        keys: the settings in which the rows differ.
         rows: the best first; at least one.
-        power_law: of the best row of each size, if there are at least three sizes, and not all at
-            the same FLOPs.
+        power_law: fitted to the best row of each size; None with fewer than three sizes, or if all
+            had the same FLOPs.
     """
 
     text: str
@@ -165,12 +165,12 @@ class Table:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All runs: a table for each text, and what a person should know of the rest.
+    """All runs: a table for each text, and notes on what the tables leave out.
 
     Attributes:
-        runs: every run that was looked at.
+        runs: every run that was found.
         reasons: why a run is not counted, by its path, in the order of `runs`.
-        notes: what makes the figures less than they seem.
+        notes: caveats about the figures.
     """
 
     at: At | None
@@ -183,14 +183,13 @@ class Comparison:
 def compare(paths: Sequence[Path], at: At | None = None) -> Comparison:
     """Compare runs, and sweeps of them, by the best validation loss or the loss at equal cost.
 
-    The loss at a cost is read off the validation curve, on the straight line between the two
-    validations around it.
+    The loss at a cost is interpolated linearly between the two validations around it.
 
     Args:
         paths: directories of runs, or of sweeps.
 
     Raises:
-        UserError: there is no run.
+        UserError: a path does not exist or holds no run.
     """
     runs = [Run.load(path) for path in find_runs(paths)]
     swept = sorted(swept_keys(paths[0]) - set(SEEDS)) if len(paths) == 1 else []
@@ -198,8 +197,8 @@ def compare(paths: Sequence[Path], at: At | None = None) -> Comparison:
     losses: dict[Path, float] = {}
     reasons: dict[Path, str] = {}
     by_text: dict[tuple[Any, ...], list[Run]] = {}
-    opened: dict[tuple[Any, ...], list[Run]] = {}  # of those that are not counted
-    unopened: list[Run] = []  # which nobody knows the text of
+    opened: dict[tuple[Any, ...], list[Run]] = {}  # not counted, by text
+    unopened: list[Run] = []  # not counted, of unknown text
     for run in runs:
         loss, reason = loss_of(run, at)
         if reason:
@@ -231,10 +230,10 @@ def compare(paths: Sequence[Path], at: At | None = None) -> Comparison:
 
 
 def find_runs(paths: Iterable[Path]) -> list[Path]:
-    """Return the runs that `paths` are or hold.
+    """Return the run directories among `paths` and directly below them.
 
     Raises:
-        UserError: one holds none.
+        UserError: a path does not exist or holds no run.
     """
     found: dict[Path, None] = {}
     for path in paths:
@@ -248,11 +247,11 @@ def find_runs(paths: Iterable[Path]) -> list[Path]:
 
 
 def compared_keys(runs: list[Run], swept: list[str]) -> list[str]:
-    """Return the keys by which runs are told apart, seeds excepted.
+    """Return the keys that tell runs apart, seeds excepted.
 
     Args:
-        swept: of one sweep: others count only where runs differ that have the same values of these,
-            as when an experiment's file was changed in between.
+        swept: the keys of a sweep, always included. Other keys count only if they differ between
+            runs that agree on these, as when an experiment's file was changed in between.
     """
     alike: dict[str, list[Run]] = {}
     for run in runs:
@@ -264,19 +263,19 @@ def compared_keys(runs: list[Run], swept: list[str]) -> list[str]:
 def differing(runs: list[Run]) -> list[str]:
     """Return the keys in which the configurations of `runs` differ.
 
-    A group whose choices differ (`model._target_`) stands for those of its keys that only some of
-    the choices have; that key is named itself where one choice has had several of its values.
+    A group whose `_target_` differs (`model`) is listed in place of those of its keys that differ
+    only between targets. `_target_` is listed, too, if the group's choice does not determine it.
     """
     settings = [identity(run.composed or run.config) for run in runs]
     found = _unlike(settings)
-    if by_device := [key for key in found if within(key, ["by_device"])]:  # what they settle
+    if by_device := [key for key in found if within(key, ["by_device"])]:  # what they resolve to
         settled = {key.split(".", 2)[-1] for key in by_device}
         found = [key for key in found if key not in by_device and key not in settled]
         found += [key for key in _unlike([run.settings for run in runs]) if key in settled]
     groups = [key.removesuffix("._target_") for key in found if key.endswith("._target_")]
 
     def told(group: str) -> bool:
-        """Return whether what is chosen tells what is built."""
+        """Return whether the choice of a group determines its `_target_`."""
         chosen = [repr(value_of(run, group)) for run in runs]
         built = [one.get(f"{group}._target_") for one in settings]
         return len(set(chosen)) == len(set(zip(chosen, built, strict=True)))
@@ -297,14 +296,14 @@ def _unlike(settings: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def one_form(value: Any) -> Any:
-    """Return a value in the form that all which equal it have: 0 for 0.0. But 1.0 is all batches to
-    Lightning, and 1 is one."""
+    """Return a value in canonical form: 0 for 0.0. Only 1.0 stays a float: to Lightning it means
+    all batches, and 1 means one."""
     whole = isinstance(value, float) and value.is_integer() and value != 1
     return int(value) if whole else value
 
 
 def loss_of(run: Run, at: At | None) -> tuple[float, str]:
-    """Return the loss that a run is compared by, or why there is none."""
+    """Return the loss that a run is compared by, and an empty string; or nan, and why."""
     if at is None:
         if run.status == "completed":
             loss = run.summary.get("best_val_loss")
@@ -323,8 +322,8 @@ def loss_of(run: Run, at: At | None) -> tuple[float, str]:
 
 
 def cost(run: Run, kind: str) -> np.ndarray:
-    """Return what each validation of a run came after: steps, characters, seconds of steps or
-    FLOPs. Empty if its record does not say."""
+    """Return the cost of a run up to each validation: steps, characters, seconds of steps or FLOPs.
+    Empty if its record does not say."""
     steps = np.array([row["step"] for row in run.history])
     if kind == "steps":
         return steps
@@ -341,17 +340,17 @@ def cost(run: Run, kind: str) -> np.ndarray:
 
 
 def figure(run: Run, name: str, at: At | None = None) -> float | None:
-    """Return a figure of a run's summary; `flops` are those of all that it trained on.
+    """Return a figure of a run's summary, None if unknown; `flops` is the total of its training.
 
     Args:
-        at: where on the way the run was: what grows is what it was there, if that is known.
+        at: the cost up to which figures that grow during a run are counted.
     """
     if at is not None and name in GROWING:
         if GROWING[name] == at.kind:
             return at.value
         costs = cost(run, GROWING[name])
         return float(np.interp(at.value, cost(run, at.kind), costs)) if len(costs) else None
-    if at is not None and name == "total_seconds":  # no validation says how many it came after
+    if at is not None and name == "total_seconds":  # not recorded at validations
         return None
     if name != "flops":
         return run.summary.get(name)
@@ -362,7 +361,7 @@ def figure(run: Run, name: str, at: At | None = None) -> float | None:
 def comparable_by(run: Run) -> tuple[Any, ...]:
     """Return what two runs must have in common for their losses to be comparable."""
     split = tuple(json.dumps(one_form(run.settings.get(f"data.{name}"))) for name in SPLIT_BY)
-    # A mixture's loss is a mean by weight; its fingerprint knows the order of the corpora.
+    # A mixture's loss is a weighted mean; its fingerprint covers the order of the corpora.
     weights = tuple(weights_of(run).values())
     return (
         run.environment.get("fingerprint"),
@@ -374,11 +373,11 @@ def comparable_by(run: Run) -> tuple[Any, ...]:
 
 
 def part_validated(run: Run) -> dict[str, Any]:
-    """Return the settings that say which part of the validation split a run is validated on; none
-    where it is all of it."""
+    """Return the settings that determine which part of the validation split a run is validated on;
+    empty if it is all of it."""
     keys = ("trainer.limit_val_batches", "data.block_size", "data.val_batch_size")
     part = {key.partition(".")[2]: run.settings.get(key) for key in keys}
-    if overfit := run.settings.get("trainer.overfit_batches"):  # by which these are limited, too
+    if overfit := run.settings.get("trainer.overfit_batches"):  # which limits validation, too
         part["limit_val_batches"] = overfit
     limit = part["limit_val_batches"]
     return {} if limit is None or (isinstance(limit, float) and limit == 1) else part
@@ -391,15 +390,15 @@ def weights_of(run: Run) -> dict[str, float]:
 
 
 def name_of_text(run: Run) -> str:
-    """Return what a run's text is called: its files, or the corpora of a mixture by weight."""
+    """Return the name of a run's text: its files, or a mixture's corpora and their weights."""
     if weights := weights_of(run):
         return ", ".join(f"{weight:.1%} {name}" for name, weight in weights.items())
     return str(run.environment.get("text", "an unknown text"))
 
 
 def names_of_texts(runs: Sequence[Run]) -> list[str]:
-    """Return what the texts of runs are called, each on another: where several have one name, with
-    the settings that set them apart, or the beginning of its fingerprint."""
+    """Return a name for the text of each run, all on different texts: where names clash, with the
+    settings in which they differ, and if these do not suffice, the start of the fingerprint."""
     names = [name_of_text(run) for run in runs]
     for name in {name for name in names if names.count(name) > 1}:
         same = [i for i, other in enumerate(names) if other == name]
@@ -410,7 +409,7 @@ def names_of_texts(runs: Sequence[Run]) -> list[str]:
         ]
         keys = _unlike(settings)
         apart = [[f"{key}={shown(one.get(key))}" for key in keys] for one in settings]
-        if len({repr(one) for one in apart}) < len(apart):  # the files themselves are others
+        if len({repr(one) for one in apart}) < len(apart):  # the files themselves differ
             for i, one in zip(same, apart, strict=True):
                 one.append(str(runs[i].environment.get("fingerprint"))[:8])
         for i, one in zip(same, apart, strict=True):
@@ -419,14 +418,14 @@ def names_of_texts(runs: Sequence[Run]) -> list[str]:
 
 
 def seeds_of(run: Run) -> tuple[Any, ...]:
-    """Return what a run drew its random numbers from: two with the same are one run twice."""
+    """Return a run's seeds; runs with the same settings and seeds are repeats of each other."""
     seeds = [value_of(run, key) for key in SEEDS]
     return tuple(run.summary.get("seed") if seed is None else seed for seed in seeds)
 
 
 def seed_of(run: Run) -> str:
-    """Return what names a run among those of its settings: its seed, and that of its windows if it
-    is another."""
+    """Return the name of a run among those with its settings: its seed, and that of its windows if
+    it differs."""
     return "/".join(map(str, dict.fromkeys(seeds_of(run))))
 
 
@@ -452,14 +451,14 @@ def make_table(
     notes: list[str],
     at: At | None,
 ) -> Table:
-    """Group comparable runs over seeds, the best row first, each tested against that.
+    """Group comparable runs over seeds, the best row first, and test the others against it.
 
     Args:
-        text: what theirs is called.
-        keys: in which runs differ, on whatever texts.
-        swept: those of them that runs are named by, too, which differ in none.
+        text: the name of their text.
+        keys: the keys that tell runs apart, across all texts.
+        swept: the keys of the sweep, which name the rows if no key differs.
         opened: runs on this text that are not counted.
-        unopened: those that may have been meant for it.
+        unopened: runs that are not counted and whose text is unknown: it may be this one.
     """
     pending = [*opened, *unopened]
     values = {
@@ -496,8 +495,8 @@ def make_table(
 
 
 def against_best(losses: list[np.ndarray]) -> list[float]:
-    """Return the p-value of each sample of losses against the first: Welch's t-test (Welch, 1947),
-    with Holm's correction (Holm, 1979), since the more rows, the more differ by chance."""
+    """Return the p-value of each sample of losses against the first, by Welch's t-test (Welch,
+    1947), with Holm's correction (Holm, 1979) for multiple comparisons; nan for the first."""
     raw = [math.nan, *(welch(losses[0], other) for other in losses[1:])]
     order = sorted((p, i) for i, p in enumerate(raw) if not math.isnan(p))
     adjusted, highest = list(raw), 0.0
@@ -508,17 +507,17 @@ def against_best(losses: list[np.ndarray]) -> list[float]:
 
 
 def welch(one: np.ndarray, other: np.ndarray) -> float:
-    """Return the two-sided p-value that two samples have one mean; nan below two of each."""
+    """Return the two-sided p-value for equal means; nan if either sample has fewer than two."""
     if min(len(one), len(other)) < 2:
         return math.nan
-    if one.std() == other.std() == 0:  # the test has no scale: any difference is one
+    if one.std() == other.std() == 0:  # without variance, any difference counts
         return float(one[0] == other[0])
     return float(stats.ttest_ind(one, other, equal_var=False).pvalue)
 
 
 def power_law(rows: list[Row]) -> PowerLaw | None:
-    """Fit loss against FLOPs to the best row of each size; None below three sizes, and at the same
-    FLOPs."""
+    """Fit loss against FLOPs to the best row of each size; None with fewer than three sizes, or if
+    all had the same FLOPs."""
     best: dict[float, Row] = {}
     for row in rows:
         if row.figure("flops") > 0:
@@ -535,13 +534,13 @@ def power_law(rows: list[Row]) -> PowerLaw | None:
 
 
 def same_flops(rows: Iterable[Row]) -> bool:
-    """Return whether rows had the same FLOPs, to a hundredth: whole steps do not come closer."""
+    """Return whether rows had the same FLOPs to within 1%: whole steps do not come closer."""
     flops = [row.figure("flops") for row in rows]
     return max(flops) < 1.01 * min(flops)
 
 
 def revisions_of(runs: list[Run]) -> list[str]:
-    """Return what to say of runs that different code made."""
+    """Return a note if the runs were made by different revisions of the code."""
     revisions = {_revision_of(run) for run in runs if run.environment}
     if len(revisions) < 2:
         return []
@@ -551,7 +550,7 @@ def revisions_of(runs: list[Run]) -> list[str]:
 
 
 def _revision_of(run: Run) -> str:
-    """Return a name of the code that made a run, by what was not committed as well."""
+    """Return a name for a run's code: its revision, and a hash of uncommitted changes if any."""
     revision = str(run.environment.get("revision"))[:9]
     try:
         changes = (run.path / "code.diff").read_bytes()
@@ -566,8 +565,8 @@ def short(key: str) -> str:
 
 
 def shown(value: Any) -> str:
-    """Return a value for a table: a path by its name, a checkpoint's with that of its run, the rest
-    as it is written."""
+    """Return a value as shown in a table: an absolute path by its name, a checkpoint's with its
+    run's as well, the rest as written."""
     if isinstance(value, float):
         return "1.0" if value == 1 else f"{value:g}"  # see `one_form`
     text = str(value)

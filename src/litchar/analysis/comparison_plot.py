@@ -1,4 +1,4 @@
-"""`sweep.png`: losses against what was swept, a point a run, and the loss curves overlaid."""
+"""`sweep.png`: losses against the swept settings, a point per run, and overlaid loss curves."""
 
 import math
 import warnings
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     Panel = Callable[[Axes], None]
 
-MOST_LINES = 8  # of one panel that are told apart by colour
+MOST_LINES = 8  # of one panel that get colours of their own
 COLORS = ("#3b6fb6", "#d1603d", "#3f9b6c", "#9467bd", "#c49a2c", "#4aa3c2", "#b5547f", "#7a7a7a")
 
 
@@ -28,7 +28,7 @@ def write_plot(comparison: Comparison, path: Path) -> str:
     """Draw a row of panels for each table.
 
     Returns:
-        what is lacking, for a person to read: nothing, or the plot and why.
+        a message that says why there is no plot; empty if there is one.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -57,13 +57,17 @@ def write_plot(comparison: Comparison, path: Path) -> str:
 
 
 def label_of_losses(table: Table, comparison: Comparison) -> str:
-    """Return what stands beside the first of a table's panels."""
+    """Return the label of the loss axis of a table's first panel."""
     measure = f"at {comparison.at}, " if comparison.at else ""
     return f"validation loss, {measure}nats per {table.unit}"
 
 
 def panels_of(table: Table) -> "list[Panel]":
-    """Return what draws each panel of a table: two keys share one, more have one each."""
+    """Return the functions that draw a table's panels.
+
+    Each key has a panel, but two keys share one if the second has at most `MOST_LINES` values. The
+    curves follow, and the power law if there is one.
+    """
     keys = _by_length(table)
     lines = keys[1:] if len(keys) == 2 and len(_values(table, keys[1])) <= MOST_LINES else []
     across = keys[:1] if lines or not keys else keys
@@ -75,8 +79,8 @@ def panels_of(table: Table) -> "list[Panel]":
 
 
 def _by_length(table: Table) -> list[str]:
-    """Return the keys in which rows differ, or all if they differ in none; those of numbers and of
-    many values first: they make the best axes."""
+    """Return the keys in which rows differ, or all if they differ in none; numeric ones and those
+    with most values first, as they make the best axes."""
 
     def rank(key: str) -> tuple[bool, int]:
         values = _values(table, key)
@@ -87,7 +91,7 @@ def _by_length(table: Table) -> list[str]:
 
 
 def _values(table: Table, key: str) -> list[Any]:
-    """Return the values that rows have of a key, those of the best first."""
+    """Return the distinct values of a key, in the order of the rows: the best first."""
     return list({repr(row.settings[key]): row.settings[key] for row in table.rows}.values())
 
 
@@ -100,11 +104,11 @@ def _is_finite(value: Any) -> bool:
 
 
 def _losses(axes: "Axes", table: Table, key: str, lines: list[str]) -> None:
-    """Draw the losses against one key: a point a run, and a line through the means.
+    """Draw the losses against one key: a point per run, and a line through the means.
 
     Args:
-        lines: the key whose values have a line and a colour each; none if all other keys are
-            mixed, and the line joins the best of each value.
+        lines: the key whose values each get a line and a colour; if empty, the other keys are
+            pooled, and the line joins the best row at each value.
     """
     values = _values(table, key)
     numeric = all(map(_is_finite, values))
@@ -118,7 +122,7 @@ def _losses(axes: "Axes", table: Table, key: str, lines: list[str]) -> None:
         _line(axes, placed, "-" if numeric else "", COLORS[i % len(COLORS)], label)
     losses = np.concatenate([row.losses for row in table.rows])
     room = 0.15 * (losses.max() - losses.min())
-    if room:  # two seeds have an interval that would hide all the rest
+    if room:  # the interval of two seeds would dwarf everything else
         axes.set_ylim(losses.min() - room, losses.max() + room)
     _mark(axes, values, list(places.values()), numeric)
     axes.set_xlabel(key)
@@ -135,10 +139,10 @@ def _losses(axes: "Axes", table: Table, key: str, lines: list[str]) -> None:
 def _line(
     axes: "Axes", placed: list[tuple[float, Row]], style: str, color: str, label: str | None
 ) -> None:
-    """Draw a point a run, and a line through the means of the best row at each place.
+    """Draw a point per run, and a line through the means of the best row at each place.
 
     Args:
-        placed: rows, the best first, each behind its place on the axis.
+        placed: pairs of a place on the axis and a row, the best row first.
     """
     xs = [place for place, row in placed for _ in row.losses]
     ys = [loss for _, row in placed for loss in row.losses]
@@ -183,7 +187,7 @@ def _cut(text: str, most: int) -> str:
 
 
 def _label(text: str, most: int) -> str:
-    """Return at most so much of a text as matplotlib is to show it: dollars begin no formula."""
+    """Return a text cut to `most` characters, with `$` escaped lest matplotlib read a formula."""
     return _cut(text, most).replace("$", r"\$")
 
 
@@ -209,7 +213,7 @@ def _curves(axes: "Axes", table: Table) -> None:
             )
     ends = [run.history[-1]["val/loss"] for row in rows for run in row.runs if run.history]
     starts = [run.history[0]["val/loss"] for row in rows for run in row.runs if run.history]
-    if ends and max(starts) > max(ends):  # the end is what one compares
+    if ends and max(starts) > max(ends):  # zoom in on the end, where runs are compared
         low = min(ends)
         axes.set_ylim(
             low - 0.05 * (max(starts) - low), min(max(starts), low + 4 * _spread(ends, starts))
@@ -219,14 +223,14 @@ def _curves(axes: "Axes", table: Table) -> None:
     legend = axes.legend(
         handles[::-1], labels[::-1], loc="upper right", title=_cut(names, 42), title_fontsize=8
     )
-    legend.set_in_layout(False)  # the axes need not shrink for it
+    legend.set_in_layout(False)  # do not shrink the axes for it
     axes.set_xlabel("step")
     whole_steps(axes)
     axes.set_title("validation loss, best row first")
 
 
 def _spread(ends: list[float], starts: list[float]) -> float:
-    """Return a height that shows how the curves end, and a good part of how they fall."""
+    """Return the range of the curves' ends, but at least a quarter of the whole descent."""
     return max(max(ends) - min(ends), 0.25 * (max(starts) - min(ends)))
 
 

@@ -1,4 +1,4 @@
-"""The tables of a comparison: printed, in words, and as CSV."""
+"""The tables of a comparison: printed, put into words, and written as CSV."""
 
 import csv
 import math
@@ -30,7 +30,7 @@ COST = ("chars/s", "seconds", "parameters", "FLOPs")
 
 
 def print_comparison(comparison: Comparison, console: Terminal) -> None:
-    """Print the tables, what they leave out, and how to read them."""
+    """Print the tables, how to read them, and which runs they leave out."""
     for table in comparison.tables:
         measure = f"at {comparison.at}" if comparison.at else "at its best"
         console.print(
@@ -48,7 +48,7 @@ def print_comparison(comparison: Comparison, console: Terminal) -> None:
 
 
 def in_words(table: Table) -> list[str]:
-    """Return what a table shows beyond its figures, and how its last columns are meant."""
+    """Return a table's power law in words, and what its last columns mean."""
     lines = []
     if (law := table.power_law) is not None:
         lines.append(
@@ -66,7 +66,7 @@ def in_words(table: Table) -> list[str]:
 
 
 def cells_of(table: Table) -> tuple[list[str], list[list[str]]]:
-    """Return a table's headings, those of numbers behind a `#`, and its rows as shown."""
+    """Return a table's headings, those of numeric columns prefixed with `#`, and its rows."""
     headings = [*_names(table), *(f"# {name}" for name in LOSSES + COST)]
     best = table.rows[0]
     rows = [[*_settings(row), *_losses(row, best), *_cost(row)] for row in table.rows]
@@ -83,9 +83,9 @@ def _settings(row: Row) -> list[str]:
 
 
 def _print_table(table: Table, console: Terminal) -> None:
-    """Print all columns side by side, or where there is no room for that, in parts."""
+    """Print all columns side by side, or in parts if the terminal is too narrow."""
     headings, rows = cells_of(table)
-    n = len(headings) - len(LOSSES + COST)  # columns that name a row, in each part
+    n = len(headings) - len(LOSSES + COST)  # columns that name a row, repeated in each part
 
     def part(start: int, end: int) -> RichTable:
         kept = [*range(n), *range(n + start, n + end)]
@@ -132,7 +132,7 @@ def differs(row: Row) -> str:
 
 
 def write_tables(comparison: Comparison, directory: Path) -> None:
-    """Write `sweep.csv`, a line for each row of the tables, and `runs.csv`, one for each run."""
+    """Write `sweep.csv`, one line per row of the tables, and `runs.csv`, one line per run."""
     keys = list(dict.fromkeys(key for table in comparison.tables for key in table.keys))
     rows = []
     for table in comparison.tables:
@@ -161,9 +161,9 @@ def write_tables(comparison: Comparison, directory: Path) -> None:
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write `rows` in place of the file; a figure that is not known is an empty cell."""
+    """Write `rows` as a CSV file, atomically; an unknown figure is an empty cell."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    # A path may be no UTF-8.
+    # A path need not be valid UTF-8.
     with (
         atomic_write(path) as draft,
         open(draft, "w", newline="", encoding="utf-8", errors="backslashreplace") as file,

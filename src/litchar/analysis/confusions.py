@@ -1,4 +1,4 @@
-"""Which characters a model takes for which others."""
+"""Which characters a model mistakes for which others."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,11 +13,11 @@ from litchar.models import evaluating
 
 @dataclass(frozen=True)
 class Confusion:
-    """A character, another one that the model finds likelier where it stands, and how often.
+    """A character, another that the model predicted in its place, and how often.
 
     Attributes:
-        times: how often `predicted` was the likeliest where `actual` stands; both are ids.
-        share: of all places where `actual` stands.
+        times: how often `predicted` was the most likely where `actual` stands; both are ids.
+        share: `times` as a fraction of the occurrences of `actual`.
     """
 
     actual: int
@@ -30,7 +30,7 @@ class Confusion:
 def predictions(
     model: nn.Module, windows: Iterable[tuple[Tensor, Tensor]], device: torch.device
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return what stands in the text, and what the model finds likeliest there: ids, (N,) each.
+    """Return the ids of the text and the model's most likely id at each of them: (N,) each.
 
     Args:
         windows: batches of inputs and targets, (B, T) int64 each; ignored targets are left out.
@@ -46,10 +46,10 @@ def predictions(
 
 
 def most_confused(actual: np.ndarray, predicted: np.ndarray, most: int) -> list[Confusion]:
-    """Return the pairs that are confused most often, those first.
+    """Return the `most` pairs that are confused most often, the most frequent first.
 
     Args:
-        actual: ids, as is `predicted`: (N,) each
+        actual: ids, like `predicted`: (N,) each
     """
     wrong = actual != predicted
     pairs, times = np.unique(

@@ -1,4 +1,4 @@
-"""How much of a text, such as one that a model writes, stands word for word in another."""
+"""Verbatim copying: how much of a text, such as a model's output, occurs in another."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,19 +8,19 @@ import numpy as np
 from litchar.analysis.passages import MIX, hash_windows, window_hashes
 from litchar.text.ngrams import find_sorted
 
-LENGTHS = (4, 8, 16, 32, 64)  # of the n-grams that are looked for, in tokens
-TABLE_BITS = 20  # at least, of a table that tells most windows of a text from those wanted
+LENGTHS = (4, 8, 16, 32, 64)  # of the n-grams that are looked up, in tokens
+TABLE_BITS = 20  # log2 of the minimum size of the table that rules out most windows of a text
 
 
 @dataclass(frozen=True)
 class Copied:
-    """What of some texts stands in the training text.
+    """How much of some texts occurs in the training text.
 
     Attributes:
-        shares: how many of the texts' n-grams stand there, of 1: n -> share; without those n that
-            every text is too short for.
-        reach: for each token of each text, the highest of `LENGTHS` of which an n-gram that
-            contains it stands there; 0: none.
+        shares: n -> the fraction of the texts' n-grams that occur there; without those n for which
+            every text is too short.
+        reach: for each token of each text, the largest of `LENGTHS` for which an n-gram that
+            contains it occurs there; 0: none.
     """
 
     shares: dict[int, float]
@@ -29,11 +29,11 @@ class Copied:
 
 @dataclass(frozen=True)
 class CopiedPassage:
-    """A passage of a text that stands in the training text.
+    """A passage of a text that occurs in the training text.
 
     Attributes:
-        text: which of the texts.
-        start: where it begins there.
+        text: the index of the text.
+        start: where it begins in that text.
         place: where it begins in the training text.
         length: in tokens.
     """
@@ -45,9 +45,9 @@ class CopiedPassage:
 
 
 def find_copied(texts: Sequence[np.ndarray], train: np.ndarray, vocab_size: int) -> Copied:
-    """Look for the n-grams of `texts` in `train`, by their hashes.
+    """Look up the n-grams of `texts` in `train`, by their hashes.
 
-    The training text is read once, in pieces; memory is bounded by the texts' own length.
+    The training text is read once, in chunks; memory is bounded by the length of `texts`.
     """
     hashes = {n: [hash_windows(t, vocab_size, n).hashes for t in texts] for n in LENGTHS}
     joined = {n: np.concatenate(of_texts) for n, of_texts in hashes.items()}
@@ -66,9 +66,9 @@ def find_copied(texts: Sequence[np.ndarray], train: np.ndarray, vocab_size: int)
 def standing(
     hashes: Mapping[int, np.ndarray], tokens: np.ndarray, vocab_size: int, times: int = 1
 ) -> dict[int, np.ndarray]:
-    """Return which windows stand in `tokens`, and so many times at least: by length, (K,) bool.
+    """Return which windows occur at least `times` times in `tokens`: by length, (K,) bool.
 
-    The tokens are read once, in pieces; memory is bounded by the number of the windows.
+    The tokens are read once, in chunks; memory is bounded by the number of windows.
 
     Args:
         hashes: of the windows, by their length: (K,) uint64
@@ -83,10 +83,10 @@ def standing(
 def longest_copied(
     texts: Sequence[np.ndarray], train: np.ndarray, vocab_size: int
 ) -> CopiedPassage | None:
-    """Return the longest passage of `texts` that stands in `train`; None if no token does.
+    """Return the longest passage of `texts` that occurs in `train`; None if no token does.
 
-    A passage stands there only if its parts do, so that bisection finds the length, with a pass
-    over the training text for each step.
+    A passage occurs only if all its parts do, so the length is found by bisection, with one pass
+    over the training text per step.
     """
     found, known, too_long = None, 0, max(map(len, texts), default=0) + 1
     while known + 1 < too_long:
@@ -102,7 +102,7 @@ def longest_copied(
 def _first_copied(
     texts: Sequence[np.ndarray], length: int, train: np.ndarray, vocab_size: int
 ) -> CopiedPassage | None:
-    """Return the passage of `length` tokens of `texts` that stands first in `train`."""
+    """Return the passage of `length` tokens of `texts` that occurs earliest in `train`."""
     hashes = [hash_windows(text, vocab_size, length).hashes for text in texts]
     wanted = Wanted(np.concatenate(hashes))
     for first, _, windows in window_hashes(train, vocab_size, (length,)):
@@ -116,16 +116,16 @@ def _first_copied(
 
 
 class Wanted:
-    """Hashes that are looked for among many, most of which are others.
+    """A set of hashes to look for among many more, few of which match.
 
     Args:
-        given: (K,) uint64, repeats do not matter.
-        times: how often each is looked for.
+        given: (K,) uint64; repeats do not matter.
+        times: how many occurrences of each to look for.
 
     Attributes:
-        hashes: those given, each once, in ascending order.
-        inverse: where each of those given stands in `hashes`: (K,)
-        left: how often each of `hashes` is still wanted.
+        hashes: the distinct ones of `given`, ascending.
+        inverse: the index in `hashes` of each of `given`: (K,)
+        left: how many occurrences of each of `hashes` are still wanted.
     """
 
     def __init__(self, given: np.ndarray, times: int = 1) -> None:
@@ -135,23 +135,24 @@ class Wanted:
         self._fill()
 
     def find(self, among: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return which hashes that are still wanted stand in `among`, and where."""
+        """Return which hashes that are still wanted occur in `among`, and where: two arrays of
+        indices, into `hashes` and into `among`."""
         places = np.flatnonzero(self._table[self._slots(among)])
-        places = places[np.argsort(among[places])]  # a search in order reads memory in order
+        places = places[np.argsort(among[places])]  # sorted queries read memory in order
         at, right = find_sorted(self.hashes, among[places])
         right &= self.left[at] > 0
         return at[right], places[right]
 
     def strike(self, at: np.ndarray) -> None:
-        """Look for these once less."""
+        """Count an occurrence of each of `at`, indices into `hashes`."""
         np.subtract.at(self.left, at, 1)
         self._struck += len(at)
         if 8 * self._struck > len(self.hashes):
             self._fill()
 
     def _fill(self) -> None:
-        """Make the table that tells most hashes from those that are still wanted."""
-        self._struck = 0  # since then
+        """Build the table that rules out most hashes that are not wanted, or no longer."""
+        self._struck = 0  # occurrences counted since
         self._table = np.zeros(1 << (64 - int(self._shift)), bool)
         self._table[self._slots(self.hashes[self.left > 0])] = True
 

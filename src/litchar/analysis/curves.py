@@ -1,4 +1,4 @@
-"""The curves of runs, as matplotlib draws them."""
+"""The curves of runs, drawn with matplotlib."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from matplotlib.axes._secondary_axes import SecondaryAxis
     from matplotlib.figure import Figure
 
-MOST_POINTS = 2000  # of a curve; of longer ones as many means are drawn
+MOST_POINTS = 2000  # of a curve; longer ones are averaged down to this many
 
-Row = dict[str, float]  # figures of a step, and `step`
+Row = dict[str, float]  # the figures logged at a step, and `step` itself
 
 
 def points(rows: Iterable[Row], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return the steps at which a figure was finite, and the figure: two (N,) arrays, N at most
+    """Return the steps at which a figure is finite, and its values: two (N,) arrays, N at most
     `MOST_POINTS`."""
     found = [(row["step"], row[name]) for row in rows if math.isfinite(row.get(name, math.nan))]
     steps, values = np.array(found, np.float64).reshape(-1, 2).T
@@ -36,7 +36,7 @@ def loss_figure(
     yardsticks: Sequence[tuple[str, float]],
     unit: str,
 ) -> Callable[["Figure"], None]:
-    """Return what draws the losses against steps and characters, in nats and in bits.
+    """Return a function that draws the losses against steps and characters, in nats and in bits.
 
     Args:
         characters_per_step: tokens that a step trains on, if known.
@@ -48,11 +48,11 @@ def loss_figure(
     ratios = [r["val/bpc"] / r["val/loss"] for r in rows if r.get("val/loss") and "val/bpc" in r]
     if ratios and max(ratios) < 1.001 * min(ratios):
         bits, measure = ratios[0], "character"
-    elif unit == "byte":  # of a mixture, whose bytes a character change, or never validated
-        yardsticks = ()  # they are of characters
+    elif unit == "byte":  # a mixture, whose bytes per character vary, or never validated
+        yardsticks = ()  # they are per character
 
     def draw(figure: "Figure") -> None:
-        figure.set_layout_engine("none")  # which would draw twice
+        figure.set_layout_engine("none")  # any other would draw twice
         axes = figure.add_axes((0.09, 0.12, 0.82, 0.74))
         train, sampled = points(rows, "train/loss"), points(rows, "train/eval_loss")
         dot = "." if len(train[0]) == 1 else None
@@ -65,7 +65,7 @@ def loss_figure(
         _limit(axes, [val[1], sampled[1]], train[1])
         for name, in_bits in yardsticks:
             _yardstick(axes, f"counting {name}s", in_bits / bits, val[1])
-        if shown:  # below, where no curve is, beside the axis's own name
+        if shown:  # below the curves, beside the label of the axis
             figure.legend(
                 *zip(*shown, strict=True), loc="lower left", bbox_to_anchor=(0.08, 0), ncols=3
             )
@@ -83,7 +83,7 @@ def loss_figure(
 
 
 def _limit(axes: "Axes", measured: Sequence[np.ndarray], otherwise: np.ndarray) -> None:
-    """Let the axis span what was measured, not the fall of the first steps."""
+    """Fit the axis to the measured losses, not to the descent of the first steps."""
     values = np.concatenate(measured)
     values = values if len(values) else otherwise
     if len(values):
@@ -93,7 +93,7 @@ def _limit(axes: "Axes", measured: Sequence[np.ndarray], otherwise: np.ndarray) 
 
 
 def _yardstick(axes: "Axes", name: str, height: float, curve: np.ndarray) -> None:
-    """Draw a line at a loss that the axis spans, named at the end that `curve` is further from."""
+    """Draw a line at a loss if the axis spans it, labelled at the end further from `curve`."""
     lowest, highest = axes.get_ylim()
     if not lowest < height < highest:
         return
@@ -112,7 +112,7 @@ def _yardstick(axes: "Axes", name: str, height: float, curve: np.ndarray) -> Non
 
 
 def whole_steps(axes: "Axes") -> None:
-    """Mark whole steps alone, one at least."""
+    """Put ticks at whole steps only, at least one."""
     from matplotlib.ticker import MaxNLocator
 
     locator = MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], integer=True, min_n_ticks=1)
@@ -129,7 +129,7 @@ def _characters_on_top(axes: "Axes", characters_per_step: float, unit: str) -> N
 
 
 def _scale(factor: float) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
-    """Return how an axis is marked in another unit, and back."""
+    """Return the conversions of an axis to another unit and back."""
     return lambda x: x * factor, lambda x: x / factor
 
 
@@ -140,7 +140,7 @@ def _plain(axis: "SecondaryAxis") -> None:
 
 
 def small_figure(rows: Sequence[Row], name: str, label: str) -> Callable[["Figure"], None] | None:
-    """Return what draws one figure of a run against its steps; None if it has no points."""
+    """Return a function that draws one figure of a run against its steps; None without points."""
     steps, values = points(rows, name)
     if not len(steps):
         return None
@@ -148,7 +148,7 @@ def small_figure(rows: Sequence[Row], name: str, label: str) -> Callable[["Figur
     def draw(figure: "Figure") -> None:
         from matplotlib.ticker import EngFormatter
 
-        figure.set_layout_engine("none")  # which would draw twice
+        figure.set_layout_engine("none")  # any other would draw twice
         axes = figure.add_axes((0.14, 0.18, 0.83, 0.7))
         marker = "." if len(steps) == 1 else None
         axes.plot(

@@ -1,7 +1,7 @@
 """Callbacks that make TensorBoard a dashboard: what `conf/callbacks/default.yaml` turns on.
 
-None of them changes a step: they read weights between steps, and run the model by itself, as in
-evaluation and outside the clock of steps. No random number is drawn.
+None of them affects training: they read weights between steps, and run the model in evaluation
+mode, outside the step timer. They draw no random numbers.
 """
 
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ from litchar.training.callbacks import is_validation, language_model, metrics_of
 from litchar.training.checkpointing import is_validated
 from litchar.training.sharding import full
 
-# The Custom Scalars page: charts of the tags that match, by category.
+# The Custom Scalars page: category -> chart -> patterns of the tags that it shows.
 LAYOUT = {
     "Loss": {
         "training and validation (nats)": ["^train/loss$", "^val/loss$"],
@@ -46,10 +46,10 @@ LAYOUT = {
 
 
 class Overview(Callback):
-    """Writes the run's configuration as a text, and lays out the Custom Scalars page."""
+    """Logs the run's configuration as text, and lays out the Custom Scalars page."""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write them as training begins or goes on."""
+        """Log both when training starts or resumes."""
         settings = OmegaConf.to_yaml(OmegaConf.create(language_model(trainer).card["config"]))
         for logger in tensorboards(trainer):
             logger.log_text("settings", settings, trainer.global_step)
@@ -61,10 +61,10 @@ class Layers(Callback):
     their norm, and how large each layer's outputs are on a line of the validation text.
 
     Args:
-        length: of the line, at most, in tokens.
+        length: the maximum length of the line, in tokens.
 
     Raises:
-        UserError: a setting is unfit.
+        UserError: `length` is not a whole number of at least 1.
     """
 
     def __init__(self, length: int = 24) -> None:
@@ -76,7 +76,7 @@ class Layers(Callback):
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Keep the weights, if the step is one that is validated."""
+        """Copy the weights if a validation follows this step."""
         if is_validated(trainer) or trainer.global_step + 1 == trainer.max_steps:
             self._before = {
                 layer: [(parameter, parameter.detach().clone()) for parameter in parameters]
@@ -84,13 +84,13 @@ class Layers(Callback):
             }
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        """Compare."""
+        """Compute the update ratios, if the weights were copied."""
         if self._before:
             self._ratios = update_ratios(self._before)
             self._before = {}
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Log."""
+        """Log the update ratios and the activation statistics."""
         if not is_validation(trainer):
             return
         figures = {f"weights/update_ratio/{k}": float(full(v)) for k, v in self._ratios.items()}
@@ -104,13 +104,13 @@ class Layers(Callback):
 
 
 class Attention(Callback):
-    """Draws where each head looks on a line of the validation text, if the model has heads.
+    """Draws each head's attention on a line of the validation text, if the model has attention.
 
     Args:
-        length: of the line, at most, in tokens.
+        length: the maximum length of the line, in tokens.
 
     Raises:
-        UserError: a setting is unfit.
+        UserError: `length` is not a whole number of at least 1.
     """
 
     def __init__(self, length: int = 24) -> None:
@@ -118,7 +118,7 @@ class Attention(Callback):
         self.length = length
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Draw a picture for each layer."""
+        """Log an image for each layer."""
         if not is_drawn(trainer):
             return
         line = validation_line(trainer, self.length)
@@ -132,14 +132,14 @@ class Attention(Callback):
 
 
 class Confusions(Callback):
-    """Shows which characters the model takes for which others, as a table.
+    """Shows which characters the model mistakes for which others, as a table.
 
     Args:
-        characters: of the validation split that are looked at, an even sample.
-        most: rows of the table.
+        characters: how many of the validation split to look at, in evenly spaced windows.
+        most: the maximum number of rows of the table.
 
     Raises:
-        UserError: a setting is unfit.
+        UserError: a setting is not a whole number, or is too small.
     """
 
     def __init__(self, characters: int = 4096, most: int = 25) -> None:
@@ -149,7 +149,7 @@ class Confusions(Callback):
         self.most = most
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Predict the sample."""
+        """Predict the sample, and log the table."""
         if not is_drawn(trainer):
             return
         actual, predicted = predictions(
@@ -175,11 +175,11 @@ class Confusions(Callback):
 
 
 class Embeddings(Callback):
-    """Shows the characters in the Projector, each at its embedding, if the model has a table with
-    a row for each."""
+    """Shows the characters in the Projector, each at its embedding, if the model has an embedding
+    table with a row for each."""
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write the table as it is."""
+        """Log the embedding table as it is now."""
         if not is_drawn(trainer):
             return
         vocabulary = vocabulary_of(trainer)
@@ -190,14 +190,14 @@ class Embeddings(Callback):
             [label_of(c, vocabulary.unit), name_of(c, vocabulary.unit), kind_of(c)]
             for c in vocabulary.symbols
         ]
-        # A copy: memory that numpy has seen cannot be given back, as sharding does after a step.
+        # A copy: sharding frees its storage after a step, which fails once NumPy has a view of it.
         points = full(table.detach()).float().cpu().clone().numpy()
         for logger in tensorboards(trainer):
             logger.log_points("characters", points, ["character", "name", "kind"], rows)
 
 
 def data_module(trainer: L.Trainer) -> TextDataModule:
-    """Return what a run trains on."""
+    """Return the data module of a run."""
     data = getattr(trainer, "datamodule", None)
     assert isinstance(data, TextDataModule)
     return data
@@ -210,7 +210,7 @@ def vocabulary_of(trainer: L.Trainer) -> Vocabulary:
 
 def is_drawn(trainer: L.Trainer) -> bool:
     """Return whether pictures are drawn at this validation: the first, second, fourth, eighth and
-    so on, and the last. TensorBoard keeps ten of a tag, and most happens early."""
+    so on, and the last. TensorBoard keeps ten per tag, and most changes happen early."""
     if not is_validation(trainer):
         return False
     number = len(metrics_of(trainer).history)
@@ -218,7 +218,7 @@ def is_drawn(trainer: L.Trainer) -> bool:
 
 
 def validation_line(trainer: L.Trainer, length: int) -> Tensor:
-    """Return the line of the validation text that layers and heads are shown on: (1, T) int64."""
+    """Return the line of validation text that layers and heads are probed with: (1, T) int64."""
     data = data_module(trainer)
     most = min(length, data.block_size)
     line = fixed_line(vocabulary_of(trainer), data.splits["val"].numpy(), most)
@@ -226,13 +226,13 @@ def validation_line(trainer: L.Trainer, length: int) -> Tensor:
 
 
 def embedding_of(model: nn.Module, vocab_size: int) -> Tensor | None:
-    """Return the first embedding with a row for each token, if there is one: (V, C)."""
+    """Return the weights of the first embedding with a row per token, (V, C), if there is one."""
     tables = (m.weight for m in model.modules() if isinstance(m, nn.Embedding))
     return next((table for table in tables if len(table) == vocab_size), None)
 
 
 def confusion_table(pairs: list[Confusion], vocabulary: Vocabulary, note: str) -> str:
-    """Return the pairs as a table in Markdown."""
+    """Return the pairs as a Markdown table, below `note`."""
     lines = [
         f"{note} Where another {vocabulary.unit} is likelier than the text's own:",
         "",
@@ -249,5 +249,5 @@ def confusion_table(pairs: list[Confusion], vocabulary: Vocabulary, note: str) -
 
 
 def _literal(label: str) -> str:
-    """Return a label in which nothing means anything in Markdown or HTML."""
+    """Return a label escaped for Markdown and HTML."""
     return "".join(c if c.isalnum() else f"&#{ord(c)};" for c in label)

@@ -1,4 +1,4 @@
-"""The loss of each document: what a model makes of every name, poem or molecule by itself."""
+"""The loss of each document, such as a name, a poem or a molecule, scored by itself."""
 
 import csv
 import json
@@ -33,8 +33,8 @@ def document_losses(
 ) -> np.ndarray:
     """Return the loss of each document by itself: -ln of its probability.
 
-    A document is predicted from the boundary before it, up to the boundary behind it. One that is
-    longer than the model's block is scored in contiguous windows.
+    The context starts at the boundary before the document; the boundary after it is predicted, too.
+    A document longer than the model's block size is scored in contiguous windows.
 
     Args:
         tokens: a split of documents: (N,)
@@ -64,10 +64,11 @@ def document_losses(
 
 
 def check_place(place: str | None, document: str | None) -> Path | None:
-    """Return where the losses of documents are to be written.
+    """Return the file to write the losses of documents to; None if `place` is None.
 
     Raises:
-        UserError: it is no place for them, or there are no documents.
+        UserError: the model was not trained on documents, `place` is not a .csv or .json file, or
+            its directory does not exist.
     """
     if place is None:
         return None
@@ -88,13 +89,13 @@ def report(
     terminal: Terminal,
     place: Path | None,
 ) -> None:
-    """Print mean, spread and the worst documents; write all of them to `place`, if given.
+    """Print the mean, the spread and the worst documents; write all of them to `place`, if given.
 
     Raises:
         UserError: the file cannot be written.
     """
     edges = boundaries(tokens.numpy())
-    counts = np.diff(edges)  # the boundary behind a document is predicted with it
+    counts = np.diff(edges)  # includes the boundary after each document
     least, middle, most = np.quantile(losses, (0, 0.5, 1))
     terminal.say(
         f"{len(losses):,} documents, each by itself: "

@@ -34,7 +34,8 @@ def run(config: DictConfig) -> float:
         the mean loss in nats per token.
 
     Raises:
-        UserError: the checkpoint or the text is unfit.
+        UserError: a setting is invalid, the checkpoint or the text cannot be read, or the model
+            knows fewer than 2 tokens of it.
     """
     _check(config)
     device = choose_device(config.device)
@@ -78,10 +79,10 @@ def run(config: DictConfig) -> float:
 
 
 def _check(config: DictConfig) -> None:
-    """Refuse what has no meaning, and what nothing would read.
+    """Reject invalid settings, and settings of a text where none is named.
 
     Raises:
-        UserError: a setting is such.
+        UserError: `batch_size` or `split` is invalid, or a setting of `data` would be ignored.
     """
     check_integer("batch_size", config.batch_size, 1)
     if config.split not in SPLITS:
@@ -97,7 +98,7 @@ def split_of(checkpoint: Checkpoint, name: str) -> Tensor:
     """Return a split of the text that `checkpoint` was trained on: (N,) ids.
 
     Raises:
-        UserError: the text is not there any more or was changed, or has no such split.
+        UserError: the text is gone or has changed, or has no such split.
     """
     splits = data_of(checkpoint).splits
     if name not in splits:
@@ -109,7 +110,7 @@ def data_of(checkpoint: Checkpoint) -> TextDataModule:
     """Return the text that `checkpoint` was trained on, and its splits.
 
     Raises:
-        UserError: the text is not there any more or was changed.
+        UserError: the text is gone or has changed, or the checkpoint does not say which it was.
     """
     try:
         settings = dict(checkpoint.config["data"])
@@ -118,11 +119,11 @@ def data_of(checkpoint: Checkpoint) -> TextDataModule:
             source = dict(source)
             try:
                 function = trusted(source.pop("_target_"), "litchar.text.sources.", checkpoint.path)
-            except UserError as error:  # somebody's own
+            except UserError as error:  # a custom source
                 raise UserError(f"{error}; score its text by its path: data.path=FILE") from None
             source.pop("_partial_")
             settings["source"] = partial(function, **source)
-        for name in stray(settings):  # which older versions passed over
+        for name in stray(settings):  # which older versions ignored
             del settings[name]
         data = TextDataModule(**settings)
         data.setup()
@@ -140,8 +141,8 @@ def data_of(checkpoint: Checkpoint) -> TextDataModule:
 
 
 def encode_known(checkpoint: Checkpoint, corpus: Corpus) -> tuple[Tensor, str, int]:
-    """Return the ids of the characters of `corpus` that the model knows, the distinct ones that
-    it does not know, and how many of those were left out."""
+    """Return the ids of the characters of `corpus` that the model knows, the distinct characters
+    that it does not know, and how many occurrences of these were left out."""
     vocabulary = checkpoint.vocabulary
     counts = count_codes(corpus, vocabulary.unit, vocabulary.document)
     present = np.flatnonzero(counts)
@@ -169,11 +170,11 @@ def exact_loss(
     """Return the summed loss over the windows of `tokens`, each token counted once.
 
     Args:
-        sizes: of `size_table`
+        sizes: from `size_table`
         stride: from one window to the next, see `SequentialWindows`.
 
     Returns:
-        (4,) float64: of nats, tokens, characters and bytes
+        (4,) float64: sums of nats, tokens, characters and bytes
     """
     total, sizes = torch.zeros(4, dtype=torch.float64), sizes.to(device)
     for idx, targets in batches_of(model, tokens, batch_size, device, stride):
@@ -184,8 +185,8 @@ def exact_loss(
 def batches_of(
     model: nn.Module, tokens: Tensor, batch_size: int, device: torch.device, stride: int | None
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the windows of `tokens` and their targets, each token but the first a target once, in
-    the order of the text: (B, T) int64 each."""
+    """Yield the windows of `tokens` and their targets in the order of the text, (B, T) int64 each.
+    Each token but the first is a target exactly once."""
     windows = SequentialWindows(tokens, block_size_of(model), batch_size, stride)
     for batch in Terminal().track(range(len(windows)), "Scoring"):
         idx, targets = windows[batch]
