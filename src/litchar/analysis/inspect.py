@@ -1,4 +1,4 @@
-"""`scripts/inspect.py`: what is in a text, before anyone trains on it."""
+"""`scripts/inspect.py`: what is in a text, before training on it."""
 
 import math
 import os
@@ -39,23 +39,23 @@ from litchar.text.ngrams import CHUNK, count_tokens
 from litchar.text.store import boundaries
 from litchar.text.vocabulary import BOUNDARY, Vocabulary, printable
 
-LENGTHS = (25, 50, 100, 200)  # of the windows that are looked for in the training split
+LENGTHS = (25, 50, 100, 200)  # of the windows that are looked up in the training split
 REPEATED = 50  # characters of the shortest passage that counts as repeated
 RARE = 10  # occurrences at most
-LONG_LINE = 20  # characters of the shortest line whose repetition says something
+LONG_LINE = 20  # characters of the shortest line whose repetition is informative
 MOST = 10  # rows of a list in the terminal; the page has more
 MOST_ON_PAGE = 500
-SHOWN = 60  # characters of a passage
+SHOWN = 60  # characters of a passage that are shown
 
 
 @dataclass(frozen=True)
 class Section:
-    """A part of what was found: a table with a heading, for the terminal and for the page.
+    """A part of the results: a table with a heading, for the terminal and for the page.
 
     Attributes:
-        rows: cells as shown; numbers right-aligned where the column's heading begins with `#`.
-        most: rows that the terminal shows.
-        note: a line below it.
+        rows: cells as shown; a column is right-aligned if its heading begins with `#`.
+        most: the maximum number of rows in the terminal.
+        note: a line below the table.
     """
 
     title: str
@@ -67,19 +67,19 @@ class Section:
 
 @dataclass(frozen=True)
 class Inspected:
-    """A text taken apart: what the sections and the plots show.
+    """The statistics of a text that the sections and the plots show.
 
     Attributes:
-        counts: of each token: (V,) int64
+        counts: occurrences of each token: (V,) int64
         lines: lengths of the lines: (L,)
-        documents: lengths of the documents, if the text has such: (D,)
-        overlap: split -> share of its windows that stand in training, by their length
-        copied: `lines` and `documents` -> split -> share of them that stand in training
-        unseen: split -> how many distinct tokens training does not have
-        windows: of the text, all or drawn by chance
-        repeated: which of these stand more than once: (K,) bool
-        repeats: what stands more than once
-        bits: by which its windows were chosen; 0: all
+        documents: lengths of the documents, empty if the text has none: (D,)
+        overlap: split -> window length -> share of its windows that occur in training
+        copied: `lines` and `documents` -> split -> share of them that occur in training
+        unseen: split -> number of its distinct tokens that training lacks
+        windows: of `REPEATED` tokens, all or a random sample
+        repeated: which of these occur more than once: (K,) bool
+        repeats: the passages that occur more than once
+        bits: hash bits by which the windows of `repeats` were sampled; 0: all were kept
     """
 
     store: TokenStore
@@ -100,7 +100,7 @@ def run(config: DictConfig) -> list[Section]:
     """Print what is in a text, and write it as a page with plots, unless `page` is null.
 
     Raises:
-        UserError: the text or a setting is unfit, or the page cannot be written.
+        UserError: a setting is invalid, the text cannot be read, or the page cannot be written.
     """
     terminal = Terminal()
     text = Text.of(config.data)
@@ -119,7 +119,7 @@ def run(config: DictConfig) -> list[Section]:
 
 
 def inspect(text: Text, store: TokenStore) -> Inspected:
-    """Count and compare what `store` holds."""
+    """Return the statistics of the text in `store`."""
     tokens, vocab_size = store.tokens, len(store.vocabulary)
     bounds = text.bounds_in(store)
     held_out = {name: tokens[start:stop] for name, (start, stop) in bounds.items()}
@@ -156,7 +156,7 @@ def inspect(text: Text, store: TokenStore) -> Inspected:
 
 
 def _shares_in(train: np.ndarray, split: np.ndarray, vocab_size: int) -> dict[int, float]:
-    """Return the share of a split's windows that stand in `train`, by their length."""
+    """Return the share of a split's windows that occur in `train`, by window length."""
     some = by_chance(len(split))
     hashes = {n: hash_windows(split, vocab_size, n, some).hashes for n in LENGTHS}
     stand = standing(hashes, train, vocab_size)
@@ -166,7 +166,7 @@ def _shares_in(train: np.ndarray, split: np.ndarray, vocab_size: int) -> dict[in
 def _copied(
     store: TokenStore, bounds: dict[str, tuple[int, int]], starts: np.ndarray, stops: np.ndarray
 ) -> dict[str, float]:
-    """Return the share of the pieces from `starts` to `stops` that stand in training, by split."""
+    """Return the share of the pieces from `starts` to `stops` that occur in training, by split."""
     hashes = hash_lines(store.tokens, len(store.vocabulary), starts, stops)
     within = {
         name: hashes[(starts >= start) & (stops <= stop)] for name, (start, stop) in bounds.items()
@@ -176,8 +176,8 @@ def _copied(
 
 
 def _lines(store: TokenStore) -> tuple[np.ndarray, np.ndarray]:
-    """Return where the lines begin and end, without what ends them: a line feed, the boundary
-    behind a document, or the end of the text. Two (L,) arrays."""
+    """Return where the lines begin and end, without their terminator: a line feed, the boundary
+    after a document, or the end of the text. Two (L,) arrays."""
     tokens, vocabulary = store.tokens, store.vocabulary
     feed = vocabulary.symbols.index("\n") if "\n" in vocabulary.characters else -1
     boundary = BOUNDARY if vocabulary.document else -1
@@ -185,13 +185,13 @@ def _lines(store: TokenStore) -> tuple[np.ndarray, np.ndarray]:
     ends = [start + np.flatnonzero((ids == feed) | (ids == boundary)) for start, ids in pieces]
     stops = np.concatenate((*ends, [len(tokens)]))
     starts = np.concatenate(([0], stops[:-1] + 1))
-    # Only a feed ends an empty line; before a boundary or the end there is none.
+    # Only a line feed can end an empty line; a boundary or the end of the text cannot.
     lines = (starts < stops) | np.append(tokens[stops[:-1]] == feed, False)
     return starts[lines], stops[lines]
 
 
 def describe(text: Text, found: Inspected) -> Iterator[Section]:
-    """Yield what was found, part by part."""
+    """Yield the results, section by section."""
     yield _size(text, found)
     yield _characters(found)
     if text.unit == Vocabulary.unit:

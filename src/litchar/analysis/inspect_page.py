@@ -1,4 +1,4 @@
-"""The page that `scripts/inspect.py` writes: its tables, and plots of what was found."""
+"""The page that `scripts/inspect.py` writes: its tables, and plots of the results."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 def write_page(path: Path, title: str, sections: list["Section"], found: "Inspected") -> None:
-    """Write a page that needs nothing beside it.
+    """Write the sections and the plots as a self-contained page.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: the page cannot be written.
     """
 
     def plots(figure: "Figure") -> None:
@@ -35,7 +35,7 @@ def write_page(path: Path, title: str, sections: list["Section"], found: "Inspec
     )
     try:
         page.write_page(path, title, body)
-    except (OSError, ValueError) as error:  # or a path without a name, such as .
+    except (OSError, ValueError) as error:  # ValueError: a path without a name, such as .
         reason = getattr(error, "strerror", "it names no file")
         raise UserError(f"page={path}: cannot be written ({reason}); name another file") from None
 

@@ -1,4 +1,4 @@
-"""What the layers of a model do: how far a step moves their weights, how large outputs are."""
+"""Per-layer statistics of a model: update-to-weight ratios and the size of activations."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,9 +13,9 @@ from litchar.models import evaluating
 def layer_of(parameter: str) -> str:
     """Return the layer that a parameter, given by its name, belongs to.
 
-    That is its module, or, where modules are numbered, the first numbered one: of
-    `blocks.0.attention.qkv.weight` it is `blocks.0`, of `head.weight` it is `head`. torch's own
-    recurrent layers share a module and number their parameters: `layers.weight_hh_l1` belongs to
+    That is the outermost numbered module around it, or its own module if none is numbered:
+    `blocks.0` for `blocks.0.attention.qkv.weight`, `head` for `head.weight`. torch's recurrent
+    layers share a module and number their parameters: `layers.weight_hh_l1` belongs to
     `layers.l1`.
     """
     numbered = re.match(r"(?:[^.]+\.)*?\d+(?=\.)", parameter)
@@ -27,7 +27,7 @@ def layer_of(parameter: str) -> str:
 
 
 def parameters_by_layer(model: nn.Module) -> dict[str, list[nn.Parameter]]:
-    """Return the parameters that are trained, by layer, in the model's order."""
+    """Return the trainable parameters by layer, in the model's order."""
     layers: dict[str, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -44,7 +44,7 @@ def update_ratios(
     A layer that is far from the others is worth a look.
 
     Args:
-        weights: of each layer, each as it is after the step, and as it was before.
+        weights: of each layer, as pairs: after the step, and before it.
     """
     norm = torch.nn.utils.get_total_norm
     return {
@@ -56,10 +56,10 @@ def update_ratios(
 
 @torch.no_grad()
 def activation_statistics(model: nn.Module, idx: Tensor) -> dict[str, tuple[float, float]]:
-    """Return the root mean square of each layer's output, and its largest magnitude.
+    """Return the root mean square and the largest magnitude of each layer's output.
 
-    The model is run once, as in evaluation, with nothing compiled. Layers that are not called as
-    modules, such as an embedding that is indexed, have no entry.
+    The model is run once, in evaluation mode and uncompiled. Layers that are not called as modules,
+    such as an embedding that is indexed directly, have no entry.
 
     Args:
         idx: (B, T) int64
@@ -84,7 +84,7 @@ def activation_statistics(model: nn.Module, idx: Tensor) -> dict[str, tuple[floa
 
 
 def run_hooked(model: nn.Module, idx: Tensor, hooks: Iterable[RemovableHandle]) -> None:
-    """Run `model` once, in evaluation mode, and take its hooks away.
+    """Run `model` once in evaluation mode, then remove its hooks.
 
     Args:
         idx: (B, T) int64

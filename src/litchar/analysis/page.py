@@ -1,4 +1,4 @@
-"""Pages that need nothing beside them: their style, their tables, and plots as drawings within."""
+"""Self-contained HTML pages: their style, tables, and plots as inline SVG."""
 
 import html
 import io
@@ -67,19 +67,19 @@ summary { cursor: pointer; color: var(--soft); margin: .5rem 0; }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
 """
 
-# What a page may load: nothing. A text cannot run, fetch or send anything even if it got out of
-# its element.
+# Content security policy: a page loads nothing. Even a text that escaped its element could not run,
+# fetch or send anything.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'"
 
-# Colours that matplotlib draws with, and the page's own that take their places: these follow the
-# reader's choice of light or dark.
+# Placeholder colours for matplotlib, and the page's own that replace them, which follow the
+# reader's light or dark theme.
 INK, LINE = "#010101", "#020202"
 SERIES = tuple(f"#0302{i:02}" for i in range(8))
 _THEMED = {INK: "currentColor", LINE: "var(--line)"} | {
     colour: f"var(--c{i})" for i, colour in enumerate(SERIES)
 }
 
-# How a plot looks, in a page or in a file of its own.
+# matplotlib's settings for plots, in a page or in a file of their own.
 PLOT: dict[Any, Any] = {
     "font.size": 9,
     "axes.titlesize": 10,
@@ -92,15 +92,15 @@ PLOT: dict[Any, Any] = {
 
 
 def write_page(path: Path, title: str, body: str, style: str = "") -> None:
-    """Write a page beside its place, then rename it over the one before.
+    """Write a page atomically.
 
     Args:
-        title: as text.
-        body: as HTML, in which `escape` was given whatever is a text's.
-        style: what it needs beside `STYLE`.
+        title: as plain text.
+        body: as HTML, in which all text has gone through `escape`.
+        style: CSS to add to `STYLE`.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the page cannot be written.
     """
     title = escape(title)
     page = (
@@ -112,27 +112,27 @@ def write_page(path: Path, title: str, body: str, style: str = "") -> None:
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as draft:
-        # A lone surrogate, which a command line may hold, is shown by its number.
+        # A lone surrogate, which a command line may contain, is written as its escape sequence.
         draft.write_text(page, encoding="utf-8", errors="backslashreplace")
 
 
 def escape(text: object) -> str:
-    """Return a text as HTML that shows it."""
+    """Return a text escaped for HTML."""
     return html.escape(str(text))
 
 
 def section(title: str, *parts: str, note: str = "") -> str:
-    """Return a part of a page: a heading, what it is about, and its parts as HTML."""
+    """Return a section of a page: a heading, a note on it, and its parts, which are HTML."""
     return f"<section><h2>{escape(title)}</h2>{paragraph(note)}{''.join(parts)}</section>\n"
 
 
 def paragraph(note: str) -> str:
-    """Return a note as HTML, or nothing if there is none."""
+    """Return a note as an HTML paragraph; empty if there is none."""
     return f'<p class="note">{escape(note)}</p>' if note else ""
 
 
 def tiles(figures: Iterable[tuple[str, str]]) -> str:
-    """Return figures as HTML, large and side by side, each with what it is of."""
+    """Return figures as HTML, large and side by side, each above its description."""
     return "".join(
         f'<div class="tile"><b>{escape(figure)}</b><span>{escape(what)}</span></div>'
         for figure, what in figures
@@ -140,18 +140,18 @@ def tiles(figures: Iterable[tuple[str, str]]) -> str:
 
 
 def text_block(text: str) -> str:
-    """Return a text as HTML that shows it with its lines, each in its own direction."""
-    # HTML drops a line end that begins a block.
+    """Return a text as HTML that keeps its line breaks, each line in its own direction."""
+    # HTML drops a newline at the start of a <pre>.
     return f'<pre class="text" dir="auto">\n{escape(text)}</pre>'
 
 
 def folded(title: str, *parts: str) -> str:
-    """Return what opens when it is asked for."""
+    """Return parts, which are HTML, folded away behind their title."""
     return f"<details><summary>{escape(title)}</summary>{''.join(parts)}</details>"
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table of texts; behind `#` and a space a heading right-aligns."""
+    """Return a table of texts; a heading that starts with `# ` right-aligns its column."""
     kinds = _kinds(columns)
     cells = (
         [f"<td{kind}>{escape(cell)}</td>" for kind, cell in zip(kinds, row, strict=True)]
@@ -181,8 +181,8 @@ def drawing(draw: Callable[["Figure"], Any], width: float, height: float) -> str
     """Return what `draw` draws on a matplotlib figure as SVG, in the page's own colours and font.
 
     Args:
-        draw: is given the empty figure.
-        width: in inches, as matplotlib has it: 1 is 72 units of the drawing.
+        draw: called with the empty figure.
+        width: in inches, as in matplotlib; an inch is 72 units of the SVG.
     """
     import matplotlib
     from cycler import cycler
@@ -218,7 +218,7 @@ def drawing(draw: Callable[["Figure"], Any], width: float, height: float) -> str
 
 
 def duration(seconds: float) -> str:
-    """Return a time as a person says it."""
+    """Return a duration for people to read, such as `9.5 s`, `12 min` or `2.5 h`."""
     if seconds < 600:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     minutes, hours = seconds / 60, seconds / 3600

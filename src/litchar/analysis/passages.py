@@ -1,8 +1,8 @@
-"""Passages that a text has more than once, and how much of one split stands in another.
+"""Passages that occur more than once in a text, and how much of one split occurs in another.
 
-Windows of a text are compared by their hashes (Karp & Rabin, "Efficient randomized pattern-matching
-algorithms", 1987): with x[i] = code[token i] * B^i mod 2^64, the window of w tokens at i has
-(x[i] + ... + x[i + w - 1]) / B^i, which a cumulative sum gives for all windows at once.
+Windows of a text are compared by rolling hash (Karp & Rabin, "Efficient randomized pattern-matching
+algorithms", 1987): with x[i] = code[token i] * B^i mod 2^64, the window of w tokens at i hashes to
+(x[i] + ... + x[i + w - 1]) / B^i, which one cumulative sum gives for all windows at once.
 """
 
 import math
@@ -15,9 +15,9 @@ from litchar.text.ngrams import find_sorted
 
 CHUNK = 1 << 16  # tokens at a time: small enough that all arrays stay in a core's cache
 MOST_WINDOWS = 1 << 22  # to keep: of longer texts a half, a quarter ... of all windows
-MOST_DRAWN = 1 << 20  # windows for a share: one is then known to within 0.2%
-LONGEST_WINDOW = CHUNK  # a longer one would be hashed again with each piece that it reaches into
-LONGEST_LINE = 1 << 20  # tokens of a line that is compared
+MOST_DRAWN = 1 << 20  # windows sampled to estimate a share, which is then known to within 0.2%
+LONGEST_WINDOW = CHUNK  # a longer one would be hashed again with each chunk that it reaches into
+LONGEST_LINE = 1 << 20  # tokens of a line that are compared
 MIX = np.uint64(0x9E3779B97F4A7C15)  # spreads a hash's low bits to its high ones
 
 
@@ -26,7 +26,7 @@ class Hasher:
 
     Args:
         vocab_size: V.
-        reach: tokens at most that are hashed at a time.
+        reach: the maximum number of tokens that are hashed at a time.
     """
 
     def __init__(self, vocab_size: int, reach: int) -> None:
@@ -37,7 +37,7 @@ class Hasher:
         self.inverses = _powers(pow(base, -1, 2**64), reach)
 
     def sums(self, tokens: np.ndarray) -> np.ndarray:
-        """Return the cumulative sums of x, of which the differences are hashes: (N + 1,)."""
+        """Return the cumulative sums of x, whose differences give the hashes: (N + 1,) uint64."""
         sums = np.empty(len(tokens) + 1, np.uint64)
         sums[0] = 0
         np.multiply(self.codes[tokens], self.powers[: len(tokens)], out=sums[1:])
@@ -65,21 +65,21 @@ class Windows:
 
 
 def sampled_bits(length: int) -> int:
-    """Return how many bits of a hash must be 0, that about `MOST_WINDOWS` of `length` are kept."""
+    """Return how many hash bits must be 0 to keep about `MOST_WINDOWS` windows of `length`."""
     return max(0, (length - 1).bit_length() - (MOST_WINDOWS.bit_length() - 1))
 
 
-Kept = Callable[[np.ndarray], np.ndarray]  # which windows are, by their hashes: (K,) bool
+Kept = Callable[[np.ndarray], np.ndarray]  # hashes -> which windows to keep: (K,) bool
 
 
 def by_content(bits: int) -> Kept:
-    """Keep the windows whose hash is 0 in `bits` bits: the same ones wherever they stand."""
+    """Keep the windows whose mixed hash starts with `bits` zeros: of equal windows, all or none."""
     least = np.uint64((1 << 64) - 1 >> bits)
     return lambda hashes: hashes * MIX <= least
 
 
 def by_chance(length: int) -> Kept:
-    """Keep each window of a text of `length` with one probability, about `MOST_DRAWN` in all."""
+    """Keep each window of a text of `length` with equal probability, about `MOST_DRAWN` in all."""
     draw = np.random.default_rng(0)
     return lambda hashes: draw.random(len(hashes)) < MOST_DRAWN / length
 
@@ -90,7 +90,7 @@ def hash_windows(
     """Return the windows of `length` tokens, all of them or those that are to be kept.
 
     Args:
-        tokens: (N,) ids, read in pieces.
+        tokens: (N,) ids, read in chunks.
     """
     places, found = [np.zeros(0, np.int64)], [np.zeros(0, np.uint64)]
     for start, _, hashes in window_hashes(tokens, vocab_size, (length,)):
@@ -103,11 +103,11 @@ def hash_windows(
 def window_hashes(
     tokens: np.ndarray, vocab_size: int, lengths: tuple[int, ...]
 ) -> Iterator[tuple[int, int, np.ndarray]]:
-    """Yield the hashes of all windows of each of `lengths` tokens piece by piece: where the first
-    of a piece begins, their length, and the hashes.
+    """Yield the hashes of all windows of each of `lengths`, chunk by chunk: where the first window
+    of the chunk begins, the length, and the hashes.
 
     Args:
-        tokens: (N,) ids, read in pieces.
+        tokens: (N,) ids, read in chunks.
     """
     longest = max(lengths)
     hasher = Hasher(vocab_size, CHUNK + longest)
@@ -124,14 +124,14 @@ def window_hashes(
 def hash_lines(
     tokens: np.ndarray, vocab_size: int, starts: np.ndarray, stops: np.ndarray
 ) -> np.ndarray:
-    """Return the hashes of the lines from `starts` to `stops`, (L,); those longer than
-    `LONGEST_LINE` are cut there."""
+    """Return the hashes of the lines from `starts` to `stops`: (L,) uint64. Lines are cut to
+    `LONGEST_LINE` tokens."""
     hasher = Hasher(vocab_size, LONGEST_LINE)
     stops = np.minimum(stops, starts + LONGEST_LINE)
     hashes = np.empty(len(starts), np.uint64)
     first = 0
     while first < len(starts):
-        # As many lines as fit in a chunk, one at least.
+        # As many lines as fit in a chunk, at least one.
         last = max(first + 1, int(np.searchsorted(stops, starts[first] + CHUNK, side="right")))
         begin = starts[first]
         sums = hasher.sums(tokens[begin : stops[last - 1]])
@@ -143,7 +143,7 @@ def hash_lines(
 
 @dataclass(frozen=True)
 class Passage:
-    """A piece of text that stands in several places.
+    """A piece of text that occurs in several places.
 
     Attributes:
         length: in tokens.
@@ -155,7 +155,7 @@ class Passage:
 
 
 class Repeats:
-    """What stands more than once in a text.
+    """The passages that occur more than once in a text.
 
     Args:
         tokens: (N,) ids
@@ -172,8 +172,8 @@ class Repeats:
         )
 
     def pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return where a passage begins in two places that do not overlap, the second as the next
-        window that equals one of the first's, and how long it is at least: (R,) each."""
+        """Return where equal passages begin, in two places that do not overlap, and a lower bound
+        on their length: (R,) each. Each window is paired with the next equal one."""
         group = np.repeat(np.arange(len(self.starts)), self.counts)
         keys = group * len(self.tokens) + self.places  # ascending
         later = np.searchsorted(keys, keys + self.length)
@@ -190,7 +190,7 @@ class Repeats:
         return a[runs], b[runs], np.minimum(lengths, b[runs] - a[runs])
 
     def most_frequent(self, most: int) -> list[Passage]:
-        """Return the passages that stand in most places, three at least, as far as all agree."""
+        """Return the most frequent passages, with at least three places, as far as all agree."""
         found: list[Passage] = []
         for group in np.argsort(-self.counts, kind="stable")[: 50 * most]:
             if self.counts[group] < 3 or len(found) == most:
@@ -220,13 +220,13 @@ class Repeats:
 
 
 def longest_passages(repeats: Repeats, vocab_size: int, bits: int, most: int) -> list[Passage]:
-    """Return the longest passages that stand in two places, which do not overlap.
+    """Return the longest passages that occur in two places that do not overlap.
 
-    What begins as something between its two places does is found by longer windows alone: they
-    are twice as long from one turn to the next, until none stands twice.
+    A window is paired only with its next occurrence, so a passage whose beginning recurs between
+    its two places takes longer windows to find: their length doubles until none occurs twice.
 
     Args:
-        bits: by which `repeats` was sampled; a long text is not read again.
+        bits: by which `repeats` was sampled; unless 0, the text is long and not read again.
     """
     tokens, shortest, length = repeats.tokens, repeats.length, repeats.length
     turns = [repeats.pairs()]
@@ -236,12 +236,12 @@ def longest_passages(repeats: Repeats, vocab_size: int, bits: int, most: int) ->
         turns.append(repeats.pairs())
     a, b, lengths = map(np.concatenate, zip(*turns, strict=True))
     found: list[Passage] = []
-    seen: list[range] = []  # what lies in a passage that was found
+    seen: list[range] = []  # the places of all passages so far
     contents: set[bytes] = set()
-    for pair in np.lexsort((a - b, -lengths))[: 20 * most]:  # the further apart, the less overlaps
+    for pair in np.lexsort((a - b, -lengths))[: 20 * most]:  # of equals, the furthest apart first
         passage = _extended(tokens, int(a[pair]), int(b[pair]))
         if passage.length < shortest:
-            continue  # their hashes were equal by chance
+            continue  # a hash collision
         known = any(place in other for place in passage.places for other in seen)
         seen += [range(place, place + passage.length) for place in passage.places]
         content = tokens[passage.places[0] :][: passage.length].tobytes()
@@ -252,14 +252,14 @@ def longest_passages(repeats: Repeats, vocab_size: int, bits: int, most: int) ->
 
 
 def _extended(tokens: np.ndarray, a: int, b: int) -> Passage:
-    """Return the longest passage around the equal windows at `a` and `b`, up to overlap."""
+    """Return the longest passage around the equal windows at `a` and `b`, without overlap."""
     left = _agreement(tokens[:a][::-1], tokens[a:b][::-1])
     right = _agreement(tokens[a:b], tokens[b:])
     return Passage(min(left + right, b - a), [a - left, b - left])
 
 
 def _agreement(a: np.ndarray, b: np.ndarray) -> int:
-    """Return for how many tokens two texts begin alike."""
+    """Return the length of the longest common prefix of two texts."""
     step, total = 1 << 10, 0
     while True:
         x, y = a[total : total + step], b[total : total + step]
@@ -271,7 +271,7 @@ def _agreement(a: np.ndarray, b: np.ndarray) -> int:
 
 
 def _without_overlap(places: np.ndarray, length: int) -> np.ndarray:
-    """Return those of the ascending `places` that lie `length` apart, from the first on."""
+    """Return the ascending `places` that are at least `length` apart, greedily from the first."""
     kept, i = [], 0
     while i < len(places):
         kept.append(places[i])
@@ -280,14 +280,14 @@ def _without_overlap(places: np.ndarray, length: int) -> np.ndarray:
 
 
 def _covers(passage: Passage, places: np.ndarray) -> bool:
-    """Return whether most of `places` lie in the passage's."""
+    """Return whether most of `places` lie within an occurrence of the passage."""
     at = np.searchsorted(passage.places, places, side="right") - 1
     inside = (at >= 0) & (places < np.array(passage.places)[at] + passage.length)
     return bool(inside.mean() > 0.5)
 
 
 def share_in(held_out: np.ndarray, train: np.ndarray) -> float:
-    """Return how many of the hashes of `held_out` are in `train` as well, of 1; NaN of none."""
+    """Return the share of the hashes of `held_out` that are also in `train`; NaN if it has none."""
     if not len(held_out):
         return math.nan
     if not len(train):

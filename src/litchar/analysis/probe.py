@@ -1,4 +1,4 @@
-"""What a trained model does: with text that it never saw, and when it writes."""
+"""Probes of a trained model: how it predicts unseen text, what it writes, and whether it copies."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,15 +20,15 @@ from litchar.models import block_size_of
 from litchar.text import Vocabulary
 from litchar.text.yardsticks import Yardstick, quick_yardsticks
 
-SCORED = 8192  # tokens of validation text that the model reads
-TEXTS, TEXT_LENGTH = 4, 256  # that it writes, to see whether it copies; in tokens
-LINE = 32  # tokens at most whose attention is looked at
-QUICK = 20_000_000  # tokens of training text that are searched within a second or two
+SCORED = 8192  # tokens of validation text to score
+TEXTS, TEXT_LENGTH = 4, 256  # samples to search for copies, and the tokens of each
+LINE = 32  # the maximum tokens of the line whose attention is shown
+QUICK = 20_000_000  # tokens of training text that can be searched in a second or two
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """How much of some texts stands in the training text, and the longest passage that does."""
+    """How much of some texts occurs in the training text, and the longest passage that does."""
 
     copied: Copied
     longest: CopiedPassage | None
@@ -40,16 +40,16 @@ class Probed:
 
     Attributes:
         vocabulary: the model's.
-        texts: what it writes: ids, each (N,)
-        line: ids whose attention is shown: (T,)
+        texts: samples from the model: ids, each (N,)
+        line: ids of the line whose attention is shown: (T,)
         maps: layer -> the attention weights of its heads: (H, T, T); empty without attention
-        lack: why the model's own text is not to be had; then all below is None.
-        surprise: of the model, by validation text.
-        written: what it writes, looked for in the training text.
-        held_out: the same of validation text, as the yardstick.
+        lack: why the model's own text is unavailable; then all fields below keep their defaults.
+        surprise: the model's, on validation text.
+        written: how much of `texts` occurs in the training text; None if it was not searched.
+        held_out: the same for validation text, as the yardstick.
         train: the training split: (N,)
-        yardsticks: what validation text costs those who only count.
-        mixed: the text is a mixture: its losses are means by weight, and yardsticks are not.
+        yardsticks: what validation text costs predictors that only count.
+        mixed: the text is a mixture, whose losses are weighted means; yardsticks are not.
     """
 
     vocabulary: Vocabulary
@@ -66,13 +66,13 @@ class Probed:
 
 
 def probe(path: Path, data: TextDataModule | None, device: torch.device) -> Probed:
-    """Return what the model of the checkpoint at `path` does.
+    """Probe the model of the checkpoint at `path`.
 
     Args:
-        data: its text, if it is open already: then nothing is done that takes more than seconds.
+        data: its text, if it is open already: then whatever takes more than seconds is skipped.
 
     Raises:
-        UserError: the checkpoint is unfit.
+        UserError: the checkpoint cannot be loaded.
     """
     checkpoint = Checkpoint.load(path)
     model, vocabulary = checkpoint.build_model(device), checkpoint.vocabulary
@@ -87,7 +87,7 @@ def probe(path: Path, data: TextDataModule | None, device: torch.device) -> Prob
     parts, train = sample(data), data.splits["train"].numpy()
     val, held_out = torch.cat(parts), [part.numpy() for part in parts]
     line = fixed_line(vocabulary, val.numpy(), min(LINE, block_size))
-    stride = block_size - block_size // 4  # the rest is context for each token
+    stride = block_size - block_size // 4  # the rest of each window is context only
     searched = not hurries or len(train) <= QUICK
     return Probed(
         vocabulary,
@@ -104,8 +104,8 @@ def probe(path: Path, data: TextDataModule | None, device: torch.device) -> Prob
 
 
 def sample(data: TextDataModule) -> list[Tensor]:
-    """Return `SCORED` tokens of validation text, or all if it has less: the first, and of a mixture
-    the first of each text by its weight. Ids, each (N,)."""
+    """Return the first `SCORED` tokens of validation text, or all if it has fewer; of a mixture,
+    the first of each text in proportion to its weight. Ids, each (N,)."""
     weights = list(data.text.weights.values()) or [1.0]
     return [
         data.splits["val"][start : min(stop, start + round(SCORED * weight))]
@@ -114,14 +114,14 @@ def sample(data: TextDataModule) -> list[Tensor]:
 
 
 def write(model: nn.Module) -> list[np.ndarray]:
-    """Return texts that `model` writes, begun as samples in training are: ids, each (N,)."""
+    """Return samples from `model`, which begin as those in training do: ids, each (N,)."""
     start = np.zeros((TEXTS, 1), dtype=np.int64)
     steps = [step.ids for step in generate(model, start, TEXT_LENGTH)]
     return list(np.stack(steps, axis=1))
 
 
 def overlap(texts: Sequence[np.ndarray], train: np.ndarray, vocab_size: int) -> Overlap:
-    """Return how much of `texts` stands in `train`."""
+    """Return how much of `texts` occurs in `train`, and the longest passage that does."""
     return Overlap(find_copied(texts, train, vocab_size), longest_copied(texts, train, vocab_size))
 
 
