@@ -1,6 +1,6 @@
-"""`scripts/report.py`: what a run came to, on one page that needs nothing beside it.
+"""`scripts/report.py`: the results of a run on one self-contained page.
 
-Nothing heavy is imported here before a report is written, so that `--help` answers at once.
+Heavy imports wait until a report is written, so that `--help` answers at once.
 """
 
 import argparse
@@ -53,9 +53,9 @@ def write_report(
     """Write the report of the run or the sweep at `place` into its directory; return its path.
 
     Args:
-        data: the run's text, if it is open already: then nothing is done that takes more than
-            seconds.
-        device: to run the model on; by default the best there is.
+        data: the run's text, if it is open already: then whatever takes more than seconds is
+            skipped.
+        device: to run the model on; by default the best available.
 
     Raises:
         UserError: there is no run or no such device, or the report cannot be written.
@@ -79,11 +79,10 @@ def write_report(
 
 
 def find(name: str) -> Path:
-    """Return the directory of the run called `name`, or of the newest run or job of a sweep if that
-    is `latest`.
+    """Return `name` as a directory; `latest` is that of the newest run or job of a sweep.
 
     Raises:
-        UserError: there is none.
+        UserError: `name` is `latest`, and there is no run.
     """
     from litchar.training.environment import ROOT
 

@@ -1,4 +1,4 @@
-"""Two revisions of the code, trained on the same seeds: do they differ?"""
+"""Trains two revisions of the code on the same seeds, and compares their losses and weights."""
 
 import contextlib
 import csv
@@ -24,7 +24,7 @@ from litchar.training.environment import ROOT, git
 
 @dataclass(frozen=True)
 class Revision:
-    """A revision as it was named, and its runs by seed."""
+    """A git revision, by the name it was given, and its runs by seed."""
 
     name: str
     runs: dict[int, Path]
@@ -41,16 +41,16 @@ class Revision:
 def trained_revisions(
     names: Sequence[str], overrides: Sequence[str], seeds: Sequence[int], terminal: Terminal
 ) -> Iterator[list[Revision]]:
-    """Train each revision on each seed, and hand over the runs while they are there.
+    """Train each revision on each seed, and yield the runs while they exist.
 
-    Everything lies in a temporary directory, which is gone afterwards, also after a signal.
+    Everything is kept in a temporary directory, which is deleted afterwards, even after a signal.
 
     Args:
-        names: of git's; `.` is the code as it lies there, with what is not committed.
+        names: of git revisions; `.` is the working tree, uncommitted changes included.
         overrides: of the configuration, as on `train.py`'s command line.
 
     Raises:
-        UserError: a name is no revision, or a revision does not take the overrides.
+        UserError: a name is no revision, a revision rejects the overrides, or a run fails.
     """
     with contextlib.ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="litchar-")))
@@ -58,7 +58,7 @@ def trained_revisions(
             ROOT if name == "." else stack.enter_context(worktree(name, directory / f"code{i}"))
             for i, name in enumerate(names)
         ]
-        for name, code in zip(names, codes, strict=True):  # now, and not after hours of training
+        for name, code in zip(names, codes, strict=True):  # fail now, not after hours of training
             _run(name, code, ["--cfg", "job", *overrides])
         revisions = []
         for i, (name, code) in enumerate(zip(names, codes, strict=True)):
@@ -74,7 +74,7 @@ def trained_revisions(
 
 @contextlib.contextmanager
 def worktree(name: str, place: Path) -> Iterator[Path]:
-    """Check a revision out beside the repository for a while."""
+    """Check a revision out at `place` for a while, as a git worktree."""
     _git("no such revision", name, "rev-parse", "--verify", "--quiet", f"{name}^{{commit}}")
     _git("not checked out", name, "worktree", "add", "--quiet", "--detach", str(place), name)
     try:
@@ -100,7 +100,7 @@ def _git(refusal: str, name: str, *arguments: str) -> None:
 
 
 def _train(name: str, code: Path, run_dir: Path, overrides: list[str]) -> float:
-    """Train in a process of its own with that code; return the best validation loss.
+    """Train with that code in a process of its own; return the best validation loss.
 
     Only options that every revision has are used.
     """
@@ -113,10 +113,10 @@ def _train(name: str, code: Path, run_dir: Path, overrides: list[str]) -> float:
 
 
 def _run(name: str, code: Path, arguments: list[str]) -> None:
-    """Run `train.py` of that code, with what `outputs/` has here.
+    """Run `train.py` of that code, with the `outputs/` of this checkout.
 
     Raises:
-        UserError: it does not end well.
+        UserError: its exit code is not 0.
     """
     command = [sys.executable, str(code / "scripts" / "train.py"), *arguments]
     path = os.pathsep.join(filter(None, [str(code / "src"), os.environ.get("PYTHONPATH")]))
@@ -127,7 +127,7 @@ def _run(name: str, code: Path, arguments: list[str]) -> None:
     )
     try:
         _, errors = process.communicate()
-    except BaseException:  # a signal: the run must not go on alone
+    except BaseException:  # a signal: the run must not outlive this process
         process.terminate()
         process.wait()
         raise
@@ -155,9 +155,9 @@ def verdict(one: Revision, other: Revision) -> str:
 
 
 def first_difference(one: Revision, other: Revision) -> str | None:
-    """Return where the weights or the figures of two revisions first differ, or None.
+    """Return where the metrics or the weights of two revisions first differ, or None.
 
-    What tells the time or speed is left out, and a figure that only one of them writes.
+    Figures of speed are ignored, and so are figures that only one of the two writes.
     """
     for seed in one.runs:
         pair = one.runs[seed], other.runs[seed]

@@ -1,4 +1,4 @@
-"""The report of a run: what its directory holds and what its model does, on one page."""
+"""The report of a run: the contents of its directory and what its model does, on one page."""
 
 import base64
 import io
@@ -48,15 +48,15 @@ from litchar.training.module import perplexity
 from litchar.training.outcome import together, verdict
 from litchar.training.settings import flatten
 
-PASSAGE = 1500  # tokens that are shown in colours
-SURPRISING, AROUND, MOST_SURPRISING = 40, 30, 8  # tokens of a passage, those beside it; passages
-COPIED_FROM = 16  # tokens of a passage that is marked as copied
-SAMPLES = 6  # along training that are shown
+PASSAGE = 1500  # tokens that are shown in colour
+SURPRISING, AROUND, MOST_SURPRISING = 40, 30, 8  # tokens of a passage and around it; passages
+COPIED_FROM = 16  # tokens of the shortest passage that is marked as copied
+SAMPLES = 6  # shown of those along training
 CONFUSED = 20  # pairs
 MOST_MAPS = 64
-BITS = (0, 0.5, 1, 2, 3, 4, 6, 8)  # from which on a character has the next colour
+BITS = (0, 0.5, 1, 2, 3, 4, 6, 8)  # the lowest cost of a character for each colour
 
-Figure = tuple[str, str, str]  # its name, the figure, and in words what it means
+Figure = tuple[str, str, str]  # its name, its value, and its meaning in words
 
 STYLE = """
 .top { display: grid; grid-template-columns: minmax(0, 3fr) minmax(11rem, 1fr); gap: 1.2rem;
@@ -98,7 +98,7 @@ def run_report(run: Run, data: TextDataModule | None, device: str | None) -> str
 
     Args:
         data: the run's text, if it is open already.
-        device: to run the model on; None: the best there is.
+        device: to run the model on; None: the best available.
 
     Raises:
         UserError: there is no such device.
@@ -115,7 +115,7 @@ def run_report(run: Run, data: TextDataModule | None, device: str | None) -> str
 
 
 def _sections(run: Run, probed: Probed | None, lack: str) -> Iterator[str]:
-    # A mixture's loss is a mean by weight, and those who count know no weights.
+    # A mixture's loss is a weighted mean; yardsticks know no weights.
     yardsticks = probed.yardsticks if probed and not probed.mixed else ()
     yield _top(run, probed, yardsticks)
     yield _writing(run, probed)
@@ -136,7 +136,7 @@ def _sections(run: Run, probed: Probed | None, lack: str) -> Iterator[str]:
     yield _again(run)
 
 
-# First what a person wants to know
+# What a reader wants to know first
 
 
 def _top(run: Run, probed: Probed | None, yardsticks: Sequence[Yardstick]) -> str:
@@ -157,7 +157,7 @@ def _top(run: Run, probed: Probed | None, yardsticks: Sequence[Yardstick]) -> st
 
 
 def _sentences(run: Run, probed: Probed | None, yardsticks: Sequence[Yardstick]) -> Iterator[str]:
-    """Yield the verdict: what was trained, how good it is, what the curve says, if it copies."""
+    """Yield the verdict: what was trained, how good it is, its curve, whether it copies."""
     summary, status = run.summary, run.summary.get("status")
     model = str(run.config.get("model", {}).get("_target_", "A model")).rpartition(".")[2]
     size = f" of {summary['parameters']:,} parameters" if summary.get("parameters") else ""
@@ -240,14 +240,14 @@ def _writing(run: Run, probed: Probed | None) -> str:
 
 
 def _spread(samples: Sequence[tuple[int, str]]) -> list[tuple[int, str]]:
-    """Return the first sample, the last, and some evenly between them."""
+    """Return at most `SAMPLES` samples, evenly spaced, including the first and the last."""
     if len(samples) <= SAMPLES:
         return list(samples)
     return [samples[round(i)] for i in np.linspace(0, len(samples) - 1, SAMPLES)]
 
 
 def _marked(probed: Probed, ids: np.ndarray, reach: np.ndarray) -> str:
-    """Return a text with the passages marked that were copied."""
+    """Return a text as HTML in which copied passages are marked."""
     pieces, inside = [], False
     for piece, start, stop in characters(probed.vocabulary, ids):
         copied = bool((reach[start:stop] >= COPIED_FROM).all())
@@ -270,7 +270,7 @@ def _curves(run: Run) -> str:
 
 
 def _figures(run: Run, probed: Probed | None) -> Iterator[Figure]:
-    """Yield the figures of `summary.json`, and what counting comes to."""
+    """Yield the figures of `summary.json`, and the yardsticks."""
     summary = run.summary
     yield from _losses(run)
     yield from _counted(run, probed)
@@ -309,7 +309,7 @@ def _losses(run: Run) -> Iterator[Figure]:
 
 
 def _counted(run: Run, probed: Probed | None) -> Iterator[Figure]:
-    """Yield what those who count come to, and what of a mixture is like it."""
+    """Yield the yardsticks, and the loss of a mixture that is comparable with them."""
     unit = run.unit
     if (loss := together(run.history)) is not None:
         bits = f"{loss / math.log(2):.3f} bits per {unit}"
@@ -327,7 +327,7 @@ def _counted(run: Run, probed: Probed | None) -> Iterator[Figure]:
 
 
 def _spent(run: Run, probed: Probed | None) -> Iterator[Figure]:
-    """Yield the steps, the time and the memory that it took, and how large the model is."""
+    """Yield the steps, time and memory that the run took, and the size of the model."""
     summary, unit = run.summary, run.unit
     if summary.get("seconds_to_target") is not None:
         yield "target", f"reached after {summary['seconds_to_target']:.1f} s of steps", ""
@@ -375,7 +375,7 @@ def _surprised(found: Surprise, vocabulary: Vocabulary) -> str:
 
 
 def _begin(found: Surprise, vocabulary: Vocabulary) -> int:
-    """Return where a passage begins: with a line, and with context before it if there is room."""
+    """Return where the passage begins: at a line start, after some context if there is room."""
     room = max(1, len(found.ids) - PASSAGE)
     newline = vocabulary.encode("\n", "skip")[:1]
     lines = 1 + np.flatnonzero(found.ids[:room] == newline) if len(newline) else np.zeros(0, int)
@@ -385,8 +385,8 @@ def _begin(found: Surprise, vocabulary: Vocabulary) -> int:
 
 
 def _coloured(found: Surprise, vocabulary: Vocabulary, start: int, stop: int) -> str:
-    """Return the characters of the ids from `start` to `stop`, each in an element that says what
-    it cost."""
+    """Return the characters of the ids from `start` to `stop` as HTML, each in an element with its
+    cost in bits."""
     ids = found.ids[start:stop]
     spans = []
     for piece, first, last in characters(vocabulary, ids):
@@ -402,7 +402,7 @@ def _coloured(found: Surprise, vocabulary: Vocabulary, start: int, stop: int) ->
 
 
 def _visible(piece: str) -> str:
-    """Return a character as HTML in which it can be seen."""
+    """Return a character as HTML, with a visible sign for a line end or a tab."""
     signs = {"\n": "↵\n", "\t": "⇥\t"}
     return "".join(
         f'<i class="sign">{signs[c]}</i>' if c in signs else escape(printable(c)) for c in piece
@@ -490,8 +490,8 @@ def _copying(run: Run, probed: Probed | None, lack: str) -> str:
 
 
 def _copies(written: Overlap, held_out: Overlap, unit: str) -> str:
-    """Return in words whether the model copies: whether long sequences of what it writes stand in
-    the training text clearly more often than those of validation text."""
+    """Return in words whether the model copies: whether long sequences of its samples occur in the
+    training text clearly more often than those of validation text."""
     n = 2 * COPIED_FROM
     share, usual = (overlap.copied.shares.get(n, 0.0) for overlap in (written, held_out))
     copies = share > 2 * usual + 0.01
@@ -525,7 +525,7 @@ def _attention(probed: Probed) -> str:
 
 
 def _map(title: str, weights: Tensor, labels: Sequence[str]) -> str:
-    """Return a head's weights, (T, T), as a picture whose rows and columns are labelled."""
+    """Return a head's weights, (T, T), as an SVG picture with labelled rows and columns."""
     from PIL import Image
 
     side, cell, edge = len(labels), 8, 12
@@ -551,7 +551,7 @@ def _map(title: str, weights: Tensor, labels: Sequence[str]) -> str:
     )
 
 
-# How it came to be
+# How to reproduce it
 
 
 def _settings(run: Run) -> str:
@@ -569,12 +569,12 @@ def _settings(run: Run) -> str:
 
 
 def changed_settings(run: Run) -> list[tuple[str, str, str]] | None:
-    """Return what the run was configured with other than what `conf/` gives without a word typed:
-    keys, values, and the defaults; None where the one or the other is not there."""
+    """Return the settings in which the run differs from the defaults of `conf/`: keys, values and
+    defaults; None if either configuration is missing."""
     conf = ROOT / "conf"
     if not run.composed or not (conf / "train.yaml").is_file():
         return None
-    begun = GlobalHydra.instance().is_initialized()  # by the run that this is the end of
+    begun = GlobalHydra.instance().is_initialized()  # by the run that this report ends
     begin = nullcontext() if begun else initialize_config_dir(str(conf), version_base="1.3")
     with begin:
         composed: Any = OmegaConf.to_container(compose("train"))
@@ -586,7 +586,7 @@ def changed_settings(run: Run) -> list[tuple[str, str, str]] | None:
     left_out = (*places, *(f"by_device.{device}." for device in elsewhere))
     return [
         (
-            key.removeprefix(f"by_device.{device}."),  # which is settled by it
+            key.removeprefix(f"by_device.{device}."),  # the key that it resolves
             _value(value),
             _value(defaults[key]) if key in defaults else "not set",
         )
@@ -612,7 +612,7 @@ def _environment(run: Run) -> str:
 
 
 def _again(run: Run) -> str:
-    """Return the commands that do it again, and that use what came of it."""
+    """Return the commands that repeat the run, and those that use its results."""
     own = ("run_dir=", "resume=", "hydra.", "sweep.")
     typed = [without_passwords(str(o)) for o in run.overrides if not str(o).startswith(own)]
     cwd = run.environment.get("cwd", str(ROOT))

@@ -1,4 +1,4 @@
-"""What a run's directory holds, as plain data: whatever of it is there."""
+"""The contents of a run's directory as plain data; any of its files may be missing."""
 
 import csv
 import json
@@ -20,7 +20,7 @@ REPORT = "report.html"  # in the directory of a run or a sweep
 
 @dataclass(frozen=True)
 class Run:
-    """The record of a run; what a directory lacks is empty here.
+    """The record of a run; what is missing from the directory is empty here.
 
     Attributes:
         path: the directory.
@@ -28,9 +28,9 @@ class Run:
         rows: `metrics.csv`: the figures of each step that has any, and `step`.
         samples: `samples.txt`: steps and texts.
         config: `config.yaml`, resolved.
-        composed: the configuration as Hydra composed it, before anything was settled by device;
-            of a run that was gone on with, the last time.
-        overrides: what was typed on the command line, of what was typed again the last.
+        composed: the configuration as Hydra composed it, before `by_device` was resolved; of a
+            resumed run, the latest.
+        overrides: the command line's overrides; of a key given again on resuming, the latest.
         environment: `environment.json`
     """
 
@@ -48,7 +48,7 @@ class Run:
         """Return the record at `path`.
 
         Raises:
-            UserError: it is no run's directory.
+            UserError: `path` is not a run's directory.
         """
         if not is_run(path):
             what = "not a run's directory (it has no summary.json)"
@@ -72,37 +72,37 @@ class Run:
 
     @cached_property
     def choices(self) -> dict[str, Any]:
-        """What each config group was, as Hydra recorded it."""
+        """The choice of each config group, as Hydra recorded it."""
         hydra = _yaml(_typed(self.path) / "hydra.yaml") or {}
         found: dict[str, Any] = hydra.get("hydra", {}).get("runtime", {}).get("choices", {})
         return found
 
     @cached_property
     def options(self) -> list[str]:
-        """The words that name a directory of configurations beside those of `conf/`, if one was."""
+        """The command-line arguments that name a config directory beside `conf/`, if any."""
         found = (options_of(_yaml(place / "hydra.yaml")) for place in _lines(self.path))
         return next(filter(None, found), [])
 
     @property
     def name(self) -> str:
-        """What a person calls the run: its directory, and a job's that of its sweep as well."""
+        """The run's name: that of its directory, after its sweep's if it is a job of one."""
         place = self.path.absolute()
         parts = place.parts[-2:] if place.parent.parent.name == "sweeps" else place.parts[-1:]
         return "/".join(parts)
 
     @property
     def status(self) -> str:
-        """How far it has come."""
+        """Its status in `summary.json`: `running`, `completed`, `failed` ..."""
         return str(self.summary.get("status"))
 
     @property
     def unit(self) -> str:
-        """What its losses are of: characters or bytes."""
+        """What a token is: a character or a byte."""
         return self.summary.get("unit") or Vocabulary.unit
 
     @property
     def history(self) -> list[dict[str, float]]:
-        """The steps that were validated."""
+        """The rows of the steps that were validated."""
         return [row for row in self.rows if math.isfinite(row.get("val/loss", math.nan))]
 
 
@@ -112,19 +112,19 @@ def is_run(path: Path) -> bool:
 
 
 def _lines(path: Path) -> list[Path]:
-    """Return where Hydra recorded what was typed for a run, the last time first."""
+    """Return where Hydra recorded the command lines of a run, the latest first."""
     resumed = (path / ".hydra").glob("resumed-*")
     last_first = sorted(resumed, key=lambda place: (len(place.name), place.name), reverse=True)
     return [*last_first, path / ".hydra"]
 
 
 def _typed(path: Path) -> Path:
-    """Return where Hydra recorded what was typed the last time."""
+    """Return where Hydra recorded the latest command line."""
     return _lines(path)[0]
 
 
 def _overrides(path: Path) -> list[str]:
-    """Return what was typed for a run, of each key the last: to go on, not all is typed again."""
+    """Return a run's overrides, the latest of each key: resuming need not repeat them all."""
     typed: dict[str, str] = {}
     for place in reversed(_lines(path)):
         for override in map(str, _yaml(place / "overrides.yaml") or []):
@@ -133,10 +133,10 @@ def _overrides(path: Path) -> list[str]:
 
 
 def options_of(recorded: Any) -> list[str]:
-    """Return the words that name a directory of configurations on a command line, if one was.
+    """Return the arguments of a command line that name a config directory, if any.
 
     Args:
-        recorded: what Hydra keeps of that line, with its own settings under `hydra`.
+        recorded: Hydra's record of that command line, with its own settings under `hydra`.
     """
     try:
         sources = recorded["hydra"]["runtime"]["config_sources"]
@@ -157,7 +157,7 @@ def _json(path: Path) -> dict[str, Any]:
 def _yaml(path: Path) -> Any:
     try:
         return OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    except Exception:  # whatever its parser raises: the file is one of several
+    except Exception:  # whatever the parser raises: a report can do without this file
         return None
 
 
@@ -171,7 +171,7 @@ def _rows(path: Path) -> list[dict[str, float]]:
 
 
 def _numbers(row: dict[str | None, Any]) -> dict[str, float]:
-    """Return what of a row is a number: not the cells that are empty, or were being written."""
+    """Return the cells of a row that are numbers, without those that are empty or half written."""
     numbers = {}
     for name, value in row.items():
         try:

@@ -17,8 +17,8 @@ from typing import Any
 from litchar.cli import exit_codes
 from litchar.terminal import Terminal
 
-BYTES_OF_GRADIENT = 4  # and of a weight that is gathered
-BYTES_OF_STATE = 16  # of each weight: itself, its gradient and AdamW's two means, in float32
+BYTES_OF_GRADIENT = 4  # per parameter; also of a gathered weight
+BYTES_OF_STATE = 16  # per parameter: weight, gradient and AdamW's two moments, in float32
 TERABYTE = 1e12
 DAY = 86_400
 HEADS = 4  # of the measured model
@@ -38,25 +38,25 @@ class Model:
 
     @property
     def parameters(self) -> int:
-        """The weights of its matrices; embeddings of characters are few."""
+        """The number of weights in its matrices; those of character embeddings are negligible."""
         return 12 * self.n_layer * self.n_embd**2
 
     @property
     def flops_per_character(self) -> float:
-        """Forward and backward (PaLM, Chowdhery et al., 2022, appendix B)."""
+        """Of the forward and backward pass (PaLM, Chowdhery et al., 2022, appendix B)."""
         return 6 * self.parameters + 12 * self.n_layer * self.n_embd * self.block_size
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """Devices and what joins them.
+    """Devices and the links between them.
 
     Attributes:
-        flops: that a device does in a second in such steps: its peak by the share that is reached.
-        near: bytes that a device sends in a second to others of its node.
-        far: and to other nodes.
-        node: devices of a node.
-        latency: seconds from one device to the next, whatever is sent.
+        flops: per second that a device sustains in training: its peak times the utilisation.
+        near: bytes per second that a device sends within its node.
+        far: bytes per second that a device sends to other nodes.
+        node: devices per node.
+        latency: seconds from one device to the next, whatever the size of the message.
     """
 
     flops: float
@@ -97,20 +97,20 @@ class Step:
 
     @property
     def efficiency(self) -> float:
-        """The share of the step that a device computes."""
+        """The share of the step that a device spends computing."""
         return self.compute / self.seconds
 
 
 def ring_bytes(size: float, devices: int) -> float:
-    """Return the bytes that each device sends to add up `size` bytes over a ring of devices, which
-    is as few as can be (Patarasuk and Yuan, 2009)."""
+    """Return the bytes that each device sends in a ring all-reduce of `size` bytes, the fewest
+    possible (Patarasuk and Yuan, 2009)."""
     return 2 * (devices - 1) / devices * size
 
 
 def all_reduce_seconds(size: float, devices: int, cluster: Cluster) -> float:
-    """Return how long it takes to add up `size` bytes over all devices: within each node over a
-    ring, between nodes each device its share over another; what waits for the first byte there
-    goes along a tree."""
+    """Return the time of an all-reduce of `size` bytes over all devices: over a ring within each
+    node, and over another ring of each device's share between nodes, there with the latency of a
+    tree."""
     within = min(devices, cluster.node)
     nodes = -(-devices // cluster.node)
     hops = 2 * (within - 1) + 2 * math.ceil(math.log2(nodes))
@@ -126,12 +126,12 @@ def simulate(
     cluster: Cluster,
     sharded: bool = False,
 ) -> Step:
-    """Return a step of `characters` on each device.
+    """Return a simulated step of `characters` on each device.
 
     Args:
-        sharded: weights are spread over the devices (FSDP): each layer's are gathered before it is
-            used, forward and backward, and its gradients are added up where they belong. Gathering
-            is half a ring, as is adding up in one place.
+        sharded: weights are sharded over the devices (FSDP): each layer's are all-gathered before
+            its forward and its backward pass, and its gradients are reduce-scattered. Either costs
+            half an all-reduce.
     """
     layer = characters * model.flops_per_character / model.n_layer / cluster.flops
     forward, backward = layer / 3, 2 * layer / 3
@@ -139,13 +139,13 @@ def simulate(
     reduced = all_reduce_seconds(size, devices, cluster)
     half = reduced / 2
     sent = half if sharded else reduced
-    now = free = 0.0  # until when the device, and the link, have work
+    now = free = 0.0  # when the device and the link finish their work
     for seconds, adds_up in ((forward, False), (backward, True)):
         gathered = free = max(free, now) + half if sharded else 0.0
         for later in reversed(range(model.n_layer)):
             began = max(now, gathered)
             now = began + seconds
-            if sharded and later:  # the next layer's weights come while this one is computed
+            if sharded and later:  # prefetch the next layer's weights during this one
                 gathered = free = max(free, began) + half
             if adds_up:
                 free = max(free, now) + sent
@@ -180,8 +180,8 @@ def table(
 
 
 def measure(model: Model, batch_size: int, steps: int) -> list[dict[str, Any]]:
-    """Measure steps on one and on two processes of this machine joined by gloo, and compare them
-    with the simulation."""
+    """Measure steps of one process and of two joined by gloo on this machine, and compare them with
+    the simulation."""
     (alone,) = _timings(1, model, batch_size, steps)
     both = _timings(2, model, batch_size, steps)
     together = max(timing["step"] for timing in both)
@@ -203,7 +203,7 @@ def measure(model: Model, batch_size: int, steps: int) -> list[dict[str, Any]]:
 
 
 def _timings(world_size: int, model: Model, batch_size: int, steps: int) -> list[dict[str, float]]:
-    """Return what each of so many processes at once measures, see `_timed`."""
+    """Return what each of `world_size` simultaneous processes measures, see `_timed`."""
     from torch.multiprocessing.spawn import spawn
 
     with tempfile.TemporaryDirectory(prefix="litchar-") as directory:
@@ -216,7 +216,7 @@ def _timings(world_size: int, model: Model, batch_size: int, steps: int) -> list
 def _timed(
     rank: int, world_size: int, model: Model, batch_size: int, steps: int, directory: Path
 ) -> None:
-    """Write medians, in seconds, of a step, of one without the others, and of an all-reduce."""
+    """Write median seconds of a step, of one without synchronisation, and of an all-reduce."""
     import torch
     import torch.distributed as dist
     from torch.nn.parallel import DistributedDataParallel
@@ -254,14 +254,14 @@ def _timed(
     }
     joined = DistributedDataParallel(net) if world_size > 1 else net
     timings["step"] = median(lambda: torch.autograd.backward(mean_loss(joined, idx, idx)))
-    joined = net  # DDP goes before its group: its end may wait for gloo's thread for ever
+    joined = net  # free DDP before its group, or it may wait forever for gloo's thread
     dist.destroy_process_group()
     (directory / f"{rank}.json").write_text(json.dumps(timings))
 
 
 @exit_codes()
 def main(arguments: list[str] | None = None) -> None:
-    """Print what the command line asks for."""
+    """Print the simulated or the measured steps that the command line asks for."""
     parser = argparse.ArgumentParser(prog="scaling.py", description=__doc__)
     parser.add_argument("--measure", action="store_true", help="two processes of this machine")
     parser.add_argument("--ethernet", action="store_true", help="no NVLink, 25 Gb/s between nodes")

@@ -13,13 +13,13 @@ from litchar.data.windows import IGNORED
 
 @dataclass(frozen=True)
 class Surprise:
-    """What a model made of a text: for each token but the first, given those before it.
+    """A model's predictions of a text: for each token but the first, given those before it.
 
     Attributes:
-        ids: of the text, the first token included: (N,)
+        ids: of the text, including the first token: (N,)
         nats: -ln of the probability that the model gave the token: (N - 1,) float64
-        guesses: the token that it held for the likeliest: (N - 1,) int64
-        confidence: the probability that it gave that one: (N - 1,) float32
+        guesses: the most likely token by the model: (N - 1,) int64
+        confidence: the probability of that guess: (N - 1,) float32
     """
 
     ids: np.ndarray
@@ -34,10 +34,10 @@ def surprise(
 ) -> Surprise:
     """Return how surprised `model` is by `tokens`: (N,) ids.
 
-    The mean of `nats` is what `exact_loss` makes of them.
+    The mean of `nats` equals the loss per token by `exact_loss`.
 
     Args:
-        stride: as of `exact_loss`; with less than the block size, tokens have more context.
+        stride: as in `exact_loss`; less than the block size gives tokens more context.
     """
     nats, guesses, confidence = [], [], []
     for idx, targets in batches_of(model, tokens, batch_size, device, stride):
@@ -56,8 +56,8 @@ def surprise(
 
 
 def most_surprising(nats: np.ndarray, length: int, most: int) -> list[int]:
-    """Return where the passages of `length` tokens with the highest sums of `nats` begin, the
-    highest first; no two overlap.
+    """Return where the `most` passages of `length` tokens with the highest sums of `nats` begin,
+    the highest first; no two overlap.
 
     Args:
         nats: (N,)

@@ -1,4 +1,4 @@
-"""The report of a sweep: its runs side by side on one page, with a way to each run's own."""
+"""The report of a sweep: its runs side by side on one page, with links to their own reports."""
 
 import math
 import os
@@ -38,7 +38,7 @@ def write_sweep_report(comparison: Comparison, directory: Path) -> Path:
     """Write a report of runs side by side into `directory`; return its path.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the report cannot be written.
     """
     path = directory.absolute() / REPORT
     write_page(path, path.parent.name, "".join(_sections(path.parent, comparison)))
@@ -81,7 +81,7 @@ def _drawing(panel: "Panel", label: str = "") -> str:
         panel(axes)
 
     svg = drawing(draw, 4.3, 3.4)
-    for i, colour in enumerate(COLORS):  # those of sweep.png, which here follow light and dark
+    for i, colour in enumerate(COLORS):  # of sweep.png; here they follow light and dark
         svg = svg.replace(colour, f"var(--c{i})")
     return svg
 
@@ -127,7 +127,7 @@ def _tiles(found: Table) -> str:
 
 
 def _runs(directory: Path, comparison: Comparison) -> str:
-    """Return a table of all runs, with links to their reports that hold wherever the sweep lies."""
+    """Return a table of all runs, with links to their reports that survive moving the sweep."""
     rows = []
     for run in sorted(comparison.runs, key=_loss):
         summary = run.summary
@@ -155,7 +155,7 @@ def _loss(run: Run) -> float:
 
 
 def _link(directory: Path, run: Run) -> str:
-    """Return a run's name; if it has a report, as a way there."""
+    """Return a run's name, as a link to its report if it has one."""
     place = os.path.relpath(run.path, directory)
     if not (run.path / REPORT).is_file():
         return escape(place)
@@ -182,11 +182,11 @@ def _best(directory: Path, row: Row) -> str:
 
 
 def _again(directory: Path) -> str:
-    """Return the commands that do it again and compare it."""
+    """Return the commands that repeat the sweep and compare its runs."""
     try:
         recorded = OmegaConf.load(directory / "multirun.yaml")
         typed = recorded.hydra.overrides.task
-    except Exception:  # runs that were put together, or another tool's sweep
+    except Exception:  # runs collected by hand, or another tool's sweep
         return ""
     words = ["-m", *options_of(recorded), *map(str, typed)]
     train = shlex.join(["python", "scripts/train.py", *words])
