@@ -151,7 +151,7 @@ def folded(title: str, *parts: str) -> str:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table of texts; a heading that starts with `# ` right-aligns its column."""
+    """Return a table of texts; `#` and a space before a heading right-align its column."""
     kinds = _kinds(columns)
     cells = (
         [f"<td{kind}>{escape(cell)}</td>" for kind, cell in zip(kinds, row, strict=True)]

@@ -574,7 +574,7 @@ def changed_settings(run: Run) -> list[tuple[str, str, str]] | None:
     conf = ROOT / "conf"
     if not run.composed or not (conf / "train.yaml").is_file():
         return None
-    begun = GlobalHydra.instance().is_initialized()  # by the run that this report ends
+    begun = GlobalHydra.instance().is_initialized()  # by the run that ends with this report
     begin = nullcontext() if begun else initialize_config_dir(str(conf), version_base="1.3")
     with begin:
         composed: Any = OmegaConf.to_container(compose("train"))

@@ -157,7 +157,7 @@ def _json(path: Path) -> dict[str, Any]:
 def _yaml(path: Path) -> Any:
     try:
         return OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    except Exception:  # whatever the parser raises: a report can do without this file
+    except Exception:  # whatever the parser raises: this is one file of several
         return None
 
 
