@@ -1,4 +1,4 @@
-"""What a run is made of: the configuration settled, the text opened, the model built."""
+"""Prepare a run: resolve the configuration, open the text, build the model."""
 
 import functools
 import math
@@ -41,13 +41,13 @@ from litchar.training.settings import differences, plain
 
 @dataclass(frozen=True)
 class Setup:
-    """What a run is made of, once nothing is left open.
+    """Everything a run needs, fully resolved.
 
     Attributes:
-        config: the configuration, resolved by device and text.
-        run_dir: where rank 0 keeps the record.
-        resumed: the checkpoint to go on from, if any.
-        parent: the checkpoint whose weights the run begins with, if any; none when it is resumed.
+        config: the configuration, with open values filled in from the device and the text.
+        run_dir: where rank 0 writes the run's record.
+        resumed: the checkpoint to resume from, if any.
+        parent: the checkpoint to take initial weights from, if any; None for a resumed run.
     """
 
     config: DictConfig
@@ -59,21 +59,23 @@ class Setup:
     parent: Checkpoint | None
 
     def for_the_others(self) -> DictConfig:
-        """Return the configuration with which other ranks prepare the very same."""
+        """Return the configuration from which the other ranks prepare the same run."""
         config = self.config.copy()
-        config.name = literal(str(config.name))  # Hydra's own are known here alone
+        config.name = literal(str(config.name))  # only this process can resolve ${hydra:...}
         config.resume = self.resumed and literal(str(self.resumed.path))
         config.init_from = self.parent and literal(str(self.parent.path))
         return config
 
 
 def prepare(config: DictConfig, run_dir: Path, place: Place, terminal: Terminal) -> Setup:
-    """Settle what `config` leaves open, open the text and build the model; nothing is written.
+    """Fill in what `config` leaves open, open the text and build the model.
+
+    Nothing is written to the run directory.
 
     Raises:
-        UserError: the configuration or the text is unfit.
+        UserError: the configuration or the text is invalid.
     """
-    config.run_dir = str(run_dir)  # a sweep's job has its own
+    config.run_dir = str(run_dir)  # each job of a sweep has its own
     try:
         config.run_dir.encode()
     except UnicodeEncodeError:
@@ -122,8 +124,8 @@ def prepare(config: DictConfig, run_dir: Path, place: Place, terminal: Terminal)
 
 
 def find_resumed(resume: str | None, run_dir: Path, terminal: Terminal) -> Checkpoint | None:
-    """Return the checkpoint that `resume` means: null, `auto` (the newest whole one in `run_dir`),
-    a file, or a run's directory."""
+    """Return the checkpoint that `resume` names: null (none), `auto` (the newest intact one in
+    `run_dir`), a file, or a run directory."""
     if resume is None:
         return None
     path = run_dir if resume == "auto" else Path(os.path.expanduser(resume))
@@ -138,10 +140,10 @@ def find_resumed(resume: str | None, run_dir: Path, terminal: Terminal) -> Check
 
 
 def _newest(directory: Path, terminal: Terminal) -> Checkpoint | None:
-    """Return the newest whole checkpoint in `directory`, if there is one; name damaged ones.
+    """Return the newest intact checkpoint in `directory`, or None; report damaged ones.
 
     Raises:
-        UserError: there are checkpoints, and all are damaged.
+        UserError: there are checkpoints, but all are damaged.
     """
     damaged = None
     for name in ("last.ckpt", "previous.ckpt", "best.ckpt"):
@@ -161,11 +163,11 @@ def _newest(directory: Path, terminal: Terminal) -> Checkpoint | None:
 
 
 def check_same_run(resumed: Checkpoint, settings: dict[str, Any], fingerprint: str) -> None:
-    """Refuse to go on with a run under other settings or on another text.
+    """Refuse to resume a run with different settings or on a different text.
 
     Raises:
-        UserError: it would not be the same run, and the message says in what; or its weights are
-            not its model's, or all that it holds.
+        UserError: the settings or the text differ (the message says how), the checkpoint holds
+            only weights, or its weights do not fit its model.
     """
     if not resumed.resumable:
         raise UserError(
@@ -189,8 +191,8 @@ def _build_model(settings: DictConfig, vocab_size: int, block_size: int) -> torc
     """Return the model that `settings` describe.
 
     Raises:
-        UserError: there is no memory for it.
-        InstantiationException: it refuses its settings.
+        UserError: there is not enough memory for the model.
+        InstantiationException: the model rejects its settings.
     """
     try:
         model: torch.nn.Module = instantiate(settings, vocab_size=vocab_size, block_size=block_size)
@@ -204,10 +206,10 @@ def _build_model(settings: DictConfig, vocab_size: int, block_size: int) -> torc
 
 
 def _check_checkpoints(model: torch.nn.Module, card: dict[str, Any]) -> None:
-    """Refuse a model, somebody's own perhaps, whose checkpoints could not be opened.
+    """Refuse a model, such as a user's own class, whose checkpoints could not be loaded again.
 
     Raises:
-        UserError: it is one.
+        UserError: a checkpoint of this model could not be loaded.
     """
     weights = {f"model.{name}": weight for name, weight in model.state_dict().items()}
     saved = {"litchar": card, "global_step": 0, "state_dict": weights}
@@ -225,7 +227,7 @@ def _begin_from(
     settings: dict[str, Any],
     terminal: Terminal,
 ) -> None:
-    """Take over the weights of `parent`, see `transfer_weights`, and say which."""
+    """Copy the weights of `parent` into `model` (see `transfer_weights`) and report the matches."""
     matched, new, dropped = transfer_weights(parent, model, vocabulary, build, settings)
     terminal.say(
         f"From {parent.path}: {matched} {vocabulary.unit}s matched, {new} new, {dropped} dropped"
@@ -237,16 +239,17 @@ def _begin_from(
 def _optimizer_and_schedule(
     config: DictConfig, model: torch.nn.Module
 ) -> tuple[Callable[[torch.nn.Module], torch.optim.Optimizer], Callable[[int, float], float]]:
-    """Return what makes the optimizer, and the schedule, both tried.
+    """Return the optimizer's factory and the schedule, after trying out both.
 
     Raises:
-        UserError: they refuse their settings, or the schedule needs a number of steps.
+        UserError: either rejects its settings, or the schedule needs to know the total number of
+            steps and the run has none.
     """
     optimizer, schedule = instantiate(config.optimizer), instantiate(config.scheduler)
-    # Hydra's own partial checks at every call, and so at every step, what it may call.
+    # Hydra's partial would validate its target on every call, that is at every step.
     schedule = functools.partial(schedule.func, *schedule.args, **schedule.keywords)
     steps = max(1, config.trainer.max_steps)
-    try:  # now rather than when training begins, or after the warm-up
+    try:  # fail now rather than when training begins, or after the warm-up
         made = optimizer(model)
     except (TypeError, ValueError, ZeroDivisionError) as error:
         raise UserError(f"optimizer: {error}") from None
@@ -267,8 +270,8 @@ def _optimizer_and_schedule(
 
 
 def _goes_on_for_ever(schedule: Callable[[int, float], float]) -> bool:
-    """Return whether a schedule is the same however many steps there will be."""
+    """Return whether the schedule is independent of the total number of steps."""
     try:
         return schedule(10**6, 10**6) == schedule(10**6, math.inf)
-    except (OverflowError, ValueError):  # it counts with infinity
+    except (OverflowError, ValueError):  # it computes with the infinite total
         return False

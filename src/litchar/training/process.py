@@ -1,4 +1,4 @@
-"""The process of a run: its time and memory, and what a run before in it has left behind."""
+"""A run's process: elapsed time, peak memory, and cleaning up after an earlier run in it."""
 
 import contextlib
 import gc
@@ -14,23 +14,23 @@ _started = {"jobs": 0, "at": time.monotonic()}
 
 
 def begin() -> None:
-    """Begin to count a run's time and memory, and clear or end what a run before has left behind.
+    """Start measuring a run's time and memory, and clean up after an earlier run.
 
-    A sweep has several runs in one process, and each must be what it would be alone.
+    A sweep has several runs in one process, and each must behave as if it were alone.
     """
     if not _started["jobs"]:
-        gc.freeze()  # what imports made is never looked through again: half a second each time
+        gc.freeze()  # collections skip what imports created: saves half a second each
     else:
         _started["at"] = time.monotonic()
         if (wandb := sys.modules.get("wandb")) and wandb.run:
-            wandb.finish()  # or this run would be written into that one
-        gc.collect()  # a Trainer and its callbacks refer to each other
-        torch.use_deterministic_algorithms(False)  # trainer.deterministic sets it for the process
+            wandb.finish()  # otherwise this run would be logged into the previous one
+        gc.collect()  # a Trainer and its callbacks form reference cycles
+        torch.use_deterministic_algorithms(False)  # trainer.deterministic sets it process-wide
         torch.backends.cudnn.benchmark = False
-        torch.compiler.reset()  # or the ninth model of a size of its own would not be compiled
-        torch.cuda.empty_cache()  # nothing without a GPU
+        torch.compiler.reset()  # otherwise the ninth model of a new size would not be compiled
+        torch.cuda.empty_cache()  # a no-op without a GPU
     _started["jobs"] += 1
-    # cuBLAS reads it once in a process, and a deterministic run may follow one that is not.
+    # cuBLAS reads it once per process, and a deterministic run may follow a non-deterministic one.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
@@ -39,19 +39,19 @@ def begin() -> None:
 
 
 def seconds_since_start() -> float:
-    """Return the seconds since this process began, or since the run did if it is not the first."""
+    """Return the seconds since this process started, or since the run began if not its first."""
     if _started["jobs"] > 1:
         return time.monotonic() - _started["at"]
     try:
         clock_ticks = int(Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()[19])
         uptime = float(Path("/proc/uptime").read_text().split()[0])
         return uptime - clock_ticks / os.sysconf("SC_CLK_TCK")
-    except OSError:  # no /proc outside of Linux
+    except OSError:  # no /proc outside Linux
         return time.monotonic() - _started["at"]
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Return the most memory in use so far: on a CUDA device, or of this process."""
+    """Return the peak memory: allocated on a CUDA device, else resident in this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:

@@ -1,4 +1,4 @@
-"""`profile=true`: where the time of a step goes."""
+"""`profile=true`: where the time of a training step goes."""
 
 import os
 from pathlib import Path
@@ -10,46 +10,46 @@ from torch.profiler import profile
 
 from litchar.terminal import Terminal
 
-SKIP = 10  # batches that warm up; none if the run is too short for them
-RECORD = 5  # batches
+SKIP = 10  # warm-up batches; 0 if the run is too short for them
+RECORD = 5  # batches to record
 
 
 class Profile(Callback):
     """Records a few batches with torch.profiler, and writes `trace.json` and `table.txt`.
 
-    The trace has every operation in time, for https://ui.perfetto.dev or chrome://tracing; the
-    table sums them up. What it costs, some of it while the clock of steps runs, it costs once.
+    The trace is a timeline of every operation, for https://ui.perfetto.dev or chrome://tracing; the
+    table sums them up. The overhead is paid once, and counts in part towards the time of steps.
 
     Args:
         directory: where to write.
-        terminal: tells the person where that is.
+        terminal: where to print that path.
     """
 
     def __init__(self, directory: Path, terminal: Terminal) -> None:
         self.directory = directory
         self.terminal = terminal
-        self._batches = 0  # of this process
-        self._first = SKIP  # batch that is recorded
+        self._batches = 0  # seen by this process
+        self._first = SKIP  # the first batch to record
         self._profile: profile | None = None
 
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
-        """Begin to record, when it is time."""
+        """Start recording at the first batch to record."""
         if self._batches == 0 and trainer.max_steps > 0:
             steps = trainer.max_steps - trainer.global_step
             self._first = 0 if steps * trainer.accumulate_grad_batches < SKIP + RECORD else SKIP
         if self._batches == self._first and trainer.is_global_zero:
-            os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it would write lines between ours
+            os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it would print between our lines
             self._profile = profile()
             self._profile.start()
         self._batches += 1
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        """Write what was recorded, when it is enough."""
+        """Write the recording once it is complete."""
         if self._batches >= SKIP + RECORD or trainer.global_step == trainer.max_steps:
             self._write()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write what there is, if the run ends early."""
+        """Write what was recorded, if the run ends early."""
         self._write()
 
     def _write(self) -> None:

@@ -1,4 +1,4 @@
-"""What a person sees of a run while it trains."""
+"""A run's progress on the terminal: a bar, and a line for each validation."""
 
 import os
 import time
@@ -18,11 +18,11 @@ REFRESH_SECONDS = 0.25
 
 
 class ProgressBar(ProgressBarCallback):
-    """One bar on a terminal, and a line for each validation anywhere.
+    """A progress bar where the console is a terminal, and a line per validation everywhere.
 
     Args:
         console: where to print.
-        samples: makes the sample whose beginning is shown with each validation.
+        samples: generates the sample whose beginning is shown with each validation.
     """
 
     def __init__(self, console: Console, samples: Samples) -> None:
@@ -34,11 +34,11 @@ class ProgressBar(ProgressBarCallback):
         self._refresh_at = 0.0
 
     def show(self, metrics: dict[str, float]) -> None:
-        """Take note of figures to show."""
+        """Update the figures to show."""
         self._shown |= metrics
 
     def disable(self) -> None:
-        """Show nothing: Lightning's word to ranks other than the first."""
+        """Show nothing; Lightning calls this on every rank but the first."""
         self.console.quiet = True
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -51,7 +51,7 @@ class ProgressBar(ProgressBarCallback):
                 TextColumn("{task.fields[figures]}"),
                 TimeRemainingColumn(compact=True),
                 console=self.console,
-                auto_refresh=False,  # a thread that redraws would take the step's time
+                auto_refresh=False,  # a redrawing thread would take time from the step
                 transient=True,
                 expand=True,
             )
@@ -59,7 +59,7 @@ class ProgressBar(ProgressBarCallback):
             self._bar.start()
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        """Move the bar on, a few times a second."""
+        """Update the bar, a few times a second."""
         if self._bar is None or time.monotonic() < self._refresh_at:
             return
         self._refresh_at = time.monotonic() + REFRESH_SECONDS
@@ -77,7 +77,7 @@ class ProgressBar(ProgressBarCallback):
         self._bar.update(task, completed=trainer.global_step, figures=figures, refresh=True)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Print a line: step, losses, and how the model writes by now."""
+        """Print a line: step, losses, and the beginning of a sample."""
         if not is_validation(trainer):
             return
         losses = language_model(trainer).losses
@@ -91,23 +91,23 @@ class ProgressBar(ProgressBarCallback):
         if cell_len(text) > room:
             text = set_cell_size(text, room - 3) + "..." if room > 10 else ""
         line = Text(figures).append(f"   {text}" if text else "", "dim")
-        self.console.print(line, soft_wrap=True)  # in one piece: the bar redraws after each
+        self.console.print(line, soft_wrap=True)  # in one call: the bar redraws after each
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        """Take the bar away, and give the cursor back that it hides."""
+        """Remove the bar, and show the cursor that it hides."""
         self.teardown(trainer, pl_module, "fit")
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
 
 
 def redraws(console: Console) -> bool:
-    """Return whether a person watches, on a terminal where a line can be drawn over another.
+    """Return whether `console` is an interactive terminal that can redraw a line.
 
-    A pipe, a log of continuous integration (even one that takes colours), and `TERM=dumb`, which
-    screen readers and editors set, get lines alone.
+    A pipe, a CI log (even one with colours), and `TERM=dumb`, which screen readers and editors set,
+    get plain lines only.
     """
     return console.is_interactive and console.file.isatty() and not os.environ.get("CI")

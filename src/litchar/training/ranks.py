@@ -1,13 +1,13 @@
 """The processes of a run on several devices: rank 0 leads, and the others follow.
 
-Rank 0 is the process that a person started, or the first that torchrun or srun did. It composes the
-configuration, makes the run's directory and writes everything there. The others are given the run
-by it, take the same steps, print nothing, and write their warnings alone, into its log. They find
-each other through a store, which brings their process group together and carries the reason if one
-of them fails.
+Rank 0 is the process that the user started, or the first one that torchrun or srun started. It
+composes the configuration, creates the run directory and writes everything in it. It sends the run
+to the other ranks, which take the same steps, print nothing, and write only their warnings, to the
+run's log. The ranks meet through a key-value store, which sets up their process group and carries
+the reason if one of them fails.
 
-Lightning's own launcher starts the command line again for each rank. With a sweep that is the whole
-sweep, and each rank composes a run directory of its own (Lightning's issue 11300).
+Lightning's own launcher runs the command line again for each rank. For a sweep that would be the
+whole sweep, and each rank would compose a run directory of its own (Lightning issue 11300).
 """
 
 import atexit
@@ -53,16 +53,16 @@ from litchar.launched import Place, launched
 from litchar.training.summary import write_summary
 
 START_SECONDS = 600  # for all ranks to import and to open the text
-END_SECONDS = 60  # for a rank to end after the run has
-NOTICE_SECONDS = 5  # until a rank that died is known to have
-STUCK_SECONDS = 30  # until who waits for a rank that died is ended, for one that never came is told
+END_SECONDS = 60  # for a rank to exit after the run has ended
+NOTICE_SECONDS = 5  # for a rank's end or failure to become known
+STUCK_SECONDS = 30  # before giving up on a dead rank, or reporting one that never came
 
-_numbers = itertools.count()  # of the runs that this process leads
-_given_up = threading.Event()  # the wait for ranks that never came
+_numbers = itertools.count()  # numbers of the runs that this process leads
+_given_up = threading.Event()  # set when we stop waiting for ranks that never came
 
 
 class Environment(LightningEnvironment):
-    """Tells the Trainer where it stands, and that nobody has to be started."""
+    """Tells the Trainer its rank, and that the processes are started already."""
 
     def __init__(self, place: Place) -> None:
         super().__init__()
@@ -70,35 +70,36 @@ class Environment(LightningEnvironment):
 
     @property
     def creates_processes_externally(self) -> bool:
-        """Whether others start the processes: the Trainer must not."""
+        """Whether the processes are started elsewhere: always, so the Trainer starts none."""
         return True
 
     def local_rank(self) -> int:
-        """Return the number of this process on its machine."""
+        """Return this process's rank on its machine."""
         return self.place.local_rank
 
     def node_rank(self) -> int:
-        """Return the number of this machine."""
+        """Return this machine's rank."""
         return self.place.node_rank
 
     def teardown(self) -> None:
-        """Leave the environment's variables as they are."""
+        """Leave the environment variables as they are."""
 
 
-# Prepares a run, and returns its device and what trains it.
+# Prepares a run, and returns its device and the function that trains it.
 Prepare = Callable[[Place, DictConfig, Path], tuple[torch.device, Callable[[], None]]]
 
 
-# How many
+# The number of devices
 
 
 def settle_devices(trainer: DictConfig, device: torch.device) -> Place:
-    """Return the place of this process in the run that `trainer` describes, of rank 0's sort.
+    """Return the place of this process, the leading one, in the run that `trainer` describes.
 
-    `trainer.devices=auto` becomes a number: of the processes that a launcher started, or of GPUs.
+    `trainer.devices=auto` is replaced by a number: of the processes on each machine if a launcher
+    started them, else of CUDA GPUs (1 without any).
 
     Raises:
-        UserError: this machine cannot run that.
+        UserError: the settings are invalid, or this machine cannot satisfy them.
     """
     check_integer("trainer.num_nodes", trainer.num_nodes, 1)
     strategy = str(OmegaConf.select(trainer, "strategy._target_") or trainer.strategy)
@@ -143,7 +144,7 @@ def settle_devices(trainer: DictConfig, device: torch.device) -> Place:
 
 
 def _count(devices: Any, device: torch.device) -> int:
-    """Return how many devices `trainer.devices` means on one machine."""
+    """Return the number of devices that `trainer.devices` asks for on one machine."""
     try:
         if device.type == "cuda":
             if isinstance(devices, int) and devices > torch.cuda.device_count():
@@ -169,11 +170,12 @@ def _count(devices: Any, device: torch.device) -> int:
 
 
 class Leader:
-    """Rank 0's hold on the others of a run. Use as a context, which ends them.
+    """Rank 0's handle on the other ranks of a run: a context manager, which ends them on exit.
 
     Args:
-        place: of `settle_devices`. The others are started here unless a launcher has.
-        run_dir: of the run.
+        place: from `settle_devices`. The other ranks are started on entry unless a launcher has
+            started them.
+        run_dir: the run's directory.
     """
 
     def __init__(self, place: Place, run_dir: Path) -> None:
@@ -181,7 +183,7 @@ class Leader:
         self.run_dir = run_dir
         self._processes: list[subprocess.Popen[bytes]] = []
         self._store: Store | None = None
-        self._number = 0  # of the run, in the store
+        self._number = 0  # the run's number in the store
         self._leave = contextlib.ExitStack()
         self._over = threading.Event()
         self._begun = False
@@ -213,7 +215,7 @@ class Leader:
             for process in self._processes:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(max(0, deadline - time.monotonic()))
-        finally:  # whatever comes, a second Ctrl-C too
+        finally:  # even after a second Ctrl-C
             for process in self._processes:
                 process.kill()
                 process.wait()
@@ -222,22 +224,22 @@ class Leader:
             self._store = None
 
     def begin(self, config: DictConfig, device: torch.device) -> None:
-        """Give the run to the others, and join them in a process group when they are ready.
+        """Send the run to the other ranks, and join their process group when all are ready.
 
         Raises:
-            UserError: one of them cannot run this.
-            RankError: one of them ended.
+            UserError: another rank rejects the configuration or the text.
+            RankError: another rank failed or ended, or not all were ready in `START_SECONDS`.
         """
         if self._store is None:
-            if config.trainer.strategy != "auto":  # one device, and a strategy that wants a group
+            if config.trainer.strategy != "auto":  # one device, but the strategy needs a group
                 self._leave.enter_context(_process_group(self.place, HashStore(), device))
             return
-        if not self._processes:  # the launcher's, which wait for one run after the other
+        if not self._processes:  # a launcher's ranks serve one run after the other
             self._number = next(_numbers)
-        # As YAML: in JSON every key is a text.
+        # As YAML, since JSON would turn every key into a string.
         job = {"config": OmegaConf.to_yaml(config), "run_dir": str(self.run_dir)}
         self._store.set(_key("run", self._number), json.dumps(job))
-        if self._processes:  # they have no other
+        if self._processes:  # ranks started here serve no further run
             self._store.set(_key("run", self._number + 1), json.dumps(None))
         ready = _key("ready", self._number)
         began = time.monotonic()
@@ -266,7 +268,7 @@ class Leader:
 
     @contextlib.contextmanager
     def explained(self) -> Iterator[None]:
-        """Raise what ended another rank in place of the error that its end brings about here."""
+        """Raise another rank's failure in place of the error that it causes in this one."""
         try:
             yield
         except (UserError, DivergedError):
@@ -276,7 +278,7 @@ class Leader:
                 raise
             first = self._store.add(_key("failures", self._number), 1) == 1
             if first and not isinstance(error, RuntimeError):
-                raise  # what a process group raises is one
+                raise  # not caused by another rank: process groups raise RuntimeErrors
             deadline = time.monotonic() + NOTICE_SECONDS
             while (failure := self._failure()) is None and time.monotonic() < deadline:
                 time.sleep(0.05)
@@ -289,7 +291,7 @@ class Leader:
             raise failure from error
 
     def _failure(self) -> Exception | None:
-        """Return why the first of the other ranks to fail did, if one has."""
+        """Return the error of the first other rank to fail, or None."""
         assert self._store is not None
         if self._store.check([_key("failure", self._number)]):
             failure = json.loads(self._store.get(_key("failure", self._number)))
@@ -302,7 +304,7 @@ class Leader:
         return None
 
     def _watch(self) -> None:
-        """End this process if another has, and a collective operation waits for it for ever."""
+        """End this process if another rank died and a collective here waits for it for ever."""
         while not self._over.wait(0.5):
             if any(process.poll() for process in self._processes):
                 if not self._over.wait(STUCK_SECONDS):
@@ -314,7 +316,7 @@ class Leader:
 
 
 def _start(rank: int, world_size: int, port: int, threads: int) -> "subprocess.Popen[bytes]":
-    """Start a rank on this machine. It ends when its standard input does, and so with us."""
+    """Start a rank on this machine. It ends when its stdin is closed, and so with this process."""
     environment = os.environ | {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -323,9 +325,9 @@ def _start(rank: int, world_size: int, port: int, threads: int) -> "subprocess.P
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         "OMP_NUM_THREADS": str(threads),
-        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),  # what is found here is found there
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),  # it can import what we can
     }
-    # In a session of its own, a Ctrl-C is rank 0's alone: it tells the others.
+    # In a session of its own it gets no Ctrl-C from the terminal: rank 0 does, and passes it on.
     return subprocess.Popen(
         [sys.executable, "-m", "litchar.training.follow"],
         env=environment,
@@ -338,7 +340,7 @@ def _start(rank: int, world_size: int, port: int, threads: int) -> "subprocess.P
 
 
 def follow_runs(prepare: Prepare) -> int:
-    """Take part in the runs that rank 0 leads until it has no more; return the exit code."""
+    """Take part in the runs that rank 0 leads until there are no more; return the exit code."""
     place = launched()
     assert place is not None
     store = launchers_store()
@@ -356,7 +358,7 @@ def follow_runs(prepare: Prepare) -> int:
                 group = PrefixStore(_key("group", number), store)
                 leaving.enter_context(_process_group(place, group, device))
                 train()
-            except Exception as error:  # told before the others notice that this rank is gone
+            except Exception as error:  # report it before the others notice that this rank is gone
                 _report(error, place.rank, store, number)
                 code = 1
     store.add("left", 1)
@@ -364,9 +366,9 @@ def follow_runs(prepare: Prepare) -> int:
 
 
 def _report(error: Exception, rank: int, store: Store, number: int) -> None:
-    """Tell rank 0 why this rank failed, if it is the first to."""
+    """Tell rank 0 why this rank failed, if it is the first to fail."""
     if isinstance(error, DivergedError):
-        return  # as all ranks find together
+        return  # all ranks find it at the same step
     logging.getLogger(__name__).error("failed", exc_info=error)  # rank 0 will soon end this one
     users = is_users(error)
     said = reason(error) if users else f"{type(error).__name__}: {first_line(error)}"
@@ -392,12 +394,12 @@ def _logged(run_dir: Path, rank: int) -> Iterator[None]:
         handler.close()
 
 
-# What they share
+# What all ranks share
 
 
 @functools.cache
 def launchers_store() -> Store:
-    """Return the store in which the ranks of a launcher find each other."""
+    """Return the store through which the ranks that a launcher started meet."""
     place = launched()
     assert place is not None
     if "MASTER_ADDR" not in os.environ:  # srun
@@ -406,7 +408,7 @@ def launchers_store() -> Store:
         )
         os.environ["MASTER_PORT"] = str(15_000 + int(os.environ["SLURM_JOB_ID"]) % 10_000)
     if place.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        # By torch's rendezvous it would wait here until all have come, and hear no signal.
+        # torch's rendezvous would block here until all have joined, deaf to signals.
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         return TCPStore(address, port, is_master=True, wait_for_workers=False)
     store: Store
@@ -415,7 +417,7 @@ def launchers_store() -> Store:
 
 
 def _say_who_is_missing(store: Store, place: Place) -> None:
-    """Tell a person whom this process waits for, if some of a launcher's never came."""
+    """Print how many of a launcher's processes have not joined, if any."""
     missing = place.world_size - 1 - store.add("joined", 0)
     if missing:
         print(
@@ -428,7 +430,7 @@ def _say_who_is_missing(store: Store, place: Place) -> None:
 
 
 def dismiss_at_exit(place: Place) -> None:
-    """Let the ranks of a launcher end when this one, which leads them, does."""
+    """Dismiss the ranks that a launcher started when this process, their leader, exits."""
 
     def dismiss() -> None:
         store, others = launchers_store(), place.world_size - 1
@@ -437,7 +439,7 @@ def dismiss_at_exit(place: Place) -> None:
         def wait(name: str, seconds: float) -> None:
             deadline = time.monotonic() + seconds
             while store.add(name, 0) < others and time.monotonic() < deadline:
-                time.sleep(0.02)  # the store may be in this process
+                time.sleep(0.02)  # polls, as the store's server may be in this process
 
         with contextlib.suppress(Interrupted):
             if not _given_up.is_set():
@@ -451,7 +453,7 @@ def dismiss_at_exit(place: Place) -> None:
 
 @contextlib.contextmanager
 def _process_group(place: Place, store: Store, device: torch.device) -> Iterator[None]:
-    """Join the ranks' process group: NCCL's on GPUs, gloo's on CPUs."""
+    """Join the ranks' process group: NCCL on GPUs, Gloo on CPUs."""
     backend = dist.Backend.default_device_backend_map.get(device.type, "gloo")
     dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.world_size)
     try:
@@ -465,7 +467,7 @@ def _key(name: str, number: int) -> str:
 
 
 def _wait_for(store: Store, key: str) -> bytes:
-    """Return the value of `key`, when it has one; a signal is heard meanwhile."""
+    """Return the value of `key` once it is set; polls, so that signals are handled meanwhile."""
     while not store.check([key]):
         time.sleep(0.1)
     value: bytes = store.get(key)

@@ -1,4 +1,4 @@
-"""Forward and backward pass of a batch, replayed as one CUDA graph."""
+"""Forward and backward pass of a batch, captured once and replayed as one CUDA graph."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -8,24 +8,25 @@ from torch import Tensor, nn
 
 from litchar.device import capture
 
-Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]  # of a model on a batch: () float32
+Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]  # (model, idx, targets) -> () float32
 
 
 class ReplayedLoss:
-    """The loss of a batch and its gradients, launched together: a step's hundreds of launches take
-    longer than what they launch.
+    """A batch's loss and gradients as a single launch: launching a step's hundreds of kernels one
+    by one takes longer than running them.
 
-    A replay reads the batch from memory of the graph's own, and leaves the gradients in such
-    memory, where the next one overwrites them.
+    A replay reads the batch from static buffers and leaves the gradients in the graph's memory,
+    where the next replay overwrites them.
 
     Args:
-        mean_loss: what is captured, with its gradients.
+        mean_loss: the loss to capture, with its backward pass.
         model: in training mode, on a GPU.
-        shape: of the batches: (B, T)
-        precision: what the loss is computed under.
+        shape: of a batch: (B, T)
+        precision: returns the context to compute the loss in.
 
     Raises:
-        Exception: whatever `mean_loss` raises; or it waits for the GPU, and cannot be captured.
+        Exception: whatever `mean_loss` raises, or that it synchronises with the GPU and so cannot
+            be captured.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class ReplayedLoss:
 
     def __call__(self, model: nn.Module, idx: Tensor, targets: Tensor) -> Tensor:
         """Return the loss of a batch: () float32."""
-        if self._trained() != self._captured:  # say, a layer has been frozen
+        if self._trained() != self._captured:  # e.g. a layer has been frozen
             self._capture()
         self.idx.copy_(idx)
         self.targets.copy_(targets)
@@ -55,16 +56,16 @@ class ReplayedLoss:
         return self.loss
 
     def backward(self) -> None:
-        """Let the parameters have the gradients of the last batch."""
+        """Give the parameters the gradients of the last batch."""
         for parameter, gradient in zip(self.parameters, self.gradients, strict=True):
             parameter.grad = gradient
 
     def __deepcopy__(self, memo: object) -> Loss:
-        """Return what is left of it in a copy, say one that averages weights: no graph."""
+        """Return the plain loss without the graph, for a copy that averages weights, say."""
         return self.mean_loss
 
     def _trained(self) -> list[int]:
-        """Return where each parameter lies that is trained: what a graph holds for."""
+        """Return each parameter's address, 0 if frozen: the graph is valid only for these."""
         return [p.data_ptr() if p.requires_grad else 0 for p in self.parameters]
 
     def _capture(self) -> None:
@@ -79,7 +80,7 @@ class ReplayedLoss:
             torch.cuda.empty_cache()  # or the graph's memory would come on top of the warm-up's
 
         forget()
-        # What waits for the GPU cannot be captured, and torch does not recover from the attempt.
+        # Code that synchronises cannot be captured, and torch does not recover from the attempt.
         torch.cuda.set_sync_debug_mode("error")
         try:
             forward_and_backward()

@@ -1,4 +1,4 @@
-"""What a configuration leaves open, decided when it runs: by the device and by the text."""
+"""Check a configuration, and fill in what it leaves open, from the device, text and checkpoint."""
 
 import math
 from collections.abc import Callable
@@ -20,33 +20,33 @@ from litchar.training.settings import MAY_CHANGE, absolute_paths, flatten, plain
 
 
 def resolve_device(config: DictConfig) -> torch.device:
-    """Return the device that the run lands on, and fill in what `config` leaves open by device.
+    """Return the device to run on, and fill in the settings whose defaults depend on it.
 
-    A key that is null takes its value from `by_device.cpu`, `.cuda` or `.mps`, if that names it; a
-    key that the chosen model or optimiser does not have is left out.
+    A key that is null takes its value from `by_device.cpu`, `.cuda` or `.mps`, if that has it; keys
+    that the chosen model or optimiser does not have are skipped.
 
     Raises:
-        UserError: a setting has no meaning.
+        UserError: a setting is invalid.
     """
     check_settings(config)
     trainer = config.trainer
     if trainer.max_steps is None and not is_length_open(config):
-        trainer.max_steps = -1  # passes or time alone end the run
+        trainer.max_steps = -1  # only passes or time end the run
     device = device_of(config.trainer.accelerator)
     _fill(config, config.by_device[device.type])
     wants_bf16 = device.type == "cuda" and config.trainer.precision == "bf16-mixed"
     if wants_bf16 and not torch.cuda.is_bf16_supported(including_emulation=False):
-        config.trainer.precision = "32-true"  # older cards would emulate it, slowly
+        config.trainer.precision = "32-true"  # older GPUs would emulate it, slowly
     return device
 
 
 def check_settings(config: DictConfig) -> None:
-    """Refuse what would be taken for something else, or only trip a run that is under way.
+    """Refuse settings that would be misread, or would fail only once the run is under way.
 
-    A whole number may be written as 1e4.
+    A float with an integer value, such as 1e4, is accepted as an integer and converted.
 
     Raises:
-        UserError: a value is of the wrong kind or out of its range.
+        UserError: a value has the wrong type or is out of range.
     """
     for key, least in WHOLE_NUMBERS.items():
         value = OmegaConf.select(config, key)
@@ -101,10 +101,10 @@ def _check_trainer(trainer: DictConfig) -> None:
         if isinstance(batches, bool) and key in LIMITS:
             raise UserError(f"trainer.{key}={batches}: must be a number of batches, or a share")
         if isinstance(batches, float) and batches > 1 and batches.is_integer():
-            trainer[key] = int(batches)  # 1.0 is all of them to Lightning
+            trainer[key] = int(batches)  # but not 1.0, which means all of them to Lightning
 
 
-# Keys that are whole numbers where they are not null, and the least of each.
+# Keys that are integers unless they are null, with the minimum of each.
 WHOLE_NUMBERS = {
     "seed": 0,
     "trainer.max_steps": -1,
@@ -117,7 +117,7 @@ WHOLE_NUMBERS = {
     "trainer.reload_dataloaders_every_n_epochs": 0,
 }
 
-# Keys that are numbers where they are not null, and of each which ones, also in words.
+# Keys that are numbers unless they are null, with the check of each and its description.
 NUMBERS: dict[str, tuple[Callable[[float], bool], str]] = {
     "checkpoint.every_seconds": (lambda x: x > 0, "a number above 0"),
     "target_val_loss": (lambda x: True, "a number, or null"),
@@ -135,29 +135,30 @@ FLAGS = (
     "trainer.inference_mode",
     "trainer.sync_batchnorm",
 )
-OPEN_FLAGS = ("compile", "trainer.benchmark")  # which may be null
+OPEN_FLAGS = ("compile", "trainer.benchmark")  # flags that may be null
 LIMITS = ("limit_train_batches", "limit_val_batches", "limit_test_batches")
 
-# Which are never null:
+# Keys of the above that may not be null.
 NEEDED = ("seed", "checkpoint.every_seconds", "trainer.accumulate_grad_batches")
-YES_AND_NO = ("yes", "no", "on", "off")  # true and false to YAML 1.1, and texts to Hydra
-BUILT = ("model", "optimizer", "scheduler", "trainer", "callbacks", "logger")  # what they may be in
+YES_AND_NO = ("yes", "no", "on", "off")  # booleans in YAML 1.1, strings to Hydra
+BUILT = ("model", "optimizer", "scheduler", "trainer", "callbacks", "logger")  # refused here
 
 
+# Keys that a resumed run may change, but keeps when they are left open.
 KEPT = ("data.val_batch_size", "trainer.min_steps", "trainer.deterministic")
 
 
 def resolve_as_before(config: DictConfig, then: dict[str, Any], path: Path) -> None:
-    """Give what `config` leaves open the values of the run that it goes on with.
+    """Fill in what `config` leaves open from the run that it resumes.
 
-    Or else more steps, or another device, would bring other intervals and sizes along. How long it
-    trains is open if neither steps, passes nor time are given.
+    Otherwise more steps, or another device, would change default intervals and sizes too. The
+    length of training is open if none of steps, passes and time is given.
 
     Args:
-        then: the configuration of that run, of the checkpoint at `path`.
+        then: that run's configuration, from the checkpoint at `path`.
 
     Raises:
-        UserError: a value is no plain data.
+        UserError: a value is not plain data.
     """
     trainer = config.trainer
     texts = [OmegaConf.select(config, f"data.{key}") for key in ("path", "mixture", "source")]
@@ -176,10 +177,10 @@ def resolve_as_before(config: DictConfig, then: dict[str, Any], path: Path) -> N
 
 
 def _taken(key: str, value: Any, path: Path) -> Any:
-    """Return what the checkpoint at `path` says of a key, for a configuration that is to be built.
+    """Return `value`, which the checkpoint at `path` has for `key`, escaped for a configuration.
 
     Raises:
-        UserError: something in it would be built, and so run, with the rest.
+        UserError: the value holds a `_target_`, which would be instantiated and so run code.
     """
     if _builds(value):
         raise UserError(
@@ -190,21 +191,21 @@ def _taken(key: str, value: Any, path: Path) -> Any:
 
 
 def _builds(value: Any) -> bool:
-    """Return whether `instantiate` would build something of plain data, however deep."""
+    """Return whether `value` holds a `_target_` for `instantiate` at any depth."""
     if isinstance(value, dict):
         return "_target_" in value or any(map(_builds, value.values()))
     return isinstance(value, list | tuple) and any(map(_builds, value))
 
 
 def resolve_paths(config: DictConfig) -> None:
-    """Make the paths of the text absolute, so that it is found again from any directory."""
+    """Make the text's paths absolute, so that it is found from any directory."""
     data = plain(config.data, resolve=True)
     for key, value in absolute_paths(data).items():
         config.data[key] = _escaped(value)
 
 
 def _escaped(value: Any) -> Any:
-    """Return plain data whose texts OmegaConf takes as they are."""
+    """Return plain data with its strings escaped, so that OmegaConf does not interpolate them."""
     if isinstance(value, list | tuple):
         return [_escaped(one) for one in value]
     if isinstance(value, dict):
@@ -213,17 +214,18 @@ def _escaped(value: Any) -> Any:
 
 
 def resolve_parent(config: DictConfig) -> Checkpoint | None:
-    """Return the checkpoint to begin from, if any; its model's settings fill in what is open.
+    """Return the checkpoint to initialise from, if any; its settings fill in what is left open.
 
     Raises:
-        UserError: there is no such checkpoint, or another kind of model was asked for.
+        UserError: there is no such checkpoint, or the configuration asks for another model class or
+            token unit.
     """
     if config.init_from is None:
         return None
     parent = Checkpoint.load(
         find(config.init_from, Path(config.outputs_dir), "init_from").absolute()
     )
-    config.init_from = literal(str(parent.path))  # `latest` will be another one soon
+    config.init_from = literal(str(parent.path))  # `latest` will soon mean another checkpoint
     settings = parent.model_settings
     if config.model["_target_"] != settings["_target_"]:
         raise UserError(
@@ -242,13 +244,13 @@ def resolve_parent(config: DictConfig) -> Checkpoint | None:
     return parent
 
 
-BY_TEXT = ("dropout", "noise")  # of a model's settings: another text, another answer
+BY_TEXT = ("dropout", "noise")  # model settings whose defaults depend on the text
 
-MOST_PASSES = 40  # through the training split; on more, models only learn it by heart
+MOST_PASSES = 40  # over the training split; with more, models only memorise it
 
 
 def is_length_open(config: DictConfig) -> bool:
-    """Return whether nothing says how long to train; to be asked before `resolve_device`."""
+    """Return whether nothing sets how long to train; call it before `resolve_device`."""
     trainer = config.trainer
     return trainer.max_steps is None and trainer.max_epochs is None and trainer.max_time is None
 
@@ -256,17 +258,17 @@ def is_length_open(config: DictConfig) -> bool:
 def resolve_steps(
     config: DictConfig, train_characters: int, val_characters: int, by_default: bool = False
 ) -> None:
-    """Fill in how long to train, and how often to validate, if nothing else is said.
+    """Fill in how long to train and how often to validate, where that is left open.
 
-    A pass, as `trainer.max_epochs` and `min_epochs` count, is as many batches as hold the training
-    split's characters once; batches are drawn at random all the same. A run validates ten times, or
-    where that would take longer than its steps, less often, but twice at least; one of few steps as
-    often as whole steps between them allow. A step is forward and backward, and costs three times
-    as much a character.
+    A pass, the unit of `trainer.max_epochs` and `min_epochs`, is as many steps as cover the number
+    of characters in the training split; batches are still drawn at random. By default a run
+    validates ten times, or less often where that would take longer than training, but at least
+    twice; a very short run, as often as whole steps allow. A training step (forward and backward)
+    is taken to cost three times as much per character as validation.
 
     Args:
-        by_default: whether `trainer.max_steps` is what the device takes by default; on a short text
-            it then takes fewer.
+        by_default: whether `trainer.max_steps` is the device's default, which is lowered for a
+            short text.
     """
     trainer = config.trainer
     characters = characters_of_a_step(config)
@@ -283,7 +285,7 @@ def resolve_steps(
     if trainer.min_epochs:
         least = math.ceil(trainer.min_epochs * train_characters / characters)
         trainer.min_steps = max(trainer.min_steps or 0, least)
-    trainer.min_epochs = 0  # Lightning's has no end here, and null means 1 with min_steps
+    trainer.min_epochs = 0  # epochs are endless here, and with min_steps null would mean 1
     if trainer.max_epochs is not None:
         most = math.ceil(trainer.max_epochs * train_characters / characters)
         trainer.max_steps = most if trainer.max_steps < 0 else min(most, trainer.max_steps)
@@ -291,7 +293,7 @@ def resolve_steps(
     elif by_default:
         most = math.ceil(MOST_PASSES * train_characters / characters)
         trainer.max_steps = min(trainer.max_steps, most)
-    if trainer.min_steps and trainer.max_steps > 0:  # or Lightning would not validate the last
+    if trainer.min_steps and trainer.max_steps > 0:  # or Lightning would not validate the last step
         trainer.min_steps = min(trainer.min_steps, trainer.max_steps)
     if trainer.val_check_interval is None:
         steps = 500
@@ -304,7 +306,7 @@ def resolve_steps(
 
 
 def _check_epochs(trainer: DictConfig) -> None:
-    """Refuse to validate within or after epochs that have no end, or end before that."""
+    """Refuse to validate by epoch if epochs are endless, or shorter than the interval."""
     every, interval = trainer.check_val_every_n_epoch, trainer.val_check_interval
     batches = trainer.limit_train_batches
     if (every or 1) > 1 and not isinstance(batches, int) and not trainer.overfit_batches:
@@ -323,14 +325,14 @@ def _check_epochs(trainer: DictConfig) -> None:
 
 
 def check_whole_steps(trainer: DictConfig, batches: int, why: str) -> None:
-    """Refuse what would validate, and save, or end an epoch within a step of several batches.
+    """Refuse to validate (and save) or end an epoch in the middle of gradient accumulation.
 
     Args:
-        batches: of a step.
-        why: the key that says so.
+        batches: batches per optimiser step.
+        why: the key that sets it.
 
     Raises:
-        UserError: there is such a setting.
+        UserError: an interval or epoch is not a whole number of steps, or the interval is a time.
     """
     if batches == 1:
         return
@@ -346,12 +348,12 @@ def check_whole_steps(trainer: DictConfig, batches: int, why: str) -> None:
                 )
     interval = trainer.val_check_interval
     if isinstance(interval, float) and epoch is not None:
-        apart = max(1, int(epoch * interval))  # as Lightning has it
+        apart = max(1, int(epoch * interval))  # as Lightning computes it
         said = f"{apart} batches of an epoch's {epoch}, and they"
     elif isinstance(interval, int):
         apart, said = interval, "counts batches, and"
     elif isinstance(interval, float):
-        return  # of an endless epoch, which Lightning refuses
+        return  # a fraction of an endless epoch, which Lightning refuses
     else:
         raise UserError(
             f"trainer.val_check_interval={interval}: counts time, and whole steps are validated, "
@@ -365,11 +367,11 @@ def check_whole_steps(trainer: DictConfig, batches: int, why: str) -> None:
 
 
 def resolve_dropout(config: DictConfig, train_characters: int, vocab_size: int) -> None:
-    """Fill in how much the model drops, and how noisy what it reads is, where that is left open.
+    """Fill in the model's dropout and input noise where they are left open.
 
-    A model that has more weights than the text has characters learns the text by heart, in time:
-    it drops 0.1 if it sees the text 5 times or more, and 0.2 from 20 times on. If it also has 20
-    times as many weights, 0.05 of what it reads is noise.
+    A model with more weights than the training split has characters memorises the text in time: its
+    dropout is 0.1 from 5 passes on, and 0.2 from 20 passes on. If it has at least 20 times as many
+    weights and sees 20 passes, its input noise is 0.05 as well.
     """
     left_open = [key for key in BY_TEXT if config.model.get(key, 0.0) is None]
     if not left_open:
@@ -377,10 +379,10 @@ def resolve_dropout(config: DictConfig, train_characters: int, vocab_size: int) 
     config.model.update(dict.fromkeys(left_open, 0.0))
     sizes = {"vocab_size": vocab_size, "block_size": config.data.block_size}
     try:
-        with torch.device("meta"):  # no memory, no random number
+        with torch.device("meta"):  # takes no memory and draws no random numbers
             model: torch.nn.Module = instantiate(config.model, **sizes)
     except InstantiationException:
-        return  # building it says why
+        return  # building the model will say why
     weights = sum(parameter.numel() for parameter in model.parameters())
     steps = config.trainer.max_steps if config.trainer.max_steps > 0 else math.inf  # time ends it
     passes = steps * characters_of_a_step(config) / train_characters
@@ -393,13 +395,13 @@ def resolve_dropout(config: DictConfig, train_characters: int, vocab_size: int) 
 
 
 def characters_of_a_step(config: DictConfig) -> int:
-    """Return how many characters an optimiser step trains on."""
+    """Return the number of characters in an optimiser step, over all accumulated batches."""
     windows: int = config.data.batch_size * config.trainer.accumulate_grad_batches
     return windows * int(config.data.block_size)
 
 
 def _fill(config: DictConfig, values: Any) -> None:
-    """Give `config` the values of keys that it has and leaves null."""
+    """Fill in the keys of `config` that are null from `values`; keys that it lacks are skipped."""
     for key, value in values.items():
         if key not in config:
             continue

@@ -1,4 +1,4 @@
-"""Which run a command line goes on with: settled before Hydra makes or changes any directory.
+"""Find the run that a command line resumes, before Hydra creates or changes any directory.
 
 Nothing heavy is imported here; see `litchar.cli`.
 """
@@ -20,20 +20,21 @@ from litchar.training.settings import differences, plain
 
 
 def redirect(arguments: list[str], conf: Path, config_name: str) -> list[str]:
-    """Return the command line with the run directory that `resume` means.
+    """Return the command line with the run directory that `resume` refers to.
 
-    `resume=PATH` goes on in the run of that checkpoint, `resume=auto` in `run_dir`, or in the
-    newest unfinished run of the same configuration. Where there is none, the line stays as it is.
+    `resume=PATH` resumes in the run directory of that checkpoint, `resume=auto` in `run_dir` if it
+    is given, else in the newest unfinished run with the same configuration. If there is none, the
+    command line is returned unchanged.
 
     Raises:
-        UserError: the checkpoint is not there; or `run_dir` holds a run that would be overwritten;
-            or a sweep is named and none is asked for.
-        BusyError: another process trains there.
+        UserError: the checkpoint does not exist, `run_dir` holds a run that would be overwritten,
+            or a `sweep.` key is given without `-m`.
+        BusyError: another process is training in that directory.
     """
     options = vars(get_args_parser().parse_args(arguments))
     overrides, config_dir = options.pop("overrides"), options.pop("config_dir")
-    n = len(overrides)  # which come first: argparse takes none behind an option
-    options.pop("run")  # which is what is done anyway
+    n = len(overrides)  # they come first: argparse accepts none behind an option
+    options.pop("run")  # the default anyway
     if any(options.values()):
         return arguments  # --help, --cfg, or a sweep, whose jobs have their own directories
     parsed = OverridesParser.create().parse_overrides(overrides)
@@ -44,7 +45,7 @@ def redirect(arguments: list[str], conf: Path, config_name: str) -> list[str]:
     if not {"resume", "run_dir", "experiment"} & given.keys():
         return arguments
     if config_dir and not Path(config_dir).is_dir():
-        return arguments  # Hydra refuses it
+        return arguments  # Hydra will refuse it
     if config_dir:
         place = _quoted(f"file://{Path(config_dir).absolute()}")
         overrides = [*overrides, f"hydra.searchpath=[{place}]"]
@@ -75,8 +76,8 @@ def redirect(arguments: list[str], conf: Path, config_name: str) -> list[str]:
 
 
 def output_subdir(run_dir: Path) -> list[str]:
-    """Return the override with which Hydra leaves what the run began with as it is; none if the
-    run begins now."""
+    """Return the override that keeps Hydra from overwriting a resumed run's original `.hydra`; none
+    for a new run."""
     if not (run_dir / ".hydra").is_dir():
         return []
     number = len(list((run_dir / ".hydra").glob("resumed-*"))) + 1
@@ -86,10 +87,12 @@ def output_subdir(run_dir: Path) -> list[str]:
 def run_of(checkpoint: Path) -> Path | None:
     """Return the run directory that `checkpoint`, a file or that directory itself, belongs to.
 
-    A file that lies in no directory `checkpoints` was taken from its run: that goes on elsewhere.
+    A file outside a directory named `checkpoints` was moved out of its run: return None, so that
+    the run is resumed in a new directory.
 
     Raises:
-        UserError: it is not there, or the directory is no run's: Hydra would write into it.
+        UserError: it does not exist, or it is a directory without checkpoints, into which Hydra
+            would otherwise write.
     """
     if not checkpoint.exists():
         raise UserError(f"resume={checkpoint}: no such checkpoint or run directory")
@@ -102,7 +105,7 @@ def run_of(checkpoint: Path) -> Path | None:
 
 
 def unfinished_runs(config: DictConfig) -> Iterator[Path]:
-    """Yield the runs of the same configuration that have not completed, the newest first."""
+    """Yield the unfinished, idle runs with the same configuration, newest first."""
     wanted = plain(config)
     runs = Path(config.outputs_dir).glob("runs/*/summary.json")
     for place in sorted(runs, key=lambda run: run.stat().st_mtime_ns, reverse=True):
@@ -117,7 +120,7 @@ def unfinished_runs(config: DictConfig) -> Iterator[Path]:
             if is_busy(place.parent):
                 continue
         except (OSError, ValueError, KeyError):
-            continue  # not a run to go on with
+            continue  # not a run that can be resumed
         yield place.parent.absolute()
 
 

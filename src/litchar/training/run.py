@@ -1,4 +1,4 @@
-"""One run: from a composed configuration to a trained model and its record."""
+"""One run: from a composed configuration to a trained model and its recorded results."""
 
 import contextlib
 import functools
@@ -53,7 +53,7 @@ from litchar.training.trainer import (
 
 
 def main(config: DictConfig) -> float | Outcome | None:
-    """Train as `scripts/train.py` was told to: one run, or a job of a sweep."""
+    """Train what `scripts/train.py` was asked for: a single run, or one job of a sweep."""
     hydra_config = HydraConfig.get()
     run_dir = Path(hydra_config.runtime.output_dir)
     if hydra_config.mode is RunMode.MULTIRUN:
@@ -67,18 +67,18 @@ def main(config: DictConfig) -> float | Outcome | None:
 
 
 def run(config: DictConfig, run_dir: Path, callbacks: Sequence[Callback] = ()) -> float | None:
-    """Train as `config` says, with everything recorded in `run_dir`; or go on with what is there.
+    """Train as `config` says and record everything in `run_dir`, or resume the run that is there.
 
     Args:
-        config: as `conf/train.yaml` composes it.
-        callbacks: beside those of the configuration, on the first rank alone: what stops or changes
-            a run of several is to be named in the configuration.
+        config: composed from `conf/train.yaml`.
+        callbacks: in addition to those in the configuration, on rank 0 only: a callback that stops
+            or changes a run on several ranks must be named in the configuration instead.
 
     Returns:
         the best validation loss, in nats per token.
 
     Raises:
-        UserError: the configuration or the text is unfit.
+        UserError: the configuration or the text is invalid.
         DivergedError: the loss is no longer finite.
         Interrupted: a signal ended the run.
     """
@@ -99,12 +99,14 @@ def run(config: DictConfig, run_dir: Path, callbacks: Sequence[Callback] = ()) -
 
 
 def run_job(config: DictConfig, run_dir: Path) -> Outcome:
-    """Train a job of a sweep, go on with it, or return what became of it before.
+    """Train or resume a job of a sweep, or return the outcome it already has.
 
-    It returns its failure, so that it ends alone, and may run in any process.
+    A failure is returned, not raised, so that it does not end the other jobs, and can be sent back
+    from any process.
 
     Raises:
-        Interrupted: a signal ended it, after its state was saved; typed again the sweep goes on.
+        Interrupted: a signal ended the job, after its state was saved; running the same command
+            line again resumes the sweep.
     """
     try:
         with sole_owner(run_dir):
@@ -115,7 +117,7 @@ def run_job(config: DictConfig, run_dir: Path) -> Outcome:
                 outcome = _run_job(config, run_dir)
     except BusyError as error:
         outcome = Outcome(run_dir.name, "busy", error=str(error))
-    if signals.received():  # as the job came to its end
+    if signals.received():  # just as the job ended
         raise Interrupted(signals.received())
     return outcome
 
@@ -137,7 +139,7 @@ def _run_job(config: DictConfig, run_dir: Path) -> Outcome:
             failure = f"{type(error).__name__}: {failure}"
         status = _status_after(error)
         terminal.say(f"{status}: {failure}")
-        with contextlib.suppress(OSError):  # a full disk: the other jobs go on
+        with contextlib.suppress(OSError):  # a full disk must not end the other jobs
             write_summary(run_dir, status=status, error=failure, seed=config.seed)
         return Outcome(run_dir.name, status, error=failure)
     terminal.say(f"completed in {summary['total_seconds']:.1f} s")
@@ -145,7 +147,7 @@ def _run_job(config: DictConfig, run_dir: Path) -> Outcome:
 
 
 def follow() -> int:
-    """Train along in the runs that another process leads; return the exit code."""
+    """Take part, as another rank, in the runs that rank 0 leads; return the exit code."""
     quiet_libraries()
     signals.install()
     return follow_runs(_prepare_along)
@@ -154,7 +156,7 @@ def follow() -> int:
 def _prepare_along(
     place: Place, config: DictConfig, run_dir: Path
 ) -> tuple[torch.device, Callable[[], None]]:
-    """Prepare a run that rank 0 records; this rank records and says nothing."""
+    """Prepare this rank's part of a run that rank 0 records; it prints and records nothing."""
     signals.reset()
     terminal = Terminal(quiet=True)
     setup = prepare(config, run_dir, place, terminal)
@@ -164,7 +166,7 @@ def _prepare_along(
 
 @dataclass(frozen=True)
 class Ready:
-    """A run that can begin."""
+    """A run that is ready to train."""
 
     setup: Setup
     trainer: L.Trainer
@@ -178,13 +180,13 @@ class Ready:
 def made_ready(
     config: DictConfig, run_dir: Path, terminal: Terminal, callbacks: Sequence[Callback] = ()
 ) -> Iterator[Ready]:
-    """Settle everything that can be wrong before a run begins, and bring its ranks together.
+    """Prepare a run, checking whatever can be checked before training, and gather its ranks.
 
-    Nothing is written.
+    Nothing is written to the run directory.
 
     Raises:
-        UserError: the configuration or the text is unfit.
-        RankError: a rank did not come.
+        UserError: the configuration or the text is invalid.
+        RankError: a rank failed to start.
     """
     quiet_libraries()
     process.begin()
@@ -199,11 +201,11 @@ def made_ready(
 
 
 def train(ready: Ready, sweep: Path | None = None) -> dict[str, Any]:
-    """Train what is ready, and return its summary.
+    """Train a prepared run, and return its summary.
 
     Args:
-        sweep: the directory of the sweep that the run is a job of; TensorBoard's HParams page then
-            shows the keys that this sweeps.
+        sweep: the directory of the sweep that the run is a job of, if any; TensorBoard's HParams
+            page then shows the swept keys.
     """
     setup, trainer, metrics, terminal = ready.setup, ready.trainer, ready.metrics, ready.terminal
     config, run_dir, data, module = setup.config, setup.run_dir, setup.data, setup.module
@@ -213,7 +215,7 @@ def train(ready: Ready, sweep: Path | None = None) -> dict[str, Any]:
         if sweep is None
         else swept_settings(sweep, settings, HydraConfig.get().runtime.choices)
     )
-    # Lightning's logger leaves an empty list out, and TensorBoard takes UTF-8 alone.
+    # As strings: Lightning's logger drops empty lists, and TensorBoard accepts only UTF-8.
     shown = {
         key: value
         if isinstance(value, int | float)
@@ -239,8 +241,8 @@ def train(ready: Ready, sweep: Path | None = None) -> dict[str, Any]:
 
     try:
         if setup.resumed is not None and config.trainer.enable_checkpointing:
-            # What the records are cut to, whatever was later, is the last from here on.
-            with contextlib.suppress(OSError):  # a full disk: the next is tried again
+            # The records are cut back to this checkpoint, so it is the last one from here on.
+            with contextlib.suppress(OSError):  # a full disk: the next save tries again
                 name_too(setup.resumed.path, run_dir / "checkpoints" / "last.ckpt")
         for logger in trainer.loggers:
             if isinstance(logger, MetricsCSV | TensorBoard):
@@ -262,20 +264,20 @@ def train(ready: Ready, sweep: Path | None = None) -> dict[str, Any]:
         **{f"test_{name}": module.losses.get(f"test/{name}") for name in ("loss", "bpc", "bpb")},
         checkpoint=best and str(best),
     )
-    for logger in tensorboards(trainer) if metrics.history else ():  # a row of its HParams page
+    for logger in tensorboards(trainer) if metrics.history else ():  # a row of the HParams page
         logger.log_hyperparams(shown, final_metrics(summary))
         logger.save()
     return summary
 
 
 def _record(ready: Ready, **figures: Any) -> dict[str, Any]:
-    """Write figures into the summary, beside the memory taken so far; return it."""
+    """Write figures and the peak memory so far into the summary; return it."""
     peak = process.peak_memory_bytes(ready.setup.device)
     return write_summary(ready.setup.run_dir, **figures, peak_memory_bytes=peak)
 
 
 def _record_failure(ready: Ready, error: BaseException) -> None:
-    """Write into the summary why the run ended, and say what was saved if a signal did that."""
+    """Write why the run ended into the summary; after a signal, print what was saved."""
     reason = f"signal {error.signum}" if isinstance(error, Interrupted) else str(error)
     with contextlib.suppress(OSError):  # a full disk must not hide what happened
         figures = ready.metrics.figures(ready.trainer)
@@ -289,16 +291,16 @@ def _record_failure(ready: Ready, error: BaseException) -> None:
         ready.terminal.say(f"Interrupted at step {step:,}; {where}")
 
 
-# What Lightning says where a callback cannot do its work, only when training begins: EarlyStopping,
-# GradientAccumulationScheduler, DeviceStatsMonitor.
+# Parts of the errors that Lightning raises, only when training begins, if a callback cannot work:
+# EarlyStopping, GradientAccumulationScheduler, DeviceStatsMonitor.
 IMPOSSIBLE = ("conditioned on metric", "You have set `accumulate_grad_batches`", "`psutil`")
 
 
 def fit_and_test(setup: Setup, trainer: L.Trainer, terminal: Terminal) -> None:
-    """Train, and score the best checkpoint on the test split if there is one: what all ranks do."""
+    """Train, then score the best checkpoint on the test split, if there is one; on every rank."""
     data, module, resumed = setup.data, setup.module, setup.resumed
     try:
-        # As the Trainer does, but after it has loaded what a resumed run goes on from.
+        # The Trainer does this too, but only after it has loaded a resumed run's checkpoint.
         trainer.precision_plugin.convert_module(module)
         load_kernels(module, trainer)
         if setup.config.compile:
@@ -307,7 +309,7 @@ def fit_and_test(setup: Setup, trainer: L.Trainer, terminal: Terminal) -> None:
         trainer.fit(module, data, ckpt_path=begin, weights_only=True)
         if "test" in data.splits:
             best = setup.run_dir / "checkpoints" / "best.ckpt"
-            # On loading, it would put what was averaged in the place of the average.
+            # On loading, it would restore the unaveraged weights instead of their average.
             callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set unseen
             callbacks[:] = [c for c in callbacks if not isinstance(c, WeightAveraging)]
             tested = trainer.strategy.broadcast(best if best.exists() else None)
@@ -321,12 +323,12 @@ def fit_and_test(setup: Setup, trainer: L.Trainer, terminal: Terminal) -> None:
 
 
 def _write_report(ready: Ready) -> Path | None:
-    """Write the run's report, if it shall have one; nothing that fails there fails the run."""
+    """Write the run's report if the configuration asks for one; its errors do not fail the run."""
     setup = ready.setup
     if not setup.config.report:
         return None
     try:
-        from litchar.analysis.report import write_report  # at the end, when it is wanted
+        from litchar.analysis.report import write_report  # imported only when needed
 
         return write_report(setup.run_dir, setup.data, str(setup.device))
     except Exception as error:  # whatever it is, the run itself is safe
@@ -342,7 +344,7 @@ def _status_after(error: BaseException) -> str:
 
 
 def _headline(setup: Setup, place: Place, summary: dict[str, Any]) -> str:
-    """Return what a person should know as training begins."""
+    """Return the lines printed when training begins: text, model, device and precision."""
     store = setup.data.store
     ranks = f"{place.world_size} ranks, each on " if place.world_size > 1 else ""
     lines = [
@@ -361,7 +363,7 @@ def _headline(setup: Setup, place: Place, summary: dict[str, Any]) -> str:
 
 
 def _mixture(data: TextDataModule) -> list[str]:
-    """Return a line for each corpus of a mixture."""
+    """Return a line for each corpus of a mixture: its weight and its size."""
     weights = data.text.weights.items()
     return [
         f"{name}: {weight:.1%} of the windows, {stop - start:,} {data.text.unit}s to train on"
@@ -370,7 +372,7 @@ def _mixture(data: TextDataModule) -> list[str]:
 
 
 def _documents(data: TextDataModule) -> str:
-    """Return how many documents there are, and how they are split."""
+    """Return a line with the number of documents and their share in each split."""
     counts = {name: len(boundaries(ids.numpy())) - 1 for name, ids in data.splits.items()}
     whole = len(data.store.tokens) - 1
     shares = (
@@ -381,7 +383,7 @@ def _documents(data: TextDataModule) -> str:
 
 
 def _smaller_batch(setup: Setup, step: int) -> str:
-    """Return what to try when the device has no more memory."""
+    """Return the out-of-memory message, which suggests a smaller batch size."""
     batch_size = setup.config.data.batch_size
     batches = setup.config.trainer.accumulate_grad_batches
     return (

@@ -1,4 +1,4 @@
-"""A run's directory: one process trains in it, and a run that is refused leaves none behind.
+"""A run's directory: one process at a time trains in it, and a refused run leaves none behind.
 
 Nothing heavy is imported here; see `litchar.cli`.
 """
@@ -13,25 +13,26 @@ from litchar.errors import BusyError
 
 
 def sole_owner(run_dir: Path) -> AbstractContextManager[object]:
-    """Return a lock on `run_dir`: two processes that train in one would spoil both.
+    """Return a lock on `run_dir`, already acquired: two processes training in one directory would
+    corrupt each other's run.
 
     Raises:
-        BusyError: another process trains there.
+        BusyError: another process is training there.
     """
     lock = FileLock(run_dir / ".lock")
     try:
-        return lock.acquire(timeout=1)  # whoever only asks, see `is_busy`, has it for a moment
+        return lock.acquire(timeout=1)  # `is_busy` in another process holds it for a moment
     except Timeout:
         raise BusyError(run_dir) from None
 
 
 def is_busy(run_dir: Path) -> bool:
-    """Return whether another process trains in this directory."""
+    """Return whether another process is training in `run_dir`."""
     return run_dir.is_dir() and is_locked(run_dir / ".lock")
 
 
 def is_locked(file: Path) -> bool:
-    """Return whether another process holds the lock that this file is."""
+    """Return whether another process holds the lock file `file`."""
     try:
         with FileLock(file, timeout=0):
             return False
@@ -40,7 +41,8 @@ def is_locked(file: Path) -> bool:
 
 
 def remove_traces(run_dir: Path) -> None:
-    """Take away what Hydra wrote for a run that was refused: its directory, or its part of one."""
+    """Delete what Hydra wrote for a refused run: its directory, or the newest `.hydra/resumed-N` if
+    the directory is an earlier run's."""
     if {entry.name for entry in run_dir.iterdir()} <= {".hydra", ".lock", "train.log"}:
         shutil.rmtree(run_dir)
         return

@@ -1,13 +1,13 @@
-"""Learning-rate schedules: the factor on the learning rate as a function of the step."""
+"""Learning-rate schedules: the learning rate's multiplier as a function of the step."""
 
 import math
 
 
 def constant(step: int, total_steps: float, warmup_steps: int = 0) -> float:
-    """Rise linearly, then stay at 1.
+    """Warm up linearly, then stay at 1.
 
     Args:
-        warmup_steps: over which the learning rate rises.
+        warmup_steps: steps over which the learning rate rises.
     """
     return _warmup(step, warmup_steps)
 
@@ -15,13 +15,13 @@ def constant(step: int, total_steps: float, warmup_steps: int = 0) -> float:
 def cosine(
     step: int, total_steps: float, warmup_steps: int = 100, final_factor: float = 0.1
 ) -> float:
-    """Rise linearly, then fall along half a cosine to `final_factor` (Loshchilov and Hutter, 2017).
+    """Warm up linearly, decay along half a cosine to `final_factor` (Loshchilov and Hutter, 2017).
 
     Args:
-        step: how many steps have been taken, from 0.
-        total_steps: how many will be; infinite, if that is not known.
-        warmup_steps: over which the learning rate rises.
-        final_factor: behind the last step.
+        step: steps taken so far, from 0.
+        total_steps: steps in all; infinite if not known.
+        warmup_steps: steps over which the learning rate rises.
+        final_factor: the multiplier after the last step.
     """
     _check(final_factor=final_factor)
     warmup = _warmup(step, warmup_steps)
@@ -38,12 +38,12 @@ def wsd(
     decay_fraction: float = 0.5,
     final_factor: float = 0.0,
 ) -> float:
-    """Warm up, stay at 1, decay linearly (Hu et al., 2024).
+    """Warm up linearly, stay at 1, decay linearly to `final_factor` (Hu et al., 2024).
 
     Args:
-        warmup_steps: over which the learning rate rises.
-        decay_fraction: of all steps, the last ones, over which it falls.
-        final_factor: behind the last step.
+        warmup_steps: steps over which the learning rate rises.
+        decay_fraction: the fraction of all steps, at the end, over which it decays.
+        final_factor: the multiplier after the last step.
     """
     _check(decay_fraction=decay_fraction, final_factor=final_factor)
     decay_steps = max(1, round(decay_fraction * total_steps))

@@ -1,4 +1,4 @@
-"""A run's settings as plain data: flattened, compared, and which of them make it another run.
+"""A run's settings as plain data: flattening, comparing, and which of them make a different run.
 
 Nothing heavy is imported here; see `litchar.cli`.
 """
@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-# Keys that make no other run, nor another job of a sweep: where it lies and how it is watched.
+# Keys that do not make it a different run or sweep job: where it is stored, how it is monitored.
 FREE = (
     "sweep",
     "resume",
@@ -27,8 +27,8 @@ FREE = (
     "trainer.enable_model_summary",
     "trainer.profiler",
 )
-# Keys that may change when a run is resumed: those, how long it trains, and on which device. Any
-# other key would make it another run.
+# Keys that may change when a run is resumed: the ones above, how long it trains, on which device,
+# and the like. Any other key would make it a different run.
 MAY_CHANGE = (
     *FREE,
     "init_from",
@@ -59,17 +59,17 @@ def plain(config: DictConfig | ListConfig, resolve: bool = False) -> dict[str, A
 
 
 def differences(then: dict[str, Any], now: dict[str, Any], also: tuple[str, ...] = ()) -> list[str]:
-    """Return how two configurations differ where a resumed run may not: `key: 1 then, 2 now`.
+    """Return the differences that a resumed run may not have, a line each: `key: 1 then, 2 now`.
 
     Args:
-        also: keys to compare although they may change.
+        also: keys to compare as well, although a resumed run may change them.
     """
     found = changes(dict(flatten(then)), dict(flatten(now)))
     return [line for key, line in found.items() if within(key, also) or not within(key, MAY_CHANGE)]
 
 
 def changes(then: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
-    """Return the keys whose values differ, each with a line: `key: 1 then, 2 now`."""
+    """Return the keys whose values differ, each with a description: `key: 1 then, 2 now`."""
     return {
         key: f"{key}: {then.get(key, 'not set')} then, {now.get(key, 'not set')} now"
         for key in sorted(then.keys() | now.keys())
@@ -78,12 +78,12 @@ def changes(then: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
 
 
 def within(key: str, parents: Iterable[str]) -> bool:
-    """Return whether a dotted key is one of `parents`, or lies within one."""
+    """Return whether a dotted key is one of `parents`, or below one of them."""
     return any(key == parent or key.startswith(f"{parent}.") for parent in parents)
 
 
 def flatten(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the dotted keys of nested dictionaries, and their values."""
+    """Yield the values of nested dictionaries with their dotted keys."""
     for key, value in node.items():
         if isinstance(value, dict):
             yield from flatten(value, f"{prefix}{key}.")
@@ -92,8 +92,8 @@ def flatten(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 
 
 def absolute_paths(data: dict[str, Any]) -> dict[str, Any]:
-    """Return those settings of a text that are paths, such that they mean the same from any
-    directory: `path`, `mixture`, and `name` if it is a directory."""
+    """Return those of a text's settings that are paths, made absolute: `path`, those in `mixture`,
+    and `name` if it is a directory."""
     found = {}
     if data.get("path") is not None:
         found["path"] = _absolute(data["path"])

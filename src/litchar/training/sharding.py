@@ -1,4 +1,4 @@
-"""Parameters shared out among ranks (FSDP2's `fully_shard`), and whole again in one checkpoint."""
+"""Parameters sharded across ranks (FSDP2's `fully_shard`), but saved as one full checkpoint."""
 
 import contextlib
 from collections.abc import Iterator
@@ -16,22 +16,22 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 class ShardedStrategy(ModelParallelStrategy):
-    """Lightning's ModelParallelStrategy over data alone, whose checkpoint is that of one device.
+    """Lightning's ModelParallelStrategy, data-parallel only, with single-device checkpoints.
 
-    Lightning's own names an optimiser's parameters in the model's order and not in the optimiser's,
-    so that a checkpoint of one device would be read amiss.
+    Lightning's own orders an optimiser's parameters as in the model, not as in the optimiser, and
+    so would misread the optimiser state of a single-device checkpoint.
     """
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False, **settings)
 
     def setup_environment(self) -> None:
-        """Let all ranks share the data, whatever machine they are on."""
+        """Make all ranks, on every machine, one data-parallel group."""
         self._data_parallel_size = self.world_size
         super().setup_environment()
 
     def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """Return the optimiser's state, whole."""
+        """Return the full, unsharded optimiser state, on the CPU."""
         state: dict[str, Any] = apply_to_collection(
             optimizer.state_dict(), DTensor, lambda tensor: tensor.full_tensor().cpu()
         )
@@ -40,7 +40,7 @@ class ShardedStrategy(ModelParallelStrategy):
     def load_checkpoint(
         self, checkpoint_path: str | Path, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Load the model's and the optimiser's shares, and return the whole checkpoint."""
+        """Load this rank's shards of model and optimiser, and return the full checkpoint."""
         checkpoint = self.checkpoint_io.load_checkpoint(checkpoint_path)
         assert self.model is not None
         set_model_state_dict(
@@ -52,7 +52,7 @@ class ShardedStrategy(ModelParallelStrategy):
 
 
 def _shared_out(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Return an optimiser's whole state with each parameter's tensors cut as the parameter is."""
+    """Return an optimiser's full state with each tensor sharded like its parameter."""
     ids = [number for group in state["param_groups"] for number in group["params"]]
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
@@ -72,7 +72,7 @@ def _shared_out(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict
 
 
 def shard(model: nn.Module, mesh: DeviceMesh) -> None:
-    """Share out the parameters of `model`, block by block; a second call does nothing."""
+    """Shard the parameters of `model` in place, block by block; a second call does nothing."""
     if is_sharded(model):
         return
     for block in getattr(model, "blocks", ()):
@@ -81,18 +81,18 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> None:
 
 
 def full(tensor: Tensor) -> Tensor:
-    """Return `tensor`, whole if ranks have shares of it; all ranks call this."""
+    """Return `tensor`, gathered if it is sharded; a collective, to be called on all ranks."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Return whether ranks have shares of the parameters of `model`."""
+    """Return whether the parameters of `model` are sharded."""
     return isinstance(model, FSDPModule)
 
 
 @contextlib.contextmanager
 def unsharded(model: nn.Module) -> Iterator[None]:
-    """Give each rank all parameters of `model`, in place of its share; all ranks call this."""
+    """Unshard all parameters of `model` on every rank within the context; a collective."""
     shared_out = [module for module in model.modules() if isinstance(module, FSDPModule)]
     for module in shared_out:
         module.unshard()

@@ -1,4 +1,4 @@
-"""`summary.json`: what a run came to, in one file."""
+"""`summary.json`: a run's settings and results at a glance, in one file."""
 
 import contextlib
 import json
@@ -8,7 +8,7 @@ from typing import Any
 
 from litchar.atomic import atomic_write
 
-# What it says, and what each figure is; None until it is known. All losses are nats per token.
+# Its keys and their meaning; a value is null until it is known. All losses are in nats per token.
 KEYS = {
     "status": "`running`, `completed`, `interrupted`, `diverged` or `failed`",
     "error": "why it did not complete",
@@ -41,10 +41,10 @@ KEYS = {
 
 
 def write_summary(run_dir: Path, **changes: Any) -> dict[str, Any]:
-    """Change figures of the run's `summary.json`, and return all of them.
+    """Update values in the run's `summary.json`, and return the whole summary.
 
     Raises:
-        KeyError: a figure has no place there.
+        KeyError: a name is not one of the summary's keys.
     """
     place = run_dir / "summary.json"
     summary = dict.fromkeys(KEYS)
@@ -63,7 +63,7 @@ def write_summary(run_dir: Path, **changes: Any) -> dict[str, Any]:
 
 
 def final_metrics(summary: dict[str, Any]) -> dict[str, float]:
-    """Return what TensorBoard's HParams page says of a run that is over."""
+    """Return the metrics of a finished run for TensorBoard's HParams page."""
     names = ("best_val_bpc", "best_step", "test_loss", "parameters", "train_seconds")
     final = {"best_val_loss": summary["best_val_loss"]}
     final |= {f"final/{name}": summary[name] for name in names}

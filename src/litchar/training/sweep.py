@@ -1,4 +1,4 @@
-"""A sweep: which jobs a command line means, where each lies, and what has become of it.
+"""A sweep: the jobs that a command line asks for, their directories, and their outcomes.
 
 Nothing heavy is imported here; see `litchar.cli`.
 """
@@ -22,16 +22,16 @@ from litchar.training.resume import output_subdir
 from litchar.training.run_dir import is_busy
 from litchar.training.settings import FREE, absolute_paths, changes, flatten, within
 
-NAME_BYTES = 100  # of a job's directory, before its digest
+NAME_BYTES = 100  # at most in the name of a job's directory, before its digest
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a job, as plain data: a worker sends back nothing else.
+    """The outcome of a job, as plain data: all that a worker sends back.
 
     Attributes:
         job: the name of its directory.
-        status: `completed`, `diverged` or `failed`; or `busy`: another process trains it just now.
+        status: `completed`, `diverged`, `failed`, or `busy` (another process is training it).
         best_val_loss: in nats per token.
         error: why it failed.
     """
@@ -44,14 +44,14 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a command line asks for.
+    """The sweep that a command line asks for.
 
     Attributes:
-        directory: the sweep's.
-        swept: the keys that have lists.
-        named: the keys that the line names at all.
-        shared: what all jobs have in common, key by key.
-        jobs: the directory of each job, and its overrides.
+        directory: the sweep's directory.
+        swept: the keys that are given several values.
+        named: all keys that the command line sets.
+        shared: the settings that all jobs share, by dotted key.
+        jobs: each job's directory, and its overrides.
     """
 
     directory: Path
@@ -62,11 +62,11 @@ class Plan:
 
     @property
     def place(self) -> Path:
-        """The file that says what the directory holds."""
+        """The file that records which sweep the directory holds."""
         return self.directory / "sweep.json"
 
     def record(self) -> None:
-        """Write down which sweep the directory holds."""
+        """Record which sweep the directory holds."""
         swept = sorted(self.swept | swept_keys(self.directory))
         held = {"swept": swept, "named": sorted(self.named), "shared": self.shared}
         text = json.dumps(held, indent=2) + "\n"
@@ -75,19 +75,20 @@ class Plan:
                 draft.write_text(text)
 
     def overrides_of(self, job: Path) -> list[str]:
-        """Return what Hydra is to make the job's configuration and its directory from."""
+        """Return the overrides from which Hydra makes the job's configuration and directory."""
         return [*self.jobs[job], f'hydra.sweep.subdir="{job.name}"', *output_subdir(job)]
 
 
 def check_command_line(overrides: dict[str, Override], config: DictConfig) -> None:
-    """Refuse what has no meaning for a sweep.
+    """Refuse overrides that make no sense for a sweep.
 
     Args:
         overrides: of the command line, by key.
         config: composed from them.
 
     Raises:
-        UserError: the name is no directory's, or a key is one run's alone.
+        UserError: the sweep's name is not a valid directory name, a `sweep.` key has a list of
+            values, `sweep.retry_failed` is no flag, or `run_dir` or `resume` names a single run.
     """
     name = Path(config.hydra.sweep.dir).name if config.sweep.name is None else config.sweep.name
     if not isinstance(name, str) or not re.fullmatch(r"(?!\.)[\w .+-]{1,100}", name):
@@ -114,18 +115,18 @@ def make_plan(
     shared: dict[str, Any],
     grid: list[tuple[list[str], dict[str, Any]]],
 ) -> Plan:
-    """Return what the command line asks for.
+    """Return the plan for the sweep that the command line asks for.
 
-    A job is its configuration, whatever the order or the wording of the overrides, and its
-    directory is found by a digest of that. Two that agree are one.
+    A job is identified by its configuration, however its overrides are ordered or worded; a digest
+    of it names the job's directory. Jobs with equal configurations are one job.
 
     Args:
         overrides: of the command line, by key.
-        shared: the configuration without the lists.
+        shared: the configuration composed without the swept overrides.
         grid: the overrides and the configuration of each job.
 
     Raises:
-        UserError: a job would begin from another one of them.
+        UserError: `init_from=latest`, with which jobs would start from one another.
     """
     if any(config.get("init_from") == "latest" for _, config in grid):
         raise UserError(
@@ -135,7 +136,8 @@ def make_plan(
     named = frozenset(map(_key, overrides))
     jobs: dict[Path, list[str]] = {}
     for job_overrides, config in grid:
-        # In one order whatever was typed: of two terminals that begin neither finds the other's.
+        # Sorted, so that two terminals starting at once agree on the name: neither sees the
+        # other's directory yet.
         shown = sorted(text for text in job_overrides if _key(text) in (swept or named))
         name = job_name(shown, identity(config, swept | swept_keys(directory)))
         digest = name.rpartition("_")[2]
@@ -145,13 +147,13 @@ def make_plan(
 
 
 def identity(config: dict[str, Any], swept: frozenset[str] = frozenset()) -> dict[str, Any]:
-    """Return what makes a job the one that it is: its settings by dotted key.
+    """Return the settings that identify a job, by dotted key.
 
-    What is open (null) is left out, so that a key that is new in the code changes nothing, and so
-    is what only says where a job lies and how it is watched, unless it is swept.
+    Null values are left out, so that adding a key to the code changes no identity; so are keys that
+    only say where a job is stored or how it is monitored (`FREE`), unless they are swept.
 
     Args:
-        config: as it was composed, before anything is settled by device.
+        config: as composed, before device defaults are filled in.
     """
     data = config.get("data") or {}
     settings = dict(flatten(config | {"data": data | absolute_paths(data)}))
@@ -163,7 +165,7 @@ def identity(config: dict[str, Any], swept: frozenset[str] = frozenset()) -> dic
 
 
 def job_name(overrides: list[str], settings: dict[str, Any]) -> str:
-    """Return the name of a job's directory: its overrides for people, a digest for the rest."""
+    """Return a job's directory name: its overrides, for people, and a digest of its settings."""
     texts = (re.sub(r"[^\w.+-]+", "-", text.lstrip("+~")).strip("-") for text in overrides)
     shown = "_".join(texts) or "defaults"
     shown = shown.encode()[:NAME_BYTES].decode(errors="ignore").rstrip("-_.")
@@ -172,14 +174,14 @@ def job_name(overrides: list[str], settings: dict[str, Any]) -> str:
 
 
 def check_same_sweep(plan: Plan) -> None:
-    """Refuse a name that holds another sweep.
+    """Refuse to reuse the name of a different sweep.
 
-    The same sweep may have more values, more keys with lists, and lists where there was one value:
-    its jobs still differ in those keys alone. Keys of a group that has a list follow from it, but
-    for those that a line sets itself.
+    The same sweep may get more values, more swept keys, and a list where it had a single value: its
+    jobs still differ in those keys alone. Keys within a swept group follow from the group, and may
+    differ unless a command line sets them itself.
 
     Raises:
-        UserError: the message says in what the two differ.
+        UserError: the directory holds a different sweep; the message says how the two differ.
     """
     if not plan.place.exists():
         return
@@ -204,7 +206,7 @@ def check_same_sweep(plan: Plan) -> None:
 
 
 def swept_keys(directory: Path) -> set[str]:
-    """Return the keys that the sweep in `directory` has lists of; none if there is no sweep."""
+    """Return the swept keys of the sweep in `directory`; none if there is no sweep."""
     try:
         return set(json.loads((directory / "sweep.json").read_text())["swept"])
     except (OSError, ValueError, KeyError):
@@ -214,17 +216,17 @@ def swept_keys(directory: Path) -> set[str]:
 def swept_settings(
     directory: Path, settings: dict[str, Any], choices: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the settings of a job that its sweep has lists of.
+    """Return a job's values for the swept keys.
 
     Args:
-        choices: of the configuration's groups.
+        choices: the option chosen in each config group.
     """
     values = dict(flatten(settings))
     return {key: values.get(key, choices.get(key)) for key in sorted(swept_keys(directory))}
 
 
 def recorded(job: Path) -> Outcome | None:
-    """Return what became of the job in this directory, or None if it is not at its end."""
+    """Return the outcome of the job in this directory, or None if it has not ended."""
     try:
         summary = json.loads((job / "summary.json").read_text())
         status, error = summary["status"], summary["error"]
@@ -236,7 +238,7 @@ def recorded(job: Path) -> Outcome | None:
 
 
 def wait_for(jobs: list[Path]) -> None:
-    """Wait until another process has ended with one of `jobs`, if there are any."""
+    """If other processes are training all of `jobs`, wait until one of these is released."""
     if jobs and all(is_busy(job) for job in jobs):
         Terminal().say(f"Waiting for jobs that another process trains: {jobs[0].name}")
         while all(is_busy(job) for job in jobs):
@@ -244,7 +246,7 @@ def wait_for(jobs: list[Path]) -> None:
 
 
 def say_interrupted(plan: Plan) -> None:
-    """Say how far the sweep has come and how to go on with it."""
+    """Print how far the sweep has come and how to resume it."""
     done = sum(recorded(job) is not None for job in plan.jobs)
     Terminal().say(
         f"{done} of {len(plan.jobs)} jobs are finished; the same line with "
@@ -253,15 +255,15 @@ def say_interrupted(plan: Plan) -> None:
 
 
 def finish(plan: Plan, outcomes: list[Outcome]) -> list[Outcome]:
-    """Compare the jobs of a sweep, which have all ended, and list those that failed.
+    """Write the comparison of a finished sweep's jobs, and print those that failed.
 
     Raises:
-        JobsFailedError: some failed.
+        JobsFailedError: some jobs did not complete.
     """
     terminal = Terminal()
     told: dict[Path, str] = {}
     try:
-        from litchar.analysis.compare import report_on  # when it is wanted: it takes a second
+        from litchar.analysis.compare import report_on  # imported only when needed: takes a second
 
         told = report_on([plan.directory], plan.directory, None, terminal).reasons
     except Exception as error:  # whatever it is, the runs are safe

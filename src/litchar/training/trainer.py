@@ -1,4 +1,4 @@
-"""The Trainer of a run: Lightning's, with the callbacks and loggers that make the run's record."""
+"""A run's Lightning Trainer, with the callbacks and loggers that record the run."""
 
 import contextlib
 import logging
@@ -49,12 +49,12 @@ from litchar.training.sharding import ShardedStrategy
 def make_trainer(
     setup: Setup, place: Place, terminal: Terminal, callbacks: Sequence[Callback] = ()
 ) -> tuple[L.Trainer, Metrics, Samples]:
-    """Return the Trainer that a run's configuration describes, and what measures and samples in it.
+    """Return the Trainer that a run's configuration describes, and its metrics and samples.
 
     Args:
-        place: of this process among those of the run.
-        terminal: where the progress is shown.
-        callbacks: beside those of the configuration.
+        place: of this process among the ranks of the run.
+        terminal: where to show progress.
+        callbacks: in addition to those in the configuration.
     """
     config, run_dir = setup.config, setup.run_dir
     characters_per_batch = config.data.batch_size * config.data.block_size
@@ -67,7 +67,7 @@ def make_trainer(
     configured = entries(config, "callbacks", Callback)
     for callback in configured:
         if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
-            # The run's own, and not the first logger's; last.ckpt there is the run's.
+            # In the run's directory rather than the first logger's, where last.ckpt is the run's.
             callback.dirpath = str(run_dir / "checkpoints")
             callback.CHECKPOINT_NAME_LAST = "model_checkpoint_last"
             if callback.filename in ("best", "last", "previous"):
@@ -75,7 +75,7 @@ def make_trainer(
                     f"callbacks: {callback.filename}.ckpt is the run's own checkpoint; give "
                     "ModelCheckpoint another filename, or a dirpath"
                 )
-    # What stops a run does so before others ask whether a validation is the last.
+    # EarlyStopping goes first: others ask whether this validation is the last.
     configured.sort(key=lambda callback: not isinstance(callback, EarlyStopping))
     trainer = instantiate(
         config.trainer,
@@ -107,19 +107,19 @@ def make_trainer(
                 "cuts up; use trainer=ddp"
             )
         if isinstance(callback, GradientAccumulationScheduler):
-            whole = math.lcm(*callback.scheduling.values())  # steps, whatever a step has
+            whole = math.lcm(*callback.scheduling.values())  # whole steps under every factor
             check_whole_steps(config.trainer, whole, "callbacks.*.scheduling")
-    # Its own handlers end with exit code 0, and with several ranks would speak to them from within
-    # whatever a signal interrupts.
+    # Lightning's own handlers exit with code 0, and with several ranks would communicate from
+    # within whatever the signal interrupted.
     setattr(trainer._signal_connector, "register_signal_handlers", signals.install)  # noqa: B010
     return trainer, metrics, samples
 
 
 def entries(config: DictConfig, group: str, kind: type) -> list[Any]:
-    """Return the callbacks or loggers of a group; null takes one away, or all.
+    """Return the callbacks or loggers of a config group; null removes one of them, or all.
 
     Raises:
-        UserError: one is of another kind.
+        UserError: one is not an instance of `kind`, or is a `REFUSED` callback.
     """
     made = []
     for name, entry in (config.get(group) or {}).items():
@@ -137,7 +137,7 @@ def entries(config: DictConfig, group: str, kind: type) -> list[Any]:
     return made
 
 
-# Callbacks of Lightning's whose work a run would not keep, or not know of.
+# Lightning callbacks whose effect a run would not keep or not know of, and what to do instead.
 REFUSED = {
     BatchSizeFinder: "data.batch_size says how large a batch is, and what is counted",
     LearningRateFinder: "try some, with -m optimizer.lr=1e-3,3e-3 or scripts/tune.py",
@@ -147,8 +147,8 @@ REFUSED = {
 
 
 def make_profiler(name: str | None, directory: Path) -> Any:
-    """Return the profiler of Lightning's called `name`, which writes into `directory`: by default
-    its figures go to a log that nobody sees."""
+    """Return Lightning's profiler `name`, made to write into `directory`: by default its figures go
+    to a log that nobody sees. None profiles nothing; an unknown name is returned as it is."""
     if name is None:
         return NoProfiler()
     return PROFILERS[name](directory, name) if name in PROFILERS else name
@@ -158,7 +158,7 @@ PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": 
 
 
 class NoProfiler(PassThroughProfiler):
-    """Profiles nothing, as Lightning's own does, but without a generator for every hook."""
+    """Profiles nothing, like Lightning's own, but without the cost of a generator per hook."""
 
     def profile(self, action_name: str) -> Any:
         """Return a context that does nothing."""
@@ -169,12 +169,12 @@ _NOTHING = contextlib.nullcontext()
 
 
 def quiet_libraries() -> None:
-    """Silence what libraries say that a person who trains a model cannot act on."""
+    """Silence library messages and warnings that the user cannot act on."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=PossibleUserWarning)
     warnings.filterwarnings("ignore", message="You requested to overfit")
-    warnings.filterwarnings("ignore", message="FLOPs not found")  # of a GPU that it does not know
+    warnings.filterwarnings("ignore", message="FLOPs not found")  # on a GPU unknown to Lightning
     warnings.filterwarnings("ignore", message="Please use the new API settings")  # torch 2.9
     warnings.filterwarnings("ignore", message="Synchronization debug mode")  # of replay.py
     warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
@@ -182,12 +182,12 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`")
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     warnings.filterwarnings("ignore", category=FutureWarning)
-    if threading.excepthook is threading.__excepthook__:  # or somebody has one of their own
+    if threading.excepthook is threading.__excepthook__:  # unless somebody has set another
         threading.excepthook = _report_thread
 
 
 def _report_thread(args: threading.ExceptHookArgs) -> None:
-    """Print what ended a thread, but for TensorBoard's that could not write: see `TensorBoard`."""
+    """Print the error that ended a thread, unless TensorBoard failed to write (`TensorBoard`)."""
     tensorboards = type(args.thread).__module__.startswith("tensorboard.")
     if not (tensorboards and isinstance(args.exc_value, OSError)):
         threading.__excepthook__(args)
