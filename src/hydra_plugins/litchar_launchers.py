@@ -1,10 +1,10 @@
-"""Launchers: where the jobs of a sweep run. Hydra takes plugins from `hydra_plugins` alone.
+"""Launchers: where the jobs of a sweep run. Hydra finds plugins only in `hydra_plugins`.
 
-The launchers that others publish for Hydra lose a whole sweep when one worker dies, and the one for
-Ray wants a cloudpickle that joblib and submitit have left behind. These hand the same call
-to joblib's processes, to Ray and to submitit, and give back what became of each job.
+The launchers published for Hydra lose the whole sweep when one worker dies, and the one for Ray
+needs an older cloudpickle than joblib and submitit do. These hand the same callable to joblib's
+processes, to Ray and to submitit, and return the outcome of each job.
 
-Nothing heavy is imported here: Hydra imports all plugins at each start.
+Nothing heavy is imported here: Hydra imports all plugins at every start.
 """
 
 import contextlib
@@ -29,20 +29,20 @@ from litchar.launched import launched
 from litchar.terminal import Terminal
 from litchar.training.sweep import Outcome
 
-IDLE_SECONDS = 60  # after which a worker that waits ends, also one whose sweep was killed
-END_SECONDS = 60  # for workers to save and end after a signal
+IDLE_SECONDS = 60  # after which an idle worker ends, even if its sweep was killed
+END_SECONDS = 60  # for workers to save and exit after a signal
 
 Returned = JobReturn | BaseException
 
 
 @dataclass(frozen=True)
 class Job:
-    """A job of a sweep, to be called in some process.
+    """A job of a sweep: a callable that runs it in any process.
 
     Attributes:
-        overrides: what its configuration is made from, and the name of its directory.
-        number: its place in the sweep.
-        state: of Hydra's singletons.
+        overrides: of its configuration, and the name of its directory.
+        number: its index in the sweep.
+        state: the state of Hydra's singletons.
     """
 
     hydra_context: HydraContext
@@ -54,12 +54,12 @@ class Job:
 
     @property
     def name(self) -> str:
-        """That of its directory, which our sweeper sets."""
+        """The name of its directory, which our sweeper sets."""
         place = next((o for o in self.overrides if o.startswith("hydra.sweep.subdir=")), "")
         return place.partition("=")[2].strip('"') or f"job {self.number}"
 
     def __call__(self) -> JobReturn:
-        """Run the job in this process, as Hydra does; what it prints goes to `output.txt`."""
+        """Run the job in this process, as Hydra does, with stdout appended to `output.txt`."""
         signals.install()
         setup_globals()
         Singleton.set_state(self.state)
@@ -82,17 +82,17 @@ class Job:
                     job_dir_key="hydra.sweep.dir",
                     job_subdir_key="hydra.sweep.subdir",
                 )
-                # The rest is known, and long.
+                # The other fields are large, and the sweeper has no use for them.
                 return JobReturn(_return_value=returned._return_value)
-            except Interrupted as interrupted:  # a worker that exits would count as killed
+            except Interrupted as interrupted:  # an exiting worker would count as killed
                 return JobReturn(_return_value=interrupted)
 
 
 class _Launcher(Launcher):
-    """Runs each job in some other process.
+    """Base class: runs each job in another process.
 
     Args:
-        settings: as `conf/hydra/launcher` has them.
+        settings: as in `conf/hydra/launcher`.
     """
 
     def __init__(self, **settings: Any) -> None:
@@ -101,22 +101,22 @@ class _Launcher(Launcher):
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        """Keep what Hydra hands over."""
+        """Keep what Hydra passes in."""
         self.hydra_context = hydra_context
         self.task_function = task_function
         self.config = config
 
     def check(self) -> None:
-        """Refuse to launch where that cannot be, before anything is made.
+        """Refuse to launch where that is impossible, before any directory is created.
 
         Raises:
-            UserError: a package is missing, or the cluster.
+            UserError: a package or the cluster is missing.
         """
 
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> list[JobReturn]:
-        """Run the jobs, and return what each has; one that ended without a word has its error."""
+        """Run the jobs, and return the result of each, or the error of one that did not return."""
         if launched() is not None:
             raise UserError(
                 "torchrun and srun start the processes of one run, and launcher those of many: "
@@ -141,12 +141,12 @@ class _Launcher(Launcher):
         ]
 
     def run(self, jobs: list[Job]) -> list[Returned]:
-        """Call all of `jobs`, each in some process, and return what they return or raise."""
+        """Call each of `jobs` in another process, and return what they return or raise."""
         raise NotImplementedError
 
     def ended(self, job: Job, returned: Returned) -> Returned:
-        """Print how a job ended, and return that; of an error its first two lines."""
-        if isinstance(returned, BaseException):  # submitit's goes on with a whole log
+        """Print how a job ended, and return its result; an error is cut to its first two lines."""
+        if isinstance(returned, BaseException):  # submitit appends a whole log to its errors
             lines = str(returned).strip().split("\n")[:2]
             returned = RuntimeError(" ".join(lines) or type(returned).__name__)
         value = returned._return_value if isinstance(returned, JobReturn) else returned
@@ -163,16 +163,16 @@ class _Launcher(Launcher):
 
 
 class ParallelLauncher(_Launcher):
-    """Several jobs at once on this machine, in joblib's processes, which share its cores.
+    """Runs several jobs at once on this machine, in joblib's processes, which share its cores.
 
     Settings:
-        n_jobs: how many at once; null: as many as there are physical cores.
+        n_jobs: the number of jobs at once; null: the number of physical cores.
     """
 
     def run(self, jobs: list[Job]) -> list[Returned]:
-        """Call all of `jobs`; those that were running when a process died once more, each alone.
+        """Call all of `jobs`; those running when a process died are run again, one at a time.
 
-        So the one that kills its process takes no other along.
+        So a job that kills its process does not take others with it.
         """
         outcomes: dict[int, Returned] = {}
         suspects: list[int] = []
@@ -189,7 +189,7 @@ class ParallelLauncher(_Launcher):
         return [outcomes[i] for i in range(len(jobs))]
 
     def _run_at_once(self, jobs: dict[int, Job]) -> tuple[dict[int, Returned], list[int]]:
-        """Return what came of `jobs`, and which were under way when a process died."""
+        """Return the results of `jobs`, and the jobs that were running when a process died."""
         from joblib.externals.loky import BrokenProcessPool, ProcessPoolExecutor, cpu_count, wait
 
         cores = cpu_count(only_physical_cores=True)
@@ -221,7 +221,7 @@ class ParallelLauncher(_Launcher):
                     except Exception as error:
                         outcomes[i] = self.ended(jobs[i], error)
                     del running[future]
-        except Interrupted as interrupted:  # the workers, in a group of their own, hear of it here
+        except Interrupted as interrupted:  # the workers' own process groups did not get it
             for process in workers._processes:
                 os.kill(process, interrupted.signum)
             wait(running)
@@ -232,29 +232,29 @@ class ParallelLauncher(_Launcher):
 
 
 class RayLauncher(_Launcher):
-    """Jobs on a Ray cluster, or on a local one that is started for them.
+    """Runs jobs on a Ray cluster, or on a local one started for them.
 
     Settings:
-        init: what `ray.init` takes; its `address`, or RAY_ADDRESS, names a cluster.
-        remote: what `ray.remote` takes: what a job needs, and how often it is begun again when its
-            process dies.
+        init: arguments of `ray.init`; its `address`, or RAY_ADDRESS, names a cluster.
+        remote: arguments of `ray.remote`: the resources a job needs, and how often it is retried
+            when its process dies.
     """
 
     def check(self) -> None:
-        """Refuse to launch where there is no Ray."""
+        """Refuse to launch if Ray is not installed."""
         with extra("ray", needed_for="launcher=ray"):
             import ray  # noqa: F401
 
     def run(self, jobs: list[Job]) -> list[Returned]:
-        """Call all of `jobs` as tasks of Ray."""
+        """Call all of `jobs` as Ray tasks."""
         import ray
 
         ray.init(**self.settings["init"])
-        signals.install()  # Ray has a handler of its own
+        signals.install()  # over Ray's own handler
         task: Any = ray.remote(**self.settings["remote"])(lambda job: job())
         tasks = {task.remote(job): job for job in jobs}
         outcomes: dict[Any, Returned] = {}
-        signals.defer(True)  # Ray would turn what a handler raises into an exit of its own
+        signals.defer(True)  # Ray would turn an exception from a handler into an exit of its own
         try:
             while left := [one for one in tasks if one not in outcomes]:
                 for one in ray.wait(left, timeout=0.5)[0]:
@@ -274,17 +274,17 @@ class RayLauncher(_Launcher):
 
 
 class SlurmLauncher(_Launcher):
-    """Jobs in a cluster's queue, through submitit.
+    """Submits jobs to a cluster's queue through submitit.
 
     Settings:
         cluster: `slurm`, or `local` to try it out.
-        folder: where submitit keeps what it needs.
-        slurm_max_num_timeout: how often a job that ran out of time is submitted again.
-        The rest: what submitit's `update_parameters` takes.
+        folder: where submitit keeps its files.
+        slurm_max_num_timeout: how often a job that ran out of time is resubmitted.
+        The rest: arguments of submitit's `update_parameters`.
     """
 
     def check(self) -> None:
-        """Refuse to launch where there is no submitit, or not the cluster that it is to use."""
+        """Refuse to launch if submitit is not installed or its cluster is not available."""
         self._executor()
 
     def _executor(self) -> Any:
@@ -304,7 +304,7 @@ class SlurmLauncher(_Launcher):
         return executor
 
     def run(self, jobs: list[Job]) -> list[Returned]:
-        """Submit all of `jobs`, and wait for them."""
+        """Submit all of `jobs`, and wait for them to end."""
         submitted = self._executor().map_array(_Resubmitted(), jobs)
         outcomes: list[Returned] = []
         try:
@@ -321,21 +321,21 @@ class SlurmLauncher(_Launcher):
 
 
 class _Resubmitted:
-    """A job that submitit puts back into the queue when the cluster wants its place."""
+    """Calls a job; submitit requeues it when the cluster preempts it."""
 
     def __call__(self, job: Job) -> JobReturn:
-        """Run the job. What asks submitit for the place asks us first: the state is saved."""
+        """Run the job under our signal handlers, which save its state; then call submitit's."""
         submitits = {n: signal.getsignal(n) for n in (signal.SIGUSR1, signal.SIGUSR2)}
         returned = job()
         value = returned._return_value
         if isinstance(value, Interrupted):
             handler = submitits.get(signal.Signals(value.signum))
-            if callable(handler):  # it submits the job again, and exits
+            if callable(handler):  # it resubmits the job, and exits
                 handler(value.signum, None)
         return returned
 
     def checkpoint(self, job: Job) -> Any:
-        """Return what is to be submitted again: the same, which goes on from its checkpoint."""
+        """Return the resubmission: the same job, which resumes from its checkpoint."""
         import submitit
 
         return submitit.helpers.DelayedSubmission(self, job)

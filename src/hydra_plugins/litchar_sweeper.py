@@ -1,7 +1,7 @@
-"""Hydra's grid sweeper, which launches only the jobs of a sweep that are missing.
+"""A grid sweeper for Hydra that launches only those jobs of a sweep that are not finished.
 
-Hydra takes plugins from the package `hydra_plugins` alone; what a sweep is stands in
-`litchar.training.sweep`.
+Hydra finds plugins only in the package `hydra_plugins`; `litchar.training.sweep` defines what a
+sweep is.
 """
 
 import copy
@@ -37,33 +37,33 @@ from litchar.training.sweep import (
 
 
 class ResumingSweeper(BasicSweeper):
-    """Expands lists to a grid as Hydra's own does; finished jobs never reach the launcher."""
+    """Expands lists into a grid, like Hydra's own; finished jobs never reach the launcher."""
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        """Keep what Hydra hands over."""
+        """Keep what Hydra passes in."""
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
         self.settings = config
         self.loader = hydra_context.config_loader
         self.task_function = task_function
 
     def sweep(self, arguments: list[str]) -> list[Outcome]:
-        """Run what is missing of the grid that `arguments` span, and report on all of it.
+        """Run the unfinished jobs of the grid that `arguments` span, and report on all jobs.
 
         Raises:
-            UserError: the line is none of a sweep, or its name holds another one; nothing was
-                written.
-            JobsFailedError: some jobs failed; the others were run.
-            Interrupted: a signal ended the sweep, after the job under way was saved.
+            UserError: the command line is not valid for a sweep, or its name belongs to a different
+                sweep; nothing was written.
+            JobsFailedError: some jobs failed; the others have completed.
+            Interrupted: a signal ended the sweep, after the current job was saved.
         """
         plan = self._plan(arguments)
         before = [recorded(job) for job in plan.jobs]
         if not all(outcome and outcome.status == "completed" for outcome in before):
-            getattr(self.launcher, "check", lambda: None)()  # Hydra's own have no such thing
+            getattr(self.launcher, "check", lambda: None)()  # Hydra's own launchers have no check
         plan.directory.mkdir(parents=True, exist_ok=True)
         if isinstance(self.task_function, Task):
-            self.task_function.started = True  # from here on an error need not be the user's
+            self.task_function.started = True  # from here on an error may not be the user's
         plan.record()
         OmegaConf.save(self.settings, plan.directory / "multirun.yaml")
         outcomes: dict[Path, Outcome] = {}
@@ -75,7 +75,7 @@ class ResumingSweeper(BasicSweeper):
         return finish(plan, [outcomes[job] for job in plan.jobs])
 
     def _plan(self, arguments: list[str]) -> Plan:
-        """Compose the configuration of each job, and of what they share."""
+        """Return the plan, composing each job's configuration and the one that all jobs share."""
         parser = OverridesParser.create(config_loader=self.loader)
         parsed = parser.parse_overrides([*self._parse_config(), *arguments])
         overrides = {override.get_key_element(): override for override in parsed}
@@ -88,8 +88,8 @@ class ResumingSweeper(BasicSweeper):
         composed: dict[tuple[str, ...], DictConfig] = {}
 
         def compose(job: list[str]) -> dict[str, Any]:
-            # Hydra composes each choice of groups once; a job's values are set in a copy. Else this
-            # would take longer than many a small job.
+            # Each combination of groups is composed once, and the job's values are set in a copy:
+            # composing every job would take longer than running many a small one.
             groups = tuple(text for text in job if self._is_group(known[text]))
             if groups not in composed:
                 composed[groups] = self._compose(list(groups))
@@ -121,8 +121,8 @@ class ResumingSweeper(BasicSweeper):
         return config
 
     def _run_missing(self, plan: Plan, outcomes: dict[Path, Outcome]) -> None:
-        """Fill in the outcomes of all jobs; those of other processes when they are there."""
-        # One by one, each is looked at again just before: another process may share the work.
+        """Run jobs until `outcomes` has all of them, including those that other processes train."""
+        # One at a time, each job is checked again just before: another process may share the work.
         sequential = isinstance(self.launcher, BasicLauncher)
         while missing := [job for job in plan.jobs if job not in outcomes]:
             size = 1 if sequential else self.max_batch_size or len(missing)
@@ -131,7 +131,7 @@ class ResumingSweeper(BasicSweeper):
             wait_for([job for job in missing if job not in outcomes])
 
     def _launch(self, plan: Plan, jobs: list[Path], outcomes: dict[Path, Outcome]) -> None:
-        """Launch those of `jobs` that have not ended and are no other process's."""
+        """Launch those of `jobs` that have no final outcome and that no other process trains."""
         for job in jobs:
             outcome = recorded(job)
             if outcome and (outcome.status == "completed" or not self.settings.sweep.retry_failed):
@@ -153,8 +153,8 @@ class ResumingSweeper(BasicSweeper):
 
 
 def outcome_of(job: Path, returned: JobReturn) -> Outcome:
-    """Return what became of a job, whatever its worker sent back."""
-    value = returned._return_value  # the property would raise an error
+    """Return the outcome of a job, whatever its worker sent back."""
+    value = returned._return_value  # the property would raise an error instead of returning it
     if isinstance(value, Outcome):
         return value
     return Outcome(job.name, "failed", error=f"{type(value).__name__}: {value}")
