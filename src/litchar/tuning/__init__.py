@@ -1,9 +1,9 @@
-"""Tuning: many runs that search for the settings with the lowest validation loss."""
+"""Hyperparameter search: many runs that look for the settings with the lowest validation loss."""
 
 import importlib
 
 from litchar.errors import extra
 
 with extra("tune", needed_for="scripts/tune.py"):
-    for module in ("optuna", "plotly"):  # now rather than when a report is due
+    for module in ("optuna", "plotly"):  # fail now rather than at the report
         importlib.import_module(module)

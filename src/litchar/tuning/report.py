@@ -1,4 +1,4 @@
-"""What a study found: the best settings as an experiment file, and a report as HTML and PNG."""
+"""A study's results: the best settings as an experiment file, and a report as HTML and PNG."""
 
 import html
 import io
@@ -24,7 +24,7 @@ from litchar.terminal import Terminal
 from litchar.tuning.slots import filled, root
 from litchar.tuning.study import Search, training_overrides
 
-PLOTS = {  # of `optuna.visualization`, and how many completed trials each needs
+PLOTS = {  # functions of `optuna.visualization`, and how many completed trials each needs
     "plot_optimization_history": 1,
     "plot_intermediate_values": 1,
     "plot_param_importances": 2,
@@ -34,8 +34,8 @@ PLOTS = {  # of `optuna.visualization`, and how many completed trials each needs
 
 
 def write_report(study: optuna.Study, total: int, search: Search, directory: Path) -> None:
-    """Write `report.html` and `report.png` into the study's directory, and its best settings to
-    where `experiment=tune/NAME` finds them; nothing of it if no trial has completed."""
+    """Write `report.html` and `report.png` into the study's directory, and the best settings where
+    `experiment=tune/NAME` finds them; nothing if no trial has completed."""
     if not _completed(study):
         return
     _write(best_place(directory), best_experiment(study, search).encode())
@@ -44,7 +44,7 @@ def write_report(study: optuna.Study, total: int, search: Search, directory: Pat
 
 
 def print_report(study: optuna.Study, total: int, directory: Path, terminal: Terminal) -> None:
-    """Print the best trials, what became of the others, and what to do next."""
+    """Print the number of trials with each outcome, the best five, and what to do next."""
     trials = filled(study.get_trials(deepcopy=False), total)
     outcomes = [str(trial.user_attrs["outcome"]) for trial in trials]
     counted = ", ".join(f"{outcomes.count(name)} {name}" for name in dict.fromkeys(outcomes))
@@ -59,13 +59,13 @@ def print_report(study: optuna.Study, total: int, directory: Path, terminal: Ter
 
 
 def best_place(directory: Path) -> Path:
-    """Return where the best settings of the study in `directory` are written; see
+    """Return the path of the best settings of the study in `directory`, an experiment file; see
     `litchar.cli.StudyExperiments`."""
     return directory.parents[1] / "conf" / "experiment" / "tune" / f"{directory.name}.yaml"
 
 
 def _best_command(directory: Path) -> str:
-    """Return what trains with the best settings of the study in `directory`, wherever that lies."""
+    """Return the command line that trains with the best settings of the study in `directory`."""
     outputs = directory.parents[1]
     options = options_of({"hydra": HydraConfig.get()})
     words = ["python", "scripts/train.py", *options, f"experiment=tune/{directory.name}"]
@@ -76,16 +76,16 @@ def _best_command(directory: Path) -> str:
 
 
 def best_experiment(study: optuna.Study, search: Search) -> str:
-    """Return an experiment file: what the study's command line fixed, and the best values."""
+    """Return an experiment file with what the study's command line fixed and the best values."""
     best = _completed(study)[0]
     groups = set(GlobalHydra.instance().config_loader().list_groups(""))
-    taken: dict[str, list[str]] = {"experiment": [], "debug": []}  # which comes last has its way
+    taken: dict[str, list[str]] = {"experiment": [], "debug": []}  # the last one wins
     overridden: list[dict[str, Any]] = []
     values = OmegaConf.create()
     fixed = search.compose({})
 
     def of_line(given: Override) -> Any:
-        """Return a value of the line; what names files finds them from anywhere."""
+        """Return a value from the command line, with paths made absolute."""
         key, value = given.key_or_group, given.value()
         if key in ("data.path", "data.mixture", "data.name"):
             return fixed.data._get_node(key.removeprefix("data."))
@@ -115,7 +115,7 @@ def best_experiment(study: optuna.Study, search: Search) -> str:
 
 
 def _completed(study: optuna.Study) -> list[FrozenTrial]:
-    """Return the trials that were trained to their end, the best first."""
+    """Return the completed trials, best first."""
     done = [t for t in study.get_trials(deepcopy=False) if t.state == TrialState.COMPLETE]
     return sorted(done, key=lambda trial: (trial.value, trial.number))
 
@@ -125,12 +125,12 @@ def _settings(trial: FrozenTrial) -> str:
 
 
 def short(value: object) -> str:
-    """Return a value of the search space as a person reads it."""
+    """Return a value of the search space formatted for people."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _page(study: optuna.Study, total: int) -> str:
-    """Return the report as one page that needs nothing beside it."""
+    """Return the report as a self-contained HTML page."""
     title = html.escape(f"Study {study.study_name}")
     plots = ""
     for name in _drawable(study):
@@ -161,21 +161,21 @@ def _page(study: optuna.Study, total: int) -> str:
 
 
 def _drawable(study: optuna.Study) -> list[str]:
-    """Return the plots for which there are enough trials."""
+    """Return the names of the plots for which enough trials have completed."""
     done = len(_completed(study))
     return [name for name, needed in PLOTS.items() if done >= needed]
 
 
 def _picture(study: optuna.Study) -> bytes:
-    """Return the plots one below the other, as a PNG: Optuna makes a figure of each.
+    """Return the plots, each a figure of Optuna's, stacked vertically in one PNG.
 
-    Without the parallel coordinates, whose many axes matplotlib cannot keep apart.
+    The parallel coordinates are left out: in matplotlib their many axes overlap.
     """
     import matplotlib.image
 
     names = [name for name in _drawable(study) if name != "plot_parallel_coordinate"]
-    with matplotlib.rc_context(), warnings.catch_warnings():  # Optuna changes the style for good
-        warnings.simplefilter("ignore")  # experimental, and about layouts
+    with matplotlib.rc_context(), warnings.catch_warnings():  # Optuna changes the style globally
+        warnings.simplefilter("ignore")  # about experimental functions and layouts
         images = [_drawn(name, study) for name in names]
     widest = max(image.shape[1] for image in images)
     padded = [
@@ -205,12 +205,12 @@ def _drawn(name: str, study: optuna.Study) -> np.ndarray:
 
 
 def _named(plot: str) -> dict[str, str]:
-    """Return how a plot is told what the objective is."""
+    """Return the keyword arguments that name the objective in a plot."""
     return {} if plot == "plot_intermediate_values" else {"target_name": "validation loss"}
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Write a file whole: several workers may end at once."""
+    """Write a file atomically: several workers may end at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as draft:
         draft.write_bytes(content)

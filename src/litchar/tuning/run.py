@@ -45,16 +45,16 @@ from litchar.tuning.storage import open_storage
 from litchar.tuning.study import Search, check_same_search, open_study, study_directory
 from litchar.tuning.worker import Worker
 
-ALL_REFUSED = 5  # trials, and none that could be trained: the fault lies in what all have in common
+ALL_REFUSED = 5  # if so many trials, and all so far, are refused, what they share is at fault
 
 
 def run(config: DictConfig) -> None:
     """Take part in the study that `config.tune` describes until all its trials are finished.
 
     Raises:
-        UserError: the configuration, the search space or the text is unfit, or the study is
-            another one.
-        Interrupted: a signal ended it; the trial under way is saved.
+        UserError: the configuration, the search space or the text is invalid, or the study of this
+            name searches something else.
+        Interrupted: a signal ended the worker; the current trial is saved.
     """
     if launched() is not None:
         raise UserError(
@@ -77,7 +77,7 @@ def run(config: DictConfig) -> None:
         sampler: BaseSampler = instantiate(tune.sampler, seed=sampler_seed(config.seed, number))
         return sampler
 
-    pruner, sampler = instantiate(tune.pruner), make_sampler(0)  # they refuse what is unfit
+    pruner, sampler = instantiate(tune.pruner), make_sampler(0)  # they reject invalid settings
     if isinstance(sampler, GridSampler | BruteForceSampler):
         raise UserError(
             f"tune.sampler: {type(sampler).__name__} tries all there is, which a sweep does: "
@@ -100,10 +100,10 @@ def run(config: DictConfig) -> None:
 
 
 def check_pruner(pruner: BasePruner, world_size: int) -> None:
-    """Refuse to prune runs of several ranks, of which the first alone would stop.
+    """Refuse to prune runs on several ranks, of which only the first would stop.
 
     Raises:
-        UserError: that is asked for.
+        UserError: the runs have several ranks and there is a pruner.
     """
     if world_size > 1 and not isinstance(pruner, optuna.pruners.NopPruner):
         raise UserError("a trial of several devices cannot be pruned; set tune/pruner=none")
@@ -112,14 +112,14 @@ def check_pruner(pruner: BasePruner, world_size: int) -> None:
 def run_trial(
     trial: optuna.Trial, worker: Worker, search: Search, runs: Path, terminal: Terminal
 ) -> None:
-    """Train with the values that the sampler chooses, or go on with what a lost trial has done.
+    """Train with the values that the sampler suggests, or resume the run of a lost trial.
 
     Raises:
-        Interrupted: a signal ended it.
+        Interrupted: a signal ended the trial.
     """
     try:
         values = suggest(trial, search.space)
-    except ImportError as error:  # of a sampler that needs a package
+    except ImportError as error:  # the sampler needs a package that is missing
         worker.finish(trial, "interrupted")
         raise UserError(f"tune.sampler: {said(error)}") from None
     slot = trial.user_attrs.get("root", trial.number)
@@ -137,14 +137,14 @@ def run_trial(
         worker.finish(trial, "interrupted", **attributes)
         terminal.say(f"trial {slot}: interrupted; the same line goes on with it")
         raise
-    except BusyError:  # since it was looked at; the trial goes to another directory
+    except BusyError:  # another process took it just now; a retry gets another directory
         worker.finish(trial, "interrupted", **attributes)
         return
     except DivergedError as error:
         outcome, loss, reason = "diverged", None, str(error)
     except Exception as error:
         if any(isinstance(cause, OSError) and is_disk_full(cause) for cause in causes(error)):
-            worker.finish(trial, "interrupted", **attributes)  # which is not for its settings
+            worker.finish(trial, "interrupted", **attributes)  # not its settings' fault
             raise
         if not is_users(error):
             worker.finish(trial, "failed", **attributes, reason=f"{type(error).__name__}: {error}")
@@ -163,7 +163,7 @@ def run_trial(
 class Watch(Callback):
     """Reports each validation of a run to the study, and stops the run if the pruner says so.
 
-    Validations are numbered from 1; a run that goes on reports those that are missing.
+    Validations are numbered from 1; a resumed run reports those that are missing.
     """
 
     def __init__(self, trial: optuna.Trial, about: dict[str, Any]) -> None:
@@ -172,14 +172,14 @@ class Watch(Callback):
         self.pruned = False
         self.best: float | None = None
         self._reported = set(trial.study._storage.get_trial(trial._trial_id).intermediate_values)
-        self._pruned_at: int | None = None  # the step, by whoever was stopped before it ended
+        self._pruned_at: int | None = None  # the step at which an earlier trial pruned this run
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Look at the number of ranks, which may be what is searched."""
+        """Check the pruner against the number of ranks, which may itself be searched."""
         check_pruner(self.trial.study.pruner, trainer.world_size)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write into the run's directory which trial it is; one that was pruned stays so."""
+        """Write the trial into the run's directory; a run that was pruned before stays pruned."""
         run_dir = Path(trainer.default_root_dir)
         self._pruned_at = _marked(run_dir).get("pruned_at")
         if self._pruned_at is None:
@@ -189,7 +189,7 @@ class Watch(Callback):
             self.pruned = trainer.should_stop = True
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Report, and stop if it is among the losing ones."""
+        """Report the validation loss, and stop the run if the pruner says so."""
         if not is_validation(trainer):
             return
         metrics, step = metrics_of(trainer), trainer.global_step
@@ -205,19 +205,19 @@ class Watch(Callback):
 
 
 def sampler_seed(seed: int, number: int) -> int:
-    """Return a seed for the trial with this place in a study: the same whoever asks, whenever."""
+    """Return the sampler's seed for place `number` in a study: it depends on nothing else."""
     return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
 
 
 def command_line() -> str:
-    """Return what was typed."""
+    """Return the command line that was typed, without passwords."""
     typed = map(without_passwords, sys.argv[1:])
     return shlex.join(["python", f"scripts/{Path(sys.argv[0]).name}", *typed])
 
 
 def _train(search: Search, values: Mapping[str, Value], run_dir: Path, watch: Watch) -> float:
-    """Return the best validation loss of a run; what it prints goes to its `train.log`."""
-    if (done := _result(run_dir)) is not None:  # its worker was killed before it could say so
+    """Train or resume a run, with stdout going to `train.log`; return its best validation loss."""
+    if (done := _result(run_dir)) is not None:  # its worker was killed before it could report it
         watch.best, watch.pruned = done
         return watch.best
     config = search.compose(values, "resume=auto")
@@ -232,7 +232,7 @@ def _train(search: Search, values: Mapping[str, Value], run_dir: Path, watch: Wa
 
 
 def _result(run_dir: Path) -> tuple[float, bool] | None:
-    """Return the loss of a run that has ended, and whether it was pruned."""
+    """Return the best validation loss of a completed run and whether it was pruned, else None."""
     with contextlib.suppress(OSError, ValueError, KeyError):
         summary = json.loads((run_dir / "summary.json").read_text())
         if summary["status"] == "completed":
@@ -241,13 +241,13 @@ def _result(run_dir: Path) -> tuple[float, bool] | None:
 
 
 def _mark(run_dir: Path, **mark: Any) -> None:
-    """Write into a run's directory which trial it is, and how that ended."""
+    """Write into a run's directory which trial it belongs to, and the trial's outcome."""
     with atomic_write(run_dir / "trial.json") as draft:
         draft.write_text(json.dumps(mark, indent=2) + "\n")
 
 
 def _marked(run_dir: Path) -> dict[str, Any]:
-    """Return what is written there; nothing if nothing is, or a power cut has emptied it."""
+    """Return what `_mark` wrote; empty if it wrote nothing, or a power cut emptied the file."""
     mark: dict[str, Any] = {}
     with contextlib.suppress(OSError, ValueError):
         mark = json.loads((run_dir / "trial.json").read_text())
@@ -255,8 +255,8 @@ def _marked(run_dir: Path) -> dict[str, Any]:
 
 
 def _free_run_dir(runs: Path, slot: int, number: int) -> Path:
-    """Return the run directory of a slot: the one where a lost trial left its checkpoints, unless a
-    worker that was taken for dead still trains there."""
+    """Return a run directory for a slot: the slot's own, where a lost trial left its checkpoints,
+    or another if a worker that was taken for dead is still training there."""
     run_dir = runs / f"{slot:04}"
     return runs / f"{slot:04}-{number}" if is_busy(run_dir) else run_dir
 

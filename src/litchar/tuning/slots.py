@@ -1,10 +1,10 @@
-"""Which trial is whose: one answer for all workers, however many begin and are killed at once.
+"""Which trial holds which slot: all workers agree, however many start or are killed at once.
 
-A study of n trials has n slots. A slot is filled by a trial, and if that is lost (its worker was
-killed, or a signal ended it), by another one with the same values that goes on with the same run.
-Storages give trials numbers in the order in which they were created. So a worker first creates its
-trial, then looks whether another took the same slot before it, and withdraws if so: of two workers
-at least one sees the other, and both come to the same answer.
+A study of n trials has n slots. A slot is filled by a trial or, if that is lost (its worker was
+killed, or a signal ended it), by another one with the same values, which resumes the same run.
+Storages number trials in the order in which they were created. So a worker first creates its trial,
+then checks whether an earlier one has taken the same slot, and withdraws if so: of two workers at
+least one sees the other, and both come to the same answer.
 """
 
 from collections.abc import Sequence
@@ -15,12 +15,12 @@ FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
 def root(trial: FrozenTrial) -> int:
-    """Return the number of the slot that `trial` is for: that of its first trial."""
+    """Return the number of the slot that `trial` is for: the number of the slot's first trial."""
     return int(trial.user_attrs.get("root", trial.number))
 
 
 def slots(trials: Sequence[FrozenTrial]) -> dict[int, FrozenTrial]:
-    """Return the trial that holds each slot, by its number."""
+    """Return the trial that holds each slot, by slot number."""
     held: dict[int, FrozenTrial] = {}
     for trial in sorted(trials, key=lambda trial: trial.number):
         if trial.user_attrs.get("outcome") == "withdrawn":
@@ -32,13 +32,13 @@ def slots(trials: Sequence[FrozenTrial]) -> dict[int, FrozenTrial]:
 
 
 def filled(trials: Sequence[FrozenTrial], total: int) -> list[FrozenTrial]:
-    """Return the trials that hold the study's slots, `total` at most; a slot whose trial ended by
-    an error of the program is free again."""
+    """Return the trials that hold the study's slots, at most `total`; a slot whose trial failed
+    with a program error is free again."""
     return [trial for _, trial in sorted(slots(trials).items()) if not _broke(trial)][:total]
 
 
 def lost(trial: FrozenTrial) -> bool:
-    """Return whether a trial ended without a result, and has to be tried again."""
+    """Return whether a trial ended without a result and has to be retried."""
     return trial.state == TrialState.FAIL and not _broke(trial)
 
 
@@ -48,7 +48,7 @@ def is_mine(number: int, trials: Sequence[FrozenTrial], total: int) -> bool:
 
 
 def place(slot: int, trials: Sequence[FrozenTrial]) -> int:
-    """Return how many slots were opened before `slot`: the same after any interruptions."""
+    """Return how many slots were opened before `slot`: not changed by interruptions."""
     return sum(number < slot for number in slots(trials))
 
 

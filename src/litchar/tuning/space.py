@@ -1,4 +1,4 @@
-"""The search space: from `conf/tune` to Optuna's distributions, and from values to overrides."""
+"""The search space: from `conf/tune` to Optuna distributions, and from values to overrides."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -14,7 +14,7 @@ from optuna.distributions import (
 from litchar.errors import UserError
 
 Value = None | bool | int | float | str
-# Of each kind what makes it, the fields that it needs, and those that it may have.
+# For each kind: its distribution, the required fields, and the optional ones.
 KINDS: dict[str, tuple[type[BaseDistribution], dict[str, type], dict[str, type]]] = {
     "float": (FloatDistribution, {"low": float, "high": float}, {"log": bool, "step": float}),
     "int": (IntDistribution, {"low": int, "high": int}, {"log": bool, "step": int}),
@@ -23,15 +23,15 @@ KINDS: dict[str, tuple[type[BaseDistribution], dict[str, type], dict[str, type]]
 
 
 def read_space(space: Mapping[str, Any]) -> dict[str, BaseDistribution]:
-    """Return Optuna's distributions by the dotted key that each is for.
+    """Return an Optuna distribution for each dotted key of the search space.
 
     Args:
-        space: `tune.space`: nested as the configuration is, or by dotted keys. A leaf is a `type`
-            (float, int or categorical) with the arguments of Optuna's distribution of that name:
+        space: `tune.space`, nested like the configuration or with dotted keys. A leaf has a `type`
+            (float, int or categorical) and the arguments of Optuna's distribution of that name:
             `low`, `high`, `log` and `step`, or `choices`.
 
     Raises:
-        UserError: it is malformed, and the message names the key.
+        UserError: the space is empty or malformed; the message names the key.
     """
     found = {key: _distribution(key, leaf) for key, leaf in _leaves(space, "")}
     if not found:
@@ -43,7 +43,7 @@ def read_space(space: Mapping[str, Any]) -> dict[str, BaseDistribution]:
 
 
 def suggest(trial: Trial, space: Mapping[str, BaseDistribution]) -> dict[str, Value]:
-    """Return the values that the sampler chooses for `trial`, or that it has already."""
+    """Return the values that the sampler suggests for `trial`, or those that it already has."""
     values: dict[str, Value] = {}
     for key, distribution in space.items():
         if isinstance(distribution, CategoricalDistribution):
@@ -57,7 +57,7 @@ def suggest(trial: Trial, space: Mapping[str, BaseDistribution]) -> dict[str, Va
 
 
 def override(key: str, value: Value) -> str:
-    """Return a value as Hydra reads it on a command line."""
+    """Return the Hydra override that sets `key` to `value`."""
     if value is None:
         return f"{key}=null"
     if isinstance(value, bool):

@@ -1,4 +1,4 @@
-"""Where a study is kept: a journal file, or a database."""
+"""Where a study is stored: a journal file, or a database."""
 
 import os
 import random
@@ -14,17 +14,17 @@ from optuna.storages.journal._file import BaseJournalFileLock
 from litchar.errors import UserError, first_line
 from litchar.overrides import without_passwords
 
-LOCK_SECONDS = 60.0  # that SQLite waits for another process
-OPENINGS = 5  # of a database, before it is given up
+LOCK_SECONDS = 60.0  # for which SQLite waits for a lock held by another process
+OPENINGS = 5  # attempts to open a database
 
 
 def open_storage(url: str | None, directory: Path) -> BaseStorage:
-    """Return the database at `url`, or for None the journal in `directory`, which is made.
+    """Return the database at `url`, or for None the journal in `directory`, which is created.
 
     Raises:
-        UserError: it cannot be opened, or the directory not be made.
+        UserError: the storage cannot be opened, or the directory cannot be created.
     """
-    database = None if url is None else _open_database(url)  # refused before anything is made
+    database = None if url is None else _open_database(url)  # fails before a directory is created
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -36,7 +36,7 @@ def open_storage(url: str | None, directory: Path) -> BaseStorage:
     journal = directory / "journal.log"
     try:
         return JournalStorage(JournalFileBackend(str(journal), JournalLock(journal)))
-    except ValueError as error:  # it is read line by line
+    except ValueError as error:  # a line cannot be parsed
         raise UserError(
             f"{journal}: is damaged ({error}); restore it, or give another tune.name"
         ) from None
@@ -46,11 +46,11 @@ def _open_database(url: str) -> RDBStorage:
     """Return the database at `url`.
 
     Raises:
-        UserError: it cannot be opened.
+        UserError: the database cannot be opened.
     """
     try:
         return _with_tables(url)
-    except Exception as error:  # whatever a driver may raise for an address, a network or a login
+    except Exception as error:  # whatever a driver raises for a wrong address, network or login
         if isinstance(error, ModuleNotFoundError) or "install" in str(error).lower():
             driver = getattr(error.__cause__ or error, "name", None) or "it"
             remedy = f"its driver is missing: pip install {driver}"
@@ -61,9 +61,9 @@ def _open_database(url: str) -> RDBStorage:
 
 
 def _with_tables(url: str) -> RDBStorage:
-    """Return the database at `url`, with its tables made.
+    """Return the database at `url`, with its tables created.
 
-    Of workers that make them at once, those that come second fail, and find them there next time.
+    If several workers create them at once, the later ones fail, and find them on the next attempt.
     """
     from sqlalchemy.exc import DBAPIError
 
@@ -77,11 +77,11 @@ def _with_tables(url: str) -> RDBStorage:
 
 
 class JournalLock(BaseJournalFileLock):
-    """Lets one process at a time write a journal, whatever happens to it.
+    """Lets one process at a time write a journal, even if its holder is killed.
 
-    Optuna's own locks are files that stay when their process is killed; others wait half a minute
-    for them. The kernel gives this one back at once. And a line that was cut off by a full disk or
-    a power cut is taken away before the next is written behind it, which nobody could read.
+    Optuna's own locks are files that stay behind when their process is killed, and hold up others
+    for half a minute; the kernel releases this one at once. It also removes a last line that a full
+    disk or a power cut left incomplete: the next line, appended to it, would be unreadable.
     """
 
     def __init__(self, journal: Path) -> None:
@@ -89,7 +89,7 @@ class JournalLock(BaseJournalFileLock):
         self._lock = FileLock(f"{journal}.lock")
 
     def acquire(self) -> bool:
-        """Wait for the lock, and mend the journal's end."""
+        """Wait for the lock, and drop an incomplete last line of the journal."""
         self._lock.acquire()
         try:
             with open(self.journal, "r+b") as file:
@@ -107,7 +107,7 @@ class JournalLock(BaseJournalFileLock):
         return True
 
     def release(self) -> None:
-        """Give the lock back."""
+        """Release the lock."""
         self._lock.release()
 
 

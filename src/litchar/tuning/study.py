@@ -1,4 +1,4 @@
-"""A study: what it searches, and that all who take part in it search the same."""
+"""A study: what it searches, and the check that all of its workers search the same."""
 
 import json
 import re
@@ -23,7 +23,7 @@ from litchar.training.resolve import resolve_device, resolve_paths
 from litchar.training.settings import changes, differences, flatten, plain
 from litchar.tuning.space import Value, override, read_space
 
-# What a resumed run may change, and trials that are compared may not.
+# Keys that may change in a resumed run, but not between the trials of a study.
 COMPARED = (
     "init_from",
     "target_val_loss",
@@ -38,12 +38,12 @@ COMPARED = (
 
 @dataclass(frozen=True)
 class Search:
-    """What a command line asks for.
+    """The search that a command line asks for.
 
     Attributes:
         space: the distributions, by key.
         overrides: of the training configuration; the same for every trial.
-        identity: what must be the same for all who take part, as plain data.
+        identity: what must be the same for all workers of the study, as plain data.
     """
 
     space: Mapping[str, BaseDistribution]
@@ -52,10 +52,10 @@ class Search:
 
     @classmethod
     def of(cls, config: DictConfig) -> "Search":
-        """Read the command line that composed `config`.
+        """Return the search of the command line that composed `config`.
 
         Raises:
-            UserError: something in it is unfit for every trial.
+            UserError: the command line has something that is invalid for every trial.
         """
         space = read_space(plain(config.tune.space, resolve=True))
         typed = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
@@ -83,10 +83,10 @@ class Search:
         return search
 
     def read_text(self) -> None:
-        """Note which text the trials are trained on, as it is now.
+        """Record the fingerprint of the text, as it is now, in the `identity`.
 
         Raises:
-            UserError: there is none.
+            UserError: the text is missing or invalid.
         """
         text = Text.of(self.compose({}).data)
         self.identity["text"] = text.corpus.fingerprint()
@@ -100,13 +100,14 @@ class Search:
 
 
 def _check_line(parsed: Sequence[Override], space: Collection[str], name: str) -> None:
-    """Refuse what a command line sets that is each trial's own, or is searched.
+    """Refuse overrides of keys that are each trial's own, or that are searched.
 
     Args:
         name: of the study.
 
     Raises:
-        UserError: it sets such.
+        UserError: the command line has such an override, deletes a key, or uses the experiment file
+            that the study itself writes.
     """
     own = [key for key in space if key in ("run_dir", "resume", "outputs_dir")]
     own += [str(g.input_line) for g in parsed if g.key_or_group in ("run_dir", "resume")]
@@ -132,13 +133,13 @@ def _check_line(parsed: Sequence[Override], space: Collection[str], name: str) -
 
 
 def _check_space(space: Mapping[str, BaseDistribution], fixed: DictConfig) -> None:
-    """Refuse to search a key that there is not.
+    """Refuse to search keys that do not exist, and null as a config group's choice.
 
     Args:
         fixed: the training configuration.
 
     Raises:
-        UserError: the space has such.
+        UserError: the space has such a key or choice.
     """
     groups = GlobalHydra.instance().config_loader().list_groups("")
     for key in space:
@@ -149,7 +150,7 @@ def _check_space(space: Mapping[str, BaseDistribution], fixed: DictConfig) -> No
 
 
 def training_overrides(arguments: Sequence[str]) -> list[Override]:
-    """Return those overrides that are of the training configuration, not of the tuning."""
+    """Return the overrides of the training configuration, without those of `tune`."""
     parsed = OverridesParser.create().parse_overrides(list(arguments))
     return [
         given
@@ -159,17 +160,17 @@ def training_overrides(arguments: Sequence[str]) -> list[Override]:
 
 
 def open_study(storage: BaseStorage, directory: Path, search: Search, command: str) -> Study:
-    """Return the study that is called as its `directory` is, begun now or gone on with.
+    """Return the study named like its `directory`, newly created or already there.
 
     Raises:
-        UserError: it searches something else, or the directory is another study's.
+        UserError: the study searches something else, or the directory holds trials of another one.
     """
-    try:  # which writes nothing
+    try:  # loading writes nothing
         study = load_study(study_name=directory.name, storage=storage)
     except KeyError:
         study = create_study(study_name=directory.name, storage=storage, load_if_exists=True)
     if "identity" not in study.user_attrs:
-        if any((directory / "trials").glob("*")):  # whose results would be taken for its own
+        if any((directory / "trials").glob("*")):  # which would be taken for its own
             raise UserError(
                 f"{directory}: holds trials of a study that tune.storage does not have; delete it, "
                 "or give another tune.name"
@@ -184,7 +185,7 @@ def check_same_search(study: Study, search: Search) -> None:
     """Refuse to search something else under the same name.
 
     Raises:
-        UserError: and the message says what is different.
+        UserError: the searches differ; the message says how.
     """
     then, now = json.loads(study.user_attrs["identity"]), json.loads(json.dumps(search.identity))
     changed = [
@@ -202,10 +203,10 @@ def check_same_search(study: Study, search: Search) -> None:
 
 
 def study_directory(config: DictConfig) -> Path:
-    """Return where a study is kept.
+    """Return the directory of a study.
 
     Raises:
-        UserError: its name is no name for a directory.
+        UserError: the study's name is not a valid directory name.
     """
     name = str(config.tune.name)
     if not name.strip(".") or not re.fullmatch(r"[A-Za-z0-9_.-]+", name):  # in experiment=tune/...

@@ -1,4 +1,4 @@
-"""One of the processes that share a study: it takes trials, and takes over those of the dead."""
+"""A worker, one of a study's processes: it takes trials, and takes over those of dead workers."""
 
 import contextlib
 import os
@@ -20,22 +20,22 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from litchar.training.run_dir import is_locked
 from litchar.tuning.slots import FINISHED, filled, is_mine, lost, place, root
 
-POLL_SECONDS = 1.0  # between looks at trials of other workers, when none is left to take
-SILENT_BEATS = 4  # that a worker may miss
+POLL_SECONDS = 1.0  # between checks on other workers' trials, when none is left to take
+SILENT_BEATS = 4  # missed heartbeats after which a worker is taken for dead
 
 
 class Worker:
-    """Takes trials of a study until all are finished, by whatever worker.
+    """Takes trials of a study until all are finished, by this or any other worker.
 
-    That a worker lives, others on the same machine see by a lock that it holds until it ends, in
-    whatever way; others see the beats that it writes to the storage. No clocks are compared: the
-    dead are those whose beat does not change while somebody looks.
+    Workers on the same machine see that a worker is alive by a lock that it holds until it ends,
+    however it does; others, by the heartbeats that it writes to the storage. No clocks are
+    compared: a worker is dead if its heartbeat does not change while another one watches.
 
     Args:
         directory: of the study on this machine.
-        total: the trials of the study.
-        beat_seconds: between beats.
-        make_sampler: is given a number, another one for each place in the study.
+        total: the number of trials in the study.
+        beat_seconds: the time between heartbeats.
+        make_sampler: returns the sampler for a trial, given its index among the study's slots.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Worker:
         self._trial_id: int | None = None
         self._ended = threading.Event()
         self._beats = threading.Thread(target=self._beat, daemon=True)
-        self._seen: dict[int, tuple[Any, float]] = {}  # beats of other workers, and since when
+        self._seen: dict[int, tuple[Any, float]] = {}  # others' beats, and since when
 
     def __enter__(self) -> "Worker":
         self._locks.mkdir(parents=True, exist_ok=True)
@@ -71,13 +71,13 @@ class Worker:
         self._ended.set()
         self._beats.join()
         self._lock.release()
-        if self._trial_id is None:  # or else others see by the file that its trial has no worker
+        if self._trial_id is None:  # else the unlocked file tells others that its worker is dead
             Path(self._lock.lock_file).unlink(missing_ok=True)
 
     def take(self) -> Trial | None:
         """Return a trial to run: a lost one, else a new one; None if all are finished.
 
-        While others run what is left it waits, in case that one of them is killed.
+        Wait while other workers run the remaining trials, in case one of them is killed.
         """
         while True:
             self._bury_the_dead()
@@ -95,11 +95,11 @@ class Worker:
     def finish(
         self, trial: Trial, outcome: str, value: float | None = None, **attributes: Any
     ) -> bool:
-        """Write down how a trial ended: `completed`, `pruned`, `diverged`, `infeasible`, `failed`
-        or `interrupted`, which is tried again.
+        """Record a trial's outcome: `completed`, `pruned`, `diverged`, `infeasible`, `failed` or
+        `interrupted`, which is retried.
 
         Returns:
-            False if another worker has taken the trial over meanwhile.
+            False if another worker has taken over the trial in the meantime.
         """
         state = {
             "completed": TrialState.COMPLETE,
@@ -121,8 +121,7 @@ class Worker:
         return self.study.get_trials(deepcopy=False)
 
     def _create(self, again: FrozenTrial | None) -> Trial | None:
-        """Return a trial for a new slot, or for that of a lost trial; None if another worker was
-        quicker."""
+        """Return a trial for a new or a lost trial's slot; None if another worker was first."""
         attributes: dict[str, Any] = {"worker": self.name, "host": platform.node(), "beat": 0}
         if again is None:
             template = create_trial(state=TrialState.RUNNING, user_attrs=attributes)
@@ -132,7 +131,7 @@ class Worker:
                 params=again.params,
                 distributions=again.distributions,
                 user_attrs=attributes | {"root": root(again), "retry_of": again.number},
-                system_attrs=again.system_attrs,  # how far the pruner let it come
+                system_attrs=again.system_attrs,  # the pruner's progress
                 intermediate_values=again.intermediate_values,
             )
         trial_id = self.storage.create_new_trial(self.study_id, template)
@@ -152,15 +151,15 @@ class Worker:
         while not self._ended.wait(self.beat_seconds):
             beat += 1
             if (trial_id := self._trial_id) is not None:
-                with contextlib.suppress(Exception):  # a network that is down: the next one counts
+                with contextlib.suppress(Exception):  # the network is down: the next beat will do
                     self.storage.set_trial_user_attr(trial_id, "beat", beat)
 
     def _bury_the_dead(self) -> None:
-        """End the trials whose workers live no more, so that they are tried again."""
-        now = time.monotonic()  # before they are read, which may take long
+        """Mark the trials of dead workers as failed, so that they are retried."""
+        now = time.monotonic()  # before reading the trials, which may take long
         for trial in self._trials():
             if trial.state == TrialState.RUNNING and not self._lives(trial, now):
-                with contextlib.suppress(UpdateFinishedTrialError):  # somebody was quicker
+                with contextlib.suppress(UpdateFinishedTrialError):  # another worker was first
                     if "outcome" not in trial.user_attrs:
                         self.storage.set_trial_user_attr(trial._trial_id, "outcome", "lost")
                     self.storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
