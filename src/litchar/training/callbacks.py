@@ -1,4 +1,4 @@
-"""Callbacks: what a run measures, keeps and shows, at no cost to a step that does not need it."""
+"""Callbacks for metrics and samples, at no cost to steps that report nothing."""
 
 import contextlib
 import math
@@ -24,20 +24,20 @@ from litchar.training.module import LanguageModel
 from litchar.training.sharding import full, is_sharded, unsharded
 from litchar.training.summary import write_summary
 
-# An H200 computes as an H100 does. Lightning looks for its form, which the driver does not name,
-# and has its peak with sparsity, twice as high.
+# An H200 has the compute of an H100. Lightning's own entries for it need the form factor, which
+# the driver does not report, and give the peak with sparsity, twice as high.
 _CUDA_FLOPS.setdefault("nvidia h200", _CUDA_FLOPS["h100 sxm"])
 
 
 class Metrics(Callback):
-    """Measures the run and writes the figures to its loggers and to `summary.json`.
+    """Measures the run and writes the metrics to its loggers and to `summary.json`.
 
-    Steps are counted from 1: figures of step n are of the state after n optimiser steps.
+    Steps are counted from 1: the metrics of step n describe the state after n optimiser steps.
 
     Args:
         run_dir: where `summary.json` is kept up to date.
         characters_per_batch: over all devices.
-        target_val_loss: ends training when the validation loss is at or below it.
+        target_val_loss: training stops once the validation loss is at or below it.
     """
 
     def __init__(
@@ -47,61 +47,61 @@ class Metrics(Callback):
         self.characters_per_batch = characters_per_batch
         self.target_val_loss = target_val_loss
         self.clock = Clock()
-        # What a resumed run goes on from:
-        self.history: list[dict[str, float]] = []  # of the validations: step and losses
+        # What a resumed run restores:
+        self.history: list[dict[str, float]] = []  # step, seconds and losses of each validation
         self.best_step = 0
-        self._seconds_before = 0.0  # of the processes that this run had before
+        self._seconds_before = 0.0  # total time of this run's earlier processes
         self._fits = True
-        self._losses: list[Tensor] = []  # since the last report
-        # What the next report measures:
+        self._losses: list[Tensor] = []  # of each batch since the last report
+        # What the next report needs:
         self._since = (0, 0.0)  # batches and seconds at the last report
         self._grad_norm: Tensor | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Note whether this is training."""
+        """Remember whether the stage is `fit`."""
         self._fits = stage == "fit"
 
     @property
     def best(self) -> dict[str, float]:
-        """The validation of the best step, as `history` has it; empty while there is none."""
+        """The entry of `history` for the best step; empty while there is none."""
         return next((point for point in self.history if point["step"] == self.best_step), {})
 
     @property
     def seconds_to_target(self) -> float | None:
-        """The seconds of steps up to the validation that met the target, if one has."""
+        """Training time up to the first validation that met the target; None if none has."""
         if self.target_val_loss is None:
             return None
         met = (point for point in self.history if point["val/loss"] <= self.target_val_loss)
         return next((point["seconds"] for point in met), None)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Stop a resumed run where it was to stop: Lightning keeps no record of that."""
+        """Stop a resumed run that had already met a stopping criterion; Lightning forgets that."""
         lost = any(c.wait_count >= max(1, c.patience) for c in trainer.early_stopping_callbacks)
         trainer.should_stop |= lost or self.seconds_to_target is not None
 
     # Each step
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Begin to measure."""
+        """Start measuring."""
         self._losses = [loss.to(pl_module.device) for loss in self._losses]
         self._since = (batches_seen(trainer), self.clock.seconds)
 
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
-        """Let the clock run."""
+        """Start the clock, unless it is running."""
         self.clock.start()
 
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Measure the gradient, before it is clipped, on the steps that are reported."""
+        """Compute the gradient norm before clipping, on steps that are reported."""
         if self._reports(trainer, trainer.global_step + 1):
             self._grad_norm = gradient_norm(trainer)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *_: Any
     ) -> None:
-        """Keep the loss; write a report every `trainer.log_every_n_steps`."""
-        # Of a step of several batches Lightning hands out each one's share.
+        """Record the loss; report every `trainer.log_every_n_steps` steps."""
+        # Undo Lightning's division by the number of batches accumulated per step.
         self._losses.append(outputs["loss"].detach() * trainer.accumulate_grad_batches)
         if self._grad_norm is not None and self._reports(trainer, trainer.global_step):
             self._report(trainer, float(self._grad_norm))
@@ -109,11 +109,11 @@ class Metrics(Callback):
             trainer.should_stop = True  # so that the last step is validated, whatever the interval
 
     def _reports(self, trainer: L.Trainer, step: int) -> bool:
-        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set unseen
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by a connector
         return every > 0 and (step % every == 0 or step == 1)
 
     def _report(self, trainer: L.Trainer, grad_norm: float) -> None:
-        losses = self.check_finite(trainer)  # waits for the device; then the clock
+        losses = self.check_finite(trainer)  # waits for the device, so read the clock after
         batches, seconds = batches_seen(trainer), self.clock.seconds
         characters = (batches - self._since[0]) * self.characters_per_batch
         metrics = {
@@ -130,13 +130,12 @@ class Metrics(Callback):
         self._since = (batches, seconds)
 
     def check_finite(self, trainer: L.Trainer) -> list[float]:
-        """Return the losses of the batches since the last report.
+        """Return the losses of the batches since the last report, averaged over the ranks.
 
-        They are the means over the ranks, and looked at together, since each look waits for the
-        device.
+        They are read all at once, since each read synchronises with the device.
 
         Raises:
-            DivergedError: one is not a finite number.
+            DivergedError: a loss is not finite.
         """
         if not self._losses:
             return []
@@ -146,7 +145,7 @@ class Metrics(Callback):
         for i, loss in enumerate(losses):
             if not math.isfinite(loss):
                 later = (len(losses) - 1 - i) // trainer.accumulate_grad_batches
-                step = trainer.global_step - later  # of which each is whole by now
+                step = trainer.global_step - later  # only complete steps get here
                 key, value = "trainer.gradient_clip_val", trainer.gradient_clip_val
                 clip = f"{key}=1.0" if not value else f"a lower {key}"
                 raise DivergedError(
@@ -154,15 +153,15 @@ class Metrics(Callback):
                     f"{gradient_norm(trainer):.3g} at step {trainer.global_step:,}); try a lower "
                     f"optimizer.lr, a longer scheduler.warmup_steps or {clip}"
                 )
-        if not trainer.log_every_n_steps:  # type: ignore[attr-defined]  # none is ever reported
+        if not trainer.log_every_n_steps:  # type: ignore[attr-defined]  # nothing is ever reported
             self._losses = []
         return losses
 
     def check_state(self, trainer: L.Trainer) -> None:
-        """Look at the losses and the weights, before they are saved.
+        """Check that the losses and the weights are finite, before they are saved.
 
         Raises:
-            DivergedError: one is not a finite number.
+            DivergedError: a loss or a weight is not finite.
         """
         self.check_finite(trainer)
         if not math.isfinite(total_norm(trainer.lightning_module.parameters())):
@@ -174,13 +173,13 @@ class Metrics(Callback):
     # Each validation
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Stop the clock: it counts steps alone. What has diverged is not validated."""
+        """Stop the clock, which times only steps; raise if the run has diverged."""
         self.clock.stop(pl_module.device)
         if is_validation(trainer):
             self.check_state(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write the losses, note the best, and stop if the target is met."""
+        """Write the losses, update the best step, and stop if the target is met."""
         if not is_validation(trainer):
             return
         losses = language_model(trainer).losses
@@ -196,18 +195,18 @@ class Metrics(Callback):
         trainer.should_stop |= self.seconds_to_target is not None
         self.write(trainer, {**losses, "speed/train_seconds": self.clock.seconds})
         if trainer.is_global_zero:
-            with contextlib.suppress(OSError):  # a full disk: the next validation tries again
+            with contextlib.suppress(OSError):  # e.g. disk full: the next validation tries again
                 write_summary(self.run_dir, **self.figures(trainer))
 
     def write(self, trainer: L.Trainer, metrics: dict[str, float]) -> None:
-        """Give figures of this step to every logger, and to the progress bar."""
+        """Send this step's metrics to every logger and to the progress bar."""
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=trainer.global_step)
         if show := getattr(trainer.progress_bar_callback, "show", None):
             show(metrics)
 
     def figures(self, trainer: L.Trainer) -> dict[str, Any]:
-        """Return what `summary.json` says of the training so far."""
+        """Return the entries of `summary.json` about the training so far."""
         last = self.history[-1] if self.history else {}
         characters = batches_seen(trainer) * self.characters_per_batch
         return {
@@ -231,7 +230,7 @@ class Metrics(Callback):
     # Resuming
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run goes on from."""
+        """Return what a resumed run restores."""
         return {
             "history": self.history,
             "best_step": self.best_step,
@@ -243,15 +242,15 @@ class Metrics(Callback):
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Let no callback save what is not finite, but for weights alone, of which Lightning does
-        not ask; nor the losses of one rank alone."""
+        """Refuse to save a state that is not finite, whichever callback saves it (Lightning skips
+        this hook for weights alone); save the losses as averaged over the ranks."""
         self.check_state(trainer)
         checkpoint["callbacks"][self.state_key] = self.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from what `state_dict` returned.
+        """Restore what `state_dict` returned.
 
-        The test of the best checkpoint restores it as well, and changes no figure of training.
+        Testing the best checkpoint calls this too, and must not change the training metrics.
         """
         if not self._fits:
             return
@@ -263,7 +262,7 @@ class Metrics(Callback):
 
 
 class Clock:
-    """Counts the seconds between starts and stops."""
+    """Stopwatch that adds up the seconds between starts and stops."""
 
     def __init__(self, seconds: float = 0.0) -> None:
         self._seconds = seconds
@@ -276,23 +275,25 @@ class Clock:
         return self._seconds + running
 
     def start(self) -> None:
-        """Count from here; does nothing if the clock runs already."""
+        """Start counting; do nothing if already running."""
         if self._started is None:
             self._started = time.perf_counter()
 
     def stop(self, device: torch.device) -> None:
-        """Count up to here, when the work that `device` was given is done."""
+        """Stop counting, once `device` has finished its queued work."""
         if device.type != "cpu":
             torch.accelerator.synchronize(device)
         self._seconds, self._started = self.seconds, None
 
 
 class Samples(Callback):
-    """Writes a short sample at each validation: to `samples.txt`, TensorBoard and the terminal.
+    """Writes a short sample at each validation, to `samples.txt` and TensorBoard.
+
+    The progress bar shows the beginning of `text`, the latest sample.
 
     Args:
         path: of `samples.txt`.
-        seed: the same for each sample, so that samples differ by what was learned.
+        seed: the same for every sample, so that samples differ only by what was learned.
     """
 
     def __init__(self, path: Path, vocabulary: Vocabulary, seed: int) -> None:
@@ -303,12 +304,12 @@ class Samples(Callback):
         self._length = 0  # of the file, in bytes
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Sample from the model that is scored: an average of weights, if a callback makes one."""
+        """Sample from the model being evaluated: the averaged weights, if a callback keeps them."""
         if not is_validation(trainer):
             return
         model = language_model(trainer).model
         if not trainer.is_global_zero and not is_sharded(model):
-            return  # of shares all ranks have to give theirs
+            return  # only a sharded model needs every rank
         with unsharded(model):
             self.text = sample(model, self.vocabulary, self.seed)
         if not trainer.is_global_zero:
@@ -316,7 +317,7 @@ class Samples(Callback):
         step = trainer.global_step
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(OSError), open(self.path, "ab") as file:
-            # What a run that was killed wrote after its last checkpoint is written again.
+            # Drop what a killed run wrote after its last checkpoint: it is generated again.
             file.truncate(min(self._length, file.tell()))
             file.write(f"--- step {step}\n{self.text}\n".encode())
             self._length = file.tell()
@@ -324,16 +325,16 @@ class Samples(Callback):
             logger.log_text("samples", self.text, step)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return how long the file is."""
+        """Return the length of the file."""
         return {"length": self._length}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Restore the length of the file."""
         self._length = state_dict["length"]
 
 
 def sample(model: torch.nn.Module, vocabulary: Vocabulary, seed: int) -> str:
-    """Return 200 tokens that `model` writes, beginning as the teaching script does: from id 0."""
+    """Return 200 generated tokens as text, starting from id 0 as the teaching script does."""
     start = np.zeros((1, 1), dtype=np.int64)
     with evaluating(model):
         ids = [step.ids[0] for step in generate(model, start, 200, seeds=[seed])]
@@ -341,42 +342,42 @@ def sample(model: torch.nn.Module, vocabulary: Vocabulary, seed: int) -> str:
 
 
 def is_validation(trainer: L.Trainer) -> bool:
-    """Return whether the evaluation that ends is one of training: no test, and no trial of
-    `trainer.num_sanity_val_steps`."""
+    """Return whether this evaluation is a validation during training, neither a test nor the
+    sanity check (`trainer.num_sanity_val_steps`)."""
     return trainer.state.fn == "fit" and not trainer.sanity_checking
 
 
 def tensorboards(trainer: L.Trainer) -> list[TensorBoard]:
-    """Return the run's TensorBoard loggers, which write on the first rank alone."""
+    """Return the run's TensorBoard loggers, which write on rank 0 only."""
     return [logger for logger in trainer.loggers if isinstance(logger, TensorBoard)]
 
 
 def metrics_of(trainer: L.Trainer) -> Metrics:
-    """Return what measures the run."""
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set unseen
+    """Return the run's `Metrics` callback."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
     return next(callback for callback in callbacks if isinstance(callback, Metrics))
 
 
 def language_model(trainer: L.Trainer) -> LanguageModel:
-    """Return what is trained."""
+    """Return the module being trained."""
     module = trainer.lightning_module
     assert isinstance(module, LanguageModel)
     return module
 
 
 def gradient_norm(trainer: L.Trainer) -> Tensor:
-    """Return the norm of the gradient that the model holds."""
+    """Return the norm of the model's current gradient."""
     parameters = trainer.lightning_module.parameters()
     return total_norm(p.grad for p in parameters if p.grad is not None)
 
 
 def total_norm(tensors: Iterable[Tensor]) -> Tensor:
-    """Return the norm of all numbers in `tensors`, those on other ranks included: ()."""
+    """Return the norm over all elements of `tensors`, shards on other ranks included: ()."""
     return full(torch.nn.utils.get_total_norm(list(tensors)))
 
 
 def model_flops_utilization(trainer: L.Trainer, characters_per_second: float) -> float | None:
-    """Return the share of the device's peak that the model's own arithmetic takes, if known."""
+    """Return the fraction of peak FLOPS spent on the model's own arithmetic; None if unknown."""
     device = trainer.strategy.root_device
     if device.type != "cuda":
         return None
@@ -390,10 +391,10 @@ def model_flops_utilization(trainer: L.Trainer, characters_per_second: float) ->
 
 
 def flops_per_token(model: torch.nn.Module) -> int:
-    """Return the floating-point operations that training on a token takes.
+    """Return the floating-point operations per token of training, forward and backward.
 
-    They are 6 for each weight that is multiplied, and 12 L C T for attention (forward and backward;
-    PaLM, Chowdhery et al., 2022, appendix B). Rows that are only looked up cost nothing.
+    That is 6 per weight of a matrix multiplication and, for attention, 12 L C T (layers, width,
+    block size; PaLM, Chowdhery et al., 2022, appendix B). Embedding lookups cost nothing.
     """
     layers = list(model.modules())
     tables = {id(layer.weight) for layer in layers if isinstance(layer, torch.nn.Embedding)}
@@ -406,5 +407,5 @@ def flops_per_token(model: torch.nn.Module) -> int:
 
 
 def batches_seen(trainer: L.Trainer) -> int:
-    """Return how many batches the run has drawn."""
+    """Return the number of batches the run has drawn."""
     return trainer.fit_loop.epoch_loop.batch_progress.total.ready

@@ -1,4 +1,4 @@
-"""When a run saves its checkpoints, and how Lightning is made to write them whole."""
+"""When a run saves its checkpoints, and how Lightning is made to write them atomically."""
 
 import os
 import shlex
@@ -25,11 +25,11 @@ from litchar.training.loggers import MetricsCSV
 
 
 class AtomicCheckpointIO(CheckpointIO):
-    """Lets the Trainer save and load as `litchar.checkpoints` does.
+    """Makes the Trainer save and load checkpoints through `litchar.checkpoints`.
 
     Attributes:
-        failure: why a file could not be written; until it is cleared no other is. It is not raised:
-            of several ranks one writes, and the others would wait for it for ever.
+        failure: why a file could not be written; no other is written until this is cleared. It is
+            stored, not raised: only one rank writes, and the others would wait for it forever.
     """
 
     def __init__(self) -> None:
@@ -39,11 +39,11 @@ class AtomicCheckpointIO(CheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
-        """Save `checkpoint` at `path`, whole or not at all."""
+        """Save `checkpoint` at `path` atomically."""
         self.try_to(lambda: save(checkpoint, Path(path)))
 
     def try_to(self, write: Callable[[], None]) -> None:
-        """Write, and keep an OSError as the `failure`."""
+        """Call `write` unless there is a `failure`; store an OSError as one."""
         if self.failure is None:
             try:
                 write()
@@ -53,32 +53,32 @@ class AtomicCheckpointIO(CheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Return the checkpoint at `path`; nothing in it is run."""
+        """Return the checkpoint at `path`, without executing any code in it."""
         return load(Path(path), map_location or "cpu")
 
     def remove_checkpoint(self, path: str | Path) -> None:
-        """Delete the checkpoint at `path`, if there is one, and what takes its place was saved."""
+        """Delete the checkpoint at `path`, unless its replacement could not be saved."""
         if self.failure is None:
             Path(path).unlink(missing_ok=True)
 
 
 class Checkpoints(CheckpointCallback):
-    """Saves `last.ckpt` at each validation and every so often, and `best.ckpt` at the best one.
+    """Saves `last.ckpt` at each validation and at intervals, `best.ckpt` at the best validation.
 
-    The last but one is kept as `previous.ckpt`, for the case that the disk damages the last.
+    The one before the last is kept as `previous.ckpt`, in case the disk damages the last.
 
-    All ranks take part, and by the same step: the first one's clock says when, and a signal to any
-    of them is one to all.
+    All ranks save at the same step: rank 0's clock decides when, and a signal to any rank counts
+    for all.
 
     Args:
-        directory: where they are kept.
+        directory: where the checkpoints are kept.
         files: writes them.
         metrics: knows which validation was the best.
-        every_seconds: the longest time of training that a crash may cost.
-        terminal: tells the person that a checkpoint could not be saved.
+        every_seconds: the most training time that a crash may cost.
+        terminal: where a checkpoint that could not be saved is reported.
 
     Attributes:
-        saved_step: of the last that was.
+        saved_step: the step of the last checkpoint saved.
     """
 
     def __init__(
@@ -96,68 +96,68 @@ class Checkpoints(CheckpointCallback):
         self.terminal = terminal
         self._saved_at = 0.0
         self.saved_step = 0
-        self._tried_step = 0  # of the last that was to be saved
-        self._failure: OSError | None = None  # of that
-        self._best_saved = 0  # the step of it
-        self._stops = False  # with the next whole step
+        self._tried_step = 0  # of the last attempt to save
+        self._failure: OSError | None = None  # of that attempt
+        self._best_saved = 0  # the step of `best.ckpt`
+        self._stops = False  # once the step is complete
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Let a signal wait for the end of the step from here on, while training runs."""
+        """Defer signals to the end of the step while training runs."""
         signals.defer(stage == "fit")
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Let signals end the program at once again, on every rank."""
+        """Let signals end the program immediately again, on every rank."""
         signals.defer(False)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Begin to count the time since the last checkpoint.
+        """Start timing the interval between checkpoints.
 
-        Whoever goes on from an older checkpoint, or in another directory, has no file of the best
-        step that the record names: then the next validation is the best.
+        A run resumed from an older checkpoint, or in another directory, may lack the `best.ckpt`
+        of its recorded best step: then the next validation counts as the best.
         """
         self._agreement = Agreement()
         self._saved_at = time.monotonic()
         self.saved_step = self._tried_step = trainer.global_step
-        has_best = trainer.is_global_zero and self._has_best()  # whose disk counts
+        has_best = trainer.is_global_zero and self._has_best()  # its disk counts
         if self.metrics.best_step and not trainer.strategy.broadcast(has_best):
             self.metrics.best_step = 0
-            if trainer.is_global_zero:  # of a step to come, or damaged
+            if trainer.is_global_zero:  # what is there is of another step, or damaged
                 (self.directory / "best.ckpt").unlink(missing_ok=True)
         self._best_saved = self.metrics.best_step
 
     def _has_best(self) -> bool:
-        """Return whether `best.ckpt` is whole, and of the best step."""
+        """Return whether `best.ckpt` is intact and of the best step."""
         try:
             return Checkpoint.load(self.directory / "best.ckpt").step == self.metrics.best_step
         except UserError:
             return False
 
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
-        """Ask the other ranks, if there are any, what they know of a signal and of the time."""
+        """Start to agree with the other ranks, if any, on signals and on whether to save."""
         self._tell_of_others()
         self._agreement.ask(self._wishes(trainer))
 
     def _tell_of_others(self) -> None:
-        """Say that another callback could not save, and let the next be tried."""
+        """Report that another callback could not save, and clear the failure."""
         if self.files.failure is not None:
             self.terminal.say(f"a callback's checkpoint was not saved ({self.files.failure})")
             self.files.failure = None
 
     def _wishes(self, trainer: L.Trainer) -> tuple[int, int]:
-        """Return the signal that this rank has received, and whether it is time to save."""
+        """Return the signal received, or 0, and whether it is time to save (1 on rank 0 only)."""
         is_time = time.monotonic() - self._saved_at > self.every_seconds
         return signals.received(), int(is_time and trainer.is_global_zero)
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        """Save after `every_seconds` and the last step; or, if a signal asks for it, save and end.
+        """Save after `every_seconds` and after the last step; on a signal, save and end.
 
-        A step that is validated is saved after that: a run resumed from before would skip it. And
-        only whole steps are saved, no accumulated gradients. The last step is saved here, as once
-        the run has ended its epoch counts as whole, and its weights may be their average.
+        If validation follows, saving waits for it: a run resumed from before would skip it. Only
+        complete steps are saved, never accumulated gradients. The last step is saved here: once
+        training has ended, its epoch counts as complete and the weights may be their average.
         """
         signum, is_time = self._agreement.answer(self._wishes(trainer))
         accumulates = trainer.fit_loop.epoch_loop._should_accumulate()
-        if accumulates and trainer.should_stop:  # the time is over, say
+        if accumulates and trainer.should_stop:  # e.g. time is up
             self._stops, trainer.should_stop = True, False
         elif self._stops and not accumulates:
             self._stops, trainer.should_stop = False, True
@@ -166,22 +166,22 @@ class Checkpoints(CheckpointCallback):
             self._save(trainer, signum)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save the last state, and the best."""
+        """Save `last.ckpt`, and `best.ckpt` if this is the best validation."""
         if not is_validation(trainer):
             return
         is_best = self.metrics.best_step == trainer.global_step
         self._save(trainer, self._signal(trainer), is_best)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save the last state, if that was not tried: a callback may end a run with an epoch."""
+        """Save the last state if not yet attempted: a callback may stop a run as an epoch ends."""
         if trainer.should_stop and trainer.global_step > self._tried_step:
             self._save(trainer, self._signal(trainer))
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """End as a failure if the last state was not saved.
+        """Fail if the last state was not saved.
 
         Raises:
-            UserError: it cannot be saved, on any rank.
+            UserError: the last state could not be written; raised on every rank.
         """
         self._tell_of_others()
         if self._failure is not None:
@@ -193,17 +193,17 @@ class Checkpoints(CheckpointCallback):
             ) from self._failure
 
     def _signal(self, trainer: L.Trainer) -> int:
-        """Return the signal that any rank has received by now, or 0."""
+        """Return the signal that any rank has received so far, or 0."""
         self._agreement.ask(self._wishes(trainer))
         return self._agreement.answer(self._wishes(trainer))[0]
 
     def _save(self, trainer: L.Trainer, signum: int, is_best: bool = False) -> None:
-        """Save the state, outside of the clock that counts steps; end if a signal says so."""
+        """Save the state with the clock of steps stopped; end the run if there is a signal."""
         self.metrics.clock.stop(trainer.lightning_module.device)
         self.metrics.check_state(trainer)
         self._tried_step = trainer.global_step
         self._failure, best_failed = self._write(trainer, is_best)
-        if best_failed:  # not on disk: the next validation that is better than that is
+        if best_failed:  # go back to the best on disk
             self.metrics.best_step = self._best_saved
         self._best_saved = self.metrics.best_step
         if self._failure is None:
@@ -219,10 +219,10 @@ class Checkpoints(CheckpointCallback):
             raise Interrupted(signum)
 
     def _write(self, trainer: L.Trainer, is_best: bool) -> tuple[OSError | None, bool]:
-        """Write what the loggers have, and the checkpoint.
+        """Flush the loggers and write the checkpoint.
 
         Returns:
-            what went wrong, and whether the best was lost by it, as all ranks are told
+            the error, if any, and whether it prevented a best checkpoint; the same on all ranks
         """
         self._tell_of_others()
         for logger in trainer.loggers:
@@ -230,7 +230,7 @@ class Checkpoints(CheckpointCallback):
         best, last = self.directory / "best.ckpt", self.directory / "last.ckpt"
         if trainer.is_global_zero:
             self.files.try_to(lambda: name_too(last, self.directory / "previous.ckpt"))
-        # One file has both names where it is the best: it takes time to write.
+        # The best is written once, under both names: writing takes time.
         trainer.save_checkpoint(best if is_best else last)
         best_failed = is_best and self.files.failure is not None
         if trainer.is_global_zero and is_best:
@@ -242,7 +242,7 @@ class Checkpoints(CheckpointCallback):
 
 
 def name_too(file: Path, other: Path) -> None:
-    """Let `other` name what `file` names, if that is there: always a whole one."""
+    """Atomically make `other` a hard link to (else a copy of) `file`, if `file` exists."""
     if not file.exists() or (other.exists() and file.samefile(other)):
         return
     other.parent.mkdir(parents=True, exist_ok=True)
@@ -255,24 +255,24 @@ def name_too(file: Path, other: Path) -> None:
 
 
 class Agreement:
-    """Lets all ranks decide alike, for no time of a step: asked as it begins, answered at its end.
+    """Lets all ranks decide alike without slowing a step: asked as it begins, answered at its end.
 
-    What a rank alone answers is what it knows at the end.
+    A single rank answers with what it knows at the end.
     """
 
     def __init__(self) -> None:
         self._group = None
         if dist.is_initialized() and dist.get_world_size() > 1:
-            self._group = dist.new_group(backend="gloo")  # on the host, beside the gradients'
+            self._group = dist.new_group(backend="gloo")  # on the CPU, beside the gradients'
 
     def ask(self, wishes: tuple[int, ...]) -> None:
-        """Tell the others."""
+        """Start an asynchronous all-reduce of `wishes`."""
         if self._group is not None:
             self._asked = torch.tensor(wishes)
             self._work = dist.all_reduce(self._asked, dist.ReduceOp.MAX, self._group, async_op=True)
 
     def answer(self, wishes: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the most that any rank asked for; `wishes`, if there is no other."""
+        """Return the maximum of each wish over all ranks; `wishes` itself on a single rank."""
         if self._group is None:
             return wishes
         self._work.wait()

@@ -1,4 +1,4 @@
-"""The training step compiled, and replayed as a CUDA graph where that is possible."""
+"""Compile the training step, and replay it as a CUDA graph where possible."""
 
 import contextlib
 import copy
@@ -20,7 +20,7 @@ from litchar.training.replay import Loss, ReplayedLoss
 def compile_or_say_why_not(
     module: LanguageModel, data: TextDataModule, trainer: L.Trainer, terminal: Terminal
 ) -> None:
-    """Compile the training loss, try it, and have a GPU replay it; go on without what fails."""
+    """Compile and try the training loss, and capture it as a CUDA graph; report what fails."""
     device = trainer.strategy.root_device
     module.to(device)
     shape = (data.batch_size // trainer.world_size, data.block_size)
@@ -44,15 +44,15 @@ def compile_or_say_why_not(
         try:
             module.mean_loss = form()
         except torch.OutOfMemoryError:
-            raise  # there would be less without it
-        except Exception as error:  # whatever the compiler raises: training can go on without it
-            cause = getattr(error, "inner_exception", error)  # of what the backend raised
+            raise  # uncompiled, it would need even more memory
+        except Exception as error:  # whatever the compiler raises, training can go on without it
+            cause = getattr(error, "inner_exception", error)  # the backend's own error
             reason = f"{type(cause).__name__}: {first_line(cause)}"
             terminal.say(f"Not {what} ({reason}); going on without.")
             break
     module.zero_grad(set_to_none=True)
     with torch.no_grad():
-        for name, buffer in module.model.named_buffers():  # which a model may change as it reads
+        for name, buffer in module.model.named_buffers():  # a forward pass may change them
             if name in buffers and not torch.equal(buffer, buffers[name]):
                 buffer.copy_(buffers[name])
 
@@ -60,12 +60,12 @@ def compile_or_say_why_not(
 def can_replay(model: nn.Module, trainer: L.Trainer, device: torch.device) -> bool:
     """Return whether a batch's loss and gradients may come from a CUDA graph.
 
-    It does again what it did, in the memory where it did it: gradients must neither add up over
-    batches, nor belong to several ranks, nor be scaled by what changes, nor be watched. And cuDNN
-    is told by the CPU what to drop between the layers of a recurrent model.
+    A graph repeats the same operations in the same memory. That rules out gradient accumulation,
+    several ranks, a loss scale that changes and anomaly detection; and dropout between the layers
+    of a recurrent model, as it is the CPU that tells cuDNN what to drop.
     """
     one_gpu = isinstance(trainer.strategy, SingleDeviceStrategy) and device.type == "cuda"
-    schedules = (isinstance(c, GradientAccumulationScheduler) for c in trainer.callbacks)  # type: ignore[attr-defined]  # set unseen
+    schedules = (isinstance(c, GradientAccumulationScheduler) for c in trainer.callbacks)  # type: ignore[attr-defined]  # set by a connector
     adds_up = trainer.accumulate_grad_batches > 1 or any(schedules)
     scaled = getattr(trainer.precision_plugin, "scaler", None) is not None  # float16
     drops = any(isinstance(m, nn.RNNBase) and m.dropout for m in model.modules())
@@ -73,28 +73,28 @@ def can_replay(model: nn.Module, trainer: L.Trainer, device: torch.device) -> bo
 
 
 def load_kernels(module: LanguageModel, trainer: L.Trainer) -> None:
-    """Take a step of the optimiser with a copy of the model: a GPU loads what it runs when it first
-    does, which takes seconds and is no part of what a step takes."""
+    """Take an optimiser step on a copy of the model, so that the GPU loads its kernels now: that
+    takes seconds, and would otherwise count as part of the first training step."""
     one_gpu = isinstance(trainer.strategy, SingleDeviceStrategy)
     if not (one_gpu and trainer.strategy.root_device.type == "cuda"):
         return
-    with contextlib.suppress(Exception):  # what stands in the way, training itself will say
+    with contextlib.suppress(Exception):  # training itself will report any problem
         trial = copy.deepcopy(module.model).to(trainer.strategy.root_device)
         optimizer = module.optimizer(trial)
         for parameter in trial.parameters():
             parameter.grad = torch.zeros_like(parameter)
         torch.nn.utils.clip_grad_norm_(trial.parameters(), 1.0)
         optimizer.step()
-        torch.cuda.synchronize()  # before what it works with is gone
+        torch.cuda.synchronize()  # before its tensors are freed
 
 
 def compiled_loss(device: torch.device) -> Loss:
-    """Return `mean_loss`, compiled, model included."""
+    """Return `mean_loss`, compiled together with the model."""
     options: dict[str, Any] | None = None
     mixed = "triton.mix_order_reduction"  # not in torch 2.9
     if device.type == "cuda" and mixed in torch._inductor.list_options():
-        # Sums over rows and over columns, and a norm's gradient has both, take longer in one kernel
-        # than in two: of a step of 10.7M parameters, 9.6 ms against 8.8 (torch 2.11, H200).
+        # The gradient of a norm sums over rows and over columns, which is slower in one kernel than
+        # in two: 9.6 ms against 8.8 for a step of 10.7M parameters (torch 2.11, H200).
         options = {mixed: False}
     compiled: Loss = torch.compile(mean_loss, options=options)
     return compiled

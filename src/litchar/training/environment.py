@@ -1,4 +1,4 @@
-"""Where a run took place: versions, hardware, the state of the code."""
+"""The environment of a run: versions, hardware and the state of the code."""
 
 import json
 import os
@@ -17,7 +17,7 @@ import torch
 from litchar.device import device_name
 from litchar.overrides import without_passwords
 
-ROOT = Path(__file__).resolve().parents[3]  # of the checkout that the package is installed from
+ROOT = Path(__file__).resolve().parents[3]  # of the checkout the package is installed from
 CODE = ("src", "conf", "scripts")  # where a new file may change what a run does
 
 
@@ -40,34 +40,35 @@ def record(run_dir: Path, described: dict[str, Any]) -> None:
     command = [without_passwords(word) for word in sys.argv]
     text = json.dumps({**described, "command": command, "cwd": os.getcwd()}, indent=2)
     (run_dir / "environment.json").write_text(text + "\n")
-    (run_dir / "code.diff").unlink(missing_ok=True)  # of a revision before, if the run goes on
+    (run_dir / "code.diff").unlink(missing_ok=True)  # left from before the run was resumed
     if difference := _difference():
         (run_dir / "code.diff").write_bytes(difference)
 
 
 def _revision() -> str | None:
-    """Return git's name of the code, if it is a checkout."""
+    """Return the commit hash of the code, or None if it is not a git checkout."""
     return _git("rev-parse", "HEAD").decode().strip() or None
 
 
 def _difference() -> bytes:
-    """Return how the code differs from its revision, in whatever encoding; new files are whole."""
+    """Return the diff of the code from its revision, as raw bytes and including new files."""
     if _revision() is None:
         return b""
     index = Path(os.fsdecode(_git("rev-parse", "--absolute-git-dir").strip()), "index")
     if not index.is_file():
         return b""
     with tempfile.TemporaryDirectory() as directory:
-        # What a person has staged stays as it is. By its time git knows which files to look into.
+        # Use a copy of the index, to leave what is staged alone. Its mtime, which `copy2` keeps,
+        # tells git which files to look into.
         shutil.copy2(index, directory)
-        # What git adds goes there as well: the checkout may be read-only, or another person's.
+        # New objects go there as well: the checkout may be read-only, or another user's.
         (Path(directory) / "info").mkdir()
         own = os.fsdecode(_git("rev-parse", "--git-path", "objects").removesuffix(b"\n"))
         (Path(directory) / "info" / "alternates").write_bytes(os.fsencode(ROOT / own) + b"\n")
         aside = {"GIT_INDEX_FILE": f"{directory}/index", "GIT_OBJECT_DIRECTORY": directory}
         new = [name for name in CODE if (ROOT / name).is_dir()]
         _git("add", "--intent-to-add", "--", *new, variables=aside)
-        # As `git apply` reads it, however a person likes to see one.
+        # In the form that `git apply` reads, whatever the user's settings.
         plain = (
             "--no-ext-diff",
             "--no-textconv",
@@ -79,8 +80,8 @@ def _difference() -> bytes:
 
 
 def git(*arguments: str) -> list[str]:
-    """Return the command that asks git about this checkout alone, named so that neither the
-    project that it may lie in, nor a hook of another one (GIT_DIR), nor another owner matters."""
+    """Return the command that runs git on this checkout alone, whatever repository encloses it,
+    whatever hook we run in (GIT_DIR) and whoever owns the files."""
     return ["git", "-C", str(ROOT), f"--git-dir={ROOT / '.git'}", f"--work-tree={ROOT}", *arguments]
 
 

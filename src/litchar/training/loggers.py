@@ -1,4 +1,4 @@
-"""Loggers that Lightning lacks: one CSV row a step, and a TensorBoard that outlives a full disk."""
+"""Loggers Lightning lacks: a CSV with one row per step, a TensorBoard that survives a full disk."""
 
 import contextlib
 import csv
@@ -22,49 +22,49 @@ from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 from litchar.atomic import atomic_write
 from litchar.training.settings import flatten, within
 
-EVENTS = "events.out.tfevents"  # how a file of TensorBoard's begins; a time follows
+EVENTS = "events.out.tfevents"  # prefix of TensorBoard's files; a timestamp follows
 
 
 class TensorBoard(TensorBoardLogger):
-    """Lightning's TensorBoardLogger, which goes on when its files cannot be written for a while.
+    """Lightning's TensorBoardLogger, which carries on if its files cannot be written for a while.
 
-    TensorBoard writes in a thread that ends at the first error, and raises it at every later call:
-    a full disk or a deleted directory would end the run. Here the points that were waiting are
-    lost (`metrics.csv` has them all), and a new file begins.
+    TensorBoard writes in a thread that dies at the first error, raised again by every later call:
+    a full disk or a deleted directory would end the run. Here the pending points are lost
+    (`metrics.csv` has them all) and a new file is started.
     """
 
     def cut(self, step: int) -> None:
         """Hide what a resumed run wrote after `step`.
 
-        TensorBoard reads files in the order of the times in their names. If the clock was set back
-        since, those that are there get earlier ones, or it would take what follows for the past.
+        TensorBoard reads files in the order of the timestamps in their names. If the clock has been
+        set back since, existing files are given earlier ones, so that the new file comes last.
         """
         self._kwargs["purge_step"] = step + 1
         files = sorted(Path(self.log_dir).glob(f"{EVENTS}.*"))
         if files and files[-1].name >= f"{EVENTS}.{int(time.time()):010d}":
             for number, file in enumerate(files):
                 rest = file.name.removeprefix(f"{EVENTS}.").partition(".")[2]
-                with contextlib.suppress(OSError):  # another's, or on a full disk
+                with contextlib.suppress(OSError):  # another user's, or the disk is full
                     file.rename(file.with_name(f"{EVENTS}.{number:010d}.{rest}"))
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Write figures of `step`."""
+        """Write the metrics of `step`."""
         self._or_begin_anew(lambda: super(TensorBoard, self).log_metrics(metrics, step))
 
     @rank_zero_only
     def log_text(self, tag: str, text: str, step: int) -> None:
-        """Write a text, which is shown as it is: indented, Markdown and HTML mean nothing."""
+        """Write plain text, indented so that no Markdown or HTML in it is interpreted."""
         self.log_markdown(tag, "\n".join("    " + line for line in text.splitlines()), step)
 
     @rank_zero_only
     def log_markdown(self, tag: str, markdown: str, step: int) -> None:
-        """Write a text in Markdown, of which TensorBoard shows tables as well."""
+        """Write Markdown, of which TensorBoard renders tables as well."""
         self._or_begin_anew(lambda: self.experiment.add_text(tag, markdown, step))
 
     @rank_zero_only
     def log_image(self, tag: str, image: Image.Image, step: int) -> None:
-        """Write a picture, as PNG with the colours that it has."""
+        """Write an image as PNG, with its colours unchanged."""
         png = io.BytesIO()
         image.save(png, "PNG", compress_level=1)
         value = Summary.Value(
@@ -82,8 +82,8 @@ class TensorBoard(TensorBoardLogger):
 
     @rank_zero_only
     def log_layout(self, layout: dict[str, dict[str, list[str]]]) -> None:
-        """Lay out the Custom Scalars page: charts by category, each of the tags that match one of
-        its regular expressions."""
+        """Lay out the Custom Scalars page: charts by category, each showing the tags that match any
+        of its regular expressions."""
         charts = {
             category: {title: ["Multiline", tags] for title, tags in charts.items()}
             for category, charts in layout.items()
@@ -94,12 +94,12 @@ class TensorBoard(TensorBoardLogger):
     def log_points(
         self, name: str, points: np.ndarray, columns: list[str], rows: list[list[str]]
     ) -> None:
-        """Show points in the Projector, in place of those that were there.
+        """Show points in the Projector, replacing those shown before.
 
         Args:
             points: (N, D)
-            columns: headings of what is said of each point; the first is its label.
-            rows: what is said of each point, without tabs and line ends.
+            columns: headings of the metadata; the first column labels the points.
+            rows: metadata of each point, without tabs or line breaks.
         """
         directory = Path(self.log_dir)
         config = ProjectorConfig()
@@ -114,7 +114,7 @@ class TensorBoard(TensorBoardLogger):
             file: "".join("\t".join(row) + "\n" for row in table) for file, table in tables.items()
         }
         files["projector_config.pbtxt"] = text_format.MessageToString(config)
-        with contextlib.suppress(OSError):  # a full disk: the next time tries again
+        with contextlib.suppress(OSError):  # e.g. disk full: the next call tries again
             directory.mkdir(parents=True, exist_ok=True)
             for file, content in files.items():
                 with atomic_write(directory / file) as draft:
@@ -122,12 +122,12 @@ class TensorBoard(TensorBoardLogger):
 
     @rank_zero_only
     def save(self) -> None:
-        """Write what is waiting."""
+        """Flush pending points."""
         self._or_begin_anew(super().save)
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Write what is waiting, and close the file."""
+        """Flush pending points and close the file."""
         self._or_begin_anew(lambda: super(TensorBoard, self).finalize(status))
 
     def _or_begin_anew(self, write: Callable[[], None]) -> None:
@@ -135,12 +135,12 @@ class TensorBoard(TensorBoardLogger):
             write()
         except (OSError, ValueError) as error:
             if not isinstance(error, OSError) and not isinstance(error.__cause__, OSError):
-                raise  # Lightning wraps what goes wrong in a ValueError
+                raise  # Lightning wraps even an OSError in a ValueError
             self._experiment = None
             self._kwargs.pop("purge_step", None)  # or the new file would hide the points before it
 
 
-# What a person compares runs by, of all settings.
+# The settings by which runs are compared.
 HYPERPARAMETERS = (
     "seed",
     "compile",
@@ -160,7 +160,7 @@ HYPERPARAMETERS = (
 
 
 def hyperparameters(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return what of a run's settings the HParams page shows, by dotted key."""
+    """Return the settings of a run that the HParams page shows, by dotted key."""
     return {
         key: value
         for key, value in flatten(settings)
@@ -169,21 +169,21 @@ def hyperparameters(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 class MetricsCSV(Logger):
-    """Writes every figure to `metrics.csv`: one row for each step that has any.
+    """Writes all metrics to `metrics.csv`, one row per step that has any.
 
-    Lightning's own CSVLogger writes a row for each call, so that a step's training and validation
-    figures stand apart, and deletes the file when a run is resumed.
+    Lightning's own CSVLogger writes a row per call, which separates a step's training and
+    validation metrics, and deletes the file when a run is resumed.
 
     Args:
-        path: of the file; rows of a file that is there are kept.
+        path: of the file; rows of an existing file are kept.
     """
 
     def __init__(self, path: str | Path) -> None:
         super().__init__()
         self.path = Path(path)
         self._columns: list[str] = []  # of the file
-        self._rows: list[dict[str, Any]] = []  # not in the file yet; the last two may grow
-        self._written = -1  # the last step of the file
+        self._rows: list[dict[str, Any]] = []  # not written yet; the last two may grow
+        self._written = -1  # the last step in the file
 
     @property
     def name(self) -> str:
@@ -192,14 +192,14 @@ class MetricsCSV(Logger):
 
     @property
     def version(self) -> str:
-        """There is one file, and so no version."""
+        """Empty: there is only one file."""
         return ""
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Add figures to the row of `step`; a new step writes the rows before.
+        """Add metrics to the row of `step`; a new step writes the earlier rows.
 
-        The one just before may still grow: some callbacks of Lightning's count steps from 0.
+        The row just before is kept back: some of Lightning's callbacks count steps from 0.
         """
         number = step or 0
         row = next((row for row in self._rows if row["step"] == number), None)
@@ -212,26 +212,26 @@ class MetricsCSV(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Hyper-parameters stand in `config.yaml`."""
+        """Do nothing: `config.yaml` has the hyperparameters."""
 
     @rank_zero_only
     def save(self, before: float = math.inf) -> None:
-        """Write as `write` does, or keep the rows for the next time: on a full disk, say.
+        """Call `write`; if that fails, e.g. on a full disk, keep the rows for the next time.
 
-        Lightning calls this as well, and would end the run.
+        Lightning calls this too, where an error would end the run.
         """
         with contextlib.suppress(OSError):
             self.write(before)
 
     @rank_zero_only
     def write(self, before: float = math.inf) -> None:
-        """Write the rows that are not in the file yet, all or none of them.
+        """Write pending rows to the file, all or none of them.
 
         Args:
-            before: those of steps below it.
+            before: write only the rows of steps below it.
 
         Raises:
-            OSError: they cannot be written; they are kept.
+            OSError: the file cannot be written; the rows are kept.
         """
         rows = [row for row in self._rows if row["step"] < before]
         if not rows:
@@ -239,7 +239,7 @@ class MetricsCSV(Logger):
         if not self.path.exists():
             self._columns = []
         new = dict.fromkeys(key for row in rows for key in row if key not in self._columns)
-        if new or rows[0]["step"] <= self._written:  # one that has grown since it was written
+        if new or rows[0]["step"] <= self._written:  # a row already written has grown
             self._rewrite(_merged([*self._read(), *rows]), [*self._columns, *new])
         else:
             self._append(rows)
@@ -248,8 +248,8 @@ class MetricsCSV(Logger):
 
     @rank_zero_only
     def cut(self, step: int) -> None:
-        """Keep the rows up to `step` of a file that is there; the rest will be written again, and
-        what a power cut has left is none."""
+        """Keep only the rows up to `step` of an existing file: later ones will be written again.
+        What a power cut has left half-written is dropped."""
         rows = self._read()
         if rows:
             kept = [row for row in _merged(rows) if int(row["step"]) <= step]
@@ -258,7 +258,7 @@ class MetricsCSV(Logger):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Write what is left."""
+        """Write the remaining rows."""
         self.save()
 
     def _read(self) -> list[dict[str, Any]]:
@@ -287,7 +287,7 @@ class MetricsCSV(Logger):
 
 
 def _merged(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return one row for each step, in their order; what is no row of a step is left out."""
+    """Return one row per step, in order of the steps; malformed rows are dropped."""
     merged: dict[int, dict[str, Any]] = {}
     for row in rows:
         if str(row["step"]).isdecimal() and None not in row:

@@ -21,14 +21,14 @@ class LanguageModel(L.LightningModule):
     """Trains a model to predict the next token.
 
     Args:
-        model: ids (B, T) in, logits (B, T, V) out.
+        model: maps ids (B, T) to logits (B, T, V).
         vocabulary: says how much text an id stands for.
-        optimizer: takes the model and returns its optimiser.
-        schedule: takes the step and the number of all steps, which is infinite where time alone
-            ends a run, and returns a factor on the learning rate.
-        card: what makes a checkpoint enough by itself, as plain data; saved under `litchar`.
-        seed: with the step, it chooses what dropout drops.
-        mixture: of several texts, each corpus's share of the training windows; else empty.
+        optimizer: builds the optimiser of a model.
+        schedule: maps the step and the total number of steps (infinite if only time ends the run)
+            to a factor on the learning rate.
+        card: plain data that makes a checkpoint self-contained; saved under `litchar`.
+        seed: with the batch and the rank, determines the dropout masks.
+        mixture: each corpus's share of the training windows; empty for a single text.
     """
 
     def __init__(
@@ -50,13 +50,13 @@ class LanguageModel(L.LightningModule):
         self.seed = seed
         self.mean_loss: Loss = mean_loss
         self.losses: dict[str, float] = {}
-        self.sizes = size_table(vocabulary)  # no buffer: callbacks average those
+        self.sizes = size_table(vocabulary)  # no buffer: callbacks would average it
         self._generator: torch.Generator | None = None
         self._sums: list[list[Tensor]] = []
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Set an attribute; that of Lightning's which names the running hook without the search
-        for parameters and modules, which would cost more than any other part of the Trainer."""
+        """Set an attribute; for the one in which Lightning keeps the running hook's name, bypass
+        nn.Module, whose bookkeeping would cost more than any other part of the Trainer."""
         if name == "_current_fx_name":
             object.__setattr__(self, name, value)
         else:
@@ -70,12 +70,12 @@ class LanguageModel(L.LightningModule):
     # Training
 
     def configure_model(self) -> None:
-        """Share out the parameters, if the strategy asks for it."""
+        """Shard the parameters, if the strategy asks for it."""
         if isinstance(self.trainer.strategy, ShardedStrategy):
             shard(self.model, self.trainer.strategy.device_mesh["data_parallel"])
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Return the optimiser and its schedule, stepped once for each optimiser step."""
+        """Return the optimiser and its schedule, stepped once per optimiser step."""
         optimizer = self.optimizer(self.model)
         total_steps = self.trainer.estimated_stepping_batches
         scheduler = torch.optim.lr_scheduler.LambdaLR(
@@ -87,11 +87,11 @@ class LanguageModel(L.LightningModule):
         }
 
     def on_train_start(self) -> None:
-        """Find the generator that dropout draws from on this device, and let the first step of a
-        resumed run be what it would be without the pause: with the learning rate of a run as long
-        as it is now, and as many batches as are added up by now."""
-        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]  # set unseen
-            if isinstance(callback, GradientAccumulationScheduler):  # asked as epochs begin
+        """Look up the generator that dropout draws from on this device; and make the first step of
+        a resumed run what it would be without the pause: set the learning rate for the run's
+        present length, and the number of batches accumulated by now."""
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]  # set by a connector
+            if isinstance(callback, GradientAccumulationScheduler):  # acts as epochs begin
                 callback.on_train_epoch_start(self.trainer)
         steps, total_steps = self.trainer.global_step, self.trainer.estimated_stepping_batches
         for group in self.trainer.optimizers[0].param_groups:
@@ -107,10 +107,10 @@ class LanguageModel(L.LightningModule):
     def training_step(self, batch: Batch) -> Tensor:
         """Return the mean loss of a batch, in nats per token."""
         # Dropout is a function of (seed, batch, rank), as batches are: a resumed run drops the
-        # same units, and no generator's state has to be saved.
+        # same units, and no generator state has to be saved.
         position = self.trainer.fit_loop.epoch_loop.total_batch_idx
         stream = position * self.trainer.world_size + self.trainer.global_rank
-        assert self._generator is not None  # of on_train_start
+        assert self._generator is not None  # set by on_train_start
         self._generator.manual_seed(dropout_seed(self.seed, stream))
         loss = self.mean_loss(self.model, *batch)
         data = self.trainer.datamodule  # type: ignore[attr-defined]
@@ -119,17 +119,17 @@ class LanguageModel(L.LightningModule):
         return loss
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """Compute the gradients, if the graph that gave the loss has not done so."""
+        """Compute the gradients, unless they were replayed in one CUDA graph with the loss."""
         if isinstance(self.mean_loss, ReplayedLoss):
             self.mean_loss.backward()
         else:
             super().backward(loss, *args, **kwargs)
 
     def _share_of_targets(self, targets: Tensor) -> Tensor:
-        """Return this rank's share of a batch's targets, where 1 is an equal one.
+        """Return this rank's share of a batch's targets, relative to an equal share.
 
-        A window that reaches past the end of the text counts fewer. The mean over ranks is then
-        still the mean over targets, as on one device.
+        A window that reaches past the end of the text has fewer targets. With the loss scaled by
+        this, the mean over ranks is still the mean over targets, as on one device.
         """
         counted = (targets != IGNORED).sum().float()
         return counted / self.trainer.strategy.reduce(counted.clone(), reduce_op="mean")
@@ -137,21 +137,21 @@ class LanguageModel(L.LightningModule):
     # Validation: exact means over all tokens, however they are batched
 
     def on_validation_model_zero_grad(self) -> None:
-        """Keep the gradients, of which it may have to be said how large they were."""
+        """Keep the gradients: an error message may have to report their norm."""
 
     def on_validation_epoch_start(self) -> None:
-        """Forget the sums of the last evaluation."""
+        """Reset the sums of the last evaluation."""
         self._sums = []
         self.sizes = self.sizes.to(self.device)
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Add a batch's loss and size to its split's sums."""
+        """Add a batch's loss and sizes to the sums of its loader."""
         if dataloader_idx == len(self._sums):
             self._sums.append([])
         self._sums[dataloader_idx].append(summed_loss(self.model, *batch, self.sizes))
 
     def on_validation_epoch_end(self) -> None:
-        """Set `losses`, by the loaders' order: the validation split, the training sample."""
+        """Set `losses` from the loaders, in order: validation split, training sample."""
         self._finish(("val/loss", "train/eval_loss"))
 
     on_test_epoch_start = on_validation_epoch_start
@@ -162,7 +162,7 @@ class LanguageModel(L.LightningModule):
         self._finish(("test/loss",))
 
     def _finish(self, names: tuple[str, ...]) -> None:
-        """Set the figures of each name: one loader's, or of a mixture, one loader's per corpus."""
+        """Set the metrics of each name, from one loader, or one per corpus of a mixture."""
         size = max(1, len(self.mixture))
         for place, name in enumerate(names):
             loaders = self._sums[place * size : (place + 1) * size]
@@ -170,7 +170,7 @@ class LanguageModel(L.LightningModule):
                 continue
             # Each batch's sum is float32; batches are added up in double precision.
             totals = torch.stack([torch.stack(sums).cpu().double().sum(0) for sums in loaders])
-            if self.trainer.world_size > 1:  # by the GPUs' own process group, if they are some
+            if self.trainer.world_size > 1:  # on the device, where its process group works
                 totals = self.trainer.strategy.reduce(totals.to(self.device), reduce_op="sum")
             if self.mixture and len(loaders) == size:
                 figures = mixed_figures(name, totals.tolist(), self.mixture)
@@ -186,17 +186,17 @@ class LanguageModel(L.LightningModule):
         checkpoint["litchar"] = self.card
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on from the weights themselves, where their average was kept and is no longer made;
-        and where an epoch was ending, with the next."""
+        """Resume from the raw weights, if the checkpoint has averaged ones but no callback averages
+        any more; and with the next epoch, if one was just ending."""
         epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]
         if epochs["total"]["completed"] < epochs["total"]["processed"]:
-            # Lightning would take one batch more in that epoch, and step with it alone.
+            # Lightning would draw one more batch in that epoch, and step on it alone.
             batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
             batches["current"] = dict.fromkeys(batches["current"], 0)
             batches["is_last_batch"] = False
             for count in (epochs["total"], epochs["current"]):
                 count["completed"] = count["processed"]
-        averages = any(isinstance(c, WeightAveraging) for c in self.trainer.callbacks)  # type: ignore[attr-defined]  # set unseen
+        averages = any(isinstance(c, WeightAveraging) for c in self.trainer.callbacks)  # type: ignore[attr-defined]  # set by a connector
         if self.trainer.state.fn == "fit" and not averages:
             checkpoint["state_dict"] = checkpoint.get(
                 "current_model_state", checkpoint["state_dict"]
@@ -206,8 +206,8 @@ class LanguageModel(L.LightningModule):
 def dropout_seed(seed: int, stream: int) -> int:
     """Return a seed for torch's generators that depends on every bit of both numbers.
 
-    The generator of the CPU takes the low 32 bits alone, so these must differ as well: a finaliser
-    mixes them (SplitMix64; Steele, Lea and Flood, 2014).
+    The CPU generator uses only the low 32 bits, so these must differ too: a finaliser mixes the
+    bits (SplitMix64; Steele, Lea and Flood, 2014).
     """
     mask = (1 << 64) - 1
     z = (seed * 0x9E3779B97F4A7C15 + (stream + 1) * 0xD1B54A32D192ED03) & mask
@@ -217,17 +217,17 @@ def dropout_seed(seed: int, stream: int) -> int:
 
 
 def mean_loss(model: nn.Module, idx: Tensor, targets: Tensor) -> Tensor:
-    """Return the mean loss of a batch in nats: () float32."""
+    """Return the mean loss of a batch in nats per token: () float32."""
     logits = model(idx)  # (B, T, V)
     logits, targets = logits.flatten(0, 1).float(), targets.flatten()
     return F.cross_entropy(logits, targets, ignore_index=IGNORED)
 
 
 def summed_loss(model: nn.Module, idx: Tensor, targets: Tensor, sizes: Tensor) -> Tensor:
-    """Return a batch's loss in nats and what it was counted over: tokens, characters and bytes.
+    """Return a batch's total loss in nats and its number of target tokens, characters and bytes.
 
     Args:
-        sizes: of `size_table`
+        sizes: from `size_table`
 
     Returns:
         (4,) float32
@@ -238,10 +238,10 @@ def summed_loss(model: nn.Module, idx: Tensor, targets: Tensor, sizes: Tensor) -
 
 
 def size_table(vocabulary: Vocabulary) -> Tensor:
-    """Return how many characters and bytes of text each id stands for, in a row of its own.
+    """Return how many characters and bytes of text each id stands for, one row per id.
 
     Returns:
-        (V + 1, 2) int64; the last row, which the index `IGNORED` means, is of nothing.
+        (V + 1, 2) int64; the last row, which the index `IGNORED` selects, is zero.
     """
     return F.pad(torch.from_numpy(vocabulary.sizes), (0, 0, 0, 1))
 
@@ -249,7 +249,7 @@ def size_table(vocabulary: Vocabulary) -> Tensor:
 def figures_of(
     name: str, nats: float, tokens: float, characters: float, utf8_bytes: float
 ) -> dict[str, float]:
-    """Return the mean loss, called `name`, and if that is `.../loss`, the bits beside it."""
+    """Return the mean loss under `name` and, if that ends in `/loss`, the bits as well."""
     figures = {name: nats / tokens}
     if name.endswith("/loss"):
         figures |= bits(nats, characters, utf8_bytes, name.removesuffix("loss"))
@@ -259,12 +259,12 @@ def figures_of(
 def mixed_figures(
     name: str, totals: Sequence[Sequence[float]], weights: Mapping[str, float]
 ) -> dict[str, float]:
-    """Return the figures of a mixture: the means of its corpora's, by weight, as training sees
-    them. Beside the loss stand that of each corpus, `NAME_CORPUS`, and that of all tokens together,
-    `NAME_all`.
+    """Return the metrics of a mixture: its corpora's, averaged with the weights of training.
+
+    They include the loss of each corpus, `NAME_CORPUS`, and of all tokens together, `NAME_all`.
 
     Args:
-        totals: of each corpus, as `summed_loss` has them.
+        totals: of each corpus, as `summed_loss` returns them.
     """
     each = [figures_of(name, *total) for total in totals]
     mixed = {
@@ -279,15 +279,15 @@ def mixed_figures(
 
 
 def perplexity(loss: float) -> float:
-    """Return among how many equally likely tokens one would be as unsure; `loss` is in nats."""
-    return math.exp(loss) if loss < 700 else math.inf  # beyond what a float holds
+    """Return exp(`loss`) for a loss in nats: as unsure as among so many equally likely tokens."""
+    return math.exp(loss) if loss < 700 else math.inf  # exp would soon overflow
 
 
 def bits(nats: float, characters: float, utf8_bytes: float, prefix: str = "") -> dict[str, float]:
     """Return a text's loss in bits per character (`bpc`) and bits per byte (`bpb`).
 
-    Both are of the whole text's loss, so that they compare models of whatever tokens. A file that
-    is no UTF-8 may have no character; it counts as one.
+    Both divide the loss of the whole text, so they compare models whatever their tokens. A file
+    that is not UTF-8 may have no characters; zero counts as one.
     """
     total = nats / math.log(2)
     return {f"{prefix}bpc": total / max(characters, 1), f"{prefix}bpb": total / utf8_bytes}

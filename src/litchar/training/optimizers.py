@@ -1,4 +1,4 @@
-"""Optimisers: each takes a model and its settings, and says which parameters decay."""
+"""Optimisers: each is built from a model and its settings, and knows which parameters decay."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -30,16 +30,16 @@ def adamw(
     """Return AdamW (Loshchilov and Hutter, 2019) over the parameters of `model`.
 
     Args:
-        weight_decay: the share of a weight that lr = 1 would take off in a step.
-        betas: how much of the means of gradients and of their squares is kept from step to step.
-        eps: added to the root that gradients are divided by.
+        weight_decay: decoupled; a step multiplies a weight by 1 - lr * weight_decay.
+        betas: decay rates of the running means of gradients and of their squares.
+        eps: added to the square root in the denominator.
         decay: `matrices` spares biases and gains; `all` spares nothing, as torch does by default.
 
     Raises:
-        ValueError: a setting is out of its range.
+        ValueError: a setting is out of range.
     """
     check_choice("decay", decay, ("matrices", "all"))
-    check_not_negative(weight_decay=weight_decay)  # torch looks at the rest
+    check_not_negative(weight_decay=weight_decay)  # torch checks the rest
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     spared = [p for p in parameters if p.ndim < 2 and decay == "matrices"]
     decayed = [p for p in parameters if p.ndim >= 2 or decay == "all"]
@@ -55,8 +55,8 @@ def adamw(
         eps=eps,
         fused=True,
     )
-    # A fused step could undo the scaling of float16 gradients itself. Lightning then refuses to
-    # clip them, even in bfloat16, where nothing is scaled; without the mark it undoes it first.
+    # A fused step can unscale float16 gradients itself. Lightning then refuses to clip them, even
+    # in bfloat16, where nothing is scaled; with this flag off, it unscales them before the step.
     optimizer._step_supports_amp_scaling = False
     return optimizer
 
@@ -71,28 +71,28 @@ def muon(
     betas: Sequence[float] = (0.9, 0.99),
     eps: float = 1e-8,
 ) -> "Muon":
-    """Return Muon over the matrices inside `model`, AdamW over its embeddings, head and vectors.
+    """Return Muon for the hidden matrices of `model`, AdamW for its embeddings, head and vectors.
 
-    The head is what the model calls `head`. A bigram model is an embedding alone, and all AdamW's.
+    The head is `model.head`. A bigram model is just an embedding, so AdamW trains all of it.
 
     Args:
-        lr: of both; a step of Muon's is as large as one of AdamW's would be.
-        weight_decay: the share that lr = 1 would take off the matrices in a step.
+        lr: of both; a Muon step is as large as an AdamW step would be.
+        weight_decay: of the matrices alone; a step multiplies them by 1 - lr * weight_decay.
         momentum: of Muon.
-        polar_steps: how often Muon iterates towards an orthogonal matrix.
+        polar_steps: iterations of Muon's orthogonalisation.
         embedding_lr_factor: on the learning rate of embeddings, of which a step moves few rows.
         betas: of AdamW.
         eps: of AdamW.
 
     Raises:
-        ValueError: a setting is out of its range.
+        ValueError: a setting is out of range.
     """
     check_sizes(polar_steps=polar_steps)
     check_shares(momentum=momentum)
     check_betas(betas)
     check_not_negative(lr=lr, weight_decay=weight_decay, eps=eps)
     check_not_negative(embedding_lr_factor=embedding_lr_factor)
-    # Two of them may share a weight.
+    # Deduplicated: two of them may share a weight.
     embeddings = list({m.weight: None for m in model.modules() if isinstance(m, nn.Embedding)})
     head = getattr(model, "head", None)
     of_head = head.parameters() if isinstance(head, nn.Module) else [head]
@@ -100,7 +100,7 @@ def muon(
     parameters = [p for p in model.parameters() if p.requires_grad]
     matrices = [p for p in parameters if p.ndim == 2 and id(p) not in outside]
     stepped = {id(p) for p in (*matrices, *embeddings)}
-    # By the mark `fused` torch knows, when it loads a state, that steps are counted on the device.
+    # `fused` tells torch, when it loads a state, to keep the step counts on the device.
     adam = {"kind": "adamw", "fused": True}
     groups = [
         {"kind": "muon", "params": matrices, "lr": lr, "weight_decay": weight_decay},
@@ -120,23 +120,23 @@ def muon(
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose steps are orthogonalised (Muon; Jordan et al., 2024), and AdamW beside it.
+    """Momentum with orthogonalised steps (Muon; Jordan et al., 2024), alongside AdamW.
 
-    A matrix takes the step U V^T, where U S V^T is its Nesterov momentum: every direction counts
-    alike. The step is scaled so that its root mean square is that of AdamW's (Liu et al., 2025,
-    "Muon is scalable for LLM training"), and both go by one learning rate. `torch.optim.Muon` steps
-    one matrix after the other; here all of one shape are orthogonalised together.
+    A matrix takes the step U V^T, where U S V^T is the SVD of its Nesterov momentum: all directions
+    count equally. The step is scaled to the root mean square of AdamW's (Liu et al., 2025, "Muon is
+    scalable for LLM training"), so that one learning rate suits both. `torch.optim.Muon` steps one
+    matrix after the other; here all matrices of one shape are orthogonalised as a batch.
 
-    Each group of parameters has a `kind`: `muon` (matrices alone) or `adamw`.
+    Each parameter group has a `kind`: `muon` (matrices only) or `adamw`.
     """
 
     def __init__(self, params: list[dict[str, Any]], defaults: dict[str, Any]) -> None:
         super().__init__(params, defaults)
-        # By number and shape of matrices: what is orthogonalised, the result, and what does it.
+        # By number and shape of the matrices: inputs, outputs and the graph that computes them.
         self._graphs: dict[Any, tuple[list[Tensor], list[Tensor], torch.cuda.CUDAGraph]] = {}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take over a state: of a copy, or what a checkpoint has kept."""
+        """Restore a state, of a copy or a checkpoint; CUDA graphs are captured anew."""
         super().__setstate__(state)
         self._graphs = {}
 
@@ -144,7 +144,7 @@ class Muon(torch.optim.Optimizer):
     def step(  # type: ignore[override]  # one signature, where torch has two overloads
         self, closure: Callable[[], float] | None = None
     ) -> float | None:
-        """Take a step; `closure` computes the loss and its gradients first."""
+        """Take a step; `closure`, if given, computes the loss and its gradients first."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -159,10 +159,10 @@ class Muon(torch.optim.Optimizer):
 
     def _step_muon(self, matrices: list[Tensor], group: dict[str, Any]) -> None:
         buffers = [self._state(p, "momentum_buffer") for p in matrices]
-        gradients = [p.grad for p in matrices if p.grad is not None]  # none is, says the caller
+        gradients = [p.grad for p in matrices if p.grad is not None]  # all have one: see `step`
         momentum = group["momentum"]
         torch._foreach_lerp_(buffers, gradients, 1 - momentum)
-        # Nesterov's. FSDP's tensors have no lerp out of place before torch 2.13.
+        # Nesterov momentum. FSDP's tensors have no out-of-place lerp before torch 2.13.
         updates = torch._foreach_mul(gradients, 1 - momentum)
         torch._foreach_add_(updates, buffers, alpha=momentum)
         torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
@@ -178,10 +178,10 @@ class Muon(torch.optim.Optimizer):
             torch._foreach_add_(list(parameters), list(steps.unbind()), alpha=-group["lr"] * scale)
 
     def _orthogonalize(self, alike: list[tuple[Tensor, ...]], polar_steps: int) -> list[Tensor]:
-        """Orthogonalise matrices, in groups of one shape: (N, R, C) of each.
+        """Orthogonalise matrices, in groups of one shape: (N, R, C) each.
 
-        On a GPU its hundred launches take longer than what they launch, unless the matrices are
-        large; so they are captured once, and then replayed. (FSDP's gradients cannot be.)
+        On a GPU, the hundred kernel launches take longer than the kernels, unless the matrices are
+        large; so they are captured once and replayed. (FSDP's gradients cannot be captured.)
         """
         gradients = [gradient for each in alike for gradient in each]
         small = sum(gradient.numel() for gradient in gradients) <= 1 << 25
@@ -222,14 +222,14 @@ class Muon(torch.optim.Optimizer):
         )
 
     def _state(self, parameter: Tensor, name: str) -> Tensor:
-        """Return what is kept of `parameter` under `name`: zeros at first, of its own shape."""
+        """Return the state `name` of `parameter`: zeros of its shape at first."""
         state: dict[str, Tensor] = self.state[parameter]
         if name not in state:
             state[name] = torch.zeros_like(parameter)
         return state[name]
 
     def _steps(self, parameter: Tensor) -> Tensor:
-        """Return how often AdamW has stepped: () float32, whatever the parameter's own type."""
+        """Return the number of AdamW steps: () float32, whatever the parameter's dtype."""
         state: dict[str, Tensor] = self.state[parameter]
         if "step" not in state:
             state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
@@ -238,40 +238,41 @@ class Muon(torch.optim.Optimizer):
 
 Quintic = tuple[float, float, float]
 
-# The quintics a x + b x^3 + c x^5 that bring singular values from [0.001, 1] closest to 1, one
-# after the other (Polar Express; Amsel et al., 2025).
+# The quintics a x + b x^3 + c x^5 that, applied in turn, bring singular values in [0.001, 1]
+# closest to 1 (Polar Express; Amsel et al., 2025).
 POLAR_EXPRESS: Sequence[Quintic] = (
     (8.28721201814563, -23.595886519098837, 17.300387312530933),
     (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
     (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
     (3.3184196573706015, -2.488488024314874, 0.51004894012372),
     (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
-    (1.875, -1.25, 0.375),  # from here on, as often as asked
+    (1.875, -1.25, 0.375),  # repeated from here on
 )
 
 
 def orthogonalize(alike: Sequence[Tensor], steps: int) -> list[Tensor]:
-    """Return the orthogonal factor of each matrix's polar decomposition, nearly: (N, R, C) each.
+    """Return approximately the orthogonal polar factor of each matrix: (N, R, C) each.
 
-    On a GPU it is computed in bfloat16, which is enough for a direction.
+    On a GPU it is computed in bfloat16, which is precise enough for a direction.
 
     Args:
-        alike: matrices, those of one shape together: (N, R, C) each. Shapes with one shorter side
-            that follow each other are worked on together, see `_by_grams`.
-        steps: how often to iterate.
+        alike: matrices batched by shape: (N, R, C) each. Consecutive batches with the same shorter
+            side may be processed together, see `_by_grams`.
+        steps: number of iterations.
     """
     quintics = [POLAR_EXPRESS[min(step, len(POLAR_EXPRESS) - 1)] for step in range(steps)]
     wide = []
     for matrices in alike:
         x = matrices.bfloat16() if matrices.is_cuda else matrices
         x = x.mT if x.shape[-2] > x.shape[-1] else x
-        least = torch.finfo(x.dtype).tiny  # of a matrix of zeros
-        # No singular value may be above 1, and rounding may lift one: hence a little below.
+        least = torch.finfo(x.dtype).tiny  # for a matrix of zeros
+        # No singular value may exceed 1; 1.01 leaves a margin for rounding.
         wide.append(x / (1.01 * torch.linalg.matrix_norm(x, keepdim=True).clamp_min(least)))
     factors: list[Tensor] = []
     for _, group in groupby(wide, key=lambda x: x.shape[-2]):
         together = list(group)
-        # With two bytes A's small eigenvalues are noise; FSDP's tensors have no diagonal to add to.
+        # In 16 bits the small eigenvalues of X X^T are noise; FSDP's tensors have no diagonal to
+        # add to.
         if together[0].element_size() > 2 and type(together[0]) is Tensor:
             factors += _by_grams(together, quintics)
         else:
@@ -283,9 +284,9 @@ def orthogonalize(alike: Sequence[Tensor], steps: int) -> list[Tensor]:
 
 
 def _by_matrix(x: Tensor, quintics: Sequence[Quintic]) -> Tensor:
-    """Iterate over matrices as they are: (N, R, C)."""
-    # bfloat16 lifts some singular values above 1 at every step, and the next quintic would throw
-    # them far out: each is of x / 1.01.
+    """Iterate on the matrices themselves: (N, R, C)."""
+    # bfloat16 rounding lifts some singular values above 1 at every step, and the next quintic would
+    # blow them up: so each quintic is evaluated at x / 1.01.
     margin = 1.01 if x.dtype == torch.bfloat16 else 1.0
     for a, b, c in quintics:
         gram = x @ x.mT
@@ -295,13 +296,13 @@ def _by_matrix(x: Tensor, quintics: Sequence[Quintic]) -> Tensor:
 
 
 def _by_grams(wide: Sequence[Tensor], quintics: Sequence[Quintic]) -> list[Tensor]:
-    """Iterate over A = X X^T, which is of one shape for all: (N, R, C) each, R alike.
+    """Iterate on A = X X^T, which has one shape for all: (N, R, C) each, with equal R.
 
-    It is the lesser work where C is above R, and small matrices take fewer calls (Gram
-    Newton-Schulz; Zhang, Amsel, Chen and Dao, 2026).
+    This is less work where C > R, and takes fewer calls for small matrices (Gram Newton-Schulz;
+    Zhang, Amsel, Chen and Dao, 2026).
     """
-    # Where A's eigenvalues should be 0, rounding leaves some below, which the quintics throw out
-    # by and by: after each five of them A is computed from X again.
+    # Rounding makes some zero eigenvalues of A negative, and the quintics gradually amplify them:
+    # A is recomputed from X after every five.
     for start in range(0, len(quintics), 5):
         gram = torch.cat([x @ x.mT for x in wide])
         factor = polynomial = _polynomial(gram, *quintics[start])
@@ -315,7 +316,7 @@ def _by_grams(wide: Sequence[Tensor], quintics: Sequence[Quintic]) -> list[Tenso
 
 
 def _polynomial(gram: Tensor, a: float, b: float, c: float) -> Tensor:
-    """Return what a quintic multiplies X by, a + b A + c A A: (N, R, R)."""
+    """Return the factor by which a quintic multiplies X, a I + b A + c A A: (N, R, R)."""
     polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
     polynomial.diagonal(dim1=-2, dim2=-1).add_(a)
     return polynomial

@@ -1,4 +1,4 @@
-"""What a finished run says to the person who started it."""
+"""What a finished run prints for the user."""
 
 import math
 import shlex
@@ -13,7 +13,7 @@ from litchar.terminal import Terminal
 from litchar.text.vocabulary import printable
 from litchar.text.yardsticks import Yardstick
 
-ENOUGH = 5  # validations, to call a curve flat
+ENOUGH = 5  # validations needed to call a curve flat
 
 
 def verdict(
@@ -21,14 +21,15 @@ def verdict(
 ) -> str:
     """Say in words what the validation curve means.
 
-    The last fifth of the run decides: the curve is still improving if the loss fell there by more
-    than 1% of the best, it shows overfitting if the last loss lies more than 1% above the best,
-    and is flat otherwise, unless it was hardly validated. A run that was too short is flat there
-    as well, since its learning rate came down: it is told by the bigrams that do better.
+    A last loss more than 1% above the best means overfitting, or too high a learning rate if the
+    training loss rose as well. The curve is still improving if the loss fell by more than 1% of the
+    best over the last fifth of the run, and otherwise flat, unless there were too few validations.
+    A run that was too short ends flat as well, since its learning rate decayed; it is recognised
+    by bigrams doing better.
 
     Args:
-        history: `step` and `val/loss` of each validation.
-        bits: what the best of them needs per character, if known.
+        history: `step` and losses of each validation.
+        bits: bits per character at the best validation, if known.
         yardsticks: of the same text, if known.
     """
     if len(history) < 2:
@@ -61,11 +62,12 @@ def verdict(
 
 
 def together(history: list[dict[str, float]]) -> float | None:
-    """Return the loss of a mixture's texts together at the best validation: each token counts alike
-    there, as it does for yardsticks, where `val/loss` is a mean by weight. None: no mixture.
+    """Return the loss over all texts of a mixture at the best validation; None without a mixture.
+
+    Every token counts equally, as for the yardsticks, whereas `val/loss` is a weighted mean.
 
     Args:
-        history: as of `verdict`.
+        history: as for `verdict`.
     """
     best = min(history, key=lambda point: point["val/loss"], default={})
     return best.get("val/loss_all")
@@ -80,8 +82,8 @@ def print_outcome(
     run_dir: Path,
     report: Path | None = None,
 ) -> None:
-    """Print the last sample, the table of figures, where the report is, and what to do next."""
-    if sample:  # none, where a finished run has been gone on with to no further step
+    """Print the last sample, the metrics, where report and checkpoint are, and what to do next."""
+    if sample:  # empty if a finished run was resumed and had no step left
         terminal.print("\nA sample:", style="bold")
         terminal.print(Text(printable(sample)), soft_wrap=True)
 
@@ -95,7 +97,7 @@ def print_outcome(
     terminal.print(table)
     width = max(len(name) for name, _ in figures)
     places = {"report": report, "checkpoint": summary["checkpoint"]}
-    for name, place in places.items():  # in one piece, to be copied
+    for name, place in places.items():  # on one line, to be copied
         if place is not None:
             line = Text(f"{name:<{width}}  ", "bold").append(_shortest(Path(place)), "not bold")
             terminal.print(line, soft_wrap=True)
@@ -118,7 +120,7 @@ def _figures(
     rows = []
     unit = summary["unit"]
 
-    def in_bits(name: str) -> str:  # first, as the yardsticks below
+    def in_bits(name: str) -> str:  # bits first, as in the yardsticks below
         per_character, per_byte = summary[f"{name}_bpc"], summary[f"{name}_bpb"]
         bits = f"{per_character:.3f} bits per character, {per_byte:.3f} per byte"
         return f"{bits}; {summary[f'{name}_loss']:.4f} nats"
@@ -127,7 +129,7 @@ def _figures(
         rows.append(("train loss", f"{summary['train_loss']:.4f} nats per {unit}"))
     if summary["val_loss"] is not None:
         rows.append(("val loss", f"{summary['val_loss']:.4f} nats per {unit}"))
-    if summary["best_val_loss"] is not None:  # it is where no checkpoint could be saved
+    if summary["best_val_loss"] is not None:  # None if no best checkpoint was saved
         best = f"{in_bits('best_val')} at step {summary['best_step']:,}"
         rows.append(("best val loss", best))
     if summary["test_loss"] is not None:
