@@ -1,4 +1,4 @@
-"""A model behind a port: the OpenAI completions protocol, and a playground for the browser."""
+"""Serving a model over HTTP: an OpenAI-compatible completions server and a browser playground."""
 
 from litchar.errors import extra
 

@@ -1,8 +1,8 @@
-"""Batching: one thread writes many texts together, a token of each at a time.
+"""Continuous batching: one thread generates many texts together, one token of each per turn.
 
-A text joins between two tokens, and leaves when it has ended or nobody waits for it any more. What
-is written beside it changes nothing: on a CPU each text is read by itself, if positions are rotary
-from weights that are fetched from memory once for all of them (`generation.lean`).
+Texts join between turns, and leave when they are finished or cancelled. The other texts in a batch
+never change a text: on a CPU each is computed separately, though with rotary positions the weights
+are fetched from memory once for all of them (`generation.lean`).
 """
 
 import asyncio
@@ -22,28 +22,28 @@ from litchar.serving.pieces import Piece
 
 
 class FullError(Exception):
-    """As many texts are waiting as may be."""
+    """The queue of waiting texts is full."""
 
 
 class StoppedError(Exception):
-    """A text was ended by a person."""
+    """The user stopped the text."""
 
 
 class ClosedError(Exception):
-    """The batcher was closed before the text was written."""
+    """The batcher was closed before the text was finished."""
 
 
 @dataclass(frozen=True)
 class Order:
-    """A text that is asked for.
+    """A text to generate.
 
     Attributes:
-        model: which is to write it.
+        model: the model to generate with.
         prompt: ids, at least one: (T,)
-        length: how many ids are to follow, at most.
-        choose: takes the ids since its last call, (1, T), and the logits behind them, (1, V), and
+        length: maximum number of ids to generate.
+        choose: takes the ids since its last call, (1, T), and the logits after them, (1, V), and
             returns the next id: (1,)
-        follow: makes pieces of the steps.
+        follow: turns the steps into pieces.
     """
 
     model: Prepared
@@ -54,13 +54,13 @@ class Order:
 
 
 def given(ids: np.ndarray) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    """Return a `choose` that chooses `ids`, (T,), one after the other."""
+    """Return a `choose` that returns `ids`, (T,), one after the other."""
     rest = iter(ids)
     return lambda idx, logits: np.array([next(rest)])
 
 
 class Stream:
-    """A text under way, on the side of the event loop: iterated, it gives pieces as they come."""
+    """A text in progress, as seen from the event loop: an async iterator over its pieces."""
 
     def __init__(self, order: Order) -> None:
         self.order = order
@@ -70,28 +70,28 @@ class Stream:
         self._pieces: deque[Piece | Exception] = deque()
 
     def cancel(self) -> None:
-        """Say that nobody waits for the rest."""
+        """Declare that nobody is waiting for the rest."""
         self.cancelled = True
 
     def stop(self) -> None:
-        """End the text where it is iterated, with StoppedError behind what has come by now."""
+        """End the iteration with StoppedError, after the pieces that have arrived so far."""
         self.cancel()
         self.put(StoppedError())
-        self._arrived.set()  # whatever the other thread has just taken for told
+        self._arrived.set()  # even if `put` took the loop to be notified already
 
     def put(self, piece: Piece | Exception) -> None:
-        """Hand over what was written, from another thread."""
+        """Pass a piece, or the error that ended the text, to the event loop from another thread."""
         self._pieces.append(piece)
         if len(self._pieces) > 1:
-            return  # the loop is told already
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens
+            return  # the loop has been notified already
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is listening
             self._loop.call_soon_threadsafe(self._arrived.set)
 
     async def __aiter__(self) -> AsyncIterator[list[Piece]]:
-        """Yield all that has come since the last time, up to the piece that is the last one.
+        """Yield the pieces that arrived since the last iteration, up to the final one.
 
         Raises:
-            Exception: that ended the text.
+            Exception: the error that ended the text.
         """
         finished, error = False, None
         try:
@@ -115,11 +115,11 @@ class Stream:
 
 
 class Batcher:
-    """Writes the texts of streams in a thread of its own.
+    """Generates texts in a thread of its own.
 
     Args:
-        most_at_once: texts that are written together; others wait for their turn.
-        most_waiting: texts that may wait.
+        most_at_once: how many texts are generated together; further ones are queued.
+        most_waiting: how many texts may be queued.
     """
 
     def __init__(self, most_at_once: int, most_waiting: int) -> None:
@@ -133,11 +133,11 @@ class Batcher:
         self._thread.start()
 
     def write(self, orders: Sequence[Order]) -> list[Stream]:
-        """Begin with texts as soon as there is room, all or none; called from an event loop.
+        """Queue all of `orders` or none, and return their streams; called from an event loop.
 
         Raises:
-            FullError: there is no room for them to wait.
-            ClosedError: no text is written any more.
+            FullError: the queue has no room for all of them.
+            ClosedError: the batcher is closed.
         """
         with self._changed:
             if self._closed:
@@ -153,12 +153,12 @@ class Batcher:
 
     @property
     def n_waiting(self) -> int:
-        """How many texts wait for their turn, and somebody for them."""
+        """Number of queued texts that have not been cancelled."""
         with self._changed:
             return sum(not stream.cancelled for stream in self._waiting)
 
     def close(self) -> None:
-        """End; texts under way are left as they are."""
+        """Stop the thread; unfinished texts end with ClosedError."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -184,12 +184,12 @@ class Batcher:
             texts = _staying(texts)
             with self._changed:
                 self.n_writing = len(texts)
-            time.sleep(0)  # lets the event loop send what there is
+            time.sleep(0)  # lets the event loop send the new pieces
         for stream in [*self._waiting, *(text.stream for text in texts)]:
             stream.put(ClosedError())
 
     def _turn(self, texts: list["_Text"]) -> None:
-        """Write a token of each text."""
+        """Generate one token of each text."""
         for model in {text.order.model: None for text in texts}:
             own = [text for text in texts if text.order.model is model]
             with _ending(own):
@@ -201,7 +201,7 @@ class Batcher:
 
 
 def _staying(texts: list["_Text"]) -> list["_Text"]:
-    """Return the texts that go on; the memory of the others is given back."""
+    """Return the texts that continue; release the memory of the others."""
     for text in texts:
         if text.ended or text.stream.cancelled:
             text.leave()
@@ -210,7 +210,7 @@ def _staying(texts: list["_Text"]) -> list["_Text"]:
 
 @contextlib.contextmanager
 def _ending(texts: list["_Text"]) -> Iterator[None]:
-    """End texts with what goes wrong, such as too little memory; the thread goes on."""
+    """End `texts` with any exception raised inside, such as out of memory; the thread goes on."""
     try:
         yield
     except Exception as error:
@@ -220,7 +220,7 @@ def _ending(texts: list["_Text"]) -> Iterator[None]:
 
 
 class _Text:
-    """A text under way, on the side of the thread."""
+    """A text in progress, as seen from the thread."""
 
     def __init__(self, stream: Stream) -> None:
         self.stream = stream
@@ -232,20 +232,20 @@ class _Text:
         self._pieces = self.order.follow(self._steps())
 
     def open(self) -> None:
-        """Make ready to read."""
+        """Open the reader."""
         with torch.inference_mode():
             self.reader = self.order.model.open(1, self.idx.shape[1] + self.order.length)
 
     def leave(self) -> None:
-        """Let go of the cache, which would stay until Python looks for cycles."""
+        """Break the reference cycle that would keep the cache alive until garbage collection."""
         self._pieces = iter(())
 
     def take(self, logits: np.ndarray) -> None:
-        """Choose the next id, and hand over what that makes certain."""
+        """Choose the next id, and pass on the pieces that are now final."""
         ids = self.order.choose(self.idx, logits)
         self._step = Step(ids, logits)
         self.idx = ids[:, None]
-        # One step is asked for each piece; after the last step comes what was held back.
+        # Each piece takes one step; what was held back follows after the last step.
         for piece in self._pieces:
             self.stream.put(piece)
             if piece.finish:

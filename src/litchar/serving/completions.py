@@ -27,23 +27,23 @@ from litchar.serving.batching import Batcher, ClosedError, FullError, Order, Str
 from litchar.serving.pieces import Token, Tokens, name_of, read, written
 from litchar.text.vocabulary import describe
 
-MOST_LIKELIEST = 20  # that may be asked for in `logprobs`
+MOST_LIKELIEST = 20  # upper limit on `logprobs`
 MOST_SEED = 2**63 - 1
-MOST_STOPS, LONGEST_STOP = 16, 256  # each is looked for after each token
-CLIENT_CLOSED_REQUEST = 499  # as nginx's log has it
+MOST_STOPS, LONGEST_STOP = 16, 256  # each is searched for after every token
+CLIENT_CLOSED_REQUEST = 499  # as in nginx's log
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What one request may ask for, and all together.
+    """Limits on each request and on all of them together.
 
     Attributes:
-        max_tokens: of each text.
-        max_prompt: tokens of each prompt.
-        at_once: texts that are written together.
-        waiting: texts that may wait for that.
-        body_bytes: of a request.
+        max_tokens: longest text, in tokens.
+        max_prompt: longest prompt, in tokens.
+        at_once: texts generated together.
+        waiting: texts that may be queued.
+        body_bytes: size of a request's body.
     """
 
     max_tokens: int
@@ -54,16 +54,16 @@ class Limits:
 
 
 class StreamOptions(BaseModel):
-    """What a stream tells beside the text."""
+    """What a stream contains besides the text."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     include_usage: bool | None = False
-    include_obfuscation: bool | None = None  # which pads events, and does not here
+    include_obfuscation: bool | None = None  # would pad events; ignored
 
 
 class CompletionRequest(BaseModel):
-    """What a client asks for: OpenAI's names, and this package's where there is none of theirs."""
+    """A request, with OpenAI's field names, or this package's where OpenAI has none."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -82,8 +82,8 @@ class CompletionRequest(BaseModel):
     stream_options: StreamOptions | None = None
     logprobs: int | None = Field(default=None, ge=0, le=MOST_LIKELIEST)
     echo: bool | None = False
-    user: str | None = None  # of the client's own records
-    # What this server has no counterpart of may be sent as what changes nothing.
+    user: str | None = None  # for the client's own records
+    # Unsupported fields, accepted with values that change nothing.
     best_of: int | None = None
     frequency_penalty: float | None = 0
     presence_penalty: float | None = 0
@@ -91,10 +91,10 @@ class CompletionRequest(BaseModel):
     suffix: str | None = None
 
     def sampling(self) -> Sampling:
-        """Return how characters are chosen; null is a setting's default.
+        """Return the sampling settings; null means a setting's default.
 
         Raises:
-            UserError: a setting is out of its range.
+            UserError: a setting is out of range.
         """
         names = {"temperature", "top_p", "top_k", "min_p", "repetition_penalty"}
         return Sampling(**self.model_dump(include=names, exclude_none=True))
@@ -104,7 +104,7 @@ class CompletionRequest(BaseModel):
         return [self.stop] if isinstance(self.stop, str) else self.stop or []
 
     def prompts(self) -> Sequence[str | Sequence[int]]:
-        """Return the prompts: texts, or ids."""
+        """Return the prompts, as texts or as ids."""
         prompt = "" if self.prompt is None else self.prompt
         if isinstance(prompt, str):
             return [prompt]
@@ -114,7 +114,7 @@ class CompletionRequest(BaseModel):
 
 
 class RefusedError(Exception):
-    """A request that is not carried out, and why."""
+    """A request was refused; the message says why."""
 
     def __init__(
         self, message: str, param: str | None = None, code: str | None = None, status: int = 400
@@ -128,7 +128,7 @@ class RefusedError(Exception):
 def refusal(
     message: str, status: int, param: str | None = None, code: str | None = None
 ) -> JSONResponse:
-    """Return an error as OpenAI's clients read it."""
+    """Return an error in the format that OpenAI's clients parse."""
     kind = "invalid_request_error" if status < HTTPStatus.INTERNAL_SERVER_ERROR else "server_error"
     if status == HTTPStatus.TOO_MANY_REQUESTS:
         kind = "rate_limit_error"
@@ -137,7 +137,7 @@ def refusal(
 
 
 class Completions:
-    """A model, and what answers requests of it."""
+    """A model and the batcher that answers requests for it."""
 
     def __init__(self, checkpoint: Checkpoint, model: Prepared, name: str, limits: Limits) -> None:
         self.vocabulary = checkpoint.vocabulary
@@ -149,7 +149,7 @@ class Completions:
         self.batcher = Batcher(limits.at_once, limits.waiting)
 
     def card(self) -> dict[str, Any]:
-        """Return what /v1/models says of the model."""
+        """Return the model's entry in /v1/models."""
         return {
             "id": self.name,
             "object": "model",
@@ -158,10 +158,10 @@ class Completions:
         }
 
     def check(self, request: CompletionRequest) -> None:
-        """Refuse what is not served.
+        """Refuse a request that cannot be served.
 
         Raises:
-            RefusedError: with the reason.
+            RefusedError: a field is out of range or not supported.
         """
         self.check_model(request.model)
         limits = self.limits
@@ -195,10 +195,10 @@ class Completions:
             raise RefusedError(f"prompt, n: 1 to {most} texts a request, and not {n_texts}", "n")
 
     def check_model(self, name: str) -> None:
-        """Refuse a model that is not here.
+        """Refuse a request for another model.
 
         Raises:
-            RefusedError: it is none.
+            RefusedError: `name` is not the name of the served model.
         """
         if name != self.name:
             raise RefusedError(
@@ -212,17 +212,17 @@ class Completions:
         """Return the ids of a prompt: (T,).
 
         Raises:
-            RefusedError: it is too long, or has what the model does not know.
+            RefusedError: it is too long, or has characters or ids that the model does not know.
         """
         size = len(self.vocabulary)
-        self._check_length(prompt)  # cleaning may take time with its square
+        self._check_length(prompt)  # cleaning may take quadratic time
         if isinstance(prompt, str):
             text = self.cleaned(prompt)
             if unknown := self.vocabulary.unknown(text):
                 raise RefusedError(f"prompt: the model never saw {describe(unknown)}", "prompt")
             try:
                 ids = self.vocabulary.encode(text)
-            except UserError as error:  # half of a pair of surrogates
+            except UserError as error:  # a lone surrogate
                 raise RefusedError(f"prompt: {error}", "prompt") from None
         else:
             wrong = next((token for token in prompt if not 0 <= token < size), None)
@@ -241,11 +241,11 @@ class Completions:
             )
 
     def begin(self, request: CompletionRequest) -> list["Choice"]:
-        """Begin with all choices of a request.
+        """Queue all choices of a request and return them.
 
         Raises:
-            RefusedError: the request asks for what cannot be.
-            FullError: there is no room for it.
+            RefusedError: the request cannot be served.
+            FullError: the queue has no room for it.
         """
         self.check(request)
         try:
@@ -261,7 +261,7 @@ class Completions:
         ]
         orders = [order for choice in choices for order in choice.orders]
         most = self.limits.at_once + self.limits.waiting
-        if len(orders) > most:  # there would never be room
+        if len(orders) > most:  # it would never fit
             raise RefusedError(
                 f"prompt, n: 1 to {most} texts a request, and not {len(orders)}; with echo and "
                 "logprobs a prompt counts as well",
@@ -277,11 +277,11 @@ class Choice:
     """One text of a request, in the protocol's form.
 
     Attributes:
-        orders: what is to be asked of the batcher: to read the prompt, if its log-probabilities
-            are wanted, and to write what follows.
-        streams: of the orders.
-        n_read: how many tokens were read for it: those of the prompt, of its first choice.
-        n_written: how many were sampled.
+        orders: orders for the batcher: to score the prompt, if its log-probabilities are requested,
+            and to generate what follows.
+        streams: the streams of the orders.
+        n_read: number of prompt tokens, counted in the first choice of each prompt only.
+        n_written: number of sampled tokens.
     """
 
     def __init__(
@@ -301,7 +301,7 @@ class Choice:
         self.streams: list[Stream] = []
         self.n_read = 0 if again else len(prompt)
         self.n_written = 0
-        self.prompt_tokens: list[Token] = []  # that nothing stands before
+        self.prompt_tokens: list[Token] = []  # at first only the one without context
 
         begun = beginning(vocabulary, prompt)
         if request.echo and self.logprobs:
@@ -323,7 +323,7 @@ class Choice:
         self.length = length
 
     async def parts(self) -> AsyncIterator[dict[str, Any]]:
-        """Yield the text part by part, as `choices` of the protocol have them."""
+        """Yield the text in parts, each an entry of the protocol's `choices`."""
         streams = list(self.streams)
         try:
             if self.echo is not None:
@@ -345,7 +345,7 @@ class Choice:
             self.cancel()
 
     async def whole(self) -> dict[str, Any]:
-        """Return the text at once."""
+        """Return the whole text as one part."""
         whole = self._part("", [], None)
         async for part in self.parts():
             whole["text"] += part["text"]
@@ -355,7 +355,7 @@ class Choice:
         return whole
 
     def cancel(self) -> None:
-        """Say that nobody waits for the rest."""
+        """Declare that nobody is waiting for the rest."""
         for stream in self.streams:
             stream.cancel()
 
@@ -377,8 +377,8 @@ class Choice:
 
 
 def build(served: Completions) -> FastAPI:
-    """Return the application that answers requests of a model."""
-    # The pages that FastAPI makes of an interface load scripts from elsewhere.
+    """Return the application that serves the model."""
+    # FastAPI's generated documentation pages load scripts from other hosts.
     app = FastAPI(title="litchar", docs_url=None, redoc_url=None)
     app.add_middleware(BodyLimit, most=served.limits.body_bytes)
     answer_errors(app)
@@ -420,13 +420,13 @@ def build(served: Completions) -> FastAPI:
             return Response(status_code=CLIENT_CLOSED_REQUEST)
         answers = [{"index": i} | whole for i, whole in enumerate(wholes)]
         answer = head | {"choices": answers, "usage": usage(choices)}
-        return Response(json.dumps(answer), media_type="application/json")  # half a character too
+        return Response(json.dumps(answer), media_type="application/json")  # lone surrogates too
 
     return app
 
 
 def answer_errors(app: FastAPI) -> None:
-    """Let `app` answer what goes wrong as OpenAI's clients read it."""
+    """Make `app` report errors in the format that OpenAI's clients parse."""
 
     @app.exception_handler(RefusedError)
     async def refused(_: Request, error: RefusedError) -> Response:
@@ -460,9 +460,9 @@ def answer_errors(app: FastAPI) -> None:
 
 
 class BodyLimit:
-    """Reads no more of a request's body than may be.
+    """Middleware that limits the size of a request's body.
 
-    FastAPI's own `max_body_size` answers in plain text, which OpenAI's clients do not read.
+    FastAPI's own `max_body_size` answers in plain text, which OpenAI's clients cannot parse.
     """
 
     def __init__(self, app: ASGIApp, most: int) -> None:
@@ -470,7 +470,7 @@ class BodyLimit:
         self.most = most
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass on a request whose body is refused when it is found too long."""
+        """Forward a request, and refuse it as soon as its body exceeds the limit."""
         n_read = 0
 
         async def receive_some() -> Message:
@@ -488,7 +488,7 @@ class BodyLimit:
 
 
 async def unless_gone(request: Request, work: asyncio.Future[T]) -> T | None:
-    """Return the outcome of `work`, or None, and cancel it, if the client hangs up before."""
+    """Return the result of `work`; if the client disconnects first, cancel it and return None."""
 
     async def gone() -> None:
         while (await request.receive())["type"] != "http.disconnect":
@@ -501,13 +501,13 @@ async def unless_gone(request: Request, work: asyncio.Future[T]) -> T | None:
     finally:
         work.cancel()
         leaving.cancel()
-        await asyncio.gather(work, leaving, return_exceptions=True)  # or their ends are logged
+        await asyncio.gather(work, leaving, return_exceptions=True)  # or asyncio logs their errors
 
 
 async def events(
     choices: list[Choice], head: dict[str, Any], include_usage: bool
 ) -> AsyncIterator[str]:
-    """Yield the parts of all choices as server-sent events, as they come."""
+    """Yield the parts of all choices as server-sent events, as they arrive."""
     parts: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
 
     async def pump(index: int, choice: Choice) -> None:
@@ -540,12 +540,12 @@ async def events(
 
 
 def event(data: dict[str, Any]) -> str:
-    """Return a server-sent event."""
+    """Return `data` as a server-sent event."""
     return f"data: {json.dumps(data)}\n\n"
 
 
 def usage(choices: list[Choice]) -> dict[str, int]:
-    """Return how many tokens were read and written."""
+    """Return the token counts of the prompts and of the texts generated."""
     n_read = sum(choice.n_read for choice in choices)
     n_written = sum(choice.n_written for choice in choices)
     return {

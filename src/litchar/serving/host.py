@@ -1,4 +1,4 @@
-"""A web application at a port of this machine, until a signal ends it."""
+"""Hosting a web application on a port of this machine until a signal arrives."""
 
 import asyncio
 import ipaddress
@@ -12,14 +12,14 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from litchar.errors import UserError, check_integer
 
-SECONDS_TO_CLOSE = 5  # for what is left after a text was ended
+SECONDS_TO_CLOSE = 5  # for connections left open after their texts were ended
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Return a socket that nobody else listens at; port 0 is any free one.
+    """Return a listening socket; port 0 means any free port.
 
     Raises:
-        UserError: there is no such place, or it is taken.
+        UserError: the host or port is invalid, or the port cannot be bound.
     """
     if not isinstance(host, str) or not host:
         raise UserError(f"host={host}: must be an address of this machine, such as 127.0.0.1")
@@ -37,23 +37,23 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def address(listening: socket.socket) -> str:
-    """Return the URL of a socket."""
+    """Return the URL of a listening socket."""
     host, port = listening.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def is_loopback(listening: socket.socket) -> bool:
-    """Return whether only this machine reaches a socket."""
+    """Return whether the socket can be reached from this machine only."""
     return ipaddress.ip_address(listening.getsockname()[0]).is_loopback
 
 
 class Server(uvicorn.Server):
-    """Answers requests until SIGINT or SIGTERM comes, which then goes its usual way.
+    """A server that runs until SIGINT or SIGTERM, which then takes its usual course.
 
     Args:
-        said: on the terminal, once requests are taken.
-        shutdown_seconds: that texts under way have to end, before
-        close: ends them.
+        said: message for the terminal once the server accepts requests.
+        shutdown_seconds: grace period for texts in progress.
+        close: ends those that are left after it.
     """
 
     def __init__(
@@ -73,30 +73,30 @@ class Server(uvicorn.Server):
             timeout_graceful_shutdown=shutdown_seconds + SECONDS_TO_CLOSE,
         )
         super().__init__(config)
-        # What is cut off as it ends is no error, and has nobody to be told to.
+        # Requests cut off during shutdown are not errors worth logging.
         logging.getLogger("uvicorn.error").addFilter(lambda record: not self.should_exit)
         self.listening = listening
         self.shutdown_seconds = shutdown_seconds
         self.close = close
 
     def serve_until_signal(self) -> None:
-        """Answer requests; close whatever ends that."""
+        """Serve requests; call `close` however that ends."""
         try:
-            print(self.said, flush=True)  # the socket listens: who is early waits for an answer
+            print(self.said, flush=True)  # the socket listens already, so early requests wait
             self.run(sockets=[self.listening])
         finally:
             self.close()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Take no more requests, and wait for those under way."""
+        """Accept no more requests, and wait for those in progress."""
         asyncio.get_running_loop().call_later(self.shutdown_seconds, self.close)
         await super().shutdown(sockets)
 
 
 def open_to(app: FastAPI, listening: socket.socket) -> str:
-    """Let `app` answer those whom `listening` is meant for; return what to say of that."""
+    """Restrict `app` to local host names on a loopback socket; otherwise return a warning."""
     if is_loopback(listening):
-        # A page from elsewhere may have its own name lead here; it is not answered by that name.
+        # Against DNS rebinding: a foreign page may point its own host name at this machine.
         names = ["localhost", "127.0.0.1", "[::1]", "::1", listening.getsockname()[0]]
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=names)
         return ""

@@ -1,4 +1,4 @@
-"""Pieces: what is told of a text while it is written, to a client or a browser."""
+"""Pieces: the parts of a text that reach a client or a browser while it is being generated."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -12,14 +12,14 @@ from litchar.text.vocabulary import BOUNDARY_TOKEN
 
 
 class Token(NamedTuple):
-    """A token, and what the model itself said of it, before temperature and the like.
+    """A token with its probabilities under the model, before temperature and other settings.
 
     Attributes:
-        id: of the token.
-        text: the character; `bytes:\\xNN` for a byte that is none by itself.
-        offset: how many characters stand before its own. Bytes of one character share it.
-        log_prob: in nats; None for a token that nothing stands before.
-        likeliest: the ids that were likeliest in its place, with theirs; None likewise.
+        id: id of the token.
+        text: its character; `bytes:\\xNN` for a byte that is not a character by itself.
+        offset: number of characters before its own. Bytes of one character share it.
+        log_prob: in nats; None for a token without context.
+        likeliest: the most likely ids in its place and their log-probabilities; None likewise.
     """
 
     id: int
@@ -33,10 +33,10 @@ class Piece(NamedTuple):
     """A part of a text.
 
     Attributes:
-        text: what is new.
-        tokens: of that.
-        n_ids: how many ids were sampled for it, those of a stop string included.
-        finish: None, but for the last piece: `end` of the document, `stop`, or `length`.
+        text: the new text.
+        tokens: its tokens.
+        n_ids: number of ids sampled for it, including those of a stop string.
+        finish: None except in the last piece: `end` of the document, `stop`, or `length`.
     """
 
     text: str
@@ -46,7 +46,7 @@ class Piece(NamedTuple):
 
 
 def name_of(vocabulary: Vocabulary, token: int) -> str:
-    """Return a token as a text that stands for it."""
+    """Return the name of a token, as clients see it."""
     symbol = vocabulary.symbols[token]
     if vocabulary.unit == "byte" and symbol >= "\x80":
         return f"bytes:\\x{ord(symbol):02x}"
@@ -54,11 +54,11 @@ def name_of(vocabulary: Vocabulary, token: int) -> str:
 
 
 class Tokens:
-    """Tells of the tokens of one text, in turn.
+    """Describes the tokens of one text, in order.
 
     Args:
-        n_likeliest: how many of the likeliest are told.
-        offset: how many characters stand before it.
+        n_likeliest: how many of the most likely ids to include.
+        offset: number of characters before the text.
     """
 
     def __init__(self, vocabulary: Vocabulary, n_likeliest: int, offset: int = 0) -> None:
@@ -68,11 +68,11 @@ class Tokens:
         self._decode = vocabulary.decoder()
 
     def first(self, token: int) -> Token:
-        """Return what is to be told of a token that nothing stands before."""
+        """Return the `Token` of a first id, which has no context."""
         return self._tell(token, None, None)
 
     def next(self, step: Step) -> Token:
-        """Return what is to be told of a step of one text."""
+        """Return the `Token` sampled in a step of one text."""
         log_probs = log_softmax(step.logits)[0]
         likeliest = (-log_probs).argsort(kind="stable")[: self.n_likeliest].tolist()
         token = int(step.ids[0])
@@ -93,10 +93,10 @@ class Tokens:
 def written(
     steps: Iterator[Step], vocabulary: Vocabulary, stop: Sequence[str], tokens: Tokens | None
 ) -> Iterator[Piece]:
-    """Yield a text as it is sampled, without what may yet become a stop string.
+    """Yield a text as it is sampled, holding back what may turn out to be a stop string.
 
     Args:
-        tokens: tells of its tokens, if that is wanted.
+        tokens: describes its tokens, if requested.
     """
     offset = 0 if tokens is None else tokens.offset
     held: list[Token] = []
@@ -123,7 +123,7 @@ def written(
 
 
 def read(steps: Iterator[Step], tokens: Tokens) -> Iterator[Piece]:
-    """Yield what the model says of each token of a text that is given."""
+    """Yield the token of each step of a given text, such as a prompt, and no text."""
     for step in steps:
         yield Piece("", [tokens.next(step)], 0, None)
     yield Piece("", [], 0, "length")

@@ -1,8 +1,8 @@
-"""`scripts/playground.py`: a page to write with trained models in a browser.
+"""`scripts/playground.py`: a web page for generating text with trained models.
 
-The page is plain HTML. It has no script, and forbids the browser to run any, so that nothing that a
-model writes can do more than be read: the text is a page of its own in a frame, sent bit by bit as
-it is sampled, and what a character's probability was stands in an attribute that CSS shows.
+The page is plain HTML. It has no scripts and forbids the browser to run any, so that text from a
+model can only ever be displayed: it is a page of its own in a frame, streamed as it is sampled, and
+each character's probability is in an attribute that CSS shows.
 """
 
 import asyncio
@@ -46,11 +46,11 @@ from litchar.text import Vocabulary
 from litchar.text.vocabulary import describe, printable
 
 HERE = Path(__file__).parent
-MOST_LOADED = 3  # models that are kept in memory
-N_LIKELIEST = 5  # characters that are shown beside the one that was chosen
+MOST_LOADED = 3  # models kept in memory
+N_LIKELIEST = 5  # most likely characters shown for each one chosen
 LEVELS = [least for least, _ in COLOURS[::-1]]  # of surprise, in bits
-SIGNS = {"\n": "↵", " ": "␣", "\t": "⇥"}  # for what would not be seen
-BAR = 24  # characters of a bar for a probability of 1
+SIGNS = {"\n": "↵", " ": "␣", "\t": "⇥"}  # for invisible characters
+BAR = 24  # width in characters of the bar for a probability of 1
 ENDS = {
     "end": "The document ended.",
     "stop": "Stopped before the text that was to stop it.",
@@ -77,17 +77,17 @@ class Loaded:
 
 @lru_cache(MOST_LOADED)
 def load(path: Path, changed_ns: int, device: torch.device) -> Loaded:
-    """Return the model of the checkpoint at `path`, as of when that was last changed."""
+    """Return the model of the checkpoint at `path`; `changed_ns` is part of the cache key."""
     checkpoint = Checkpoint.load(path)
     return Loaded(checkpoint, Prepared(checkpoint.build_model(device)))
 
 
 @dataclass(frozen=True)
 class Run:
-    """A trained model that may be chosen.
+    """A trained model that can be selected.
 
     Attributes:
-        name: its directory under outputs/, or its file.
+        name: its run directory relative to outputs/, or the path of its file.
         path: its checkpoint.
     """
 
@@ -96,20 +96,20 @@ class Run:
 
     @property
     def label(self) -> str:
-        """What the list shows: the name, and how good it is."""
+        """The label in the list: the validation loss, if known, and the name."""
         try:
             summary = json.loads((self.path.parents[1] / "summary.json").read_text())
             return f"loss {summary['best_val_loss']:.3f}: {self.name}"
-        # A file may lie in no directory, and a summary say anything.
+        # The file need not be in a run directory, and its summary may contain anything.
         except (OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError):
             return self.name
 
 
 class Playground:
-    """What the page's requests share.
+    """State shared by the page's requests.
 
     Args:
-        chosen: the checkpoint that is chosen when the page opens.
+        chosen: the checkpoint selected when the page opens.
     """
 
     def __init__(self, config: DictConfig, chosen: Path) -> None:
@@ -118,12 +118,12 @@ class Playground:
         self.outputs = Path(config.outputs_dir).resolve()
         self.chosen = chosen.resolve()
         self.batcher = Batcher(config.at_once, config.waiting)
-        self.under_way: dict[str, Stream] = {}  # by page
+        self.under_way: dict[str, Stream] = {}  # by page id
         self._loading = asyncio.Lock()
 
     def runs(self) -> list[Run]:
-        """Return the runs that have a checkpoint, the newest first, and the chosen one's."""
-        paths = [path for path in trained(self.outputs) if str(path).isprintable()]  # in a form
+        """Return the runs with a checkpoint, newest first, after `chosen` if that is no run."""
+        paths = [path for path in trained(self.outputs) if str(path).isprintable()]  # for the form
         runs = [Run(str(path.parents[1].relative_to(self.outputs)), path) for path in paths]
         other = [] if self.chosen in paths else [Run(str(self.chosen), self.chosen)]
         return other + runs
@@ -132,7 +132,7 @@ class Playground:
         """Return the model of a run.
 
         Raises:
-            UserError: there is no such run, or its checkpoint is unfit.
+            UserError: there is no such run, or its checkpoint is invalid.
         """
         path = next((run.path for run in self.runs() if run.name == name), None)
         if path is None:
@@ -142,10 +142,10 @@ class Playground:
             return await asyncio.to_thread(load, path, changed_ns, self.device)
 
     def order(self, loaded: Loaded, form: Mapping[str, str]) -> tuple[str, int, Order]:
-        """Return what a form asks for: the prompt, the seed, and what is to be written.
+        """Return a form's prompt, as the model reads it, the seed and the order for the batcher.
 
         Raises:
-            UserError: a setting or the prompt is unfit.
+            UserError: a setting is invalid, or the prompt is too long or has unknown characters.
         """
         vocabulary, cleaned = loaded.checkpoint.vocabulary, loaded.checkpoint.cleaned
         numbers: dict[str, Any] = {name: number(form, name) for name in NUMBERS}
@@ -154,9 +154,9 @@ class Playground:
         settings = Settings(**numbers)
         if settings.max_new_tokens > self.config.limit:
             raise UserError(f"Length: at most {self.config.limit} characters")
-        # A form sends every line end as two characters.
+        # Forms submit line ends as \r\n.
         prompt = form.get("prompt", "").replace("\r\n", "\n")
-        if len(prompt) > self.config.max_prompt:  # cleaning may take time with its square
+        if len(prompt) > self.config.max_prompt:  # cleaning may take quadratic time
             raise UserError(f"Prompt: at most {self.config.max_prompt} characters")
         prompt = cleaned(prompt)
         if unknown := vocabulary.unknown(prompt):
@@ -176,11 +176,11 @@ class Playground:
 
 
 class Characters:
-    """Makes HTML of a text as it comes, and counts.
+    """Renders a text as HTML as it arrives, and keeps count.
 
     Attributes:
-        n: characters.
-        bits: of surprise, of all together.
+        n: number of characters.
+        bits: their total surprise.
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
@@ -189,7 +189,7 @@ class Characters:
         self.bits = 0.0
 
     def show(self, piece: Piece) -> str:
-        """Return the characters of a piece, each with its level of surprise and what to say."""
+        """Return a piece as HTML: each character with its surprise level and its tooltip."""
         by_offset: dict[int, list[Token]] = {}
         for token in piece.tokens:
             by_offset.setdefault(token.offset, []).append(token)
@@ -208,9 +208,10 @@ class Characters:
         return "".join(shown)
 
     def _say(self, character: str, tokens: list[Token], bits: float) -> str:
-        """Return how likely a character was, and what else might have stood there.
+        """Return the tooltip: how likely a character was, and the most likely alternatives.
 
-        Of a character of several bytes, each chosen after the one before, only the first.
+        A character of several tokens (bytes), each conditioned on the one before, gets no
+        alternatives.
         """
         lines = [f"{sign(character)} was {2**-bits:.1%} likely: {bits:.1f} bits of surprise"]
         if len(tokens) == 1:
@@ -223,35 +224,35 @@ class Characters:
         return "\n".join(lines)
 
     def summary(self) -> str:
-        """Return how much was written."""
+        """Return the number of characters and their mean surprise, as text."""
         if not self.n:
             return "No character"
         return f"{self.n:,} characters, {self.bits / self.n:.2f} bits each"
 
 
 def sign(character: str) -> str:
-    """Return a character so that it can be seen."""
+    """Return a visible form of a character."""
     return SIGNS.get(character) or (character if character.isprintable() else repr(character)[1:-1])
 
 
 def escaped(text: str) -> str:
-    """Return a text as HTML that shows it."""
+    """Return a text escaped for HTML."""
     return html.escape(printable(text))
 
 
 def encoded(text: str) -> bytes:
-    """Return a text as UTF-8; half a pair of surrogates, which has none, as a question mark."""
+    """Return a text as UTF-8, with lone surrogates replaced by question marks."""
     return text.encode("utf-8", "replace")
 
 
 class Guard:
-    """Sends what the browser is to forbid, and takes no form from another site's page."""
+    """Middleware that adds security headers and refuses forms posted from other sites."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer as the application does, with `HEADERS`."""
+        """Forward the request, and add `HEADERS` to the response."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -269,10 +270,10 @@ class Guard:
 
 
 def number(form: Mapping[str, str], name: str) -> int | float | None:
-    """Return a field of a form; None if it is empty.
+    """Return a numeric field of a form; None if it is empty.
 
     Raises:
-        UserError: it is no number.
+        UserError: the field is not a number.
     """
     said = form.get(name, "").strip()
     if not said:
@@ -286,10 +287,10 @@ def number(form: Mapping[str, str], name: str) -> int | float | None:
 
 
 def run(config: DictConfig) -> None:
-    """Show the page until a signal comes.
+    """Serve the page until a signal arrives.
 
     Raises:
-        UserError: the checkpoint, the place or a limit is unfit.
+        UserError: the checkpoint, the address or a setting is invalid.
     """
     for name in ("limit", "max_prompt", "at_once", "waiting"):
         check_integer(name, config[name], least=0 if name == "waiting" else 1)
@@ -300,14 +301,14 @@ def run(config: DictConfig) -> None:
     with host.bind(config.host, config.port) as listening:
         chosen = find(config.checkpoint, Path(config.outputs_dir))
         playground = Playground(config, chosen)
-        Checkpoint.load(chosen)  # now, while a person looks at the terminal
+        Checkpoint.load(chosen)  # fail now, while the user is looking at the terminal
         said = f"Playground at {host.address(listening)}, Ctrl-C ends"
         app, close = build(playground), playground.batcher.close
         host.Server(app, listening, said, 0, close).serve_until_signal()
 
 
 def build(playground: Playground) -> FastAPI:
-    """Return the application behind the page."""
+    """Return the application that serves the page."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, max_body_size=1 << 20)
     app.add_middleware(Guard)
     loader = FileSystemLoader(HERE)
@@ -387,6 +388,6 @@ def build(playground: Playground) -> FastAPI:
         stream = playground.under_way.get(str((await request.form()).get("page", "")))
         if stream is not None:
             stream.stop()
-        return Response(status_code=HTTPStatus.NO_CONTENT)  # the browser stays where it is
+        return Response(status_code=HTTPStatus.NO_CONTENT)  # the browser stays on the page
 
     return app

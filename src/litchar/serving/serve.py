@@ -1,4 +1,4 @@
-"""`scripts/serve.py`: a trained model behind the OpenAI completions protocol."""
+"""`scripts/serve.py`: serve a trained model over the OpenAI completions protocol."""
 
 from dataclasses import fields
 from pathlib import Path
@@ -14,10 +14,10 @@ from litchar.text.vocabulary import printable
 
 
 def run(config: DictConfig) -> None:
-    """Answer requests until a signal comes.
+    """Serve requests until a signal arrives.
 
     Raises:
-        UserError: the checkpoint, the place or a limit is unfit.
+        UserError: the checkpoint, the address or a limit is invalid.
     """
     names = [field.name for field in fields(completions.Limits)]
     for name in (*names, "shutdown_seconds"):
@@ -37,6 +37,6 @@ def run(config: DictConfig) -> None:
 
 
 def name_of(path: Path) -> str:
-    """Return what a checkpoint is called: as its run, or as its file where it is in none."""
+    """Return the name of a checkpoint: that of its run, or of its file if it is not in a run."""
     run = path.resolve().parent
     return printable(run.parent.name if run.name == "checkpoints" else path.stem)
