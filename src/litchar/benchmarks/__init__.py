@@ -17,7 +17,7 @@ from litchar.terminal import Terminal
 
 @exit_codes()
 def main(arguments: list[str] | None = None) -> None:
-    """Run the benchmark that the command line names."""
+    """Run the benchmark named on the command line."""
     from litchar.benchmarks import dashboard, encode, generate, overhead, startup, train
 
     parser = argparse.ArgumentParser(prog="benchmark.py", description=__doc__)
@@ -38,10 +38,10 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def check(repeats: int, place: Path | None) -> None:
-    """Refuse what could only end, after all measurements, in an error.
+    """Refuse options that would fail only after all measurements.
 
     Raises:
-        UserError: there is no measurement to be, or `place` cannot be written.
+        UserError: `repeats` is below 1, or `place` cannot be written.
     """
     if repeats < 1:
         raise UserError(f"--repeats={repeats}: must be at least 1")
@@ -56,10 +56,10 @@ def check(repeats: int, place: Path | None) -> None:
 
 
 def run_training(directory: Path, *overrides: str) -> dict[str, Any]:
-    """Run `train.py` in a process of its own, with its cache in `directory`; return its summary.
+    """Run `train.py` in a subprocess, with its cache in `directory`; return its summary.
 
     Raises:
-        UserError: it refuses `overrides`.
+        UserError: `train.py` refuses `overrides`.
     """
     script = Path(sys.argv[0]).resolve().with_name("train.py")
     run_dir = directory / f"run{len(list(directory.glob('run*')))}"
@@ -72,7 +72,7 @@ def run_training(directory: Path, *overrides: str) -> dict[str, Any]:
         text=True,
         check=False,
     )
-    if finished.returncode == 2:  # of wrong input, with one line
+    if finished.returncode == 2:  # invalid input, reported in one line
         raise UserError(finished.stderr.strip().rpartition("\n")[2].removeprefix("error: "))
     if finished.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{finished.stderr[-2000:]}")
@@ -81,5 +81,5 @@ def run_training(directory: Path, *overrides: str) -> dict[str, Any]:
 
 
 def spread(figure: str, measured: Sequence[float]) -> dict[str, float]:
-    """Return the median, as `figure`, with the least and the most."""
+    """Return the median, as `figure`, with the minimum and the maximum."""
     return {figure: statistics.median(measured), "least": min(measured), "most": max(measured)}

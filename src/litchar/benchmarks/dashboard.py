@@ -1,4 +1,4 @@
-"""What TensorBoard's pages beyond curves cost a run: the seconds in each of their callbacks."""
+"""Cost of the TensorBoard pages besides curves: the seconds spent in each of their callbacks."""
 
 import argparse
 import re
@@ -20,10 +20,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Return a row for each callback of `conf/callbacks/default.yaml`, and for all together.
+    """Return a row for each callback of `conf/callbacks/default.yaml`, and one for all together.
 
-    Lightning's SimpleProfiler takes the time of every hook. Seconds of two runs, one with them and
-    one without, would differ by more than these callbacks take.
+    Lightning's SimpleProfiler times every hook. Comparing a run with the callbacks to one without
+    would not work: run times vary by more than the callbacks take.
     """
     shares: dict[str, list[tuple[float, float, float]]] = {}
     with tempfile.TemporaryDirectory() as directory:
@@ -61,7 +61,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def hook_seconds(report: str) -> tuple[dict[str, float], dict[str, float]]:
-    """Return the seconds in each callback's hooks: in those that steps wait for, and in all."""
+    """Return the seconds in each callback's hooks: those outside validation and setup, and all."""
     while_stepping: dict[str, float] = {}
     all_of_them: dict[str, float] = {}
     row = r"\[Callback\](\w+)\.(\w+)\s*\|\s*\S+\s*\|\s*\S+\s*\|\s*([\d.e-]+)"

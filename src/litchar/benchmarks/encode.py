@@ -1,4 +1,4 @@
-"""Encode a text into a token store: MB/s and memory, beside the teaching script's look-up."""
+"""Encode a text into a token store: MB/s and memory, compared with the teaching script's dict."""
 
 import argparse
 import os
@@ -31,12 +31,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Return a row for each encoder: median and range of MB/s, peak resident memory.
+    """Return a row for each encoder: median and range of MB/s, and peak resident memory.
 
-    The store is built in a fresh process, each time into an empty cache, on one core.
+    The store is built in a fresh process on one core, each time into an empty cache.
 
     Raises:
-        UserError: the file is missing, empty or no text.
+        UserError: the file cannot be read, is empty or is not UTF-8.
     """
     import litchar.text
 
@@ -69,7 +69,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _build(path: Path, cache: Path) -> tuple[float, float]:
-    """Return seconds and peak MB of building the store in a process of its own."""
+    """Build the store in a subprocess; return its seconds and peak resident memory in MB."""
     environment = os.environ | {"LITCHAR_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", MEASURED, str(path)]
     output = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)

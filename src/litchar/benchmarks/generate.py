@@ -1,4 +1,4 @@
-"""Sample text: milliseconds a step, beside nanoGPT's own loop if --peer says where it lies."""
+"""Sample text: milliseconds per step, compared with nanoGPT's own loop if --peer names it."""
 
 import argparse
 import importlib.util
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
 
 VOCAB_SIZE = 65
-# Name, sizes, share of --characters.
+# Name, model sizes, fraction of --characters.
 SIZES = (
     ("0.80M", {"n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 64}, 1.0),
     ("10.65M", {"n_layer": 6, "n_head": 6, "n_embd": 384, "block_size": 256}, 0.1),
@@ -45,13 +45,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Return a row for each size, batch and sampler: median and range of ms a character.
+    """Return a row for each size, batch size and sampler: median and range of ms per step.
 
-    Weights are drawn, not trained. The samplers take turns, each beginning with a full context, so
-    that the time is that of a text that goes on; loading and a first warm-up are not in it.
+    Weights are random, not trained. The samplers take turns, each starting from a full context, so
+    the time is the steady state of a long text; it excludes loading and a warm-up.
 
     Raises:
-        UserError: nanoGPT is not where it was said to be.
+        UserError: a batch size is below 1, or `--peer` has no model.py.
     """
     from litchar.device import choose_device
 

@@ -1,4 +1,4 @@
-"""What a step costs under the Trainer, in a bare loop, and in the teaching script's own form."""
+"""Cost of a step under the Trainer, in a bare loop, and with the teaching script's own model."""
 
 import argparse
 import contextlib
@@ -24,7 +24,7 @@ from litchar.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-BLOCK = 50  # steps timed together: as many as between two reports of a run
+BLOCK = 50  # steps timed together; also the runs' log interval
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,15 +36,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Return a row for each form of the experiment's step, in milliseconds.
 
-    All have one batch size and arithmetic, and one optimiser (but the teaching script's own form,
-    which has torch's default AdamW, as the script does). Each is measured in a process of its own,
-    in turns. Under the Trainer logging is included and validation is not. A measurement is the
-    median over blocks of 50 steps, so that neither the first steps count nor what else the machine
-    was doing for a while. As the machine's speed changes from one repeat to the next, "over the
-    bare loop" and "ratio" are the medians of the difference and of the ratio within each repeat.
+    All forms share the batch size, the arithmetic and the optimiser, except that the teaching
+    script's own form uses torch's default AdamW, as the script does. They take turns, each in a
+    subprocess. The time under the Trainer includes logging but not validation. A measurement is the
+    median over blocks of 50 steps, so that neither the first steps nor passing load on the machine
+    counts. As the machine's speed varies between repeats, "over the bare loop" and "ratio" are the
+    medians of the difference and of the ratio within each repeat.
 
     Raises:
-        UserError: there are too few steps.
+        UserError: `--steps` is less than one block.
     """
     if options.steps < BLOCK:
         raise UserError(
@@ -105,11 +105,11 @@ def _bare(options: argparse.Namespace, form: str) -> float:
 
 
 def time_bare_loop(script: str, experiment: str, form: str, steps: int) -> float:
-    """Return the milliseconds a step of an experiment takes in a hand-written loop.
+    """Return the milliseconds per step of an experiment in a hand-written loop.
 
     Args:
-        script: one of `scripts/`; the configurations lie beside its directory.
-        form: `own`, or `teaching`: the teaching script's model, one head after the other.
+        script: a file in `scripts/`, next to which `conf/` is found.
+        form: `own`, or `teaching`: the teaching script's model, which computes head by head.
     """
     import torch
 
@@ -166,7 +166,7 @@ def time_bare_loop(script: str, experiment: str, form: str, steps: int) -> float
 def _built(
     form: str, config: DictConfig, sizes: dict[str, int], device: "torch.device"
 ) -> "tuple[torch.nn.Module, torch.optim.Optimizer]":
-    """Return the model of a form, and what steps it."""
+    """Return the model and the optimiser of a form."""
     import torch
     from hydra.utils import instantiate
 

@@ -1,4 +1,4 @@
-"""How long `train.py` takes to its first step, from the start of the process."""
+"""Time from starting `train.py` to its first step."""
 
 import argparse
 import tempfile
@@ -14,10 +14,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Return a row for a cold and a warm token store: seconds of a whole process of one step.
+    """Return a row each for a cold and a warm token store: seconds of a whole one-step process.
 
-    The bundled text, sizes by device; one batch is validated, so that the figure is an upper bound
-    of the time to the first step.
+    Uses the bundled text and the device's default sizes. One batch is validated too, so the figure
+    is an upper bound on the time to the first step.
     """
     seconds: dict[str, list[float]] = {"cold token store": [], "warm token store": []}
     with tempfile.TemporaryDirectory() as directory:

@@ -1,4 +1,4 @@
-"""The teaching script's transformer, head by head, to measure and to test the package's against."""
+"""The teaching script's transformer, head by head: a reference for benchmarks and tests."""
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +28,7 @@ class Head(nn.Module):
 
 
 class TeachingBlock(nn.Module):
-    """Attention and feed-forward, each behind a LayerNorm."""
+    """Attention and feed-forward, each preceded by a LayerNorm."""
 
     def __init__(self, n_embd: int, n_head: int, block_size: int) -> None:
         super().__init__()

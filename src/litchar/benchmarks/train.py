@@ -1,4 +1,4 @@
-"""Train a recipe to its target, beside nanoGPT if it is there: seconds of steps, and losses."""
+"""Train a recipe to its target, optionally against nanoGPT: seconds of steps, and losses."""
 
 import argparse
 import os
@@ -18,9 +18,9 @@ from litchar.benchmarks import run_training, spread
 from litchar.errors import UserError
 from litchar.text import Corpus, Vocabulary
 
-# nanoGPT's published settings for the text, on a CPU and on a GPU: after how many steps they are
-# compared, and what differs from its configuration. Those for a GPU are left as they are; 1,750 of
-# their 5,000 steps first passed the published loss of 1.4697, on an H100.
+# nanoGPT's published settings for this text on a CPU and on a GPU: the number of steps after which
+# to compare, and the overrides of its configuration. The GPU settings are unchanged; on an H100
+# they first got below the published loss of 1.4697 after 1,750 of their 5,000 steps.
 SETTINGS = {
     "cpu": (
         2000,
@@ -40,7 +40,7 @@ SETTINGS = {
     "cuda": (1750, []),
 }
 
-# What scores nanoGPT's checkpoint as ours are: contiguous windows, every character once.
+# Scores nanoGPT's checkpoint the way ours are: contiguous windows, every character once.
 EXACT_LOSS = """
 import numpy, sys, torch
 from model import GPT, GPTConfig
@@ -71,13 +71,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Return a row for each: seconds of steps to the target, or of all steps; the final loss.
+    """Return a row for the recipe and one for the peer: seconds of steps, and losses.
 
-    The peer runs where the recipe did, for the steps that `SETTINGS` names, its evaluations outside
-    the clock; its loss is that of its last checkpoint. Each repeat has another seed.
+    The recipe's seconds are to its target, or of all steps if it reaches none. The peer runs on the
+    same device for the number of steps in `SETTINGS`, with evaluations not timed; its loss is that
+    of its last checkpoint. Each repeat uses another seed.
 
     Raises:
-        UserError: a file is not there, or the recipe or an override is none.
+        UserError: a file is missing, or `train.py` refuses the recipe or an override.
     """
     if options.text is not None and not options.text.is_file():
         raise UserError(f"--text={options.text}: there is no such file")
@@ -114,7 +115,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _nanogpt(peer: Path, text: Path, directory: Path, seed: int, device: str) -> dict[str, Any]:
-    """Train nanoGPT's setting for a device on `text`, in a folder of its own."""
+    """Train nanoGPT with its settings for `device` on `text`, in a folder of its own."""
     folder = directory / f"nanogpt{seed}"
     data = folder / "data" / "shakespeare_char"
     data.mkdir(parents=True)
@@ -130,9 +131,9 @@ def _nanogpt(peer: Path, text: Path, directory: Path, seed: int, device: str) ->
     with open(data / "meta.pkl", "wb") as file:
         pickle.dump({"vocab_size": len(vocabulary)}, file)
 
-    script = (peer / "train.py").read_text()  # it seeds itself with 1337, and has no option for it
+    script = (peer / "train.py").read_text()  # its seed is fixed to 1337, without an option
     script = script.replace("manual_seed(1337", f"manual_seed({seed}")
-    # It waits for the device at each step that it logs; by its own setting that is each tenth.
+    # Logging synchronises with the device; do so at every tenth step, its default log interval.
     script = script.replace("loss.item() *", "(loss.item() if iter_num % 10 == 8 else 0.0) *")
     (folder / "train.py").unlink()
     (folder / "train.py").write_text(script)
