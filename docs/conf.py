@@ -1,4 +1,4 @@
-"""How Sphinx builds this directory: `sphinx-build -W docs site`."""
+"""Sphinx configuration; build with `sphinx-build -W docs site`."""
 
 import sys
 from pathlib import Path
@@ -21,11 +21,11 @@ extensions = [
     "sphinx.ext.napoleon",
     "configuration",
 ]
-myst_heading_anchors = 3  # `page.md#a-heading`, as GitHub has it
+myst_heading_anchors = 3  # `page.md#a-heading`, as on GitHub
 myst_enable_extensions = ["colon_fence"]
 suppress_warnings = ["misc.highlighting_failure"]
 
-# One page for each module of the package, from its docstrings.
+# One page per module of the package, from its docstrings.
 apidoc_modules = [
     {
         "path": "../src/litchar",

@@ -1,4 +1,4 @@
-"""Write a trained model for other tools: `python scripts/export.py format=onnx`."""
+"""Export a trained model for other tools: `python scripts/export.py format=onnx`."""
 
 from litchar.cli import hydra_main
 

@@ -1,4 +1,4 @@
-"""Write text with a trained model: `python scripts/generate.py prompt="Once "`."""
+"""Generate text with a trained model: `python scripts/generate.py prompt="Once "`."""
 
 from litchar.cli import hydra_main
 

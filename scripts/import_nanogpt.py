@@ -1,4 +1,4 @@
-"""Take over a model of nanoGPT: `import_nanogpt.py checkpoint=ckpt.pt meta=meta.pkl`."""
+"""Import a model trained with nanoGPT: `import_nanogpt.py checkpoint=ckpt.pt meta=meta.pkl`."""
 
 from litchar.cli import hydra_main
 

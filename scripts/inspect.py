@@ -1,8 +1,8 @@
-"""Show what is in a text: `python scripts/inspect.py data=text data.path=FILE`."""
+"""Inspect a text: `python scripts/inspect.py data=text data.path=FILE`."""
 
 if __name__ == "inspect":
-    # Python looks for modules in a script's own directory first, and every script here imports
-    # one that imports the standard library's `inspect`. It gets that one.
+    # Python looks for modules in the script's own directory first, so whenever a library imports
+    # `inspect` it finds this file: load the standard library's in its place.
     import importlib.util
     import os
     import sys

@@ -1,4 +1,4 @@
-"""Write with trained models in a browser: `python scripts/playground.py checkpoint=latest`."""
+"""Write in a browser with trained models: `python scripts/playground.py checkpoint=latest`."""
 
 from litchar.cli import hydra_main
 

@@ -1,4 +1,4 @@
-"""What bounds a run on many devices: `python scripts/scaling.py [--measure]`."""
+"""Estimate what limits a run on many devices: `python scripts/scaling.py [--measure]`."""
 
 from litchar.analysis.scaling import main
 

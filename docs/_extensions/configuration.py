@@ -1,7 +1,7 @@
-"""References made from what they describe: the comments in `conf/`, the keys of `summary.json`.
+"""References generated from their sources: the comments in `conf/`, the keys of `summary.json`.
 
-Each key stands once, in the file that defines it, with its default and what is said of it there:
-the comment behind it or above it; or else, in the docstring of what the file builds, its argument.
+Each key is listed once, under the file that defines it, with its default and its description: the
+comment after or above it, or else its entry in the Args of what the file builds.
 """
 
 import inspect
@@ -29,10 +29,10 @@ class Key:
     """A key with a value of its own.
 
     Attributes:
-        name: dotted, as on the command line.
-        value: as the file has it.
-        comment: what the file says of it.
-        target: the class or function whose argument it is, if the file says so.
+        name: dotted name, as on the command line.
+        value: value, as written in the file.
+        comment: its comment in the file.
+        target: the class or function that takes it as an argument, if the file names one.
     """
 
     name: str
@@ -42,19 +42,19 @@ class Key:
 
     @property
     def says(self) -> str:
-        """What is known of it: the comment, or what the docstring of the target says."""
+        """Its description: the comment, or else the target's docstring entry."""
         return self.comment or arguments(self.target).get(self.name.rpartition(".")[2], "")
 
 
 @dataclass
 class ConfigFile:
-    """A file of `conf/`, taken apart.
+    """A parsed file of `conf/`.
 
     Attributes:
-        description: what its first lines say.
-        commands: that use it.
-        defaults: the entries of its defaults list: a name, or `group: name`.
-        target: what it builds.
+        description: its leading comment.
+        commands: the commands in that comment.
+        defaults: the entries of its defaults list: a name, or `group=name`.
+        target: the class or function it instantiates.
     """
 
     path: Path
@@ -66,13 +66,13 @@ class ConfigFile:
 
     @property
     def title(self) -> str:
-        """How it is named on the command line; a file that a script begins with, by its name."""
+        """Its name on the command line, or its file name if it is the main file of a script."""
         group = self.path.parent.relative_to(CONF)
         return f"{group}={self.path.stem}" if group.name else f"{self.path.stem}.yaml"
 
 
 def read(path: Path) -> ConfigFile:
-    """Return what is in a YAML file of `conf/`, comments included."""
+    """Parse a YAML file of `conf/`, including its comments."""
     text = path.read_text()
     lines = text.splitlines()
     file = ConfigFile(path)
@@ -100,7 +100,7 @@ def read(path: Path) -> ConfigFile:
 
 
 def files() -> list[ConfigFile]:
-    """Return all files of `conf/`: those that scripts begin with, then group by group."""
+    """Return all files of `conf/`: the main files of scripts, then group by group."""
     first = CONF / "train.yaml"
     paths = sorted(CONF.rglob("*.yaml"), key=lambda p: (len(p.parts), p != first, p))
     ours = [path for path in paths if path.relative_to(CONF).parts[0] != "hydra"]
@@ -124,7 +124,7 @@ def _keys(
     """Yield the keys below `node`.
 
     Args:
-        first: the line from which on comments are of keys, not of the file.
+        first: the first line after the file's leading comment.
     """
     names = {key.value: value for key, value in node.value}
     target = names["_target_"].value if "_target_" in names else target
@@ -132,9 +132,9 @@ def _keys(
         if key.value in HIDDEN:
             continue
         name = f"{prefix}{key.value}"
-        whole = _written(value, lines).startswith("{type:")  # what tuning searches a key in
+        whole = _written(value, lines).startswith("{type:")  # the search space of a key
         if isinstance(value, yaml.MappingNode) and value.value and not whole:
-            if value.start_mark.line >= key.start_mark.line:  # not an alias of one further up
+            if value.start_mark.line >= key.start_mark.line:  # not an alias of an earlier node
                 yield from _keys(value, f"{name}.", lines, first, None)
             continue
         written = _written(value, lines)
@@ -151,7 +151,7 @@ def _written(value: yaml.Node, lines: list[str]) -> str:
 
 
 def _comment(key: yaml.Node, value: yaml.Node, lines: list[str], first: int) -> str:
-    """Return the comment behind a value, or the lines of comment right above its key."""
+    """Return the comment after a value, or else the comment lines directly above its key."""
     end = value.end_mark
     behind = lines[end.line][end.column :] if end.line < len(lines) else ""
     if found := re.match(r"\s*#\s*(.*)", behind):
@@ -166,7 +166,7 @@ def _comment(key: yaml.Node, value: yaml.Node, lines: list[str], first: int) -> 
 
 @cache
 def arguments(target: str | None) -> dict[str, str]:
-    """Return what the docstring of a class or function says of its arguments."""
+    """Return the Args entries in the docstrings of a class (and its bases) or function, by name."""
     if target is None:
         return {}
     found = get_object(target)
@@ -188,7 +188,7 @@ def arguments(target: str | None) -> dict[str, str]:
 
 
 class Configuration(SphinxDirective):
-    """Writes the reference of all files of `conf/`."""
+    """Directive that renders the reference of all files of `conf/`."""
 
     def run(self) -> list[nodes.Node]:
         """Return a section for each file."""
@@ -203,7 +203,7 @@ class Configuration(SphinxDirective):
 
 
 class SummaryKeys(SphinxDirective):
-    """Writes the table of what stands in `summary.json`."""
+    """Directive that renders the table of the keys of `summary.json`."""
 
     def run(self) -> list[nodes.Node]:
         """Return the table."""
@@ -245,7 +245,7 @@ def _cell(text: str) -> str:
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Add the directive to Sphinx."""
+    """Add the directives to Sphinx."""
     app.add_directive("configuration", Configuration)
     app.add_directive("summary-keys", SummaryKeys)
     return {"parallel_read_safe": True}
