@@ -1,4 +1,4 @@
-"""What tests share: caches and outputs of their own, and a way to train in this process."""
+"""Shared fixtures: private caches and outputs, and helpers that train in this process."""
 
 import contextlib
 import copy
@@ -16,10 +16,10 @@ import tempfile
 import time
 from pathlib import Path
 
-# The models here are so small that a second thread costs more than it brings. Before torch, which
-# reads it once, and for the processes that tests start.
+# The models here are so small that a second thread costs more than it gains. Set before torch is
+# imported, which reads it once; subprocesses inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as a run does; read once as well
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as in a run; also read once
 
 import hydra
 import pytest
@@ -34,7 +34,7 @@ from litchar.overrides import quote
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# A small text with some structure, 8,000 characters of 15 distinct ones, and a transformer for it.
+# A small structured text of 8,000 characters, 15 of them distinct, and a transformer for it.
 TEXT = "".join(f"{a} and {b}\n" for a in range(40) for b in range(40))[:8000]
 SMALL = (
     "data.block_size=16",
@@ -58,7 +58,7 @@ def _own_places(tmp_path, monkeypatch):
 
 @pytest.fixture(autouse=True, scope="session")
 def _configuration_is_parsed_once():
-    """Spare each composition, of which there are a thousand, a third of its time."""
+    """Cache parsed configuration files: saves a third of each of a thousand compositions."""
     load, parsed = OmegaConf.load, functools.cache(OmegaConf.load)
 
     def load_once(file):
@@ -73,7 +73,7 @@ def _configuration_is_parsed_once():
 
 @pytest.fixture(autouse=True, scope="module")
 def _kept_is_looked_through_once():
-    """Spare each run's search for garbage what the modules before have imported and kept."""
+    """Exempt what earlier modules imported and kept from each run's garbage collection."""
     gc.collect()
     gc.freeze()
 
@@ -89,7 +89,7 @@ def _own_signals():
 
 @pytest.fixture(scope="session")
 def browser_type_launch_args(browser_type_launch_args):
-    """Let pytest-playwright's `page` drive the system's Chromium, which reaches nothing outside."""
+    """Let pytest-playwright's `page` drive the system's Chromium, with its own networking off."""
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
         reason = "no chromium on this machine; apt-get install chromium"
@@ -124,7 +124,7 @@ def compose():
 def train(compose, text_file, tmp_path):
     """Train a small transformer on `text_file` in this process; return its run directory."""
     small = (f"data.path={text_file}", *SMALL)
-    quick = ("report=false",)  # where it is what is tested: report=true
+    quick = ("report=false",)  # tests of the report set report=true
 
     def train(*overrides: str, name: str = "run", only: bool = False) -> Path:
         from litchar.training.run import run
@@ -167,7 +167,7 @@ def loss_of():
 
 @pytest.fixture
 def script(tmp_path):
-    """Run a script as a person would, in a directory of its own."""
+    """Run a script as a user would, in a directory of its own."""
 
     def script(name: str, *arguments: str, **options) -> subprocess.CompletedProcess:
         directory = tmp_path / "elsewhere"
@@ -188,7 +188,7 @@ def script(tmp_path):
 
 
 def wait_until(condition, process: subprocess.Popen, seconds: float = 120) -> None:
-    """Wait for what a process is to bring about."""
+    """Wait until `condition` holds while `process` is running."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, process.communicate()[0]
@@ -197,10 +197,10 @@ def wait_until(condition, process: subprocess.Popen, seconds: float = 120) -> No
 
 
 def scalars(directory: Path) -> dict[str, list[tuple[int, float]]]:
-    """Return what TensorBoard shows of `directory`: steps and values of each tag.
+    """Return the scalars that TensorBoard shows for `directory`: steps and values of each tag.
 
-    TensorBoard reads files in the order of their names, which is that of time, but for files that
-    one process began within one second, as only a test does. Here the order is always that of time.
+    TensorBoard reads event files in order of their names, which is chronological unless one process
+    creates several within a second, as only tests do. Here the order is always chronological.
     """
     in_order = sorted(directory.glob("events*"), key=lambda file: file.stat().st_mtime_ns)
     with tempfile.TemporaryDirectory() as folder:
@@ -214,12 +214,12 @@ def scalars(directory: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def summary(run_dir: Path) -> dict:
-    """Return the figures of a run."""
+    """Return a run's summary.json."""
     return json.loads((run_dir / "summary.json").read_text())
 
 
 def figures(run_dir: Path) -> tuple:
-    """Return everything that a run wrote down, but for times and speeds."""
+    """Return everything that a run recorded, except times and speeds."""
     with open(run_dir / "metrics.csv", newline="") as file:
         rows = [
             {key: value for key, value in row.items() if "speed" not in key}
@@ -237,7 +237,7 @@ def figures(run_dir: Path) -> tuple:
 
 
 def assert_same_run(one: Path, other: Path) -> None:
-    """See that two runs are one, to the last bit of what they wrote down and learned."""
+    """Assert that two runs have bitwise identical records, weights and optimiser states."""
     assert figures(one) == figures(other)
     a, b = (load(run / "checkpoints/last.ckpt") for run in (one, other))
     torch.testing.assert_close(a["state_dict"], b["state_dict"], rtol=0, atol=0)
@@ -272,7 +272,7 @@ class Dies(Callback):
 
 
 class Spoils(Callback):
-    """Makes the weights no numbers before a step, counted from 1."""
+    """Sets the weights to NaN before a step, counted from 1."""
 
     def __init__(self, step: int):
         self.step = step
@@ -284,7 +284,7 @@ class Spoils(Callback):
 
 
 class SignalIn(Callback):
-    """Sends this process a signal in a batch, counted from 1."""
+    """Sends this process a signal at the start of a batch, counted from 1."""
 
     def __init__(self, batch: int):
         self.batch = batch
@@ -320,7 +320,7 @@ class FailAt(Callback):
 
 
 class DeleteAt(Callback):
-    """Deletes the run's directory in the middle of a step."""
+    """Deletes the run directory in the middle of a step."""
 
     def __init__(self, step: int):
         self.step = step
@@ -331,7 +331,7 @@ class DeleteAt(Callback):
 
 
 class FullDisk(Callback):
-    """Lets no file grow past `most_bytes` from one step to another, as a full disk would."""
+    """Simulates a full disk: no file can grow past `most_bytes` between two steps."""
 
     def __init__(self, first: int, last: int, most_bytes: int):
         self.first, self.last, self.most_bytes = first, last, most_bytes
@@ -351,7 +351,7 @@ class FullDisk(Callback):
 
 
 class FillDisk(Callback):
-    """Fills the disk of the run's directory to the last byte from one step to another."""
+    """Fills the run directory's disk to the last byte between two steps."""
 
     def __init__(self, first: int, last: int):
         self.first, self.last = first, last

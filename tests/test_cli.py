@@ -1,4 +1,4 @@
-"""The command line, run as a person runs it."""
+"""The command line, run the way a user runs it."""
 
 import errno
 import gc
@@ -226,7 +226,7 @@ def hostile_path(tmp_path, text_file):
 def test_train_generate_and_evaluate_from_any_directory(
     script, generated, loss_of, hostile_path, tmp_path, capsys
 ):
-    """The whole way in three commands, with a path that Hydra's grammar would not take."""
+    """End to end in three commands, with a path that Hydra's grammar would reject."""
     trained = script("train.py", *SMALL, f"data.path={hostile_path}")
     assert trained.returncode == 0, trained.stderr
     assert trained.stderr == ""
@@ -298,7 +298,7 @@ def test_a_wrong_command_line_is_refused_in_one_line(script, arguments, words):
 
 
 def refused(script, *arguments):
-    """The line that says what is wrong with a command line."""
+    """The one-line error message for a command line."""
     conf = ROOT / "conf"
     try:
         check(arguments, conf, script)
@@ -473,7 +473,7 @@ def test_an_unfit_text_ends_with_2_and_one_line(script, tmp_path):
 
 
 def loaded(script: str, *arguments: str) -> tuple[str, str]:
-    """Return what a script prints, and which heavy packages it has loaded at its end."""
+    """Return a script's output, and the heavy packages that it has imported when it ends."""
     check = (
         f"import runpy, sys; sys.argv = [{script!r}, *sys.argv[1:]]\n"
         f"try: runpy.run_path({str(ROOT / 'scripts' / script)!r}, run_name='__main__')\n"
@@ -554,7 +554,7 @@ def test_multirun_trains_each_job_in_its_own_directory(script, text_file, tmp_pa
 
 @pytest.fixture
 def endless(text_file, tmp_path):
-    """Start a run that would not end, and wait until it trains."""
+    """Start a run that would never end, and wait until it is training."""
     processes = []
 
     def endless(*arguments):
@@ -663,7 +663,7 @@ hydra_main({str(ROOT / "scripts/export.py")!r}, "export", f"__main__:{{name}}")
     ],
 )
 def test_a_reader_that_has_enough_ends_a_script_quietly(name, listens, code, unbuffered):
-    """As `| head` does; another pipe that breaks is a failure."""
+    """Such as `| head`; any other broken pipe is a failure."""
     process = subprocess.Popen(
         [sys.executable, "-c", TALKER, name],
         stdout=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""How a device multiplies, and what is done before a graph is captured."""
+"""Matrix multiplication precision, and what happens before a CUDA graph is captured."""
 
 from types import SimpleNamespace
 from unittest.mock import MagicMock

@@ -1,4 +1,4 @@
-"""Checks of the user's input."""
+"""Validation of user input."""
 
 import numpy as np
 import pytest

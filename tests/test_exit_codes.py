@@ -1,4 +1,4 @@
-"""How commands end that argparse reads, from a signal or without the rights to a file."""
+"""Exit codes of the argparse commands: on signals, and on files without permission."""
 
 import argparse
 import errno

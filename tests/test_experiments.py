@@ -1,4 +1,4 @@
-"""The published settings: their numbers, and the losses that they reach."""
+"""The published configurations: their numbers, and the losses that they reach."""
 
 import os
 import statistics

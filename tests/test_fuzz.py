@@ -1,4 +1,4 @@
-"""Whatever is typed: a configuration, or one line that says what is wrong with it."""
+"""Fuzzing: any command line gives a configuration or a one-line error message."""
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st

@@ -1,4 +1,4 @@
-"""What only a GPU can show: `pytest -m gpu` on a machine that has one."""
+"""Tests that need a GPU: `pytest -m gpu` on a machine that has one."""
 
 import copy
 
@@ -159,7 +159,7 @@ def test_a_replay_leaves_what_is_frozen():
 
 
 class Waits(Transformer):
-    """Asks the GPU for a number before it goes on."""
+    """Reads a value from the GPU, which synchronises, before it continues."""
 
     def forward(self, idx):
         assert idx.min().item() >= 0

@@ -1,4 +1,4 @@
-"""TensorBoard itself on a run's directory, in a browser: what is promised is there to be seen."""
+"""The real TensorBoard on a run directory, in a browser: everything promised is visible."""
 
 import re
 import subprocess
@@ -14,7 +14,7 @@ SECONDS = 30_000  # milliseconds: how long a page may take on a busy machine
 
 @pytest.fixture
 def tensorboard(tmp_path):
-    """Start TensorBoard on the outputs' directory, on a free port; return its address."""
+    """Start TensorBoard on the outputs directory, on a free port; return its address."""
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(tmp_path / "outputs")]
     process = subprocess.Popen(
         [*command, "--port", "0", "--host", "127.0.0.1"],

@@ -1,4 +1,4 @@
-"""What a person sees at a terminal: any width, with and without colour, drawn or read out."""
+"""Terminal output at any width, with and without colour, animated or plain."""
 
 import io
 import os
@@ -25,7 +25,7 @@ DRAWN_OVER = re.compile(r"\x1b\[\d*[AK]|\x1b\[\?25l")  # a line up, a line clear
 
 
 class Terminal(io.StringIO):
-    """A file that says that it is a terminal."""
+    """A file that claims to be a terminal."""
 
     encoding = "utf-8"
 
@@ -35,7 +35,7 @@ class Terminal(io.StringIO):
 
 @pytest.fixture
 def terminal(monkeypatch):
-    """Make stdout a terminal of a kind; return what is written there."""
+    """Make stdout a terminal with given properties; return what is written to it."""
 
     def terminal(columns: int, **environment: str) -> io.StringIO:
         for name in ("CI", "NO_COLOR", "FORCE_COLOR", "TTY_INTERACTIVE", "COLORTERM"):
@@ -175,7 +175,7 @@ def test_what_a_file_says_steers_no_terminal(terminal):
 
 
 def unread(script: str, *arguments: str) -> subprocess.CompletedProcess:
-    """Run a script whose output nobody reads to its end."""
+    """Run a script whose output is not read to the end."""
     read, write = os.pipe()
     os.close(read)  # as of `| less`, left with q
     line = [sys.executable, str(ROOT / "scripts" / script), *arguments]

@@ -40,7 +40,7 @@ def test_a_model_without_heads_has_no_maps():
 
 
 def cell(image, head, row, column):
-    """The colours of one cell of a map."""
+    """Return the colours of one cell of a map."""
     side = image.width
     top = LINE + head * (LINE + side) + LINE + (row + 1) * CELL
     left = (column + 1) * CELL

@@ -1,4 +1,4 @@
-"""Compressors, and the table."""
+"""Baselines: the compressors and the table of results."""
 
 import bz2
 import gzip

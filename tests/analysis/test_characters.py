@@ -57,7 +57,7 @@ def test_words_of_several_scripts_are_found_in_any_piece(tmp_path, chunk):
 
 
 def test_letters_without_a_break_are_taken_apart(tmp_path):
-    """Else each place where two scripts meet would be looked at from the beginning."""
+    """Otherwise every script boundary would be searched from the start of the text."""
     path = tmp_path / "text.txt"
     path.write_text("a\u0430" * 300)
     words = mixed_words(open_store(Corpus([path])))

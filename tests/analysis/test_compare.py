@@ -1,4 +1,4 @@
-"""Runs side by side: the figures are those of textbooks, and what cannot be compared is not."""
+"""Comparing runs: statistics match textbook formulas; incomparable runs stay separate."""
 
 import csv
 import json
@@ -24,7 +24,7 @@ from litchar.terminal import Terminal
 
 @pytest.fixture
 def made(tmp_path):
-    """Write the record of a run, as training would, into a sweep's directory."""
+    """Write the record of a run into a sweep directory, as training would."""
 
     def made(
         name,
@@ -152,7 +152,7 @@ def test_runs_are_compared_at_equal_cost_by_interpolation(made, tmp_path):
 
 
 def test_at_a_cost_the_other_costs_are_those_up_to_there(made, tmp_path, capsys):
-    """Of runs of three sizes that went on for longer, each for another time."""
+    """For runs of three sizes that continued for longer, each for a different time."""
     for n, parameters in enumerate((1000, 4000, 16_000), 1):
         curve = [(100 * k, 4 / n / k) for k in range(1, 3 + n)]
         figures = {"best_val_bpc": 9.876, "total_seconds": 5.0}
@@ -232,7 +232,7 @@ def test_a_text_of_a_single_run_says_nothing_of_the_settings_that_others_differ_
 
 
 def test_what_is_settled_by_the_device_is_compared_by_what_it_became(made, tmp_path):
-    """As of `debug=overfit`, which changes what is open on each device."""
+    """As with `debug=overfit`, which changes the device-dependent defaults."""
     for name, dropout in (("a", 0.0), ("b", 0.1)):
         run = made(name, settings={"model.dropout": dropout, "model.noise": 0.0})
         composed = {"by_device": {"cpu": {"model": {"dropout": dropout, "noise": dropout}}}}
@@ -372,7 +372,7 @@ def test_a_group_is_what_was_chosen_whether_it_was_typed_or_not(made, tmp_path):
 
 
 def test_jobs_of_a_sweep_that_differ_elsewhere_as_well_are_no_repeats(made, tmp_path):
-    """As when the file of an experiment is changed before the sweep is gone on with."""
+    """As when an experiment's file is edited before the sweep is resumed."""
     for seed, dropout in ((1, 0.0), (2, 0.0), (3, 0.5)):
         run = made(f"{seed}", settings={"model.dropout": dropout}, seed=seed)
         chosen(run, experiment="mine")

@@ -7,7 +7,7 @@ from litchar.data.windows import SequentialWindows
 
 
 class Next(nn.Module):
-    """Finds the id after the last one likeliest; in training mode, it would not."""
+    """Predicts the last id + 1, but only in evaluation mode."""
 
     def forward(self, idx):
         return nn.functional.one_hot((idx + 1) % 5, 5).float() * (-1 if self.training else 1)

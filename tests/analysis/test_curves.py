@@ -1,4 +1,4 @@
-"""Curves as matplotlib draws them."""
+"""Curves drawn with matplotlib."""
 
 import math
 

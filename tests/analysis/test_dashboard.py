@@ -1,4 +1,4 @@
-"""What TensorBoard is given beyond curves; tests/test_tensorboard.py sees it in a browser."""
+"""TensorBoard data besides curves; tests/test_tensorboard.py views it in a browser."""
 
 import csv
 import json
@@ -36,7 +36,7 @@ def events(run_dir):
 
 
 def texts(run_dir, tag):
-    """The texts of a tag, by step."""
+    """Return the texts of a tag, by step."""
     stored = events(run_dir).Tensors(f"{tag}/text_summary")
     return {event.step: event.tensor_proto.string_val[0].decode() for event in stored}
 
@@ -143,7 +143,7 @@ def test_pictures_are_of_the_first_second_fourth_validation_and_the_last(train, 
 
 
 class Unfreezes(Callback):
-    """Has the first block trained from step 10 on."""
+    """Trains the first block only from step 10 on."""
 
     def on_train_batch_end(self, trainer, pl_module, *_):
         pl_module.model.blocks[0].requires_grad_(trainer.global_step >= 10)

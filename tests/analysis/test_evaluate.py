@@ -1,4 +1,4 @@
-"""What `scripts/evaluate.py` refuses and shows."""
+"""`scripts/evaluate.py`: its error messages and output."""
 
 import math
 

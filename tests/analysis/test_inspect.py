@@ -1,4 +1,4 @@
-"""What `scripts/inspect.py` finds, prints and writes; and that its name is in nobody's way."""
+"""`scripts/inspect.py`: what it finds, prints and writes; its name shadows no module."""
 
 import os
 import re
@@ -18,7 +18,7 @@ LICENCE = "Permission is hereby granted, free of charge, to whoever reads this l
 
 @pytest.fixture
 def inspected(tmp_path):
-    """Inspect a text in this process: return the sections by title, and the page."""
+    """Inspect a text in this process; return the sections by title, and the page."""
 
     def inspected(content, *overrides):
         path, page = tmp_path / "text.txt", tmp_path / "pages" / "page.html"
@@ -150,7 +150,7 @@ def test_counting_needs_no_torch(text_file, tmp_path, name):
 
 
 def test_beside_the_scripts_inspect_is_still_the_standard_librarys():
-    """Python puts a script's directory first, for the processes that it spawns as well."""
+    """Python puts the script's directory first on sys.path, in spawned processes too."""
     code = (
         "import inspect, multiprocessing, sys\n"
         "assert sys.path[0] == ''\n"
@@ -187,7 +187,7 @@ def test_a_text_of_documents_is_inspected_with_its_own_splits(tmp_path, unit, do
 @pytest.mark.parametrize("unit", ["character", "byte"])
 @pytest.mark.parametrize("end", ["", "\n"])
 def test_a_files_end_ends_a_line(tmp_path, unit, end):
-    """Files of four lines: three that stand in every file, the first and the last among them."""
+    """The files share three lines, including the first and the last."""
     shared = [f"the same {n} line in each file" for n in ("first", "second", "last")]
     for i in range(20):
         lines = [shared[0], "", f"a line of file {i:02} alone", *shared[1:]]

@@ -1,4 +1,4 @@
-"""Windows, lines and repeated passages against plain Python."""
+"""Windows, lines and repeated passages, checked against plain Python."""
 
 import math
 from collections import Counter
@@ -71,7 +71,7 @@ def test_lines_have_equal_hashes_where_they_are_equal(monkeypatch, chunk):
 
 
 def test_a_sample_by_chance_has_the_text_in_its_proportions(monkeypatch):
-    """By content, the windows of a run of one character would all be kept, or none."""
+    """Chosen by content, the windows of a run of one character would all be kept, or none."""
     monkeypatch.setattr(passages, "MOST_DRAWN", 20_000)
     tokens = np.concatenate((noise(150_000), np.zeros(50_000, np.uint8)))
     some = hash_windows(tokens, 20, 50, by_chance(len(tokens)))

@@ -1,4 +1,4 @@
-"""The report of a run: what it measures, what it shows in a browser, and what it does without."""
+"""The report of a run: its measurements, its page in a browser, and how it copes without data."""
 
 import html
 import json
@@ -38,7 +38,7 @@ LINES = (
 
 @pytest.fixture(scope="module")
 def hostile_run(tmp_path_factory):
-    """A run on a text that would like to be a program, in several scripts; and its report."""
+    """A run, with its report, on a text full of code injections and in several scripts."""
     from litchar.training.run import run
 
     place = tmp_path_factory.mktemp("hostile")
@@ -69,7 +69,7 @@ def hostile_run(tmp_path_factory):
 
 @pytest.fixture
 def opened(page, hostile_run):
-    """The report of `hostile_run` in a browser that must not ask for anything else."""
+    """The report of `hostile_run` in a browser that must request nothing else."""
     asked, complaints = [], []
     page.on("request", lambda request: asked.append(request.url))
     page.on("console", lambda message: complaints.append(message.text))
@@ -81,7 +81,7 @@ def opened(page, hostile_run):
 
 
 def curve(page, name):
-    """Return how many points a curve has in the page."""
+    """Return the number of points of a curve on the page."""
     d = page.locator(f"#curve-{name} path").first.get_attribute("d")
     return len(re.findall(r"[ML]", d))
 
@@ -192,7 +192,7 @@ def test_copied_sequences_are_those_that_stand_in_the_training_text(seed):
 
 
 def again(run_dir, *lines, environment):
-    """Return the commands that do a run again, for which these lines were typed."""
+    """Return the report's commands to repeat a run that was started and resumed with `lines`."""
     for number, (typed, sources) in enumerate(lines):
         place = run_dir / ".hydra" / (f"resumed-{number}" if number else "")
         place.mkdir(parents=True)
@@ -255,7 +255,7 @@ def test_a_model_of_bytes_and_documents_without_attention_has_a_report(train, te
 
 @pytest.fixture
 def mixed_run(train, tmp_path):
-    """A run on twice as much of small letters as of large ones, which has 8-grams of both."""
+    """A run on a 2:1 mixture of lower-case and upper-case texts."""
     for i, letters in enumerate(("abcdefgh", "ABCDEFGH")):
         drawn = np.random.default_rng(i).choice(list(letters), 20_000)
         (tmp_path / f"{i}.txt").write_text("".join(drawn))

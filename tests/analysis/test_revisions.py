@@ -1,4 +1,4 @@
-"""Two revisions of the code: checked out, trained on the same seeds, compared, and taken away."""
+"""Comparing two revisions of the code: checked out, trained on the same seeds, cleaned up."""
 
 import csv
 import json
@@ -17,7 +17,7 @@ from litchar.analysis.compare import main
 from litchar.checkpoints import save
 from litchar.training import environment
 
-# What stands for training here: it hands over the record that a test made for this revision.
+# Stands in for training: copies the record that a test made for this revision.
 TRAIN = """
 import os, pathlib, shutil, sys, time
 given = dict(argument.split("=", 1) for argument in sys.argv[1:] if "=" in argument)
@@ -65,7 +65,7 @@ def repository(tmp_path, monkeypatch):
 
 @pytest.fixture
 def made(tmp_path):
-    """Make what a revision will come to for a seed."""
+    """Make the record that a revision's training produces for a seed."""
 
     def made(revision, seed, loss, weight=0.5, grad_norm=1.0, columns=()):
         run = tmp_path / "made" / revision / str(seed)

@@ -1,4 +1,4 @@
-"""The simulation of a step on many devices."""
+"""Simulating a training step on many devices."""
 
 import os
 import signal
@@ -96,7 +96,7 @@ def test_a_measurement_ends_when_all_of_its_processes_are_told_to():
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
 
         def measures() -> bool:
-            """Return whether a child has computed for longer than importing takes."""
+            """Return whether a child process has used more CPU time than imports take."""
             found = [Path(f"/proc/{child}/stat") for child in children.read_text().split()]
             ticks = [int(stat.read_text().rpartition(")")[2].split()[11]) for stat in found]
             return max(ticks, default=0) > 5 * os.sysconf("SC_CLK_TCK")

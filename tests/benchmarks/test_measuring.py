@@ -1,4 +1,4 @@
-"""Benchmarks: what is refused before anything is measured, and what is made of the figures."""
+"""Benchmarks: options refused before measuring, and statistics of the measurements."""
 
 import argparse
 import sys
@@ -11,7 +11,7 @@ from litchar.benchmarks import main, overhead
 
 @pytest.fixture
 def refused(monkeypatch, capsys):
-    """The one line with which a command line is refused."""
+    """Return the one-line error message for a command line."""
     monkeypatch.setattr(sys, "argv", [str(ROOT / "scripts/benchmark.py")])
 
     def refused(*arguments: str) -> str:

@@ -1,4 +1,4 @@
-"""Exported models say what ours say."""
+"""Exported models give the same outputs as ours."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""Files from strangers: nothing in them runs, and nothing that does not fit takes memory."""
+"""Untrusted files: no code in them runs, and invalid contents allocate no memory."""
 
 import builtins
 import collections
@@ -36,7 +36,7 @@ def content():
 
 
 def refused(path):
-    """Load the checkpoint and build its model, as every script does; return how it was refused."""
+    """Load the checkpoint and build its model, as every script does; return the error message."""
     with pytest.raises(UserError) as refusal:
         Checkpoint.load(path).build_model()
     assert path.name in str(refusal.value)
@@ -47,7 +47,7 @@ HUGE = torch.zeros(1).expand(2**42, 8)  # claims 140 TB, and stores four bytes
 
 
 class Gadget:
-    """Pickles as a call of `function`."""
+    """An object that pickles as a call of `function`."""
 
     def __init__(self, function, *arguments):
         self.call = (function, arguments)
@@ -212,7 +212,7 @@ def test_a_data_source_from_a_checkpoint_is_the_projects_own(content, tmp_path, 
 
 
 def writes(file):
-    """Plain data of which `instantiate` makes a file."""
+    """Return plain data that makes `instantiate` write a file."""
     place = {"_target_": "pathlib.Path", "_args_": [str(file)]}
     return {"_target_": "pathlib.Path.write_text", "_args_": [place, "it ran"]}
 

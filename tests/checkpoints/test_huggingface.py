@@ -1,4 +1,4 @@
-"""What is exported for transformers opens there, says what ours says, and spells as ours does."""
+"""Exports for transformers: they load, and give our logits and our tokenization."""
 
 import dataclasses
 import json
@@ -47,7 +47,7 @@ TEXT = (
 
 @pytest.fixture
 def saved(tmp_path):
-    """Save a model with weights that are far from their beginning; return the checkpoint's path."""
+    """Save a model with weights far from their initial values; return the checkpoint's path."""
 
     def saved(vocabulary=None, data=None, kind=Transformer, provenance=None, **options):
         vocabulary = vocabulary or Vocabulary(TEXT)
@@ -90,7 +90,7 @@ def export(checkpoint, output, **changes) -> None:
 
 
 def difference(ours: TextModel, theirs, windows: int) -> float:
-    """How far logits of random windows are from ours at most."""
+    """Return the largest difference between their logits and ours on random windows."""
     T, V = ours.model.block_size, len(ours.vocabulary)  # noqa: N806
     idx = torch.from_numpy(np.random.default_rng(1).integers(V, size=(windows, T)))
     with torch.inference_mode():

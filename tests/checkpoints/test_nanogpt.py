@@ -1,4 +1,4 @@
-"""A checkpoint of nanoGPT becomes one of ours: the same logits, and nothing in its files runs."""
+"""Importing nanoGPT checkpoints: the same logits, and no code in the files runs."""
 
 import math
 import os
@@ -23,7 +23,7 @@ SIZES = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 12, "vocab_size"
 
 
 def published(bias: bool, vocab_size: int = len(CHARACTERS)) -> dict[str, torch.Tensor]:
-    """Weights under the names that nanoGPT's state has, drawn at random."""
+    """Return random weights under the names in nanoGPT's state dict."""
     C, T = SIZES["n_embd"], SIZES["block_size"]  # noqa: N806
     shapes = {"transformer.wte.weight": (vocab_size, C), "transformer.wpe.weight": (T, C)}
     for i in range(SIZES["n_layer"]):
@@ -47,7 +47,7 @@ def published(bias: bool, vocab_size: int = len(CHARACTERS)) -> dict[str, torch.
 
 
 def reference(state: dict, idx: torch.Tensor, approximate: str) -> torch.Tensor:
-    """GPT-2's logits, written out: (B, T) -> (B, T, V)."""
+    """Return GPT-2's logits, written out: (B, T) -> (B, T, V)."""
 
     def get(name):
         return state[f"transformer.{name}.weight"], state.get(f"transformer.{name}.bias")
@@ -104,7 +104,7 @@ def written(tmp_path):
 
 @pytest.fixture
 def imported(tmp_path):
-    """Import in this process as the script does; return the checkpoint's path."""
+    """Import a model in this process, as the script does; return the checkpoint's path."""
 
     def imported(*overrides):
         output = tmp_path / "run.ckpt"

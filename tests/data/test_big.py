@@ -18,7 +18,7 @@ BIG = 20_000_000_000
 
 
 class Sparse(Corpus):
-    """A text of 20 GB, which nobody has to read."""
+    """A text of 20 GB that is never actually read."""
 
     def fingerprint(self) -> str:
         return "5" * 64
@@ -29,13 +29,13 @@ def sparse(name: str) -> Corpus:
 
 
 def sparse_file(path: Path, length: int) -> None:
-    """A store's array of `length` ids, nearly all of which are zeros that take no room."""
+    """Write a store's array of `length` zeros as a sparse file, which takes no disk space."""
     np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(length,)).flush()
 
 
 @pytest.fixture
 def big_store(tmp_path, monkeypatch):
-    """A store of `Sparse` whose checksum is known from before."""
+    """A store of `Sparse` with its checksum already remembered."""
     monkeypatch.setattr(remembered, "SETTLED_SECONDS", -1.0)
     place = _place("5" * 64, Encoding())
     place.mkdir(parents=True)
@@ -78,7 +78,7 @@ def test_a_worker_is_sent_the_place_of_the_tokens_not_the_tokens(tmp_path):
 
 
 class Weighing(RandomWindows):
-    """Batches of what this process has in memory of its own."""
+    """Returns the private and shared memory of the process instead of batches."""
 
     def __getitem__(self, batch: int):
         super().__getitem__(batch)

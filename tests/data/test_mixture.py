@@ -17,7 +17,7 @@ LOWER, UPPER = "abcdefghij", "ABCDEFGHIJ€"
 
 @pytest.fixture
 def texts(tmp_path):
-    """One of 6,000 small letters, one of 2,000 large ones and a wider character."""
+    """One of 6,000 lower-case letters, one of 2,000 upper-case ones and a wider character."""
     draw = np.random.default_rng(0)
     paths = []
     for name, letters, length in (("lower.txt", LOWER, 6000), ("upper.txt", UPPER, 2000)):

@@ -27,7 +27,7 @@ def _quiet():
 
 @pytest.fixture
 def path(tmp_path):
-    """A text whose windows are all different."""
+    """A text whose windows are all distinct."""
     characters = np.random.default_rng(0).integers(ord("A"), ord("z"), LENGTH, dtype=np.uint8)
     path = tmp_path / "text.txt"
     path.write_bytes(characters.tobytes())
@@ -51,7 +51,7 @@ def make_data(path):
 
 
 class Recorder(L.LightningModule):
-    """Keeps every batch that it is given."""
+    """Records every batch that it receives."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ def make_trainer(tmp_path):
 
 @pytest.fixture
 def record(make_trainer):
-    """Fit, and test where there is a test split; return the batches by name."""
+    """Fit, and test if there is a test split; return the batches by name."""
 
     def record(data: TextDataModule, **trainer_changes) -> dict[str, list]:
         recorder, trainer = Recorder(), make_trainer(**trainer_changes)
@@ -113,7 +113,7 @@ def equal(batches, others) -> bool:
 
 
 def texts_of(data: TextDataModule, batches) -> tuple[list[str], list[str]]:
-    """The inputs and the counted targets of batches, as texts; windows past the end left out."""
+    """Return batches' inputs and non-ignored targets as texts, without windows past the end."""
     decode = data.store.vocabulary.decode
     pairs = [pair for batch in batches for pair in zip(*batch, strict=True)]
     rows = [(x, y[y != IGNORED]) for x, y in pairs]

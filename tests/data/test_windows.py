@@ -1,4 +1,4 @@
-"""Which windows make which batch."""
+"""Which windows form which batch."""
 
 import itertools
 
@@ -29,7 +29,7 @@ def test_window_i_is_the_same_whatever_the_batch_that_asks_for_it(seed):
 
 
 def test_windows_are_the_words_of_philox():
-    """The published stream: resuming a run on another version must find the same windows."""
+    """The published stream: runs resumed with another numpy version must draw the same windows."""
     words = np.random.Philox(key=7).random_raw(12)
     assert random_offsets(7, 0, 12, 1000).tolist() == [int(word) % 1000 for word in words]
     assert random_offsets(7, 0, 4, 1_003_822).tolist() == [int(w) % 1_003_822 for w in words[:4]]
@@ -183,7 +183,7 @@ def test_every_character_but_the_first_is_a_target_exactly_once(block_size, batc
             firsts += inputs[counts.any(1), 0].tolist()
         assert counted == list(range(1, length))  # in order, too
         assert firsts == list(range(0, length - 1, block_size))  # contiguous windows
-        # No batch is there for nothing, but what the ranks' equal number asks for.
+        # No superfluous batches, except to give all ranks equally many.
         needed = -(-(length - 1) // block_size)
         assert (len(ranks[0]) - 1) * batch_size * world_size < needed
 

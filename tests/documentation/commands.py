@@ -1,4 +1,4 @@
-"""The commands that the README, docs/ and conf/ tell a reader to type, and how to try them.
+"""The commands in the README, docs/ and conf/, and how to try them.
 
     python tests/documentation/commands.py README.md
 
@@ -58,7 +58,7 @@ PROGRAMS = (
 )
 BEGINS = re.compile(rf"(\w+=\S+ )*({'|'.join(PROGRAMS)})\b")
 
-# What a reader puts in the place of words in capitals.
+# What to substitute for words in capitals.
 STANDS_FOR = {
     "experiment=NAME": "experiment=teaching_bigram",
     "seed=SEED": "seed=1",
@@ -93,7 +93,7 @@ class Command:
     text: str
 
     def parts(self) -> list[list[str]]:
-        """The words of its parts, and what stands between them (`&&`, `|`) as a part of its own."""
+        """The words of its parts; the operators between them (`&&`, `|`) are parts too."""
         text = re.split(r"   +", self.text)[0] + "$"  # what stands apart says what it does
         for word, instead in STANDS_FOR.items():
             text = text.replace(word, instead)
@@ -110,10 +110,10 @@ class Command:
 
 
 def commands_of(document: Path) -> list[Command]:
-    """Return the commands of a document: lines of its blocks of code, and whole pieces in prose.
+    """Return the commands of a document: lines of code blocks, and whole code spans in prose.
 
     Raises:
-        ValueError: a block of code in a shell's language holds something else.
+        ValueError: a shell code block contains something else.
     """
     if document.is_dir():
         return [
@@ -150,13 +150,13 @@ def commands_of(document: Path) -> list[Command]:
 
 
 def all_commands() -> list[Command]:
-    """Return the commands of all documents and of the configuration files, each once."""
+    """Return the distinct commands of all documents and configuration files."""
     found = [command for source in (*DOCUMENTS, ROOT / "conf") for command in commands_of(source)]
     return list({command.text: command for command in reversed(found)}.values())[::-1]
 
 
 def lay_out(directory: Path) -> None:
-    """Make a checkout in which everything that the documents tell to add has been added."""
+    """Copy the checkout, and add everything that the documents say to add."""
     for name in ("conf", "scripts", "src", "docs"):
         shutil.copytree(ROOT / name, directory / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", directory)
@@ -168,11 +168,11 @@ def lay_out(directory: Path) -> None:
 
 
 def examples(document: Path) -> list[tuple[str, str, bool]]:
-    """Return what a document tells to add: blocks of code behind a line that ends with their path,
+    """Return what a document says to add: code blocks after a line that ends with their path,
     such as "and `conf/model/cnn.yaml`:", or "At the end of `src/litchar/text/sources.py`:".
 
     Returns:
-        path, content, and whether it belongs at the end of a file that is there
+        path, content, and whether to append it to an existing file
     """
     blocks = re.findall(
         r"(at the end of\s+)?`((?:conf|src)/[\w/]+\.\w+)`:\n\n```\w+\n(.*?)```",
@@ -183,11 +183,11 @@ def examples(document: Path) -> list[tuple[str, str, bool]]:
 
 
 class ParsedError(Exception):
-    """The command line was read without complaint."""
+    """The command line was parsed without errors."""
 
 
 def read(command: Command, checkout: Path) -> None:
-    """Read a command as its program would, without what it would do.
+    """Parse a command as its program would, without running it.
 
     Raises:
         Exception: the program would refuse it.
@@ -298,7 +298,7 @@ SERVES = ("tensorboard", "serve.py", "playground.py")  # until they are stopped
 
 
 def scaled_down(words: list[str]) -> list[str]:
-    """Return the words of a part of a command with which it takes seconds and no network."""
+    """Return a part's words, changed so that it takes seconds and no network."""
     program, *arguments = words
     if program != "python" or not arguments[0].startswith("scripts/"):
         return words
@@ -314,7 +314,7 @@ def scaled_down(words: list[str]) -> list[str]:
 
 
 def _local(arguments: list[str]) -> list[str]:
-    """Return what makes a command read a local copy of what it would download."""
+    """Return overrides that make a command use a local copy instead of downloading."""
     downloads = {"tiny_shakespeare": "tiny_shakespeare.txt", "names": "names.txt"}
     downloads |= {"enwik8": "tiny_shakespeare.txt", "text8": "tiny_shakespeare.txt"}
     chosen = {}
@@ -333,12 +333,12 @@ def _local(arguments: list[str]) -> list[str]:
 
 
 def _not_run(parts: list[list[str]]) -> str:
-    """Return why a command is not run here, or nothing if it is."""
+    """Return why a command is not run here, or an empty value if it is."""
     return next((NOT_RUN[word] for part in parts for word in part if word in NOT_RUN), "")
 
 
 def give_texts(directory: Path) -> None:
-    """Put the files there that a reader is expected to have, and those that would be downloaded."""
+    """Create the files that readers are expected to have, and those that would be downloaded."""
     text = (ROOT / "src/litchar/text/ml.txt").read_text()[:20_000]
     lines = text.splitlines()
     for name in ("my.txt", "other.txt", "tiny_shakespeare.txt", "molecules.smi"):
@@ -361,7 +361,7 @@ def give_texts(directory: Path) -> None:
 def run(command: Command, checkout: Path, environment: dict[str, str]) -> int | None:
     """Run a command in `checkout`, scaled down, and return its exit code; None if it is not run.
 
-    What serves until it is stopped is stopped when it answers; 0 if it did.
+    Servers are stopped as soon as they answer, which counts as 0.
     """
     parts = command.parts()
     if parts[0][0] == "pip" and ["&&"] in parts:
@@ -405,7 +405,7 @@ def _serves(line: str, checkout: Path, environment: dict[str, str]) -> int:
 
 
 def main() -> None:
-    """Run the commands of a document in this checkout and print their exit codes."""
+    """Run a document's commands in this checkout and print their exit codes."""
     document = Path(sys.argv[1]).resolve()
     give_texts(ROOT)
     for command in commands_of(document):

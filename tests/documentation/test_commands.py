@@ -1,4 +1,4 @@
-"""What the documents tell to type and to add works as they say."""
+"""Commands and files in the documentation work as described."""
 
 import os
 import subprocess
@@ -24,7 +24,7 @@ from conftest import summary
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory) -> Path:
-    """A copy of the project with all that the documents tell to add, and a reader's texts."""
+    """A copy of the project with everything that the documents add, and a reader's texts."""
     directory = tmp_path_factory.mktemp("checkout")
     lay_out(directory)
     give_texts(directory)
@@ -32,7 +32,7 @@ def checkout(tmp_path_factory) -> Path:
 
 
 def environment(checkout: Path) -> dict[str, str]:
-    """The variables with which commands run in `checkout`, with its own cache and runs."""
+    """Environment variables for commands in `checkout`, with its own cache and runs."""
     own = {"LITCHAR_CACHE": str(checkout / "cache"), "LITCHAR_OUTPUTS": str(checkout / "outputs")}
     return os.environ | own | {"PYTHONPATH": str(checkout / "src")}
 

@@ -1,4 +1,4 @@
-"""The reference says of every key what it is, and takes it from where the key is defined."""
+"""The reference documents every key, using the text at the key's definition."""
 
 import re
 import sys
@@ -18,7 +18,7 @@ def test_every_key_is_documented_where_it_is_defined():
     found = configuration.files()
     assert len(found) > 30
     of_scripts = [file for file in found if "=" not in file.title and file.title != "train.yaml"]
-    # Files of groups change keys of each other's; some scripts have the settings of generate.
+    # Group files override each other's keys; some scripts share generate's settings.
     documented = {k.name for file in found if file not in of_scripts for k in file.keys if k.says}
     sampling = {k.name for file in found if file.title == "generate.yaml" for k in file.keys}
     for file in found:

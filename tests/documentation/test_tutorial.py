@@ -1,4 +1,4 @@
-"""The tutorial's code, put together as the page tells it, is what the page says it is."""
+"""The tutorial's code, assembled as the page instructs, does what the page says."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""`scripts/generate.py`: prompts in, texts, JSON or colours out."""
+"""`scripts/generate.py`: prompts in; texts, JSON or colours out."""
 
 import codecs
 import gc
@@ -54,7 +54,7 @@ def test_what_may_become_a_stop_string_is_held_back_and_given_up():
 
 
 def test_a_text_that_is_left_keeps_nothing():
-    """Its steps keep a model's cache, and memory of a GPU calls no collector."""
+    """Its steps hold the KV cache, and a full GPU memory does not trigger the collector."""
     steps = ((int(token), -0.5) for token in LETTERS.encode("abcdef"))
     writing = Writing(steps, LETTERS)
     left = weakref.ref(steps)
@@ -258,7 +258,7 @@ def test_prompts_that_are_no_text_are_refused_with_the_place(generate, tmp_path)
 
 
 def test_a_terminal_is_asked_for_prompts(run_dir):
-    """A real terminal: prompts, settings, a mistake, history, Ctrl-C in a text, Ctrl-D."""
+    """A real terminal: prompts, settings, a mistake, history, Ctrl-C mid-text, Ctrl-D."""
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
         [

@@ -1,4 +1,4 @@
-"""What is kept between two ids changes nothing that is said of the next."""
+"""Readers: caching between ids does not change the next logits."""
 
 import itertools
 
@@ -35,7 +35,7 @@ def some_ids(batch: int, length: int) -> np.ndarray:
 
 @torch.inference_mode()
 def one_by_one(reader, idx: np.ndarray, prompt: int) -> np.ndarray:
-    """The logits behind the prompt and each id after it: (B, T - prompt + 1, V)."""
+    """Return the logits after the prompt and after each later id: (B, T - prompt + 1, V)."""
     steps = [reader.read(idx[:, :prompt])]
     steps += [reader.read(idx[:, t : t + 1]) for t in range(prompt, idx.shape[1])]
     return np.stack(steps, axis=1)
@@ -78,7 +78,7 @@ def test_cached_logits_are_those_of_the_whole_context_for_every_option(kind, pro
 
 @torch.inference_mode()
 def windowed(model: Transformer, idx: np.ndarray) -> np.ndarray:
-    """Logits where each position of each layer sees the `BLOCK` positions up to its own."""
+    """Return logits under sliding-window attention over the last `BLOCK` positions."""
     T = idx.shape[1]  # noqa: N806
     distance = torch.arange(T)[:, None] - torch.arange(T)
     seen = (distance >= 0) & (distance < BLOCK)
@@ -107,7 +107,7 @@ def test_a_rolling_cache_is_attention_under_a_sliding_window(kind, n_layer, ngra
 
 
 def test_one_layer_rolls_as_if_the_context_were_read_again():
-    """There the two are the same arithmetic: keys depend on their own id alone."""
+    """With one layer the two are equivalent: keys depend on their own id only."""
     model = make(n_layer=1)
     idx = some_ids(1, 4 * BLOCK)
     again = one_by_one(WindowReader(model), idx, prompt=4)

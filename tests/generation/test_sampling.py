@@ -28,7 +28,7 @@ INFINITY = float("inf")
 
 
 def logits_to_probs(logits: torch.Tensor, *settings, **named) -> torch.Tensor:
-    """The distribution in torch's float32, in which what is expected is written."""
+    """Return the distribution as a float32 tensor, like the expected values."""
     named |= dict(zip(("temperature", "top_k", "top_p"), settings, strict=False))
     return torch.from_numpy(distribution(logits.numpy(), Sampling(**named))).float()
 
@@ -179,7 +179,7 @@ def texts(model, idx, n, *, seed=0, **settings) -> torch.Tensor:
 @pytest.mark.parametrize("settings", [{}, {"temperature": 0.7}, {"top_k": 3}, {"temperature": 0}])
 @pytest.mark.parametrize("prompt_length", [1, 6, 15])
 def test_each_id_is_drawn_given_the_last_block_size_ids(settings, prompt_length):
-    """With learned positions as with any plain module: the teaching script's crop."""
+    """As in the teaching script, with learned positions and with any plain module."""
     torch.manual_seed(0)
     model = Transformer(9, 6, 2, 2, 16, position="learned", init="torch").eval()
     prompt = torch.randint(9, (3, prompt_length), generator=torch.Generator().manual_seed(1))
@@ -198,7 +198,7 @@ def test_each_id_is_drawn_given_the_last_block_size_ids(settings, prompt_length)
 
 
 class Successor(nn.Module):
-    """Says with certainty that the next id is one more, and keeps what it was shown."""
+    """Predicts the next id as the last id + 1, with certainty, and records its contexts."""
 
     block_size = 4
 
@@ -268,7 +268,7 @@ def test_characters_come_as_often_as_their_probabilities_say(settings):
 
 
 def test_half_precision_logits_are_sampled_in_single_precision():
-    """Divided by 0.02, these neighbours in bfloat16 are 3.125 apart; in bfloat16 it would be 4."""
+    """These bfloat16 neighbours divided by 0.02 differ by 3.125; in bfloat16, by 4."""
 
     class Half(nn.Module):
         block_size = 1
@@ -339,7 +339,7 @@ def test_prompt_and_text_count_as_seen(penalty):
     [(Vocabulary("xyz", "line"), ""), (Vocabulary("xyz", "line"), "xy"), (Vocabulary("wxyz"), "")],
 )
 def test_what_a_text_begins_behind_is_not_repeated_when_it_comes(vocabulary, prompt):
-    """The end of a document, or the first character, is as likely with a penalty as without."""
+    """A penalty does not make a document's end, or the first character, less likely."""
     model = Bigram(4, block_size=1).eval()
     with torch.no_grad():
         model.next_logits.weight.fill_(3.0)

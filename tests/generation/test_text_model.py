@@ -27,7 +27,7 @@ TINY = ("trainer.max_steps=2", "trainer.val_check_interval=1")
 
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory):
-    """Run directories that tests share, by name."""
+    """Run directories shared by tests, by name."""
     return tmp_path_factory.mktemp("kept")
 
 
@@ -89,7 +89,7 @@ def test_it_writes_what_the_script_prints(train, generated, text_file, overrides
 
 
 def test_the_mean_of_a_score_is_that_of_the_characters_it_counts(train, text_file):
-    """The bytes of a first character that is not predicted are in neither."""
+    """Neither includes the bytes of a first character that is not predicted."""
     model = litchar.load(train(*TINY, "data.unit=byte"), device="cpu")
     score = model.score("日本語x")
     bits = [bits for _, bits, _ in score.surprises()]

@@ -1,4 +1,4 @@
-"""A new model is added exactly as docs/models.md tells it."""
+"""Adding a new model exactly as docs/models.md describes."""
 
 import re
 import shutil
@@ -23,7 +23,7 @@ DOCUMENT = (ROOT / "docs" / "models.md").read_text()
 
 @pytest.fixture
 def conf(tmp_path, monkeypatch):
-    """A copy of conf/, and a place of litchar.models, with the document's two files in them."""
+    """A copy of conf/ and a directory on litchar.models' path, with the document's two files."""
     (python, module, yaml, config) = re.search(
         r"`src/litchar/models/(\w+\.py)`:\n\n```python\n(.*?)```\n\n"
         r"and `conf/model/(\w+\.yaml)`:\n\n```yaml\n(.*?)```",

@@ -25,7 +25,7 @@ def test_a_share_is_dropped_and_the_rest_scaled_so_that_the_mean_stays(p, dropou
 
 @forms
 def test_numbers_are_dropped_independently_of_their_neighbours(dropout):
-    """Four share a word of 64 bits."""
+    """Four numbers share a 64-bit word of random bits."""
     torch.manual_seed(0)
     n, p = 400_000, 0.3
     fates = (dropout(torch.ones(n), p) == 0).double() - p
@@ -73,7 +73,7 @@ def test_the_smallest_and_the_largest_share_leave_finite_numbers(p, dropout):
 
 
 def test_masks_of_one_hash_have_nothing_to_do_with_each_other():
-    """Neither at the same places nor moved along."""
+    """Neither at equal positions nor at shifted ones."""
     torch.manual_seed(0)
     n, p = 400_000, 0.3
     fates = [(_by_hash(torch.ones(n), p) == 0).double() - p for _ in range(4)]

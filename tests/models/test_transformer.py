@@ -39,7 +39,7 @@ NANOGPT = {
 
 
 def make(seed: int = 0, **changes) -> Transformer:
-    """A small transformer whose logits all depend on its input."""
+    """Return a small transformer whose logits all depend on its input."""
     torch.manual_seed(seed)
     small = {"vocab_size": 13, "block_size": 10, "n_layer": 2, "n_head": 2, "n_embd": 16}
     return Transformer(**(small | {"init": "torch"} | changes)).eval()
@@ -112,7 +112,7 @@ def rotate_half(x):
 
 
 def apply_rotary(x, theta):
-    """(..., T, D), as `apply_rotary_pos_emb` does in Llama and Qwen3."""
+    """Rotate x, (..., T, D), like `apply_rotary_pos_emb` in Llama and Qwen3."""
     T, D = x.shape[-2:]  # noqa: N806
     inv_freq = 1.0 / (theta ** (torch.arange(0, D, 2, dtype=torch.float64) / D))
     angles = torch.outer(torch.arange(T, dtype=torch.float64), inv_freq)
@@ -126,7 +126,7 @@ def rms_norm(x, gain, eps):
 
 @torch.no_grad()
 def qwen3_logits(model: Transformer, idx, n_head, eps, theta):
-    """The default model's logits, from its weights alone, in double precision."""
+    """Return the default model's logits, computed from its weights in double precision."""
     weights = {name: p.double() for name, p in model.state_dict().items()}
     x = weights["token_embedding.weight"][idx]
     B, T, C = x.shape  # noqa: N806
@@ -372,7 +372,7 @@ def test_an_untrained_model_knows_nothing(vocab_size, position):
 
 
 def wide(**changes) -> Transformer:
-    """Wide enough for the spread of its weights to be measured to 3 %."""
+    """Return a model wide enough to measure the spread of its weights to 3 %."""
     return make(n_embd=128, n_head=2, n_layer=8, block_size=32, vocab_size=100, **changes)
 
 
@@ -454,7 +454,7 @@ def test_every_block_of_a_zero_init_begins_as_the_identity(n_layer):
     ],
 )
 def test_nanogpts_settings_have_the_parameters_that_it_reports(sizes, reported):
-    """nanoGPT leaves the position embeddings out of its count."""
+    """nanoGPT excludes position embeddings from its count."""
     model = Transformer(vocab_size=65, **sizes, **NANOGPT)
     n = count(model) - model.position_embedding.weight.numel()
     assert f"{n / 1e6:.2f}M" == reported
@@ -544,7 +544,7 @@ def test_attention_keeps_the_type(dtype):
 
 
 def test_a_model_of_long_windows_reads_a_short_one_as_a_model_of_short_ones_does():
-    """They attend by different kernels."""
+    """They use different attention kernels."""
     short, long = make(block_size=256), make(block_size=257)
     idx = some_ids(2, 200)
     torch.testing.assert_close(short(idx), long(idx), atol=1e-5, rtol=1e-5)
@@ -589,7 +589,7 @@ def test_noise_enters_in_training_alone():
 
 
 def test_the_residual_stream_is_bfloat16_where_products_are():
-    """But for float16, which cannot hold what may come."""
+    """Except with float16, whose range is too small for it."""
     seen = []
     model = make()
     model.blocks[0].register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].dtype))
@@ -601,7 +601,7 @@ def test_the_residual_stream_is_bfloat16_where_products_are():
 
 
 def test_each_of_the_four_dropouts_is_there():
-    """Embeddings, attention weights, and what attention and feed-forward add."""
+    """On embeddings, attention weights, and the outputs of attention and feed-forward."""
     model = make(dropout=0.5, n_layer=1).train()
     block = model.blocks[0]
     x = torch.ones(1, 10, 16)

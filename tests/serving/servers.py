@@ -1,4 +1,4 @@
-"""Servers under test: the real ones, in a thread, on a free port of this machine."""
+"""The servers under test: real ones in a thread, on a free local port."""
 
 import contextlib
 import threading

@@ -1,4 +1,4 @@
-"""The server of the OpenAI protocol, asked by OpenAI's own client."""
+"""The completions server, tested with OpenAI's own client."""
 
 import contextlib
 import gc
@@ -72,7 +72,7 @@ def complete(client):
 
 
 def alone(server, prompt: str, n: int, seed: int, **settings) -> str:
-    """The text as generate writes it."""
+    """Return the text that `generate` writes."""
     ids = LETTERS.encode(prompt)[None]
     steps = generate(server[1].model, ids, n, Sampling(**settings), [seed])
     return LETTERS.decode([int(step.ids[0]) for step in steps])
@@ -289,7 +289,7 @@ def test_another_sites_name_for_this_machine_is_not_answered(server):
 
 
 def wait_until(url: str, **counts: int) -> None:
-    """Wait until the server writes so many texts, and so many wait."""
+    """Wait until the server reports these counts of texts being written and waiting."""
     deadline = time.monotonic() + 60
     while not counts.items() <= httpx.get(f"{url}/health").json().items():
         assert time.monotonic() < deadline
@@ -314,7 +314,7 @@ def test_what_asks_for_no_more_is_served(complete):
 
 @contextlib.contextmanager
 def asked(url: str, **body):
-    """A client that has asked and may wait for the answer, or hang up."""
+    """A client that has sent a request, and hangs up at the end of the context."""
     connection = http.client.HTTPConnection(url.removeprefix("http://"))
     headers = {"content-type": "application/json"}
     connection.request("POST", "/v1/completions", json.dumps(body), headers)

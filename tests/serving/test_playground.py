@@ -29,7 +29,7 @@ def directory(tmp_path_factory) -> Path:
 
 
 def learned(text: str, vocabulary: Vocabulary) -> torch.nn.Module:
-    """A model that knows `text` by heart."""
+    """Return a model that has memorised `text`."""
     model = untrained(vocabulary).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     ids = torch.from_numpy(vocabulary.encode(3 * text).astype(np.int64))
@@ -74,7 +74,7 @@ def requests(page: Page) -> list[str]:
 
 @pytest.fixture
 def text(page: Page, url, requests):
-    """The frame with the text, of a page that asks nobody but this machine."""
+    """The frame with the text; the page may send requests to the server only."""
     page.goto(url)
     yield page.frame_locator("iframe[name=text]")
     assert requests
@@ -88,7 +88,7 @@ def write(page: Page, **settings: str) -> None:
 
 
 def written(page: Page, text, **settings: str) -> str:
-    """What stands there when all is written, and not what stood there before."""
+    """Write a text, wait until it is complete, and return it."""
     page.evaluate("frames['text'].document.body.dataset.before = ''")
     write(page, **settings)
     page.wait_for_function(

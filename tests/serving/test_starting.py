@@ -1,4 +1,4 @@
-"""How the server and the playground begin and end."""
+"""Starting and stopping the server and the playground."""
 
 import contextlib
 import errno
@@ -26,7 +26,7 @@ LETTERS = Vocabulary("abc")
 
 @pytest.fixture
 def start(tmp_path):
-    """Start a script in this process as the command line does, up to where it would serve."""
+    """Start a script in this process as the command line does."""
     run_dir = tmp_path / "outputs/runs/r"
     checkpoint = save(run_dir / "checkpoints/best.ckpt", LETTERS, untrained(LETTERS))
 
@@ -133,7 +133,7 @@ def test_it_serves_until_a_signal_and_ends_with_its_exit_code(start, signals):
                 last = [part for part in parts if part][-1]
                 assert "the server is ending" in last
             else:  # it waits for the text, until it is told once more
-                # What it has not taken from the socket yet ends without an answer.
+                # Connections that it has not accepted yet get no answer.
                 with contextlib.suppress(httpx.NetworkError, httpx.RemoteProtocolError):
                     while True:
                         httpx.get(f"{url}/health")

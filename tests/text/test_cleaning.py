@@ -14,8 +14,8 @@ from litchar.errors import UserError
 from litchar.text import Corpus, Encoding, Text, TokenStore, Vocabulary, open_store
 from litchar.text.cleaning import Changes, Cleaning, _stands_alone, whole_characters
 
-# Letters that compose, marks of several classes, Hangul in parts, variants that NFKC replaces, the
-# sigma and what its rule passes over, capitals that become two characters.
+# Composing letters, marks of several classes, Hangul jamo, variants that NFKC replaces, the sigma
+# and what its rule skips, capitals that become two characters in lower case.
 ALPHABET = (
     "aAe\u0301\u0323\u0307\u0345 \n.'’-1İßſΣσΟ\u1112\u1161\u11ab가한ㅏｶﾞﬁ①Ａ\u09c7\u09be"
     "\u0344\u2126\u212b\u1e9b\u0f71\u0f72\u0300😀한\u200d\u00ad\u0378\U0001d15e"
@@ -56,7 +56,7 @@ def test_with_both_settings_the_text_is_normal_and_pieces_do_not_matter(form, te
 
 
 def test_no_character_of_unicode_that_stands_alone_depends_on_what_is_before_it():
-    """Against the Unicode data of this Python, whichever version that is."""
+    """Checked against the Unicode data of the running Python."""
     characters = [chr(i) for i in range(sys.maxunicode + 1) if not 0xD800 <= i < 0xE000]
     decomposed = (unicodedata.decomposition(c).split() for c in characters)
     second = {chr(int(d[1], 16)) for d in decomposed if len(d) == 2 and d[0][0] != "<"}

@@ -1,4 +1,4 @@
-"""Files as one text."""
+"""Several files read as one text."""
 
 import codecs
 import errno
@@ -16,7 +16,7 @@ from litchar.text import Corpus
 BOM = codecs.BOM_UTF8
 CHUNKS = [1, 2, 3, 5, 1 << 18]  # with the small ones every character and line end is cut somewhere
 
-# Line ends, one to four bytes a character, other things that look like line ends, a BOM within.
+# Line ends, characters of one to four bytes, lookalikes of line ends, a BOM inside.
 pieces = st.sampled_from(
     ["\r", "\r\n", "\n", "a", "é", "€", "😀", "\0", "\x85", "\u2028", "\ufeff"]
 )
@@ -85,7 +85,7 @@ def test_a_text_comes_in_pieces_of_bounded_size(tmp_path):
     path.write_text("ab\ncd€f" * 40)
     with chunks_of(16):
         pieces_read = list(Corpus([path]).read())
-    # A piece may begin with what was held back of the one before: 3 bytes of a character.
+    # A piece may begin with up to 3 bytes held back from the one before.
     assert max(len(piece.encode()) for piece in pieces_read) <= 16 + 3
     assert "" not in pieces_read
 

@@ -1,4 +1,4 @@
-"""Compressed files, JSON-lines and Parquet as texts."""
+"""Reading compressed files, JSON Lines and Parquet as texts."""
 
 import gzip
 import io

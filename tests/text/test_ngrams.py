@@ -1,4 +1,4 @@
-"""N-grams against plain dictionaries, and the laws of probability."""
+"""N-gram models, checked against plain dictionaries and the laws of probability."""
 
 from collections import Counter, defaultdict
 
@@ -11,7 +11,7 @@ from litchar.text.ngrams import NGrams, Packing, add_one, count_tokens, kneser_n
 
 @pytest.fixture
 def text():
-    """Draw tokens that repeat each other, some of `vocab_size` far more often than others."""
+    """Draw tokens with repeated passages and a skewed distribution over the vocabulary."""
 
     def text(length, vocab_size=5, seed=0):
         draw = np.random.default_rng(seed)
@@ -29,7 +29,7 @@ def packing_of(train, vocab_size, order):
 
 
 def slow_kneser_ney(train, scored, vocab_size, order):
-    """Chen and Goodman's formula, a dictionary for each order."""
+    """Compute Chen and Goodman's formula with one dictionary per order."""
     tables = {order: Counter(tuple(train[i : i + order]) for i in range(len(train) - order + 1))}
     for n in range(order - 1, 0, -1):
         tables[n] = Counter(gram[1:] for gram in tables[n + 1])

@@ -1,4 +1,4 @@
-"""Texts elsewhere: fsspec's memory file system, and a web server on this machine."""
+"""Remote texts: fsspec's memory file system, and a local web server."""
 
 import errno
 import functools
@@ -77,7 +77,7 @@ def test_a_remote_directory_is_read_by_pattern_in_sorted_order(memory):
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Serves CONTENT in ranges, with a tag; the first `cuts` answers break off."""
+    """Serves CONTENT in ranges, with an ETag; the first `cuts` responses break off."""
 
     protocol_version = "HTTP/1.1"
 

@@ -1,4 +1,4 @@
-"""Texts with a name."""
+"""Named text sources: bundled, generated and downloaded."""
 
 import hashlib
 import http.server
@@ -125,14 +125,14 @@ def _no_proxy(monkeypatch):
 
 @pytest.fixture
 def closed_url() -> Iterator[str]:
-    """An address where nobody listens."""
+    """A URL with no server behind it."""
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))  # and nobody else can
         yield f"http://127.0.0.1:{unused.getsockname()[1]}/texts/a.txt"
 
 
 def kept() -> list[Path]:
-    """The files in the cache, but for its (empty) locks."""
+    """Return the files in the cache, without its (empty) locks."""
     files = [path for path in cache_dir().rglob("*") if path.is_file()]
     return [path for path in files if path.suffix != ".lock" or path.stat().st_size]
 
@@ -255,7 +255,7 @@ def test_downloads_of_other_content_under_the_same_name_do_not_meet(server):
 
 @pytest.fixture
 def data_set(tmp_path, monkeypatch) -> Path:
-    """A directory that the `datasets` library loads: two splits, rows with text and without."""
+    """A directory for the `datasets` library: two splits, rows with and without text."""
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "hf" / "datasets"))
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)

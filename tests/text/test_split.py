@@ -1,4 +1,4 @@
-"""A text's splits."""
+"""Splitting a text."""
 
 import os
 
@@ -41,7 +41,7 @@ def test_of_documents_nearly_so_many_validate():
 
 
 def tokens_of(*lengths: int) -> np.ndarray:
-    """Documents of these lengths, each of an id of its own."""
+    """Return tokens of documents with these lengths, each with an id of its own."""
     pieces = [np.zeros(1, np.int64)]
     for i, length in enumerate(lengths, 1):
         pieces += [np.full(length, i), np.zeros(1, np.int64)]

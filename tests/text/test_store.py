@@ -17,7 +17,7 @@ from litchar.text.store import boundaries, cache_dir, find_store, has_document
 
 
 class CountingCorpus(Corpus):
-    """Counts how often the text is read."""
+    """Counts how many times the text is read."""
 
     reads = 0
 
@@ -32,7 +32,7 @@ def corpus_of(path: Path, text: str | bytes) -> CountingCorpus:
 
 
 def in_the_cache() -> list[Path]:
-    """The stores, drafts and whatever else is in the cache, but for its (empty) locks."""
+    """Return all entries of the token cache, without its (empty) locks."""
     entries = (cache_dir() / "tokens").glob("*")
     return [entry for entry in entries if entry.suffix != ".lock" or entry.stat().st_size]
 
@@ -130,7 +130,7 @@ def test_bytes_that_are_not_utf8_far_into_a_file_leave_nothing_and_can_be_mended
 
 
 class ChangingCorpus(Corpus):
-    """A file that somebody writes to between the two readings."""
+    """A file that changes between the two passes over it."""
 
     later: str
 
@@ -139,7 +139,7 @@ class ChangingCorpus(Corpus):
         self.paths[0].write_text(self.later)
 
 
-# A new character, fewer characters, more, and as many others.
+# With a new character, shorter, longer, and of the same length.
 @pytest.mark.parametrize("later", ["ababz", "ab", "babaab", "baba"])
 def test_a_text_that_changes_while_it_is_encoded_is_never_stored_as_what_it_was(tmp_path, later):
     path = tmp_path / "a.txt"
@@ -222,7 +222,7 @@ def test_what_a_killed_build_left_is_in_nobodys_way(tmp_path):
 
 
 class MeetingCorpus(CountingCorpus):
-    """Waits, before a store is looked for, until every builder is there."""
+    """Waits at a barrier for all builders before it looks for a store."""
 
     def __init__(self, paths: list[Path], barrier) -> None:
         super().__init__(paths)
@@ -383,7 +383,7 @@ def test_shuffled_documents_are_the_same_ones_in_one_random_order(lines):
     ordered = open_store(corpus, Encoding(document="line"))
     shuffled = open_store(corpus, Encoding(document="line", shuffle=True))
     assert documents_of(ordered) == names
-    # The order is for good: another would make another validation split.
+    # The order must never change: it determines the validation split.
     words = np.random.Philox(key=0).random_raw(len(names))
     by_word = [name for _, name in sorted(zip(words.tolist(), names, strict=True))]
     assert documents_of(shuffled) == by_word
@@ -432,7 +432,7 @@ def test_a_cache_of_an_earlier_version_is_found_again(tmp_path):
 
 
 def test_a_store_in_a_cache_that_may_only_be_read_is_used(tmp_path, monkeypatch):
-    """A teacher's, say, or one of an image of a container."""
+    """Such as a teacher's cache, or one in a container image."""
     text = corpus_of(tmp_path / "a.txt", "of a teacher")
     kept = open_store(text).tokens.tolist()
     monkeypatch.setattr("os.access", lambda *_: False)

@@ -1,4 +1,4 @@
-"""Characters <-> ids."""
+"""Vocabularies: characters <-> ids."""
 
 import json
 import random
@@ -13,7 +13,7 @@ from litchar.errors import UserError
 from litchar.text import ByteVocabulary, Vocabulary
 from litchar.text.vocabulary import BOUNDARY, codepoints, count_into, no_counts
 
-# All of Unicode: NUL, the astral planes, and lone surrogates as a command line may hold them.
+# All of Unicode: NUL, the astral planes, and lone surrogates as command lines may contain them.
 any_text = st.text(alphabet=st.characters(codec=None, categories=None), min_size=1, max_size=60)
 laws = settings(deadline=None, max_examples=200, derandomize=True, database=None)
 

@@ -22,8 +22,8 @@ CONTENT = {
 
 @pytest.fixture
 def stand_in(monkeypatch):
-    """Serve a zip of a small stand-in; return the overrides that fetch it in the real one's place,
-    and the paths that were asked for."""
+    """Serve a zip of a small stand-in; return the overrides that download it in place of the real
+    data set, and the list of requested paths."""
     servers = []
     monkeypatch.setenv("no_proxy", "127.0.0.1")
 

@@ -1,4 +1,4 @@
-"""Runs on a cleaned text, and what their checkpoints do with other texts."""
+"""Runs on a cleaned text, and their checkpoints applied to other texts."""
 
 import json
 
@@ -33,7 +33,7 @@ def run_dir(train_cleaned):
 
 @pytest.fixture
 def run_script(capsys):
-    """Run generate or evaluate as their scripts do; return what they print."""
+    """Run generate or evaluate as their scripts do; return the output."""
 
     def run_script(name: str, function, *overrides: str) -> str:
         config = composed(name, "device=cpu", *map(quote, overrides))

@@ -1,4 +1,4 @@
-"""`compile=true`: the same training, and a run that goes on where compilation fails."""
+"""`compile=true`: the same training, and a fallback if compilation fails."""
 
 import copy
 import re
@@ -110,7 +110,7 @@ def test_a_compiled_run_learns_the_same(train):
 
 
 class Counts(Transformer):
-    """Counts in a buffer how often it has read."""
+    """Counts its forward passes in training in a buffer."""
 
     def __init__(self, **settings):
         super().__init__(**settings)

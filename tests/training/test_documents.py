@@ -1,4 +1,4 @@
-"""Runs on documents: training, names that are new or known, a loss for each document."""
+"""Runs on documents: training, new or known names, per-document losses."""
 
 import csv
 import itertools
@@ -30,7 +30,7 @@ def path(tmp_path):
 
 @pytest.fixture
 def named(train, path):
-    """A run that has learned the names well enough to repeat some."""
+    """A run trained well enough to repeat some of the names."""
     more = ("optimizer.lr=1e-2", "trainer.max_steps=100", "trainer.val_check_interval=50")
     return train(f"data.path={path}", *SETTINGS, *more)
 

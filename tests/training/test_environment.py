@@ -1,4 +1,4 @@
-"""What is written down of where a run took place, and what is cleared before it."""
+"""The recorded environment of a run, and the process state reset before it."""
 
 import json
 import subprocess
@@ -14,7 +14,7 @@ from litchar.tuning.run import command_line
 
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
-    """A repository with one committed file, which the package thinks that it lies in."""
+    """A repository with one committed file, which the package takes for its own."""
     root = tmp_path / "checkout"
     (root / "src").mkdir(parents=True)
 
@@ -53,7 +53,7 @@ def test_the_difference_rebuilds_the_code_with_its_new_files(checkout, tmp_path)
 
 
 def test_git_writes_nothing_into_a_checkout_that_may_be_anothers(checkout):
-    """Where it may not, it would leave new files out without a word."""
+    """Without write permission, git would silently leave out new files."""
     root, _ = checkout
     (root / "src/new.py").write_bytes(b"new = 1\n")
     before = sorted((root / ".git").rglob("*"))
@@ -118,7 +118,7 @@ def test_unchanged_code_and_code_outside_of_a_checkout_have_no_difference(
 
 
 def test_the_next_run_of_a_process_is_another_one_at_weights_and_biases(monkeypatch):
-    """wandb.init would return the run that is under way."""
+    """Otherwise wandb.init would return the active run."""
     wandb = types.SimpleNamespace(run="the first job's")
     wandb.finish = lambda: setattr(wandb, "run", None)
     monkeypatch.setitem(sys.modules, "wandb", wandb)

@@ -1,4 +1,4 @@
-"""What a launcher says of a job that has ended, and where it cannot work."""
+"""Launchers' messages: for finished jobs, and where a launcher cannot work."""
 
 import shutil
 import sys

@@ -1,4 +1,4 @@
-"""A sweep whose jobs run in other processes is the sweep that runs in one, and outlives theirs."""
+"""Launchers: results equal those of one process, and the sweep survives its workers' deaths."""
 
 import json
 import os
@@ -24,7 +24,7 @@ LAUNCHERS = {
 
 @pytest.fixture(params=LAUNCHERS)
 def launcher(request):
-    """What names a launcher on the command line."""
+    """The command-line arguments for a launcher."""
     if request.param != "parallel":
         pytest.importorskip({"ray": "ray", "slurm": "submitit"}[request.param])
     return (f"launcher={request.param}", *LAUNCHERS[request.param])
@@ -58,7 +58,7 @@ def sweep(command):
 
 @pytest.fixture
 def jobs(tmp_path):
-    """The directories of the sweep's jobs, by seed."""
+    """Return the directories of the sweep's jobs, by seed."""
 
     def jobs() -> dict[int, Path]:
         found = (path.parent for path in tmp_path.glob("outputs/sweeps/s/*/summary.json"))

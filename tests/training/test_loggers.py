@@ -120,7 +120,7 @@ def test_a_curve_goes_on_though_the_clock_was_set_back(tmp_path, monkeypatch):
 
 
 def test_a_full_disk_ends_no_run_through_its_loggers(tmp_path, monkeypatch, capsys):
-    """Lightning calls `save` with the last step, and `finalize` after whatever has ended it."""
+    """Lightning calls `save` at the last step, and `finalize` however the run ended."""
     monkeypatch.setattr(threading, "excepthook", threading.__excepthook__)
     quiet_libraries()
     most, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -139,7 +139,7 @@ def test_a_full_disk_ends_no_run_through_its_loggers(tmp_path, monkeypatch, caps
 
 
 class Draws(Callback):
-    """Does as Lightning's documents have it."""
+    """Logs a histogram as in Lightning's documentation."""
 
     def on_train_end(self, trainer, pl_module):
         trainer.logger.experiment.add_histogram("weights", pl_module.model.head.weight, 20)

@@ -1,4 +1,4 @@
-"""Long runs take no more than short ones."""
+"""Long runs need no more memory, files or threads than short ones."""
 
 import gc
 import os
@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import Callback
 
 
 class Watch(Callback):
-    """Notes memory, open files and threads every thousand steps."""
+    """Records memory, open files and threads every thousand steps."""
 
     seen: list = []  # noqa: RUF012
 

@@ -73,7 +73,7 @@ def test_orthogonalize_finds_the_orthogonal_factor_of_each_matrix():
 
 @pytest.mark.parametrize("steps", [5, 6, 12, 30])
 def test_orthogonalize_bears_matrices_of_low_rank(steps):
-    """What is to be 0 of X X^T comes out a little below it, and a quintic makes more of that."""
+    """Zero eigenvalues of X X^T come out slightly negative, and a quintic amplifies that."""
     generator = torch.Generator().manual_seed(0)
     short, long = (torch.randn(4, 64, n, generator=generator) for n in (3, 192))
     [factors] = orthogonalize([short @ short.mT @ long], steps)
@@ -165,7 +165,7 @@ def test_a_head_may_be_a_parameter_or_no_part_at_all(model):
 
 
 def test_a_state_of_muon_is_loaded_where_the_parameters_are_with_its_steps_in_float32():
-    """A GPU's fused step refuses counts of steps that lie on the CPU or have two bytes."""
+    """The fused step on GPUs refuses step counts on the CPU or in 16 bits."""
 
     def stepped(device: str) -> torch.optim.Optimizer:
         model = Transformer(5, 4, 1, 1, 8).to(device, torch.bfloat16)

@@ -1,7 +1,7 @@
-"""One run on several devices is the run on one: the same batches, losses, files and endings.
+"""A run on several devices equals the run on one: the same batches, losses, files and exits.
 
-The ranks are processes on the CPU that talk through gloo. Each takes seconds to import, so that
-tests share runs where they can.
+The ranks are CPU processes that communicate through gloo. Each takes seconds to import, so tests
+share runs where they can.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ NOISE = {"abs": 2e-5, "rel": 2e-5}  # of float32: in nats, and of activations la
 
 
 def rows(run_dir: Path) -> list[dict[str, float]]:
-    """The rows of metrics.csv, but for speeds."""
+    """Return the rows of metrics.csv, without speeds."""
     with open(run_dir / "metrics.csv", newline="") as file:
         return [
             {key: float(value) for key, value in row.items() if value and "speed" not in key}
@@ -55,7 +55,7 @@ def assert_same_curve(run_dir: Path, other: Path, steps: int = 10**9) -> None:
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory):
-    """A sweep of two jobs of two ranks, from the command line and in a worker: ddp, then fsdp."""
+    """A sweep of two jobs of two ranks, ddp and fsdp, from the command line, in a worker."""
     place = tmp_path_factory.mktemp("swept")
     text = place / "text.txt"
     text.write_text(TEXT)
@@ -88,7 +88,7 @@ def swept(tmp_path_factory):
 
 @pytest.fixture
 def one(train):
-    """The same run on one device, for longer."""
+    """The same run on one device, for more steps."""
     return train(*SETTING, "trainer.max_steps=30", name="one")
 
 
@@ -149,7 +149,7 @@ def test_a_run_goes_on_with_another_number_of_devices(swept, one, train):
 
 
 def on_rank(rank: int, step: int, signum: int) -> tuple[str, ...]:
-    """Let this rank send itself a signal in the middle of this step."""
+    """Return overrides that make `rank` send itself a signal in the middle of `step`."""
     return (
         "+callbacks.stop._target_=conftest.SignalAt",
         f"+callbacks.stop.step={step}",
@@ -169,12 +169,12 @@ def test_a_signal_to_one_rank_ends_all_with_one_checkpoint(train, rank):
     assert stop.value.code == 128 + signal.SIGTERM
     stopped = whole.with_name("stopped")
     assert summary(stopped)["status"] == "interrupted"
-    # What is received within a step is known to all by the end of the next.
+    # A signal received within a step is known to all ranks by the end of the next.
     assert Checkpoint.load(stopped / "checkpoints/last.ckpt").step == 8
     assert [path.name for path in (stopped / "checkpoints").iterdir()] == ["last.ckpt"]
     assert not torch.distributed.is_initialized()
     assert not {"LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "RANK"} & os.environ.keys()
-    # Dropout differs from rank to rank, so that a mask is drawn for each window of the batch.
+    # Dropout differs between ranks, so each window of the batch has its own mask.
     assert rows(stopped)[1]["train/loss"] != pytest.approx(rows(whole)[1]["train/loss"], abs=1e-6)
     train(*SETTING, dropout, "resume=auto", name="stopped")
     assert summary(stopped)["status"] == "completed"
@@ -385,7 +385,7 @@ def test_who_waits_for_tasks_that_never_come_says_so_and_hears_a_signal(monkeypa
 
 @pytest.fixture
 def command(text_file, tmp_path):
-    """The command line of a run of two ranks that would not end."""
+    """The command line of a run of two ranks that would never end."""
     return [
         str(ROOT / "scripts/train.py"),
         f"data.path={text_file}",

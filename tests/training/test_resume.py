@@ -1,4 +1,4 @@
-"""A run that was stopped and resumed is the run that was never stopped, bit for bit."""
+"""A stopped and resumed run is bitwise identical to one that was never stopped."""
 
 import csv
 import errno
@@ -102,7 +102,7 @@ def test_a_run_stopped_many_times_goes_on_exactly(train):
 
 
 def test_a_run_that_goes_on_from_an_older_checkpoint_forgets_a_later_best(train):
-    """`best.ckpt` and the figures of the best validation are of one step, which the run has had."""
+    """`best.ckpt` and the best figures belong to the same step, one that the run has reached."""
     line = ("trainer.val_check_interval=5", "data.test_fraction=0.1", "scheduler=constant")
     run_dir = train(*line, name="run")
     best = run_dir / "checkpoints/best.ckpt"
@@ -131,7 +131,7 @@ def test_a_run_that_goes_back_and_is_killed_at_once_goes_on_from_there(train):
 
 
 def test_a_run_ends_with_a_whole_step_though_it_is_told_to_within_one(train):
-    """As a Timer does when `trainer.max_time` is over."""
+    """As by the Timer when `trainer.max_time` has passed."""
     stop = "+callbacks.stop._target_=conftest.StopsAt", "+callbacks.stop.batch=18"
     line = ("trainer.accumulate_grad_batches=4", "trainer.val_check_interval=20")
     run_dir = train(*line, *stop)
@@ -168,8 +168,8 @@ AVERAGE = "+callbacks.ema._target_=lightning.pytorch.callbacks.EMAWeightAveragin
     "setting",
     [
         ("trainer.val_check_interval=5",),
-        # Whose last step is not validated: within an epoch, as one ends, and where the weights
-        # become their average.
+        # The last step is not validated: within an epoch, at the end of one, and where the weights
+        # are replaced by their average.
         (UNVALIDATED, "trainer.limit_train_batches=4", "trainer.accumulate_grad_batches=2"),
         (*EVERY_OTHER, "trainer.val_check_interval=4", "trainer.accumulate_grad_batches=2"),
         (UNVALIDATED, AVERAGE, "+callbacks.ema.decay=0.8"),
@@ -190,9 +190,9 @@ def test_more_steps_go_on_from_a_completed_run(train, setting):
 @pytest.mark.parametrize(
     "setting",
     [
-        # Whose average takes the weights' place as training ends.
+        # The average replaces the weights when training ends.
         (AVERAGE, "+callbacks.ema.decay=0.8", *EPOCHS_OF_SEVEN),
-        # Where a step that has all its batches would be taken with one.
+        # A step that has all its batches would otherwise be taken with one.
         (
             "trainer.accumulate_grad_batches=2",
             "trainer.limit_train_batches=14",
@@ -238,7 +238,7 @@ def test_a_checkpoint_of_an_epochs_end_goes_on_with_the_next(train, setting):
 
 
 def test_the_first_of_more_steps_has_the_learning_rate_of_the_longer_run(train):
-    """At the end of the shorter one that was 0."""
+    """At the end of the shorter run it was 0."""
     states = [
         load(train(*more, name="longer") / "checkpoints/last.ckpt")["state_dict"]
         for more in (["trainer.max_steps=10"], ["trainer.max_steps=11", "resume=auto"])
@@ -659,7 +659,7 @@ def test_who_asks_whether_a_directory_is_trained_in_keeps_nobody_out(train):
 
 @pytest.fixture
 def finished_like(train, tmp_path):
-    """Make a run directory as if the command line had, with a status."""
+    """Make the directory of a run with these arguments and this status."""
 
     def make(name, arguments, status):
         from omegaconf import OmegaConf
@@ -786,7 +786,7 @@ def test_a_directory_where_another_process_trains_is_left_as_it_is(finished_like
 
 
 def storm(kills, train, text_file, steps, seconds):
-    """Kill a run `kills` times, resume it each time, and compare with an undisturbed one."""
+    """Kill a run `kills` times, resume it each time, and compare it with an undisturbed one."""
     settings = (
         f"data.path={text_file}",
         "data.block_size=16",

@@ -83,7 +83,7 @@ def test_workers_and_validation_batches_change_no_figure(train, setting):
 
 
 def test_accumulated_batches_equal_one_large_batch(train, tmp_path):
-    # Windows are numbered through, so two batches of 4 are the windows of one batch of 8.
+    # Windows are numbered consecutively: two batches of 4 have the windows of one batch of 8.
     large = Checkpoint.load(train(name="large") / "checkpoints/last.ckpt")
     small = Checkpoint.load(
         train(
@@ -616,7 +616,7 @@ def test_without_its_average_a_run_goes_on_from_the_weights_themselves(train):
 
 
 def test_a_loss_is_a_whole_one_however_many_batches_a_step_has(train):
-    """As the number of batches changes, those since the last report are of both kinds."""
+    """The batches since the last report may belong to steps of different sizes."""
     run_dir = train(
         f"+callbacks.x._target_={CALLBACKS}.GradientAccumulationScheduler",
         "+callbacks.x.scheduling={0:1,1:4}",
@@ -636,7 +636,7 @@ FILES = [f"{group}={file.stem}" for group in GROUPS for file in (ROOT / "conf" /
 
 @pytest.mark.parametrize("choice", FILES)
 def test_a_text_is_refused_where_true_or_false_is_meant(compose, choice):
-    """To Hydra `no` and `off` are texts, and a text is true to Python."""
+    """Hydra reads `no` and `off` as strings, which are truthy in Python."""
     config = compose(choice)
     for key, value in flatten(OmegaConf.to_container(config)):
         if isinstance(value, bool) and within(key, GROUPS):
@@ -667,7 +667,7 @@ def test_what_is_begun_from_is_recorded_by_its_path_and_not_needed_to_go_on(trai
 
 
 class Looped(Transformer):
-    """One block, again and again: in the state under each name, or under one."""
+    """Repeats one block; its weights are in the state dict under every name, or under one."""
 
     def __init__(self, *args, names: bool, **settings) -> None:
         super().__init__(*args, **settings)
@@ -691,7 +691,7 @@ def test_a_model_whose_layers_are_one_is_opened_again(train, monkeypatch, names)
 
 
 class Own(nn.Module):
-    """A model whose settings are its own, and which may read numbers where there are none."""
+    """A model with settings of its own, which can read a tensor's value, impossible on `meta`."""
 
     def __init__(self, vocab_size, block_size, n_layer=1, reads=False, dropout=0.0):
         super().__init__()

@@ -1,4 +1,4 @@
-"""A sweep, typed again after anything, runs what is missing and nothing else."""
+"""A sweep started again, after whatever happened, runs the missing jobs and nothing else."""
 
 import csv
 import multiprocessing
@@ -43,7 +43,7 @@ SMALL = (
 
 
 class Swept:
-    """A sweep that has ended: its exit code, what it printed, and its jobs' directories."""
+    """A finished sweep: its exit code, its output, and its jobs' directories."""
 
     def __init__(self, code, printed, directory):
         self.code = code
@@ -58,7 +58,7 @@ class Swept:
 
 @pytest.fixture
 def sweep(tmp_path, text_file, monkeypatch, capsys):
-    """Sweep in this process as the script does, by default without the comparison at the end."""
+    """Sweep in this process as the script does, by default without the final comparison."""
 
     def sweep(*arguments, name="s", small=SMALL, compared=False):
         if not compared:
@@ -80,7 +80,7 @@ def sweep(tmp_path, text_file, monkeypatch, capsys):
 
 
 def everything(directory):
-    """Every file below a directory, with when it was changed and what it holds."""
+    """Return every file below a directory, with its modification time and content."""
     files = (path for path in sorted(directory.rglob("*")) if path.is_file())
     return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
 
@@ -102,7 +102,7 @@ def test_the_same_line_again_touches_nothing_and_more_values_run_alone(sweep, tr
     assert len(wider.jobs) == 4
     assert {job: everything(job) for job in first.jobs} == before
 
-    # The last of four jobs in one process is what it would be in a process of its own.
+    # The last of four jobs in one process equals the same job in a process of its own.
     (text,) = {job.parents[3] / "text.txt" for job in wider.jobs}
     alone = train(*SMALL, f"data.path={text}", "model.n_embd=16", "seed=2", only=True)
     assert_same_run(alone, wider.job("n_embd-16_seed-2"))
@@ -148,7 +148,7 @@ def test_another_sweep_of_the_same_name_is_refused_and_the_difference_named(swee
         assert words in other.err
         assert other.err.count("\n") == 1
     assert everything(first.directory) == before
-    # A key that had one value may get a list, and one that had a list a value of it.
+    # A key with one value may get a list, and a key with a list one of its values.
     more = sweep("optimizer.weight_decay=0.1", two, "seed=1337,2")
     assert more.code == 0
     assert len(more.jobs) == 2
@@ -199,7 +199,7 @@ def test_a_single_run_has_no_sweep(tmp_path):
 
 
 class ExitAt(Callback):
-    """Ends the process from within a job, as code of somebody's might."""
+    """Exits the process from within a job, as user code might."""
 
     def on_train_start(self, *_):
         sys.exit(5)
@@ -218,7 +218,7 @@ class DivergeOnce(Callback):
 
 @pytest.fixture
 def with_callback(monkeypatch):
-    """Give jobs, by a part of their name, callbacks that their configurations know not of."""
+    """Give jobs, by a part of their name, callbacks that are not in their configurations."""
     made = litchar.training.run.make_trainer
 
     def with_callback(callbacks):
@@ -276,7 +276,7 @@ def test_failures_end_alone_are_recorded_and_tried_again_when_asked(sweep, with_
 
 
 def in_a_fork(function):
-    """Run `function` in a process that is a copy of this one; return its exit code."""
+    """Run `function` in a fork of this process; return its exit code."""
     process = multiprocessing.get_context("fork").Process(target=function)
     process.start()
     process.join()
@@ -284,7 +284,7 @@ def in_a_fork(function):
 
 
 class AfterBatches(SignalAt):
-    """Sends a signal in the middle of the nth batch of a process, whatever job that is in."""
+    """Sends a signal in the middle of the process's nth batch, in whichever job that is."""
 
     def on_before_optimizer_step(self, *_):
         self.step -= 1
@@ -420,7 +420,7 @@ def test_what_a_worker_is_sent_can_be_pickled():
 def test_a_sweep_of_twelve_jobs_killed_five_times_has_the_table_of_an_undisturbed_one(
     tmp_path, text_file
 ):
-    """In processes of their own, killed and terminated in turn, at random moments."""
+    """In subprocesses, killed and terminated in turn at random moments."""
     line = [
         sys.executable,
         str(ROOT / "scripts/train.py"),
@@ -468,7 +468,7 @@ def test_a_sweep_of_twelve_jobs_killed_five_times_has_the_table_of_an_undisturbe
 
 
 def trained(directory):
-    """How often a job of a sweep has begun to train, in all goes: each begins a file of curves."""
+    """Return how many times jobs of a sweep began to train; each time creates an event file."""
     return len(list(directory.glob("*/tensorboard/events*")))
 
 

@@ -1,4 +1,4 @@
-"""Any text: scripts, marks, symbols, line ends, from file to sample and back."""
+"""Any text, from file to sample and back: scripts, marks, symbols, line ends."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Runs on characters and on bytes: what a token is, and bits that compare them."""
+"""Runs on characters and on bytes, and the bits that make them comparable."""
 
 import math
 
@@ -49,7 +49,7 @@ def test_bits_are_those_of_the_split_whatever_the_token(train, loss_of, path, ca
 
 
 def test_bits_per_byte_are_those_of_the_batches_that_were_scored(train, tmp_path):
-    """The first half of the validation split has one byte a character, the second three."""
+    """The first half of the validation split has one byte per character, the second three."""
     path = tmp_path / "halves.txt"
     path.write_text("ab" * 4000 + "ab" * 250 + "€" * 500)
     figures = summary(

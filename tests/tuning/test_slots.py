@@ -1,4 +1,4 @@
-"""Which trial is whose, for every order in which workers may act."""
+"""Which worker owns which trial, for any order in which workers act."""
 
 import random
 
@@ -57,7 +57,7 @@ def test_a_slot_whose_trial_broke_is_free_and_its_values_are_not_drawn_again():
 
 
 class Crowd:
-    """Workers that share a storage, and act one small step at a time in a random order."""
+    """Workers that share a storage and act in small steps, in random order."""
 
     def __init__(self, seed: int, total: int, workers: int) -> None:
         self.draw = random.Random(seed)
@@ -102,7 +102,7 @@ class Crowd:
             self.workers[worker] = ("idle", None)
 
     def kill(self, worker: int) -> None:
-        """A worker dies, and another one buries its trial; a new process takes its place."""
+        """Kill a worker: its trial is marked as lost, and a new worker takes its place."""
         state, number = self.workers[worker]
         if state in ("created", "trains"):
             self.trials[number].user_attrs["outcome"] = "lost"
@@ -127,7 +127,7 @@ def test_no_trial_is_lost_and_none_is_completed_twice(workers):
     for seed in range(25):
         crowd = Crowd(seed, 6, workers)
         crowd.run()
-        # Whoever trains just now has a slot beyond: there must be none of them either.
+        # Let the workers finish what they started; none may be training a surplus trial.
         for worker in range(workers):
             while crowd.workers[worker][0] not in ("idle", "trains"):
                 crowd.act(worker)

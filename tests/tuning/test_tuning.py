@@ -1,4 +1,4 @@
-"""Studies, run as a person runs them and in this process."""
+"""Studies, run the way a user runs them and in this process."""
 
 import errno
 import json
@@ -75,7 +75,7 @@ def study_of(outputs: Path, name: str) -> optuna.Study:
 
 
 def written(line: list[str], **trial) -> str:
-    """The best settings of a study that has this line, and one trial."""
+    """Return the best-settings file of a study with this command line and one trial."""
     study = optuna.create_study(study_name="t1")
     study.set_user_attr("command", "python scripts/tune.py")
     study.add_trial(optuna.create_trial(value=1.5, **trial))
@@ -140,7 +140,7 @@ def test_numbers_and_null_of_the_space_stay_what_they_are(compose):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A study typed as a person does, with outcomes of several kinds."""
+    """A study run from the command line, with outcomes of several kinds."""
     directory = tmp_path_factory.mktemp("finished")
     text = directory / "my text.txt"
     text.write_text("".join(f"{a} and {b}\n" for a in range(40) for b in range(40))[:8000])
@@ -393,7 +393,7 @@ def test_an_experiment_that_was_searched_is_part_of_the_best_settings():
 
 
 def test_a_stopped_study_goes_on_exactly(tune, tmp_path, monkeypatch):
-    """The same values, the same losses, whether it was stopped within a trial or not."""
+    """The same values and losses, whether it was stopped within a trial or between trials."""
     whole = tune(name="whole")
     stop = iter([None, SignalAt(7)])  # in the second trial
 
@@ -442,7 +442,7 @@ def test_a_run_that_ended_before_its_worker_could_say_so_is_not_trained_again(
 def test_a_pruned_trial_that_is_stopped_before_it_has_ended_stays_pruned(
     tune, tmp_path, monkeypatch, pruned_at
 ):
-    """As by a signal after its last validation, and by kill -9 before that is saved."""
+    """Stopped by a signal after its last validation, or killed (-9) before that is saved."""
 
     class Killed(BaseException):
         pass
@@ -467,7 +467,7 @@ def test_a_pruned_trial_that_is_stopped_before_it_has_ended_stays_pruned(
         patch.setattr(tuning.Watch, "on_validation_end", and_stop)
         with pytest.raises((Interrupted, Killed)):
             tune(*line)
-    # A successive halving does not ask twice at the same rung.
+    # Successive halving does not decide twice at the same rung.
     monkeypatch.setattr(optuna.pruners.ThresholdPruner, "prune", lambda *_: False)
     (stopped, ended) = tune(*line)
     assert stopped.user_attrs["outcome"] == ("interrupted" if pruned_at == 2 else "lost")
@@ -585,7 +585,7 @@ def test_who_stands_still_while_it_looks_takes_nobody_for_silent(tmp_path, monke
 
 @pytest.fixture
 def start(tune):
-    """Start a worker: a process with all that is imported here already."""
+    """Start a worker in a forked process, which needs no imports."""
     processes = multiprocessing.get_context("fork")
     started = []
 
