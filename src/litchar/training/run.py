@@ -286,7 +286,7 @@ def _record_failure(ready: Ready, error: BaseException) -> None:
         step, run_dir = ready.trainer.global_step, ready.setup.run_dir
         where = "nothing was saved"
         if (run_dir / "checkpoints" / "last.ckpt").exists():
-            saved = [c.saved_step for c in ready.trainer.callbacks if isinstance(c, Checkpoints)]  # type: ignore[attr-defined]  # set unseen
+            saved = [c.saved_step for c in ready.trainer.callbacks if isinstance(c, Checkpoints)]  # type: ignore[attr-defined]  # set by a connector
             where = f"saved in {run_dir}" if saved == [step] else f"saved before in {run_dir}"
         ready.terminal.say(f"Interrupted at step {step:,}; {where}")
 
@@ -310,7 +310,7 @@ def fit_and_test(setup: Setup, trainer: L.Trainer, terminal: Terminal) -> None:
         if "test" in data.splits:
             best = setup.run_dir / "checkpoints" / "best.ckpt"
             # On loading, it would restore the unaveraged weights instead of their average.
-            callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set unseen
+            callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
             callbacks[:] = [c for c in callbacks if not isinstance(c, WeightAveraging)]
             tested = trainer.strategy.broadcast(best if best.exists() else None)
             trainer.test(module, data, ckpt_path=tested, weights_only=True, verbose=False)
