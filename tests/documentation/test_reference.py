@@ -66,7 +66,7 @@ def test_comments_and_docstrings_are_read_as_they_stand(tmp_path, monkeypatch):
         (
             "optimizer.betas",
             "[0.9, 0.99]",
-            "how much of the means of gradients and of their squares is kept from step to step.",
+            "decay rates of the running means of gradients and of their squares.",
         ),
         ("optimizer.decay", "all", "what is above it"),
         ("optimizer.inner.deep", "1", "and one within"),
