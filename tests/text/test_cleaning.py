@@ -99,8 +99,8 @@ def test_every_cleaning_has_a_name_of_its_own():
 @pytest.mark.parametrize(
     ("setting", "reason"),
     [
-        ({"normalize": "NFX"}, "data.normalize=NFX: there are NFC, NFKC"),
-        ({"normalize": "NFD"}, "data.normalize=NFD: there are NFC, NFKC"),
+        ({"normalize": "NFX"}, "data.normalize=NFX: must be NFC, NFKC or null"),
+        ({"normalize": "NFD"}, "data.normalize=NFD: must be NFC, NFKC or null"),
         ({"normalize": True}, "data.normalize=True"),
         ({"normalize": ["NFC"]}, "data.normalize="),
         ({"lowercase": "yes"}, "data.lowercase=yes: must be true or false"),
@@ -133,7 +133,7 @@ def test_what_changed_is_counted_and_the_most_frequent_named():
 def test_where_nothing_changes_that_is_said():
     changes = Changes()
     list(Cleaning(normalize="NFC").read(["plain"], changes))
-    assert changes.lines() == ["data.normalize=NFC: no character to change"]
+    assert changes.lines() == ["data.normalize=NFC: no characters to change"]
 
 
 # In a token store
@@ -189,7 +189,7 @@ def test_characters_that_are_too_rare_and_those_never_seen_are_one_symbol(tmp_pa
 def test_a_count_that_every_character_has_changes_nothing(tmp_path):
     store = store_of(tmp_path / "a.txt", "abcab\ufffdc\ufffd", min_count=2)
     assert text_of(store) == "abcab\ufffdc\ufffd"
-    assert store.changes == ["data.min_count=2: no character to change"]
+    assert store.changes == ["data.min_count=2: no characters to change"]
     with pytest.raises(UserError, match="never saw"):
         store.vocabulary.encode("x")
 
@@ -209,7 +209,7 @@ def test_documents_are_cleaned_each_by_itself(tmp_path, document):
 
 
 def test_a_text_of_bytes_is_not_cleaned():
-    with pytest.raises(UserError, match=r"data\.unit=byte takes a text as it is"):
+    with pytest.raises(UserError, match=r"data\.unit=byte reads a text unchanged"):
         Text(path="a.txt", unit="byte", lowercase=True)
     Text(path="a.txt", unit="byte", lowercase=False, min_count=0)
 

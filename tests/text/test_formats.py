@@ -88,7 +88,7 @@ def test_a_truncated_archive_is_refused_with_its_offset(tmp_path, suffix, share)
     if length == 0 and suffix in (".gz", ".zst"):
         return  # no archives one after the other: an empty text
     message = refusal(path)
-    assert f"{path}: damaged, at offset {length:,} or before it" in message
+    assert f"{path}: damaged at or before offset {length:,} " in message
 
 
 @pytest.mark.parametrize("suffix", COMPRESS)
@@ -104,7 +104,8 @@ def test_a_changed_byte_is_found_and_the_offset_is_not_before_it(tmp_path, suffi
 
 @pytest.mark.parametrize("suffix", COMPRESS)
 def test_a_name_that_promises_another_format_is_refused(tmp_path, suffix):
-    assert "damaged, at offset" in refusal(put(tmp_path / f"a.txt{suffix}", b"plain text" * 9))
+    path = put(tmp_path / f"a.txt{suffix}", b"plain text" * 9)
+    assert "damaged at or before offset" in refusal(path)
 
 
 def test_a_wrong_byte_in_an_archive_is_named_by_its_offset_in_the_text(tmp_path):
@@ -200,12 +201,12 @@ def test_json_lines_come_in_pieces_of_bounded_size(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("field", "reason"),
     [
-        ("body", "there is no data.field=body; there are text, meta.title, a.b"),
-        ("meta.body", "there is no data.field=meta.body; there are text, meta.title, a.b"),
-        ("text.x", "there is no data.field=text.x; there are text, meta.title, a.b"),
+        ("body", "data.field=body not found; fields with text: text, meta.title, a.b"),
+        ("meta.body", "data.field=meta.body not found; fields with text: text, meta.title, a.b"),
+        ("text.x", "data.field=text.x not found; fields with text: text, meta.title, a.b"),
         ("id", "data.field=id is int, not text"),
         ("meta", "data.field=meta is dict, not text"),
-        (None, "data.field is not set; there are text, meta.title, a.b"),
+        (None, "data.field is not set; fields with text: text, meta.title, a.b"),
     ],
 )
 def test_a_field_that_is_not_there_is_refused_and_those_that_are_named(tmp_path, field, reason):
@@ -220,10 +221,10 @@ def test_a_field_that_is_not_there_is_refused_and_those_that_are_named(tmp_path,
         (b"plain", "not JSON"),
         (b"\xff", "not JSON"),
         (b"[" * 100_000, "not JSON"),
-        (b'["x"]', "list, where each line is one object"),
+        (b'["x"]', "is a list; each line is an object"),
         (b'{"text": "\\ud83d"}', r"'\ud83d', half a surrogate pair"),
-        (b'{"other": "x"}', "there is no data.field=text; there are other"),
-        (b'{"other": 1}', "there is no data.field=text; there are none with text"),
+        (b'{"other": "x"}', "data.field=text not found; fields with text: other"),
+        (b'{"other": 1}', "data.field=text not found; fields with text: none"),
     ],
 )
 def test_a_line_that_is_unfit_is_refused_with_its_number(tmp_path, line, reason):
@@ -265,9 +266,9 @@ def test_each_row_of_parquet_gives_its_column_and_a_newline(tmp_path, table, nam
 @pytest.mark.parametrize(
     ("column", "reason"),
     [
-        ("body", "there is no data.column=body; there are text, large, a b.c"),
-        ("id", "data.column=id holds int64, not text; there are text, large, a b.c"),
-        (None, "data.column is not set; there are text, large, a b.c"),
+        ("body", "data.column=body not found; columns with text: text, large, a b.c"),
+        ("id", "data.column=id holds int64, not text; columns with text: text, large, a b.c"),
+        (None, "data.column is not set; columns with text: text, large, a b.c"),
     ],
 )
 def test_a_column_that_is_not_there_is_refused_and_those_that_are_named(
@@ -344,7 +345,7 @@ def test_of_rows_it_has_to_be_said_what_is_the_text_unless_bytes_are(tmp_path):
     for name in ("a.txt", "a.jsonl"):  # of one content, and of one fingerprint
         put(tmp_path / name, path.read_bytes())
     assert Text(path=str(tmp_path / "a.txt")).open()
-    with pytest.raises(UserError, match=r"data\.field is not set; there are title"):
+    with pytest.raises(UserError, match=r"data\.field is not set; fields with text: title"):
         Text(path=str(path)).open()
     assert bytes(Text(path=str(path), unit="byte").open().tokens) == path.read_bytes()
 

@@ -205,7 +205,7 @@ def test_whatever_the_server_does_the_message_names_the_place_for_a_copy(server,
 def test_only_https_is_fetched(tmp_path, scheme):
     (tmp_path / "a.txt").write_bytes(CONTENT)
     url = {"file": f"{tmp_path.as_uri()}/a.txt"}.get(scheme, f"{scheme}://localhost:9/a.txt")
-    with pytest.raises(UserError, match="only https is fetched") as error:
+    with pytest.raises(UserError, match="only https is supported") as error:
         download(url, SHA256)
     assert place_named_in(str(error.value)).name == "a.txt"
     assert kept() == []
@@ -296,11 +296,11 @@ def test_the_identity_of_a_data_set_is_its_rows(data_set, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
-        ({"column": "body"}, "there is no data.column=body; there are text"),
-        ({"column": "id"}, "data.column=id holds int64, not text; there are text"),
-        ({"column": None}, "data.column is not set; there are text"),
+        ({"column": "body"}, "data.column=body not found; columns with text: text"),
+        ({"column": "id"}, "data.column=id holds int64, not text; columns with text: text"),
+        ({"column": None}, "data.column is not set; columns with text: text"),
         ({"column": "text", "split": "valid"}, 'Unknown split "valid"'),
-        ({"column": "text", "split": None}, "data.split is not set; there are train, test"),
+        ({"column": "text", "split": None}, "data.split is not set; choose from train, test"),
         ({"column": "text", "subset": "x"}, "'x' not found"),
         ({"column": "text", "name": "nobody/nothing"}, "cannot be loaded"),
     ],

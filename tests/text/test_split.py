@@ -80,9 +80,9 @@ def test_few_documents_are_split_as_near_to_the_fractions_as_can_be(lengths, val
 
 
 def test_one_document_cannot_be_split():
-    with pytest.raises(UserError, match="the text is 1 document, and is to be split in 2"):
+    with pytest.raises(UserError, match="the text has 1 document, too few for 2 splits"):
         Text(document="line").bounds(tokens_of(50))
-    with pytest.raises(UserError, match="the text is 2 documents, and is to be split in 3"):
+    with pytest.raises(UserError, match="the text has 2 documents, too few for 3 splits"):
         Text(document="line", test_fraction=0.1).bounds(tokens_of(50, 50))
 
 
@@ -98,17 +98,17 @@ def test_a_document_longer_than_the_largest_split_is_refused():
     [
         ({"max_val_characters": 0}, "data.max_val_characters=0: must be a whole number"),
         ({"max_val_characters": True}, "data.max_val_characters=True: must be a whole number"),
-        ({"document": "page"}, "data.document=page: there are line, file and null"),
-        ({"shuffle": True}, "data.shuffle=true puts documents in another order"),
+        ({"document": "page"}, "data.document=page: must be line, file or null"),
+        ({"shuffle": True}, "data.shuffle=true shuffles documents, but"),
         ({"shuffle": "yes", "document": "line"}, "data.shuffle=yes: must be true or false"),
-        ({"unit": "word"}, "data.unit=word: there are character and byte"),
-        ({"path": "a.txt", "name": "b"}, "data.path=a.txt and data.name=b: each names a text"),
-        ({"path": "a.jsonl", "field": ["text"]}, "data.field=.*: must be a text"),
-        ({"path": "a", "pattern": 5}, "data.pattern=5: must be a text"),
-        ({"path": "a", "split": "train[:10%]"}, "data.split=.*: there is no data.name that"),
-        ({"path": "a", "subset": "x"}, "data.subset=x: there is no data.name that it could be of"),
-        ({"name": "a", "field": "x"}, "data.field=x: there is no data.path or data.mixture that"),
-        ({"source": str, "column": "x"}, "data.column=x: there is no data.path or data.name or"),
+        ({"unit": "word"}, "data.unit=word: must be character or byte"),
+        ({"path": "a.txt", "name": "b"}, "data.path=a.txt and data.name=b: both name a text"),
+        ({"path": "a.jsonl", "field": ["text"]}, "data.field=.*: must be text"),
+        ({"path": "a", "pattern": 5}, "data.pattern=5: must be text"),
+        ({"path": "a", "split": "train[:10%]"}, "data.split=.*: needs data.name, which"),
+        ({"path": "a", "subset": "x"}, "data.subset=x: needs data.name, which is not set"),
+        ({"name": "a", "field": "x"}, "data.field=x: needs data.path or data.mixture, which"),
+        ({"source": str, "column": "x"}, "data.column=x: needs data.path or data.name or"),
     ],
 )
 def test_settings_without_meaning_are_refused(settings, reason):

@@ -293,7 +293,7 @@ def test_without_a_home_directory_the_cache_has_to_be_named(monkeypatch, tmp_pat
     assert cache_dir() == tmp_path / "cache"
     monkeypatch.delenv("LITCHAR_CACHE")
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    with pytest.raises(UserError, match=r"no home directory .*: LITCHAR_CACHE=DIRECTORY"):
+    with pytest.raises(UserError, match=r"no home directory .*variable LITCHAR_CACHE=DIRECTORY"):
         cache_dir()
 
 

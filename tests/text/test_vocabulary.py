@@ -236,7 +236,7 @@ def test_what_python_makes_of_a_command_lines_bytes_are_those_bytes_again():
 
 
 def test_a_surrogate_that_no_bytes_stand_for_is_refused():
-    with pytest.raises(UserError, match="is no character"):
+    with pytest.raises(UserError, match="is not a character"):
         ByteVocabulary().encode("a\ud800")
 
 

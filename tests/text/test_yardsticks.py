@@ -81,12 +81,14 @@ def test_both_ways_in_which_n_grams_are_coarser_are_said(tmp_path):
     text = Text(path=str(path), val_fraction=0.2)
     last = count_yardsticks(text, text.open(), 8, memory_bytes=64 * 3)[-1]
     assert "does not fit memory_gb=1.92e-07" in last.note
-    assert "contexts tell the 127 most frequent apart" in last.note
+    assert "contexts distinguish the 127 most frequent" in last.note
 
 
 def test_a_text_too_short_to_count_is_refused(tmp_path):
     path = tmp_path / "text.txt"
     path.write_text("abcd")
     text = Text(path=str(path))
-    with pytest.raises(UserError, match="3 characters to train on and 1 to validate are too few"):
+    with pytest.raises(
+        UserError, match="3 characters for training and 1 for validation are too few"
+    ):
         count_yardsticks(text, text.open())

@@ -117,6 +117,6 @@ def test_a_checkpoint_with_a_cleaning_that_means_nothing_is_refused(train):
 
 
 def test_a_normal_form_that_is_none_is_refused_before_anything_is_written(train, tmp_path):
-    with pytest.raises(UserError, match=r"data\.normalize=NFX: there are NFC, NFKC"):
+    with pytest.raises(UserError, match=r"data\.normalize=NFX: must be NFC, NFKC or null"):
         train("data.normalize=NFX")
     assert not (tmp_path / "outputs/runs/run").exists()

@@ -77,5 +77,5 @@ def test_weights_of_another_unit_are_refused(train, path):
 
 
 def test_an_unknown_unit_is_refused(train, path):
-    with pytest.raises(UserError, match=r"data\.unit=word: there are character and byte"):
+    with pytest.raises(UserError, match=r"data\.unit=word: must be character or byte"):
         train(f"data.path={path}", "data.unit=word")

@@ -39,11 +39,13 @@ class Cleaning:
 
     def __post_init__(self) -> None:
         if self.normalize not in (*FORMS, None, False):
-            raise UserError(f"data.normalize={self.normalize}: there are {', '.join(FORMS)}, null")
+            raise UserError(f"data.normalize={self.normalize}: must be {', '.join(FORMS)} or null")
         if not isinstance(self.lowercase, bool | None):
             raise UserError(f"data.lowercase={self.lowercase}: must be true or false")
         if type(self.min_count) not in (int, type(None)) or (self.min_count or 0) < 0:
-            raise UserError(f"data.min_count={self.min_count}: must be a whole number from 0 on")
+            raise UserError(
+                f"data.min_count={self.min_count}: must be a whole number of at least 0"
+            )
 
     @classmethod
     def named_in(cls, settings: Mapping[str, Any]) -> "Cleaning":
@@ -162,7 +164,7 @@ def rare_line(min_count: int, counts: np.ndarray) -> str:
 def _count(counts: np.ndarray, what: str) -> str:
     kinds = np.flatnonzero(counts)
     if len(kinds) == 0:
-        return "no character to change"
+        return "no characters to change"
     often = kinds[np.argsort(-counts[kinds], kind="stable")]
     shown = often[:MOST_NAMED].tolist()
     named = [f"{describe(chr(kind))} {_times(counts[kind])}" for kind in shown]

@@ -41,7 +41,7 @@ class Corpus:
     ) -> None:
         if field is not None and column is not None:
             raise UserError(
-                f"data.field={field} is for JSON-lines, data.column={column} for Parquet; give one"
+                f"data.field={field} is for JSON-lines, data.column={column} for Parquet; set one"
             )
         self.paths = list(paths)
         self.field = field
@@ -70,8 +70,8 @@ class Corpus:
         found: list[Path] = []
         for entry in [path] if isinstance(path, str | float | int | Path) else path:
             if entry in (None, ""):
-                said = "null" if entry is None else "empty (a variable that is not set?)"
-                raise UserError(f"data.path is {said}, or one of its list; name a file")
+                said = "null" if entry is None else "empty (an unset variable?)"
+                raise UserError(f"data.path, or an entry of its list, is {said}; name a file")
             if is_remote(entry):
                 found += fetch(str(entry), pattern)
                 continue
@@ -95,7 +95,7 @@ class Corpus:
             elif place.exists():
                 raise UserError(
                     f"data.path={entry}: neither a file nor a directory; a text is read several "
-                    "times: write what comes from there to a file"
+                    "times, so save it to a file first"
                 )
             else:
                 raise UserError(
@@ -263,7 +263,7 @@ def _matches(directory: Path, pattern: str) -> list[Path]:
         found = sorted(match for match in directory.glob(pattern) if match.is_file())
     except (ValueError, NotImplementedError, IndexError) as error:
         raise UserError(
-            f"data.pattern={pattern}: not a pattern for files ({error}); an example is '**/*.txt'"
+            f"data.pattern={pattern}: not a valid file pattern ({error}); try '**/*.txt'"
         ) from None
     # `glob` silently skips directories that it may not read.
     fixed = itertools.takewhile(lambda part: not set(part) & set("*?["), Path(pattern).parts)

@@ -77,8 +77,8 @@ def opened(path: Path, decompressed: bool = True) -> Iterator[IO[bytes]]:
                     yield file
             except DAMAGED as error:  # the offset is only a bound, as reads run ahead
                 raise UserError(
-                    f"{path}: damaged, at offset {file.tell():,} or before it ({error}); fetch or "
-                    f"make the {suffix} file again"
+                    f"{path}: damaged at or before offset {file.tell():,} ({error}); download or "
+                    f"create the {suffix} file again"
                 ) from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
@@ -88,12 +88,14 @@ def _only_member(archive: zipfile.ZipFile, path: Path) -> IO[bytes]:
     members = [member for member in archive.infolist() if not member.is_dir()]
     if len(members) != 1:
         raise UserError(
-            f"{path}: holds {len(members)} files, and one is read; unpack it and give the directory"
+            f"{path}: holds {len(members)} files, not one; unpack it and give the directory"
         )
     try:
         return archive.open(members[0])
     except (RuntimeError, NotImplementedError) as error:  # a password, an unknown method
-        raise UserError(f"{path}: cannot be unpacked ({error}); unpack it by other means") from None
+        raise UserError(
+            f"{path}: cannot be unpacked ({error}); unpack it with another tool"
+        ) from None
 
 
 def jsonl_rows(path: Path, field: str | None) -> Iterator[str]:
@@ -115,9 +117,9 @@ def jsonl_rows(path: Path, field: str | None) -> Iterator[str]:
             try:
                 row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
             except (ValueError, RecursionError) as error:
-                raise UserError(f"{where}: not JSON ({error}); each line is one object") from None
+                raise UserError(f"{where}: not JSON ({error}); each line is an object") from None
             if not isinstance(row, dict):
-                raise UserError(f"{where}: {type(row).__name__}, where each line is one object")
+                raise UserError(f"{where}: is a {type(row).__name__}; each line is an object")
             value = _value(row, field, where)
             if value is not None:
                 yield _text(value, f"{where}: data.field={field}")
@@ -132,9 +134,9 @@ def _value(row: dict[str, Any], field: str | None, where: str) -> Any:
         if value is None:
             break
         if not isinstance(value, dict) or part not in value:
-            names = ", ".join(text_fields(row)) or "none with text"
-            wrong = "data.field is not set" if field is None else f"there is no data.field={field}"
-            raise UserError(f"{where}: {wrong}; there are {names}")
+            names = ", ".join(text_fields(row)) or "none"
+            wrong = "data.field is not set" if field is None else f"data.field={field} not found"
+            raise UserError(f"{where}: {wrong}; fields with text: {names}")
         value = value[part]
     return value
 
@@ -193,13 +195,13 @@ def check_column(schema: "pyarrow.Schema", column: str | None, where: str) -> No
     if column is None:
         wrong = "data.column is not set"
     elif column not in kinds:
-        wrong = f"there is no data.column={column}"
+        wrong = f"data.column={column} not found"
     elif not _is_text(kinds[column]):
         wrong = f"data.column={column} holds {kinds[column]}, not text"
     else:
         return
-    names = ", ".join(name for name in kinds if _is_text(kinds[name])) or "none with text"
-    raise UserError(f"{where}: {wrong}; there are {names}")
+    names = ", ".join(name for name in kinds if _is_text(kinds[name])) or "none"
+    raise UserError(f"{where}: {wrong}; columns with text: {names}")
 
 
 def _is_text(kind: "pyarrow.DataType") -> bool:
@@ -223,5 +225,5 @@ def _text(value: Any, what: str) -> str:
         value.encode()
     except UnicodeEncodeError as error:
         half = value[error.start]
-        raise UserError(f"{what} holds {half!r}, half a surrogate pair: no character") from None
+        raise UserError(f"{what} holds {half!r}, half a surrogate pair, not a character") from None
     return value.replace("\r\n", "\n").replace("\r", "\n")

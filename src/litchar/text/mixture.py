@@ -122,17 +122,17 @@ def read_mixture(entries: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     weights: dict[str, float] = {}
     if isinstance(entries, str) or not isinstance(entries, Sequence):
         raise UserError(
-            f"data.mixture={entries}: is a list: [{{path: a.txt, weight: 2}}, {{path: b.txt}}]"
+            f"data.mixture={entries}: must be a list: [{{path: a.txt, weight: 2}}, {{path: b.txt}}]"
         )
     for number, entry in enumerate(entries):
         place = f"data.mixture[{number}]"
         if not isinstance(entry, Mapping) or entry.get("path") is None:
-            raise UserError(f"{place}: names no path; write {{path: FILE, weight: 1}}")
+            raise UserError(f"{place}: has no path; write {{path: FILE, weight: 1}}")
         if unknown := [key for key in entry if key not in ENTRY]:
-            raise UserError(f"{place}: there is no {unknown[0]}; there are {', '.join(ENTRY)}")
+            raise UserError(f"{place}: unknown key {unknown[0]}; choose from {', '.join(ENTRY)}")
         for key in ("pattern", "field", "column"):
             if entry.get(key) is not None and not isinstance(entry[key], str):
-                raise UserError(f"{place}: {key}={entry[key]} must be a text, in quotes")
+                raise UserError(f"{place}: {key}={entry[key]} must be text, in quotes")
         weight = entry.get("weight", 1)
         if not is_number(weight) or not 0 < weight < 1e9:
             raise UserError(f"{place}: weight={weight} must be a number above 0")
@@ -140,13 +140,12 @@ def read_mixture(entries: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         name = "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in name)
         if name == "all":
             raise UserError(
-                f"{place}: all is what all texts together are called; give it a name: "
-                "{name: other}"
+                f"{place}: the name all means all texts together; choose another: {{name: other}}"
             )
         if name in weights:
-            raise UserError(f"{place}: {name} is there already; give it a name: {{name: other}}")
+            raise UserError(f"{place}: the name {name} is taken; choose another: {{name: other}}")
         weights[name] = float(weight)
     if len(weights) < 2:
-        raise UserError("data.mixture: takes two corpora or more; for one, set data.path")
+        raise UserError("data.mixture: needs at least two corpora; for one, set data.path")
     total = sum(weights.values())
     return {name: weight / total for name, weight in weights.items()}

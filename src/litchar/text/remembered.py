@@ -28,7 +28,7 @@ def cache_dir() -> Path:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "litchar")
     except RuntimeError:  # a user without a home, as in a container
         raise UserError(
-            "there is no home directory to keep texts in; name a place in the environment: "
+            "there is no home directory to keep texts in; set the environment variable "
             "LITCHAR_CACHE=DIRECTORY"
         ) from None
 
@@ -50,8 +50,8 @@ def make_cache(directory: Path) -> None:
 def unwritable(directory: Path, error: OSError) -> UserError:
     """Return the error to raise if the cache cannot be written."""
     return UserError(
-        f"{directory}: the cache cannot be written ({error.strerror}); name another place in the "
-        "environment: LITCHAR_CACHE=DIRECTORY"
+        f"{directory}: the cache cannot be written ({error.strerror}); set the environment "
+        "variable LITCHAR_CACHE=DIRECTORY"
     )
 
 

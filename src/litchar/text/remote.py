@@ -98,10 +98,10 @@ def _reason(error: Exception, package: str) -> str:
     said = first_line(cause or error)
     status = getattr(cause, "status", None)
     if isinstance(error, PermissionError) or status in (401, 403):
-        return f"no permission to read it ({said}); give credentials as {package} takes them"
+        return f"no permission to read it ({said}); give credentials as {package} expects them"
     if isinstance(error, FileNotFoundError) and (cause is None or status == 404):
         return "there is no such file"
-    return f"cannot be read ({said}); the same line goes on where it stopped"
+    return f"cannot be read ({said}); run the same command again to resume"
 
 
 def _file_system(url: str) -> tuple["AbstractFileSystem", str]:
@@ -109,7 +109,7 @@ def _file_system(url: str) -> tuple["AbstractFileSystem", str]:
     loopback = url.startswith(("http://127.0.0.1:", "http://localhost:"))
     if protocol not in PACKAGES or "::" in url or (protocol == "http" and not loopback):
         offered = ", ".join(f"{name}://" for name in PACKAGES if name not in ("http", "memory"))
-        raise UserError(f"{url}: cannot be fetched from there; there are {offered}")
+        raise UserError(f"{url}: not a supported kind of URL; choose from {offered}")
     with extra("remote", needed_for=f"{protocol}://"):
         import fsspec
     try:
@@ -166,7 +166,7 @@ def _fetch(
         file.seek(begin)
         save(_blocks(fs, path, begin), file, place.name, size)
         if size is not None and file.tell() != size:
-            raise OSError(f"{file.tell():,} of {size:,} bytes came")
+            raise OSError(f"{file.tell():,} of {size:,} bytes arrived")
     os.replace(draft, place)
 
 

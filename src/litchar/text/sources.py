@@ -121,7 +121,7 @@ class HuggingFace(Corpus):
             raise UserError(f"data.name={self}: cannot be loaded: {said}") from None
         if isinstance(table, dict):
             raise UserError(
-                f"data.name={self}: data.split is not set; there are {', '.join(table)}"
+                f"data.name={self}: data.split is not set; choose from {', '.join(table)}"
             )
         check_column(table.features.arrow_schema, self.column, f"data.name={self}")
         return table
@@ -162,7 +162,7 @@ class _SafeRedirects(urllib.request.HTTPRedirectHandler):
 
 def _fetch(url: str, file: BinaryIO) -> None:
     if not url.startswith(("https://", "http://127.0.0.1:")):  # loopback: for tests and mirrors
-        raise ValueError("only https is fetched")
+        raise ValueError("only https is supported")
     with urllib.request.build_opener(_SafeRedirects).open(url, timeout=30) as response:
         length = response.headers.get("Content-Length")
         chunks = iter(lambda: response.read(CHUNK_BYTES), b"")

@@ -102,19 +102,19 @@ class Text:
 
     def __post_init__(self) -> None:
         if self.unit not in UNITS:
-            raise UserError(f"data.unit={self.unit}: there are {' and '.join(UNITS)}")
+            raise UserError(f"data.unit={self.unit}: must be {' or '.join(UNITS)}")
         if self.document not in DOCUMENTS:
-            raise UserError(f"data.document={self.document}: there are line, file and null")
+            raise UserError(f"data.document={self.document}: must be line, file or null")
         if self.unit != Vocabulary.unit and self.cleaning.name:
             raise UserError(
-                f"data.unit={self.unit} takes a text as it is; leave data.normalize, "
-                "data.lowercase and data.min_count out, or take data.unit=character"
+                f"data.unit={self.unit} reads a text unchanged; leave data.normalize, "
+                "data.lowercase and data.min_count out, or set data.unit=character"
             )
         check_flag("data.shuffle", self.shuffle)
         self._check_named()
         if self.shuffle and self.document is None:
             raise UserError(
-                "data.shuffle=true puts documents in another order, and data.document is not set; "
+                "data.shuffle=true shuffles documents, but data.document is not set; "
                 "say what a document is: data.document=line"
             )
         self._check_shares()
@@ -123,16 +123,16 @@ class Text:
         """Refuse two names for a text, malformed names, and settings that apply to no text."""
         if self.path is not None and self.name is not None:
             raise UserError(
-                f"data.path={self.path} and data.name={self.name}: each names a text; leave one out"
+                f"data.path={self.path} and data.name={self.name}: both name a text; leave one out"
             )
         for name in stray(vars(self)):
             named = " or ".join(f"data.{text}" for text in OF_TEXTS[name])
             given = getattr(self, name)
-            raise UserError(f"data.{name}={given}: there is no {named} that it could be of")
+            raise UserError(f"data.{name}={given}: needs {named}, which is not set")
         for name in ("pattern", "field", "column"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, str):
-                raise UserError(f"data.{name}={value}: must be a text")
+                raise UserError(f"data.{name}={value}: must be text")
         if self.mixture is not None:
             read_mixture(self.mixture)
             for key, value in (("path", self.path), ("name", self.name)):
@@ -290,8 +290,8 @@ class Text:
         documents = len(edges) - 1
         if documents <= len(cuts):
             raise UserError(
-                f"the text is {documents} document{'s'[: documents != 1]}, and is to be split in "
-                f"{len(cuts) + 1}, never within one; leave data.document={self.document} out to "
+                f"the text has {documents} document{'s'[: documents != 1]}, too few for "
+                f"{len(cuts) + 1} splits of whole ones; leave data.document={self.document} out to "
                 "split it anywhere"
             )
         longest, share = int(np.diff(edges).max()) - 1, max(self._shares(int(edges[-1]) + 1))

@@ -164,7 +164,7 @@ def _build(corpus: Corpus, place: Path, fingerprint: str, encoding: Encoding) ->
             file.flush()
             os.fsync(file.fileno())
         if corpus.fingerprint() != fingerprint:
-            raise UserError(f"{corpus}: the text was changed while it was read; try again")
+            raise UserError(f"{corpus}: the text changed while it was being read; try again")
         os.rename(draft, place)
     except OSError as error:
         if is_disk_full(error):

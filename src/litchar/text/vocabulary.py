@@ -126,7 +126,7 @@ class Vocabulary:
                 )
             else:
                 raise UserError(
-                    f"unknown={unknown}: give error, skip, or one character that the model knows"
+                    f"unknown={unknown}: must be error, skip, or one character that the model knows"
                 )
         return ids.astype(self.dtype, copy=False)
 
@@ -230,7 +230,7 @@ class ByteVocabulary(Vocabulary):
             return np.frombuffer(text.encode("utf-8", "surrogateescape"), np.uint8)
         except UnicodeEncodeError as error:
             wrong = text[error.start]
-            raise UserError(f"{wrong!r} is no character: UTF-8 has no bytes for it") from None
+            raise UserError(f"{wrong!r} is not a character: UTF-8 cannot encode it") from None
 
     def to_bytes(self, ids: np.ndarray) -> bytes:
         """Return the bytes that `ids` stand for."""

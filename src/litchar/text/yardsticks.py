@@ -99,8 +99,8 @@ def splits(text: Text, store: TokenStore) -> tuple[np.ndarray, np.ndarray]:
     train, val = (store.tokens[slice(*bounds[name])] for name in ("train", "val"))
     if len(train) < 2 or len(val) < 2:
         raise UserError(
-            f"{text.corpus}: {len(train)} {text.unit}s to train on and {len(val)} to validate "
-            "are too few; it takes 2 of each: give a longer text"
+            f"{text.corpus}: {len(train)} {text.unit}s for training and {len(val)} for "
+            "validation are too few; each needs 2, so give a longer text"
         )
     return train, val
 
@@ -119,7 +119,7 @@ def _note(packing: Packing, used: int, order: int, memory_bytes: float) -> str:
     if used < packing.order:
         note += f"; order {used + 1} does not fit memory_gb={memory_bytes / 1e9:g}"
     if packing.codes.max() < len(packing.codes) - 1:
-        note += f"; contexts tell the {int(packing.codes.max())} most frequent apart"
+        note += f"; contexts distinguish the {int(packing.codes.max())} most frequent"
     return note
 
 
