@@ -102,9 +102,9 @@ def test_without_being_asked_windows_of_documents_begin_anywhere(make_data):
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
-        ({"document": None}, "data.start_at_document=true, and data.document is not set"),
+        ({"document": None}, "data.start_at_document=true, but data.document is not set"),
         ({"start_at_document": 1}, "data.start_at_document=1: must be true or false"),
-        ({"document": "file"}, "the text is 1 document"),
+        ({"document": "file"}, "the text has 1 document, too few for 2 splits"),
     ],
 )
 def test_what_cannot_be_is_refused(make_data, settings, reason):

@@ -140,17 +140,17 @@ def test_windows_that_start_at_documents_start_at_those_of_their_own_corpus(tmp_
 @pytest.mark.parametrize(
     ("mixture", "reason"),
     [
-        ([{"path": "a.txt"}], "takes two corpora or more"),
-        (5, "data.mixture=5: is a list"),
-        ("a.txt", "data.mixture=a.txt: is a list"),
-        ([{"path": "a.txt"}, {"weight": 2}], r"data.mixture\[1\]: names no path"),
+        ([{"path": "a.txt"}], "needs at least two corpora"),
+        (5, "data.mixture=5: must be a list"),
+        ("a.txt", "data.mixture=a.txt: must be a list"),
+        ([{"path": "a.txt"}, {"weight": 2}], r"data.mixture\[1\]: has no path"),
         ([{"path": "a.txt", "weight": 0}], r"data.mixture\[0\]: weight=0"),
-        ([{"path": "a.txt", "field": 1}], r"data.mixture\[0\]: field=1 must be a text"),
-        ([{"path": "a.txt", "weihgt": 1}], r"data.mixture\[0\]: there is no weihgt"),
-        ([{"path": "x/a.txt"}, {"path": "y/a.txt"}], r"data.mixture\[1\]: a.txt is there already"),
+        ([{"path": "a.txt", "field": 1}], r"data.mixture\[0\]: field=1 must be text"),
+        ([{"path": "a.txt", "weihgt": 1}], r"data.mixture\[0\]: unknown key weihgt"),
+        ([{"path": "x/a.txt"}, {"path": "y/a.txt"}], r"data.mixture\[1\]: the name a.txt is taken"),
         (
             [{"path": "a.txt"}, {"path": "all"}],
-            r"data.mixture\[1\]: all is what all texts together",
+            r"data.mixture\[1\]: the name all means all texts together",
         ),
     ],
 )
@@ -175,7 +175,7 @@ def test_a_corpus_too_short_for_the_windows_is_named(texts):
     [
         (None, "", "the text is empty"),
         ("line", "\n", "the text is empty"),
-        ("line", "one", "the text is 1 document, and is to be split in 2"),
+        ("line", "one", "the text has 1 document, too few for 2 splits"),
     ],
 )
 def test_a_corpus_that_cannot_be_split_is_named(texts, document, content, reason):

@@ -304,7 +304,7 @@ def test_a_text_too_short_to_be_split_is_refused(make_data, path):
 
 
 def test_a_limit_that_leaves_nothing_to_validate_is_refused_by_name(make_data):
-    with pytest.raises(UserError, match=r"take a larger data.max_val_characters"):
+    with pytest.raises(UserError, match=r"raise data.max_val_characters"):
         make_data(block_size=1, max_val_characters=1).setup()
 
 

@@ -82,7 +82,7 @@ class TextDataModule(L.LightningDataModule):
         check_flag("data.start_at_document", self.start_at_document)
         if self.start_at_document and self.text.document is None:
             raise UserError(
-                "data.start_at_document=true, and data.document is not set; say what a document "
+                "data.start_at_document=true, but data.document is not set; say what a document "
                 "is: data.document=line"
             )
         self._store = self.text.open()
@@ -95,7 +95,7 @@ class TextDataModule(L.LightningDataModule):
             largest = len(self.splits[shortest]) - 1
             remedy = f"the largest that fits is data.block_size={largest}"
             if largest < 1 and (self.text.max_val_characters or 2) < 2:
-                remedy = "so few do not validate; take a larger data.max_val_characters"
+                remedy = "too few to validate on; raise data.max_val_characters"
             elif largest < 1:
                 remedy = "the text is too short to be split; give a longer one"
             raise UserError(
@@ -117,7 +117,7 @@ class TextDataModule(L.LightningDataModule):
                     raise UserError(
                         f"data.mixture: {name} has {stop - start} {self.text.unit}s in its {split} "
                         f"split, too few for data.block_size={self.block_size}; leave it out, or "
-                        "take shorter windows"
+                        "lower data.block_size"
                     )
 
     def parts(self, split: str) -> list[tuple[int, int]]:

@@ -25,7 +25,7 @@ def block_size_of(model: nn.Module) -> int:
     """
     block_size = getattr(model, "block_size", None)
     if not isinstance(block_size, int):
-        raise TypeError(f"{type(model).__name__} keeps no block_size, the longest context it reads")
+        raise TypeError(f"{type(model).__name__} has no block_size, the longest context it reads")
     return block_size
 
 

@@ -92,7 +92,7 @@ class Transformer(nn.Module):
         check_choice("position", position, ("rotary", "learned"))
         if position == "rotary" and n_embd // n_head % 2:
             raise ValueError(
-                f"n_embd / n_head = {n_embd // n_head} is odd, and position=rotary turns pairs"
+                f"n_embd / n_head = {n_embd // n_head} is odd, but position=rotary turns pairs"
             )
         check_choice("norm", norm, ("rms", "layer"))
         check_choice("activation", activation, ("swiglu", *_POINTWISE))
@@ -454,4 +454,4 @@ def _check_ngrams(ngrams: object) -> None:
     if not isinstance(ngrams, Sequence) or not all(
         isinstance(sizes, Sequence) and len(sizes) == 3 for sizes in ngrams
     ):
-        raise ValueError(f"ngrams={ngrams}: must be a list of [n, rows of its table, their size]")
+        raise ValueError(f"ngrams={ngrams}: must be a list of [n, table rows, row size]")
