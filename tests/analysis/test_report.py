@@ -316,7 +316,7 @@ def test_a_report_says_what_it_cannot_show(hostile_run, tmp_path):
     text.write_text("another text\n" * 400)
     assert "has changed since" in written(run_dir)
     (run_dir / "checkpoints" / "best.ckpt").write_bytes(b"PK")
-    assert "not a whole checkpoint" in written(run_dir)
+    assert "not a complete checkpoint" in written(run_dir)
     shutil.rmtree(run_dir / "checkpoints")
     assert "This run has no checkpoint" in written(run_dir)
     for name in ("metrics.csv", "samples.txt", "config.yaml", "environment.json"):
@@ -377,7 +377,7 @@ def test_a_device_that_is_not_there_is_refused_and_the_report_stays(hostile_run,
     with pytest.raises(SystemExit) as stopped:
         report.main([str(hostile_run), "--device", "nonsense"])
     assert stopped.value.code == 2
-    assert "device=nonsense: not to be had on this machine" in capsys.readouterr().err
+    assert "device=nonsense: not available on this machine" in capsys.readouterr().err
     assert (hostile_run / REPORT).read_bytes() == before
 
 

@@ -84,7 +84,7 @@ def test_a_pickled_payload_is_refused_and_does_not_run(content, tmp_path):
     plain = tmp_path / "plain.pkl"
     plain.write_bytes(pickle.dumps(Gadget()))
     for file in (path, plain):
-        with pytest.raises(UserError, match=f"{file.name}: not a whole checkpoint"):
+        with pytest.raises(UserError, match=f"{file.name}: not a complete checkpoint"):
             Checkpoint.load(file)
     assert not os.path.exists("/tmp/litchar-was-here")
 
@@ -93,7 +93,7 @@ def test_a_pickled_payload_is_refused_and_does_not_run(content, tmp_path):
 def test_a_truncated_checkpoint_is_refused_by_name(content, save, kept):
     path = save(content)
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(UserError, match=r"model\.ckpt: not a whole checkpoint"):
+    with pytest.raises(UserError, match=r"model\.ckpt: not a complete checkpoint"):
         Checkpoint.load(path)
 
 
@@ -144,7 +144,7 @@ def test_only_the_projects_models_are_built(content, save, target):
     [
         ({"n_embd": 16}, "has shape"),
         ({"n_layer": 2}, "missing"),
-        ({"vocab_size": 6}, "5 characters, and a model for 6"),
+        ({"vocab_size": 6}, "5 characters, but a model for 6"),
         ({"n_embd": 2**20}, "has shape"),  # refused before memory is taken
         ({"surprise": 1}, "surprise"),
     ],
@@ -158,7 +158,7 @@ def test_weights_that_do_not_fit_are_refused(content, save, settings, words):
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_a_model_that_has_diverged_is_refused(content, save, value):
     content["state_dict"]["model.head.weight"][3, 5] = value
-    with pytest.raises(UserError, match=r"model\.ckpt: .*head\.weight.*from before"):
+    with pytest.raises(UserError, match=r"model\.ckpt: .*head\.weight.*use an earlier checkpoint"):
         Checkpoint.load(save(content)).build_model()
 
 

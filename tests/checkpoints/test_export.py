@@ -68,7 +68,7 @@ def test_onnx_gives_our_logits_at_any_batch_size_and_length(
 
 def test_what_cannot_be_exported_is_refused_and_nothing_is_written(train, tmp_path):
     run_dir = train(*TINY)
-    with pytest.raises(UserError, match=r"format=pickle: there are huggingface, onnx, torch"):
+    with pytest.raises(UserError, match=r"format=pickle: must be one of huggingface, onnx, torch"):
         export(run_dir, tmp_path / "m", format="pickle")
     with pytest.raises(UserError, match=r"output=.*nowhere.m.onnx: there is no directory"):
         export(run_dir, tmp_path / "nowhere" / "m.onnx")
@@ -132,6 +132,6 @@ def test_a_torch_program_gives_our_logits_where_there_is_no_litchar(
 def test_a_recurrent_layer_is_refused_where_its_length_would_be_fixed(train, text_file, tmp_path):
     sizes = ("model.n_embd=8", "model.n_layer=1", "data.block_size=12", f"data.path={text_file}")
     run_dir = train("model=lstm", *sizes, "trainer.accelerator=cpu", *TINY, only=True)
-    with pytest.raises(UserError, match=r"fixes the length that a Recurrent reads.*format=onnx"):
+    with pytest.raises(UserError, match=r"fixes the input length of a Recurrent .*format=onnx"):
         export(run_dir, tmp_path / "m.pt2", format="torch")
     assert not list(tmp_path.glob("*m.pt2*"))

@@ -113,15 +113,15 @@ def test_a_compiled_torchscript_archive_is_refused(tmp_path):
         (lambda c: c.update(global_step=math.inf), "litchar wrote"),
         (lambda c: c["state_dict"].pop("model.head.weight"), "missing"),
         (lambda c: c["state_dict"].update({"model.more": torch.zeros(1)}), "surplus"),
-        (lambda c: c["state_dict"].update({"more": torch.zeros(1)}), "more is no weight"),
+        (lambda c: c["state_dict"].update({"more": torch.zeros(1)}), "more is not a weight"),
         (
             lambda c: c["state_dict"].update({"head.weight": c["state_dict"]["model.head.weight"]}),
-            "head.weight is no weight",
+            "head.weight is not a weight",
         ),
-        (lambda c: c["state_dict"].update({"model.head.weight": [1.0]}), "no plain tensor"),
+        (lambda c: c["state_dict"].update({"model.head.weight": [1.0]}), "not a plain tensor"),
         (
             lambda c: c["state_dict"].update({"model.head.weight": torch.zeros(5, 8).to_sparse()}),
-            "no plain tensor",
+            "not a plain tensor",
         ),
         (
             lambda c: c["state_dict"].update(

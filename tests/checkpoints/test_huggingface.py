@@ -266,7 +266,7 @@ def test_a_link_is_written_through_and_where_one_stands_is_left(saved, tmp_path,
             with pytest.raises(UserError, match=words):
                 export(checkpoint, output, format=form)
     monkeypatch.chdir(tmp_path / "out")
-    with pytest.raises(UserError, match="is where you are"):
+    with pytest.raises(UserError, match="is the current directory"):
         export(checkpoint, Path("."))
 
 
@@ -324,16 +324,16 @@ def test_the_card_names_what_was_trained_on(saved, data, name):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"activation": "relu2"}, 'Qwen3, which has no model.activation="relu2" (but "swiglu")'),
-        ({"norm": "layer"}, 'which has no model.norm="layer" (but "rms")'),
-        ({"qk_norm": False}, "which has no model.qk_norm=false (but true)"),
-        ({"logit_cap": 5.0}, "which has no model.logit_cap=5.0 (but null)"),
-        ({"ngrams": [[2, 10, 4]]}, "which has no model.ngrams=[[2, 10, 4]] (but [])"),
-        ({"bias": True}, "which has no model.bias=true (but false)"),
-        ({"head_bias": True}, "which has no model.head_bias=true (but false)"),
+        ({"activation": "relu2"}, 'Qwen3, which has no model.activation="relu2" (only "swiglu")'),
+        ({"norm": "layer"}, 'which has no model.norm="layer" (only "rms")'),
+        ({"qk_norm": False}, "which has no model.qk_norm=false (only true)"),
+        ({"logit_cap": 5.0}, "which has no model.logit_cap=5.0 (only null)"),
+        ({"ngrams": [[2, 10, 4]]}, "which has no model.ngrams=[[2, 10, 4]] (only [])"),
+        ({"bias": True}, "which has no model.bias=true (only false)"),
+        ({"head_bias": True}, "which has no model.head_bias=true (only false)"),
         (GPT2 | {"activation": "swiglu"}, 'GPT-2, which has no model.activation="swiglu"'),
-        (GPT2 | {"qk_norm": True}, "GPT-2, which has no model.qk_norm=true (but false)"),
-        (GPT2 | {"head_bias": True}, "GPT-2, which has no model.head_bias=true (but false)"),
+        (GPT2 | {"qk_norm": True}, "GPT-2, which has no model.qk_norm=true (only false)"),
+        (GPT2 | {"head_bias": True}, "GPT-2, which has no model.head_bias=true (only false)"),
         ({"vocabulary": Vocabulary("ab\ud800")}, "has '\\ud800', half of a character"),
         ({"kind": Bigram}, "no class for model._target_=litchar.models.bigram.Bigram"),
         ({"kind": Recurrent, "n_layer": 1, "n_embd": 8}, "model._target_=litchar.models.recurrent"),
@@ -350,7 +350,7 @@ def test_what_an_export_has_not_written_is_not_replaced(saved, tmp_path):
     path, output = saved(), tmp_path / "out"
     output.mkdir()
     (output / "config.json").write_text('{"model_type": "gpt2"}')
-    with pytest.raises(UserError, match=r"holds what no export of litchar wrote"):
+    with pytest.raises(UserError, match=r"holds files that litchar did not export"):
         export(path, output)
     assert os.listdir(output) == ["config.json"]
     (output / "config.json").unlink()
@@ -360,9 +360,9 @@ def test_what_an_export_has_not_written_is_not_replaced(saved, tmp_path):
     assert json.loads((output / "config.json").read_text())["model_type"] == "gpt2"
     assert (output / "model.safetensors").read_bytes() != weights
     (output / "notes.txt").touch()
-    with pytest.raises(UserError, match=r"holds what no export of litchar wrote"):
+    with pytest.raises(UserError, match=r"holds files that litchar did not export"):
         export(path, output)
-    with pytest.raises(UserError, match=r"is a file; give a directory's name"):
+    with pytest.raises(UserError, match=r"is a file; name a directory"):
         export(path, path)
 
 

@@ -201,14 +201,14 @@ HUGE_MEMO = b"\x80\x02}r\xff\xff\xff\x7f."  # would make room for two thousand m
     [
         (b"", "nothing in it was run"),
         (b"not a pickle", "nothing in it was run"),
-        (HUGE_MEMO, "would take much memory"),
+        (HUGE_MEMO, "would take too much memory"),
         (HUGE_ARRAY, "nothing in it was run"),
         pytest.param(NESTED, "EMPTY_TUPLE in it would do more", id="tuples in tuples"),
         (pickle.dumps([1, 2]), "nothing in it was run"),
         (pickle.dumps({"itos": {0: "ab"}}), "its tokens are not characters"),
-        (pickle.dumps({"itos": {0: "a", 1: "a"}}), "two ids of one character"),
+        (pickle.dumps({"itos": {0: "a", 1: "a"}}), "two ids for one character"),
         (pickle.dumps({"itos": {0: "a", 2: "b"}}), "nothing in it was run"),
-        (pickle.dumps({"itos": dict(enumerate("ab"))}), "has 2 characters, and .* for 10 tokens"),
+        (pickle.dumps({"itos": dict(enumerate("ab"))}), "has 2 characters, but .* for 10 tokens"),
     ],
 )
 def test_a_meta_of_something_else_is_refused(written, imported, tmp_path, meta, words):
@@ -223,8 +223,8 @@ def test_a_meta_of_something_else_is_refused(written, imported, tmp_path, meta, 
     ("changes", "words"),
     [
         ({"args": {"vocab_size": 50304}}, r"for 50304 tokens: they do not belong"),
-        ({"args": {"n_layer": 3}}, r"do not fit: missing"),
-        ({"args": {"n_embd": 32}}, r"do not fit: .* has shape"),
+        ({"args": {"n_layer": 3}}, r"do not fit its settings: missing"),
+        ({"args": {"n_embd": 32}}, r"do not fit its settings: .* has shape"),
         ({"args": {"n_head": "two"}}, r"do not fit"),
         ({"args": {"block_size": 2**40}}, r"do not fit"),
         ({"state": {"transformer.h.0.moe.weight": torch.ones(1)}}, r"GPT-2 has no weight .*moe"),
@@ -240,11 +240,11 @@ def test_a_meta_of_something_else_is_refused(written, imported, tmp_path, meta, 
         ),
         (
             {"state": {"transformer.wte.weight": torch.zeros(10, 16).to_sparse()}},
-            r"not a checkpoint .*token_embedding.weight is no plain tensor",
+            r"not a checkpoint .*token_embedding.weight is not a plain tensor",
         ),
         (
             {"state": {"transformer.ln_f.weight": torch.full((16,), math.nan)}},
-            r"norm\.weight has a value that is no finite number",
+            r"norm\.weight has a value that is not finite",
         ),
         ({"iter_num": math.inf}, r"not a checkpoint that nanoGPT wrote"),
         ({"iter_num": "many"}, r"not a checkpoint that nanoGPT wrote"),
@@ -261,19 +261,19 @@ def test_what_nanogpt_did_not_write_is_refused(written, imported, tmp_path, chan
 
 def test_tokens_that_are_no_characters_are_refused_with_the_reason(written, imported, tmp_path):
     checkpoint, meta = written(args={"vocab_size": 50304})
-    with pytest.raises(UserError, match=r"50304 tokens are GPT-2's pieces of words \(BPE\)"):
+    with pytest.raises(UserError, match=r"50304 tokens are GPT-2's word pieces \(BPE\)"):
         imported(checkpoint)
     checkpoint, meta = written()
     with pytest.raises(UserError, match=r"which characters its 10 tokens are; give"):
         imported(checkpoint)
     path = imported(checkpoint, meta)
     before = path.read_bytes()
-    with pytest.raises(UserError, match=r"output=.*is there already"):
+    with pytest.raises(UserError, match=r"output=.*already exists"):
         imported(checkpoint, meta)
     assert path.read_bytes() == before
     path.unlink()
     path.symlink_to("elsewhere.ckpt")  # which is not there yet
-    with pytest.raises(UserError, match=r"output=.*is there already"):
+    with pytest.raises(UserError, match=r"output=.*already exists"):
         imported(checkpoint, meta)
     path.unlink()
     with pytest.raises(UserError, match=r"meta=/nowhere.pkl: cannot be read"):

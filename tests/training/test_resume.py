@@ -382,7 +382,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(train, capsys,
     capsys.readouterr()
     run_dir = train(*SETTING, "resume=auto", name="run")
     output = capsys.readouterr().out
-    assert "last.ckpt: not a whole checkpoint" in output
+    assert "last.ckpt: not a complete checkpoint" in output
     assert "Going on from previous.ckpt, step 10" in output
     assert_same_run(whole, run_dir)
 
@@ -825,7 +825,7 @@ def storm(kills, train, text_file, steps, seconds):
             shutil.rmtree(run_dir)
             continue
         assert process.returncode == -signal.SIGKILL, f"after {killed} kills: {output}"
-        assert "not a whole checkpoint" not in output
+        assert "not a complete checkpoint" not in output
         killed += 1
     assert train(*settings, "resume=auto", name="storm", only=True) == run_dir
     assert_same_run(whole, run_dir)

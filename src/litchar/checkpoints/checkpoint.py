@@ -91,18 +91,18 @@ class Checkpoint:
         try:
             if card["format"] > FORMAT:
                 raise UserError(
-                    f"{path}: written in format {card['format']}, and this litchar reads "
+                    f"{path}: written in format {card['format']}, but this litchar reads "
                     f"{FORMAT}; update litchar"
                 )
             vocabulary, settings = Vocabulary.from_json(card["vocabulary"]), dict(card["model"])
             if len(vocabulary) != settings["vocab_size"]:
                 raise ValueError(
-                    f"{len(vocabulary)} {vocabulary.unit}s, and a model for "
+                    f"{len(vocabulary)} {vocabulary.unit}s, but a model for "
                     f"{settings['vocab_size']}"
                 )
             beside = [name for name in data["state_dict"] if not name.startswith("model.")]
             if beside:
-                raise ValueError(f"{beside[0]} is no weight of the model")
+                raise ValueError(f"{beside[0]} is not a weight of the model")
             return cls(
                 path=path,
                 vocabulary=vocabulary,
@@ -162,8 +162,8 @@ class Checkpoint:
         for name, weight in model.named_parameters():
             if not weight.isfinite().all():
                 raise UserError(
-                    f"{self.path}: {name} has a value that is no finite number: its training had "
-                    "diverged; take a checkpoint from before that"
+                    f"{self.path}: {name} has a value that is not finite: its training had "
+                    "diverged; use an earlier checkpoint"
                 )
         return model.to(device).eval()
 
@@ -179,7 +179,7 @@ class Checkpoint:
             yield
         except (AttributeError, TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise UserError(
-                f"{self.path}: its weights and settings do not fit: {first_line(error)}"
+                f"{self.path}: its weights do not fit its settings: {first_line(error)}"
             ) from None
 
 
@@ -202,7 +202,7 @@ def find(checkpoint: str | os.PathLike[str] | None, outputs: Path, key: str = "c
         if not files:
             raise UserError(
                 f"{key}=latest: no run under {outputs} has a checkpoint; train one (python "
-                "scripts/train.py), or name another place by the variable LITCHAR_OUTPUTS"
+                "scripts/train.py), or set LITCHAR_OUTPUTS to another directory"
             )
         return files[0]
     path = Path(os.path.expanduser(checkpoint))
@@ -275,7 +275,7 @@ def check_plain(name: str, tensor: object) -> None:
         or tensor.is_meta
         or tensor.is_nested
     ):
-        raise ValueError(f"{name} is no plain tensor")
+        raise ValueError(f"{name} is not a plain tensor")
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
         raise ValueError(f"{name} claims more numbers than are stored")
 

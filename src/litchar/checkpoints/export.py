@@ -37,7 +37,7 @@ def run(config: DictConfig) -> None:
             or the logits differ by more than `MOST_DIFFERENCE`.
     """
     if config.format not in FORMATS:
-        raise UserError(f"format={config.format}: there are {', '.join(FORMATS)}")
+        raise UserError(f"format={config.format}: must be one of {', '.join(FORMATS)}")
     chosen = FORMATS[config.format]
     checkpoint = Checkpoint.load(find(config.checkpoint, Path(config.outputs_dir)))
     output = Path(os.path.expanduser(config.output or chosen.output))
@@ -56,7 +56,7 @@ def run(config: DictConfig) -> None:
             difference = largest_difference(model, chosen.write(checkpoint, model, draft))
             if not difference <= MOST_DIFFERENCE:
                 raise UserError(
-                    f"{checkpoint.path}: in {chosen.tool} its logits differ by {difference:.1e}; "
+                    f"{checkpoint.path}: its logits in {chosen.tool} differ by {difference:.1e}; "
                     "nothing was kept"
                 )
     except OSError as error:
@@ -136,7 +136,7 @@ def write_torch(checkpoint: Checkpoint, model: nn.Module, output: Path) -> Logit
             program = torch.export.export(model, (idx,), dynamic_shapes=dynamic_shapes)
     except torch._dynamo.exc.UserError:  # from a recurrent layer, for instance
         raise UserError(
-            f"format=torch: torch.export fixes the length that a {type(model).__name__} reads "
+            f"format=torch: torch.export fixes the input length of a {type(model).__name__} "
             f"(model._target_={checkpoint.model_settings['_target_']}); try format=onnx"
         ) from None
     for node in program.graph.nodes:
@@ -169,7 +169,7 @@ def metadata(checkpoint: Checkpoint, model: nn.Module) -> dict[str, str]:
 
 def _check_file(output: Path) -> None:
     if output.is_dir():
-        raise UserError(f"output={output}: is a directory; give a file's name")
+        raise UserError(f"output={output}: is a directory; give a file name")
 
 
 @dataclass(frozen=True)

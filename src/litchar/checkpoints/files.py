@@ -67,7 +67,7 @@ def read(path: Path, map_location: Any = "cpu") -> Any:
     except Exception as error:  # torch raises many kinds for a bad file
         reason = first_line(error).split(". ")[0]
         raise UserError(
-            f"{path}: not a whole checkpoint of plain data, so it was not loaded ({reason})"
+            f"{path}: not a complete checkpoint of plain data, so it was not loaded ({reason})"
         ) from None
 
 
@@ -86,7 +86,7 @@ def _check(file: BinaryIO) -> None:
     if not unsealed and end != SEAL + _sha256(file, sealed):
         raise ValueError("its checksum does not match: the file was cut or damaged")
     if not zipfile.is_zipfile(file):
-        raise ValueError("it is no archive of torch.save")
+        raise ValueError("it is not an archive of torch.save")
     with zipfile.ZipFile(file) as archive:
         if sum(entry.file_size for entry in archive.infolist()) > size:
             raise ValueError("it would unpack to more than its size")

@@ -67,13 +67,13 @@ def check_place(output: Path) -> None:
         UserError: it is a file, the current directory, or a directory with other content.
     """
     if output.exists() and not output.is_dir():
-        raise UserError(f"output={output}: is a file; give a directory's name")
+        raise UserError(f"output={output}: is a file; name a directory")
     if output.resolve() == Path.cwd():
-        raise UserError(f"output={output}: is where you are; give a new directory's name")
+        raise UserError(f"output={output}: is the current directory; name a new one")
     found = {entry.name for entry in output.iterdir()} if output.is_dir() else set()
     if found and not (found <= FILES and _is_ours(output / "config.json")):
         raise UserError(
-            f"output={output}: holds what no export of litchar wrote; give a new directory's name"
+            f"output={output}: holds files that litchar did not export; name a new directory"
         )
 
 
@@ -114,9 +114,7 @@ def write_huggingface(
     for symbol in checkpoint.vocabulary.symbols:
         expected = checkpoint.vocabulary.encode(checkpoint.cleaning(symbol)).tolist()
         if opened_tokenizer(symbol).input_ids != expected:
-            raise UserError(
-                f"{checkpoint.path}: no tokenizer of transformers gives {symbol!r} its id"
-            )
+            raise UserError(f"{checkpoint.path}: no transformers tokenizer gives {symbol!r} its id")
     return lambda ids: opened(torch.from_numpy(ids)).logits.detach().numpy()
 
 
@@ -140,8 +138,8 @@ def make_config(checkpoint: Checkpoint, model: nn.Module) -> "GPT2Config | Qwen3
         if settings[option] not in values:
             found, wanted = (json.dumps(value) for value in (settings[option], values[0]))
             raise UserError(
-                f"format=huggingface: with model.position={settings['position']} it would be "
-                f"transformers' {name}, which has no model.{option}={found} (but {wanted}); "
+                f"format=huggingface: model.position={settings['position']} needs "
+                f"transformers' {name}, which has no model.{option}={found} (only {wanted}); "
                 "try format=onnx"
             )
 
@@ -235,7 +233,7 @@ def make_tokenizer(vocabulary: Vocabulary, cleaning: Cleaning) -> "Tokenizer":
     if halves := [s for s in vocabulary.symbols if "\ud800" <= s <= "\udfff"]:
         raise UserError(
             f"format=huggingface: the vocabulary has {halves[0]!r}, half of a character, which no "
-            "tokenizer reads; try format=onnx"
+            "tokenizer can read; try format=onnx"
         )
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
     from transformers.convert_slow_tokenizer import bytes_to_unicode

@@ -58,8 +58,8 @@ def model_card(checkpoint: Checkpoint, model: nn.Module) -> str:
 
 # A {unit}-level language model of {text}
 
-It predicts a text {unit} by {unit}. {_maker(checkpoint)} It opens in `transformers` without code
-of its own:
+It predicts a text {unit} by {unit}. {_maker(checkpoint)} It loads in `transformers` without
+custom code:
 
 ```python
 from transformers import pipeline
@@ -110,7 +110,7 @@ def _facts(checkpoint: Checkpoint, model: nn.Module) -> dict[str, str]:
         "context": f"{block_size_of(model):,} {checkpoint.vocabulary.unit}s",
         "vocabulary": f"{len(checkpoint.vocabulary):,} {checkpoint.vocabulary.unit}s",
         "training steps": f"{checkpoint.step:,}",
-        "windows of a batch": data.get("batch_size"),
+        "batch size, in windows": data.get("batch_size"),
         "optimizer": str(optimizer.get("_target_", "")).rpartition(".")[2],
         "learning rate": optimizer.get("lr"),
         "weight decay": optimizer.get("weight_decay"),
@@ -132,21 +132,21 @@ def _reading(checkpoint: Checkpoint, model: nn.Module) -> str:
     vocabulary, context = checkpoint.vocabulary, block_size_of(model)
     lines = ["Its tokens are the bytes of UTF-8."] if vocabulary.unit == "byte" else []
     if vocabulary.unit == "character" and not vocabulary.replaces:
-        lines = ["A character that is not in its vocabulary is an error, and never left out."]
+        lines = ["A character outside its vocabulary is an error; none is ever left out."]
     if vocabulary.replaces:
-        lines = ["A character that is not in its vocabulary is read as U+FFFD."]
+        lines = ["A character outside its vocabulary is read as U+FFFD."]
     if checkpoint.cleaning.normalize or checkpoint.cleaning.lowercase:
-        lines.append("The tokenizer normalises a text as that of training was.")
+        lines.append("The tokenizer normalises text as the training text was normalised.")
     if vocabulary.document == "line":
         lines.append(
-            "Each line is a document: begin a prompt with a newline; the next one ends it."
+            "Each line is a document: begin a prompt with a newline; the next newline ends it."
         )
     if vocabulary.document == "file":
-        lines.append("Each file was a document: id 0 stands before and behind it.")
+        lines.append("Each file was a document: id 0 stands before and after it.")
     if model.rotary is None:
-        lines.append(f"It reads {context:,} ids at most, those that it writes included.")
+        lines.append(f"It reads at most {context:,} ids, including those that it writes.")
     else:
-        lines.append(f"Past its context a text goes on under a sliding window of {context:,} ids.")
+        lines.append(f"Beyond its context, it writes on with a sliding window of {context:,} ids.")
     return "\n".join(lines)
 
 

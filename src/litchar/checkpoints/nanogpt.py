@@ -44,7 +44,7 @@ def run(config: DictConfig) -> None:
     place = Path(os.path.expanduser(config.checkpoint))
     output = Path(os.path.expanduser(config.output))
     if os.path.lexists(output):
-        raise UserError(f"output={output}: is there already; name another file, or delete it")
+        raise UserError(f"output={output}: already exists; name another file, or delete it")
     if not output.parent.is_dir():
         raise UserError(f"output={output}: there is no directory {output.parent}")
     theirs = read(place)
@@ -55,7 +55,7 @@ def run(config: DictConfig) -> None:
         characters = read_meta(Path(os.path.expanduser(config.meta)))
         if len(characters) != args["vocab_size"]:
             raise UserError(
-                f"{config.meta} has {len(characters)} characters, and {place} a model for "
+                f"{config.meta} has {len(characters)} characters, but {place} is for "
                 f"{args['vocab_size']} tokens: they do not belong together"
             )
         settings: Any = OmegaConf.to_container(config.model)
@@ -73,7 +73,7 @@ def run(config: DictConfig) -> None:
     begin = shlex.quote(f"init_from={output}")
     Terminal().say(
         f"{output}: {parameters:,} parameters, {len(characters)} characters, "
-        f"step {checkpoint.step:,}\nTo train it on (the optimiser begins anew):\n"
+        f"step {checkpoint.step:,}\nTo train it further (with a new optimiser):\n"
         f"  python scripts/train.py {begin} model=gpt2 {options} data=text data.path=FILE"
     )
 
@@ -167,18 +167,18 @@ def read_meta(path: Path) -> list[str]:
             if opcode.name not in PLAIN.split():
                 raise ValueError(f"{opcode.name} in it would do more than build plain data")
             if opcode.name.endswith("PUT") and int(argument or 0) > len(data):
-                raise ValueError("it would take much memory")
+                raise ValueError("it would take too much memory")
         meta = pickle.loads(data)
         symbols = meta.get("itos") or {i: symbol for symbol, i in meta["stoi"].items()}
         characters = [symbols[i] for i in range(len(symbols))]
         if len(set(characters)) < len(characters):
-            raise ValueError("two ids of one character")
+            raise ValueError("two ids for one character")
         for character in characters:
             if not isinstance(character, str) or len(character) != 1:
                 raise ValueError("its tokens are not characters")
     except Exception as error:  # a damaged pickle raises many kinds
         raise UserError(
-            f"meta={path}: not a meta.pkl of nanoGPT for characters, and nothing in it was run "
+            f"meta={path}: not a meta.pkl of nanoGPT for characters; nothing in it was run "
             f"({error})"
         ) from None
     return characters
@@ -187,8 +187,8 @@ def read_meta(path: Path) -> list[str]:
 def _without_meta(place: Path, vocab_size: object) -> str:
     if vocab_size in BPE_SIZES:
         return (
-            f"{place}: its {vocab_size} tokens are GPT-2's pieces of words (BPE), and litchar's "
-            "models are of characters or bytes"
+            f"{place}: its {vocab_size} tokens are GPT-2's word pieces (BPE), but litchar's "
+            "models read characters or bytes"
         )
     return (
         f"{place} does not say which characters its {vocab_size} tokens are; give nanoGPT's "

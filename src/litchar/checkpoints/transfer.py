@@ -75,14 +75,14 @@ def transfer_weights(
         over_vocabulary = [i for i, (a, b) in enumerate(sizes) if a != b and not same]
         if any(sizes[i] != (2, 3) for i in over_vocabulary):
             raise UserError(
-                f"init_from={parent.path}: {name} has no row for each {vocabulary.unit} alone, and "
-                f"this text has other {vocabulary.unit}s; such a model begins from its own text"
+                f"init_from={parent.path}: {name} has no separate row for each {vocabulary.unit}, "
+                f"but this text has other {vocabulary.unit}s; train such a model from scratch"
             )
         if any(old.shape[i] != new.shape[i] for i in range(new.ndim) if i not in over_vocabulary):
             raise UserError(
                 f"init_from={parent.path}: {name} has shape {tuple(old.shape)} there and "
-                f"{tuple(new.shape)} here; leave the model's sizes and data.block_size out to take "
-                "over the old ones"
+                f"{tuple(new.shape)} here; leave the model's sizes and data.block_size out to keep "
+                "the old ones"
             )
         new[_rows(new, over_vocabulary, new_rows)] = old[_rows(old, over_vocabulary, old_rows)]
     matched = len(new_ids)
