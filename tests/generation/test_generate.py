@@ -233,13 +233,13 @@ def test_a_pipe_that_stays_open_is_said_to_be_read(generate, monkeypatch):
         ({"prompts": "/"}, r"prompts=/: cannot be read"),
         ({"prompts": "~nobody-here.txt"}, r"prompts=~nobody-here.txt: cannot be read"),
         ({"prompts": os.devnull}, r"has no prompt"),
-        ({"prompt": "1", "prompts": "x"}, r"prompts and prompt: give one"),
-        ({"prompt": "1", "score": "12"}, r"score and prompt: give one"),
-        ({"prompts": "x", "score": "12"}, r"prompts and score: give one"),
-        ({"score": "1"}, r"score: takes 2 characters"),
+        ({"prompt": "1", "prompts": "x"}, r"prompts and prompt: give only one of them"),
+        ({"prompt": "1", "score": "12"}, r"score and prompt: give only one of them"),
+        ({"prompts": "x", "score": "12"}, r"prompts and score: give only one of them"),
+        ({"score": "1"}, r"score: needs 2 characters"),
         ({"score": "1é"}, r"never saw 'é'"),
-        ({"prompt": "1", "stop": ""}, r"stop=: must be a text"),
-        ({"prompt": "1", "stop": ["a", 3]}, r"stop=.*must be a text"),
+        ({"prompt": "1", "stop": ""}, r"stop=: must be a non-empty text"),
+        ({"prompt": "1", "stop": ["a", 3]}, r"stop=.*must be a non-empty text"),
         ({"prompt": "1", "json": "yes please"}, r"json=yes please: must be true or false"),
         ({"prompt": "1", "seed": -1}, r"seed=-1"),
         ({"prompt": "1", "max_new_tokens": True}, r"max_new_tokens=True"),
@@ -305,13 +305,13 @@ def test_a_terminal_is_asked_for_prompts(run_dir):
         type_(":temperature=hot\n")
         assert "error: temperature=hot: must be a number" in until("\r\n> ")
         type_(":tempo=1\n")
-        assert "write :KEY=VALUE, with one of" in until("\r\n> ")
+        assert "write :KEY=VALUE with one of" in until("\r\n> ")
         type_(":stop=a\\${x\n")  # as it stands, to OmegaConf too
         type_(":stop=\n")
-        assert "error: stop=: must be a text" in until("must be a text")
+        assert "error: stop=: must be a non-empty text" in until("must be a non-empty text")
         until("> ")
         os.write(ours, b"\xff\n")
-        assert "error: what was typed is not utf-8" in until("is not utf-8")
+        assert "error: what you typed is not utf-8" in until("is not utf-8")
         until("> ")
         type_(":seed=1337\n")
         until("> ")

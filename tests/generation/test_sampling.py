@@ -384,8 +384,8 @@ def test_log_probabilities_are_those_of_the_model_before_any_setting(model):
     [
         ({"temperature": -0.1}, r"temperature=-0\.1: must be 0 .* or more"),
         ({"temperature": float("nan")}, r"temperature=nan"),
-        ({"top_k": 0}, r"top_k=0: must be at least 1"),
-        ({"top_k": -3}, r"top_k=-3: must be at least 1"),
+        ({"top_k": 0}, r"top_k=0: must be a whole number of at least 1"),
+        ({"top_k": -3}, r"top_k=-3: must be a whole number of at least 1"),
         ({"top_p": 0.0}, r"top_p=0\.0: must lie in \(0, 1\]"),
         ({"top_p": -0.5}, r"top_p=-0\.5"),
         ({"top_p": 1.01}, r"top_p=1\.01"),

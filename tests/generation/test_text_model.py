@@ -97,7 +97,7 @@ def test_the_mean_of_a_score_is_that_of_the_characters_it_counts(train, text_fil
     assert score.bits_per_character == pytest.approx(sum(bits[1:]) / 3)
     broken = model.score(b"\xe6\x97a".decode(errors="surrogateescape"))
     assert broken.bits_per_character == pytest.approx(-broken.log_probs.sum() / np.log(2))
-    with pytest.raises(UserError, match="takes 2 characters"):
+    with pytest.raises(UserError, match="needs 2 characters"):
         model.score("日")
 
 
@@ -114,7 +114,7 @@ def test_a_document_is_scored_behind_its_boundary_as_the_evaluation_does(train, 
     assert score.n_predicted == len(score.text) == len(list(score.surprises()))
     assert "not predicted" not in repr(score)
     assert model.score("1").n_predicted == 1
-    with pytest.raises(UserError, match=r"^score: takes a character that the model knows$"):
+    with pytest.raises(UserError, match=r"^score: needs a character that the model knows$"):
         model.score("")
     assert len(score.most_surprising(99)) == len(score.text)
 
@@ -188,23 +188,26 @@ def test_its_repr_says_what_it_is(model):
         (lambda model: litchar.load(), r"^checkpoint=latest: no run under .*outputs has"),
         (
             lambda model: litchar.load(model.checkpoint.path, device="nsu"),
-            r"^device=nsu: not to be",
+            r"^device=nsu: not available",
         ),
         (
             lambda model: litchar.load(model.checkpoint.path, device="meta"),
-            r"^device=meta: not to be",
+            r"^device=meta: not available",
         ),
         (lambda model: model.encode("é"), r"^the model never saw 'é' \(LATIN SMALL"),
         (lambda model: model.generate("é"), r"^the model never saw 'é'"),
         (lambda model: model.generate("1", unknown="??"), None),
-        (lambda model: model.generate("é", unknown="??"), r"^unknown=\?\?: give error, skip"),
+        (lambda model: model.generate("é", unknown="??"), r"^unknown=\?\?: must be error, skip"),
         (lambda model: model.generate("é", unknown=None), r"^unknown=None: must be error, skip"),
         (lambda model: model.stream("1", temperature=-1), r"^temperature=-1: must be 0"),
         (lambda model: model.stream("1", seed=True), r"^seed=True: must be a whole number"),
-        (lambda model: model.stream("1", stop=["a", ""]), r"^stop=\['a', ''\]: must be a text"),
-        (lambda model: model.stream("1", stop=5), r"^stop=5: must be a text"),
+        (
+            lambda model: model.stream("1", stop=["a", ""]),
+            r"^stop=\['a', ''\]: must be a non-empty",
+        ),
+        (lambda model: model.stream("1", stop=5), r"^stop=5: must be a non-empty text"),
         (lambda model: litchar.load(None), r"^checkpoint=null: give a file"),
-        (lambda model: model.score("1"), r"^score: takes 2 characters"),
+        (lambda model: model.score("1"), r"^score: needs 2 characters"),
     ],
 )
 def test_what_is_wrong_is_said_in_the_words_of_the_scripts(model, use, message):

@@ -21,15 +21,13 @@ def known_documents(checkpoint: Checkpoint, texts: Sequence[Writing]) -> str:
     documents = [_last_document(text) for text in texts if text.finish == "end"]
     said = []
     if too_long := sum(text.finish == "length" for text in texts):
-        said.append(
-            f"{too_long} of {len(texts)} did not come to an end; give them a higher max_new_tokens."
-        )
+        said.append(f"{too_long} of {len(texts)} did not end; raise max_new_tokens.")
     splits = _splits(checkpoint)
     if splits is None:
         named = shlex.quote(f"checkpoint={checkpoint.path}")
         said.append(
-            "Not compared with the text that it was trained on: the cache of this machine does not "
-            f"hold it; python scripts/evaluate.py {named} puts it there."
+            "Not compared with the training text, which is not in this machine's cache; python "
+            f"scripts/evaluate.py {named} puts it there."
         )
     elif documents:
         rest, found = documents, []

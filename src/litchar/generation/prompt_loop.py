@@ -16,11 +16,11 @@ from litchar.overrides import literal
 from litchar.text.remembered import cache_dir
 
 HELP = """\
-Type what the text is to begin with, then Enter; \\n stands for a new line, \\\\ for a backslash.
+Type the beginning of a text, then Enter; \\n stands for a new line, \\\\ for a backslash.
   :KEY=VALUE   change a setting: :temperature=0.7 :top_k=null :max_new_tokens=200 :seed=1
   :settings    show them
-  :quit        end, as Ctrl-D does; Ctrl-C ends a text
-Up and down go through what was typed before."""
+  :quit        quit, like Ctrl-D; Ctrl-C stops a text
+The up and down keys recall earlier lines."""
 SETTINGS = ("num_samples", *(field.name for field in fields(Settings)))
 
 
@@ -35,7 +35,7 @@ def run(
         show: prints the texts for a prompt; the seed is raised after each call, so that the same
             prompt gives other texts.
     """
-    print(":help says what can be typed here")
+    print(":help shows what you can type here")
     with history():
         while True:
             try:
@@ -56,7 +56,7 @@ def run(
             except UserError as error:
                 print(f"error: {error}")
             except UnicodeDecodeError as error:
-                print(f"error: what was typed is not {error.encoding}")
+                print(f"error: what you typed is not {error.encoding}")
             except Interrupted as interrupted:
                 if interrupted.signum != signal.SIGINT:
                     raise
@@ -79,7 +79,7 @@ def change(config: DictConfig, setting: str, check: Callable[[DictConfig], None]
     """
     key, equals, value = (part.strip() for part in setting.partition("="))
     if key not in SETTINGS or not equals:
-        raise UserError(f":{setting}: write :KEY=VALUE, with one of {', '.join(SETTINGS)}")
+        raise UserError(f":{setting}: write :KEY=VALUE with one of {', '.join(SETTINGS)}")
     tried = config.copy()
     try:
         enclosed = len(value) > 1 and value[0] + value[-1] in ("[]", '""', "''")

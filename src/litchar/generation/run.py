@@ -20,7 +20,7 @@ from litchar.terminal import Terminal
 from litchar.text.vocabulary import printable
 
 SECONDS_BEFORE_SAYING = 2  # that standard input is awaited
-WAITING = "Reading the prompt from standard input, up to its end; prompt=TEXT would give one."
+WAITING = "Reading the prompt from standard input until it ends; or give prompt=TEXT."
 NUM_SAMPLES = {None: 1, "file": 1, "line": 20}  # the default, by what a document is
 
 
@@ -69,7 +69,7 @@ def check(config: DictConfig) -> None:
     check_flag("json", config.json)
     given = [name for name in ("prompts", "score", "prompt") if config[name] is not None]
     if len(given) > 1:
-        raise UserError(f"{' and '.join(given)}: give one of them")
+        raise UserError(f"{' and '.join(given)}: give only one of them")
 
 
 def settings_of(config: DictConfig) -> Settings:
@@ -117,7 +117,7 @@ def prompts_of(config: DictConfig) -> list[str]:
     except UnicodeDecodeError as error:
         raise UserError(f"prompts={path}: not UTF-8 at byte {error.start}") from None
     if not any(lines):
-        raise UserError(f"prompts={path}: has no prompt; it takes one on each line")
+        raise UserError(f"prompts={path}: has no prompts; write one per line")
     return [line for line in lines if line]
 
 

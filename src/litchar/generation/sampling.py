@@ -47,14 +47,14 @@ class Sampling:
             try:
                 float(value or 0)
             except OverflowError:
-                raise UserError(f"{name}: is too large for a number with a point") from None
+                raise UserError(f"{name}: is too large for a floating-point number") from None
         if self.temperature is None or not self.temperature >= 0:
             raise UserError(
                 f"temperature={self.temperature}: must be 0 (the likeliest character) or more"
             )
         k = self.top_k
         if k is not None and (not isinstance(k, Integral) or isinstance(k, bool) or k < 1):
-            raise UserError(f"top_k={k}: must be at least 1, a whole number, or null")
+            raise UserError(f"top_k={k}: must be a whole number of at least 1, or null")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise UserError(f"top_p={self.top_p}: must lie in (0, 1], or be null")
         if self.min_p is not None and not 0 <= self.min_p <= 1:

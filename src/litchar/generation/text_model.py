@@ -125,9 +125,9 @@ class TextModel:
         begun = beginning(self.vocabulary, ids)
         if len(self.decode(ids)) < (1 if self.vocabulary.document else 2):
             if self.vocabulary.document:
-                raise UserError("score: takes a character that the model knows")
+                raise UserError("score: needs a character that the model knows")
             raise UserError(
-                "score: takes 2 characters that the model knows; the first begins the text"
+                "score: needs 2 characters that the model knows; the first is not predicted"
             )
         return Score(self.vocabulary, ids, log_probs_of(self.model, begun))
 

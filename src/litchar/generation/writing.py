@@ -47,9 +47,7 @@ class Settings(Sampling):
             raise UserError(f"unknown={self.unknown}: must be error, skip, or one character")
         fit = isinstance(self.stop, Sequence | None)
         if not fit or not all(isinstance(text, str) and text for text in self.stops):
-            raise UserError(
-                f"stop={self.stop}: must be a text of at least one character, or a list"
-            )
+            raise UserError(f"stop={self.stop}: must be a non-empty text, or a list of them")
 
     @property
     def stops(self) -> Sequence[str]:
