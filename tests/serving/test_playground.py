@@ -252,8 +252,8 @@ FORM = {
         ({"max_new_tokens": ""}, "max_new_tokens=None"),
         ({"seed": "-1"}, "seed=-1"),
         ({"prompt": "a" * 20000}, "Prompt: at most 16384"),
-        ({"run": "/etc/passwd"}, "/etc/passwd: there is no such run"),
-        ({"run": "<b>"}, "&lt;b&gt;: there is no such run"),
+        ({"run": "/etc/passwd"}, "/etc/passwd: this run no longer exists"),
+        ({"run": "<b>"}, "&lt;b&gt;: this run no longer exists"),
     ],
 )
 def test_an_unfit_form_is_refused_with_the_reason(url, changes, message):
@@ -330,8 +330,8 @@ def test_a_damaged_or_deleted_run_is_named(url, directory):
     (run / "checkpoints/best.ckpt").write_bytes(b"nothing")
     try:
         answer = httpx.post(f"{url}/write", data=FORM | {"run": "runs/broken"})
-        assert "best.ckpt: not a whole checkpoint" in answer.text
+        assert "best.ckpt: not a complete checkpoint" in answer.text
     finally:
         shutil.rmtree(run)
     answer = httpx.post(f"{url}/write", data=FORM | {"run": "runs/broken"})
-    assert "runs/broken: there is no such run any more" in answer.text
+    assert "runs/broken: this run no longer exists" in answer.text

@@ -49,7 +49,7 @@ def start(tmp_path):
         (["port=true"], "port=True: must be"),
         (["host=null"], "host=None: must be an address"),
         (["host=no.such.host.invalid"], "no.such.host.invalid: this machine has no such address"),
-        (["host=192.0.2.1"], "cannot be had at 192.0.2.1"),
+        (["host=192.0.2.1"], "is not available at 192.0.2.1"),
         (["at_once=0"], "at_once=0: must be a whole number of at least 1"),
         (["waiting=-1"], "waiting=-1: must be a whole number of at least 0"),
         (["max_prompt=many"], "max_prompt=many: must be"),
@@ -65,7 +65,7 @@ def test_what_cannot_be_is_refused_in_a_line(start, script, overrides, message):
 def test_a_port_in_use_is_named(start, script):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(UserError, match=f"port={port}: cannot be had at 127.0.0.1 .*port=0"):
+        with pytest.raises(UserError, match=f"port={port}: is not available at 127.0.0.1 .*port=0"):
             start(script, f"port={port}")
 
 
@@ -102,7 +102,7 @@ def test_an_address_that_others_reach_is_said_to_be_one():
     for place, is_open in (("127.0.0.1", False), ("0.0.0.0", True)):
         with host.bind(place, 0) as listening:
             assert host.is_loopback(listening) != is_open
-            assert ("no passwords" in host.open_to(FastAPI(), listening)) == is_open
+            assert ("no password" in host.open_to(FastAPI(), listening)) == is_open
 
 
 @pytest.mark.parametrize("signals", [[signal.SIGTERM], [signal.SIGINT] * 2])

@@ -171,28 +171,30 @@ class Completions:
                 "max_tokens",
             )
         if request.max_tokens == 0 and not request.echo:
-            raise RefusedError("max_tokens=0: nothing to write; it goes with echo", "max_tokens")
+            raise RefusedError("max_tokens=0: nothing to write; use it with echo", "max_tokens")
         stops = request.stops()
         if not all(stops):
-            raise RefusedError("stop: a stop string has at least one character", "stop")
+            raise RefusedError("stop: a stop string needs at least one character", "stop")
         if len(stops) > MOST_STOPS or any(len(stop) > LONGEST_STOP for stop in stops):
             raise RefusedError(
                 f"stop: at most {MOST_STOPS} strings of at most {LONGEST_STOP} characters", "stop"
             )
         if request.best_of not in (None, request.n or 1):
-            raise RefusedError("best_of is not served; ask for n", "best_of")
+            raise RefusedError("best_of is not supported; use n", "best_of")
         for name in ("frequency_penalty", "presence_penalty"):
             if getattr(request, name):
-                raise RefusedError(f"{name} is not served; there is repetition_penalty", name)
+                raise RefusedError(f"{name} is not supported; use repetition_penalty", name)
         for name in ("logit_bias", "suffix"):
             if getattr(request, name):
-                raise RefusedError(f"{name} is not served", name)
+                raise RefusedError(f"{name} is not supported", name)
         if request.stream_options is not None and not request.stream:
-            raise RefusedError("stream_options go with stream", "stream_options")
+            raise RefusedError("stream_options needs stream", "stream_options")
         n_texts = len(request.prompts()) * (request.n or 1)
         most = limits.at_once + limits.waiting
         if not 0 < n_texts <= most:
-            raise RefusedError(f"prompt, n: 1 to {most} texts a request, and not {n_texts}", "n")
+            raise RefusedError(
+                f"prompt, n: a request may have 1 to {most} texts, not {n_texts}", "n"
+            )
 
     def check_model(self, name: str) -> None:
         """Refuse a request for another model.
@@ -202,7 +204,7 @@ class Completions:
         """
         if name != self.name:
             raise RefusedError(
-                f"model {name!r} is not served here; there is {self.name!r}",
+                f"model {name!r} is not served here; use {self.name!r}",
                 "model",
                 "model_not_found",
                 HTTPStatus.NOT_FOUND,
@@ -227,7 +229,7 @@ class Completions:
         else:
             wrong = next((token for token in prompt if not 0 <= token < size), None)
             if wrong is not None:
-                raise RefusedError(f"prompt: there is no token {wrong} of {size}", "prompt")
+                raise RefusedError(f"prompt: token {wrong} is not one of the {size}", "prompt")
             ids = np.array(prompt)
         self._check_length(ids)
         return ids.astype(np.int64)
@@ -235,7 +237,7 @@ class Completions:
     def _check_length(self, prompt: Sized) -> None:
         if len(prompt) > self.limits.max_prompt:
             raise RefusedError(
-                f"prompt: {len(prompt)} tokens, and this server reads at most "
+                f"prompt: {len(prompt)} tokens, but this server reads at most "
                 f"{self.limits.max_prompt}",
                 "prompt",
             )
@@ -263,8 +265,8 @@ class Completions:
         most = self.limits.at_once + self.limits.waiting
         if len(orders) > most:  # it would never fit
             raise RefusedError(
-                f"prompt, n: 1 to {most} texts a request, and not {len(orders)}; with echo and "
-                "logprobs a prompt counts as well",
+                f"prompt, n: a request may have 1 to {most} texts, not {len(orders)}; with echo "
+                "and logprobs, a prompt counts too",
                 "n",
             )
         streams = self.batcher.write(orders)
@@ -438,7 +440,7 @@ def answer_errors(app: FastAPI) -> None:
         if "json" not in request.headers.get("content-type", ""):
             return refusal("send JSON, with Content-Type: application/json", HTTPStatus.BAD_REQUEST)
         if first["type"] == "json_invalid":
-            return refusal(f"the body is no JSON: {first['ctx']['error']}", HTTPStatus.BAD_REQUEST)
+            return refusal(f"the body is not JSON: {first['ctx']['error']}", HTTPStatus.BAD_REQUEST)
         param = next(map(str, first["loc"][1:]), None)
         return refusal(f"{param or 'the body'}: {first['msg']}", HTTPStatus.BAD_REQUEST, param)
 
@@ -456,7 +458,7 @@ def answer_errors(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def failed(_: Request, error: Exception) -> Response:
-        return refusal("the server failed; its log says how", HTTPStatus.INTERNAL_SERVER_ERROR)
+        return refusal("the server failed; see its log", HTTPStatus.INTERNAL_SERVER_ERROR)
 
 
 class BodyLimit:

@@ -31,7 +31,7 @@ def bind(host: str, port: int) -> socket.socket:
         raise UserError(f"host={host}: this machine has no such address") from None
     except OSError as error:
         raise UserError(
-            f"port={port}: cannot be had at {host} ({error.strerror}); "
+            f"port={port}: is not available at {host} ({error.strerror}); "
             "try another one, or port=0 for any that is free"
         ) from None
 
@@ -100,4 +100,4 @@ def open_to(app: FastAPI, listening: socket.socket) -> str:
         names = ["localhost", "127.0.0.1", "[::1]", "::1", listening.getsockname()[0]]
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=names)
         return ""
-    return "\nWhoever reaches this address may use it: there are no passwords."
+    return "\nAnyone who can reach this address can use it: there is no password."

@@ -53,8 +53,8 @@ SIGNS = {"\n": "↵", " ": "␣", "\t": "⇥"}  # for invisible characters
 BAR = 24  # width in characters of the bar for a probability of 1
 ENDS = {
     "end": "The document ended.",
-    "stop": "Stopped before the text that was to stop it.",
-    "length": "The length was reached.",
+    "stop": "Stopped before the stop text.",
+    "length": "The length limit was reached.",
     "stopped": "Stopped.",
 }
 NUMBERS = tuple(field.name for field in fields(Settings) if field.name not in ("stop", "unknown"))
@@ -136,7 +136,7 @@ class Playground:
         """
         path = next((run.path for run in self.runs() if run.name == name), None)
         if path is None:
-            raise UserError(f"{name}: there is no such run any more; reload the page")
+            raise UserError(f"{name}: this run no longer exists; reload the page")
         async with self._loading:
             changed_ns = path.stat().st_mtime_ns
             return await asyncio.to_thread(load, path, changed_ns, self.device)
@@ -226,7 +226,7 @@ class Characters:
     def summary(self) -> str:
         """Return the number of characters and their mean surprise, as text."""
         if not self.n:
-            return "No character"
+            return "No characters"
         return f"{self.n:,} characters, {self.bits / self.n:.2f} bits each"
 
 
@@ -265,7 +265,7 @@ class Guard:
         app: ASGIApp = self.app
         site = Headers(scope=scope).get("sec-fetch-site", "same-origin")
         if scope["method"] == "POST" and site != "same-origin":
-            app = PlainTextResponse("This form is another page's.", HTTPStatus.FORBIDDEN)
+            app = PlainTextResponse("This form belongs to another page.", HTTPStatus.FORBIDDEN)
         await app(scope, receive, send_with_headers)
 
 
@@ -295,7 +295,7 @@ def run(config: DictConfig) -> None:
     for name in ("limit", "max_prompt", "at_once", "waiting"):
         check_integer(name, config[name], least=0 if name == "waiting" else 1)
     if not isinstance(config.stop, str | None):
-        raise UserError(f"stop={config.stop}: must be one text, which the page can show")
+        raise UserError(f"stop={config.stop}: must be one text, for the page to show")
     given = {name: config[name] for name in (*NUMBERS, "stop")}
     Settings(**given | {"seed": 0 if config.seed is None else config.seed})
     with host.bind(config.host, config.port) as listening:
@@ -336,8 +336,8 @@ def build(playground: Playground) -> FastAPI:
 
     @app.get("/text")
     async def nothing_yet() -> HTMLResponse:
-        hint = "The text will stand here. Point at one of its characters, or click it, to see how"
-        hint += " likely it was, and what else might have stood in its place."
+        hint = "The text will appear here. Point at or click one of its characters to see how"
+        hint += " likely it was, and what could have come instead."
         return HTMLResponse(f'{head()}<p class="hint">{hint}</p>')
 
     @app.post("/write")
