@@ -102,7 +102,7 @@ def test_a_list_where_one_place_is_taken_is_a_name():
 
 @pytest.mark.parametrize("argument", ["outputs_dir=null", "run_dir=null"])
 def test_a_place_cannot_be_missing(argument):
-    with pytest.raises(UserError, match=f"^{argument}: runs need a place"):
+    with pytest.raises(UserError, match=f"^{argument}: runs must be stored"):
         quote(argument)
 
 
@@ -115,7 +115,7 @@ def test_a_full_disk_ends_with_2_and_one_line(monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended:
         hydra_main(str(ROOT / "scripts/export.py"), "export", "full:run")
     assert ended.value.code == 2
-    assert "the disk that is written to: No space left on device; make" in capsys.readouterr().err
+    assert "the output disk: No space left on device; free" in capsys.readouterr().err
 
 
 def test_a_script_runs_with_its_output_closed(monkeypatch):
@@ -184,9 +184,7 @@ def test_an_empty_path_ends_with_2_and_one_line(monkeypatch, tmp_path, capsys):
         hydra_main(str(ROOT / "scripts/train.py"), "train", "nowhere:nothing", before=redirect)
     assert ended.value.code == 2
     said = capsys.readouterr().err
-    assert (
-        said == "error: resume= is empty (a variable that is not set?); give it or leave it out\n"
-    )
+    assert said == "error: resume= is empty (an unset variable?); give a value or leave it out\n"
     assert not list(tmp_path.iterdir())
 
 
@@ -285,7 +283,7 @@ def test_train_generate_and_evaluate_from_any_directory(
         (["--max_steps=5"], "--max_steps=5: there is no such option; keys have no dashes"),
         (["--=1"], "ambiguous option: --=1 could match"),
         (["seed=1", "--max_steps", "5"], "--max_steps: there is no such option"),
-        (["optimizer.lr=["], "optimizer.lr=[: Hydra cannot read this"),
+        (["optimizer.lr=["], "optimizer.lr=[: Hydra cannot parse this"),
         (["run_dir=/proc/nowhere"], "/proc/nowhere"),
     ],
 )
@@ -316,13 +314,13 @@ def refused(script, *arguments):
             "data: evaluate has no such group; data has data.path, data.pattern, data.field, "
             "data.column",
         ),
-        ("export", "model=gpt2", "model: export has no such group; there are checkpoint, "),
+        ("export", "model=gpt2", "model: export has no such group; choose from checkpoint, "),
         (
             "train",
             "logger=null",
-            "logger=null: a group takes the name of one of its files: csv, mlflow, tensorboard, ",
+            "logger=null: must name one of the group's files: csv, mlflow, tensorboard, ",
         ),
-        ("train", "~logger", "logger: it is needed; leave ~logger out"),
+        ("train", "~logger", "logger: is required; leave ~logger out"),
         ("train", "model.n_layers=3", "model.n_layers: there is no such key; did you mean model.n"),
     ],
 )
@@ -337,7 +335,7 @@ def test_a_class_that_is_not_found_is_named_with_its_key(target):
         hydra.utils.instantiate(node)
     line = explain(failure.value, ROOT / "conf", "train")
     assert line.startswith(f"callbacks.a._target_={target}: cannot be imported (No module named")
-    assert ("a file of your own has to be on PYTHONPATH" in line) is target.startswith("mine.")
+    assert ("a module of your own must be on PYTHONPATH" in line) is target.startswith("mine.")
 
 
 def test_a_key_of_another_choice_is_not_proposed_again():
@@ -368,13 +366,13 @@ def test_a_key_that_nothing_reads_is_not_added(script, argument, line):
 @pytest.mark.parametrize(
     ("content", "line"),
     [
-        ("seed: 5", "experiment=mine: this file sets keys below experiment, which nothing reads"),
+        ("seed: 5", "experiment=mine: this file sets keys under experiment, which nothing reads"),
         ("# @package _global_\nby_device: {cpus: {}}", "by_device.cpus: there is no such key; did"),
         ("# @package _global_\nlauncher: {n_jobs: 2}", "launcher.n_jobs: there is no such key"),
         ("# @package _global_\nmodle: {n_layer: 1}", "modle: there is no such key or group; "),
         (
             "# @package _global_\ncheckpoint: {every: 1}",
-            "checkpoint.every: there is no such key; there are every_seconds",
+            "checkpoint.every: there is no such key; choose from every_seconds",
         ),
     ],
 )

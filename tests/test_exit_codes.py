@@ -33,7 +33,9 @@ def test_a_name_that_no_file_can_have_is_named_in_one_line(capsys):
 def test_of_a_copy_that_has_no_room_the_place_it_goes_to_is_named(capsys):
     with pytest.raises(SystemExit), cli.exit_codes():
         raise OSError(errno.ENOSPC, "No space left", "/read", None, "/written")
-    assert capsys.readouterr().err.startswith("error: /written: No space left; make room there")
+    assert capsys.readouterr().err.startswith(
+        "error: /written: No space left; free some space there"
+    )
 
 
 def test_what_may_not_be_read_is_named_in_one_line(monkeypatch, tmp_path, capsys):
@@ -44,7 +46,7 @@ def test_what_may_not_be_read_is_named_in_one_line(monkeypatch, tmp_path, capsys
     with pytest.raises(SystemExit) as ended:
         compare.main([str(tmp_path)])
     assert ended.value.code == 2
-    line = f"error: {tmp_path}: Permission denied; change its rights, or name another place\n"
+    line = f"error: {tmp_path}: Permission denied; change its permissions, or choose another path\n"
     assert capsys.readouterr().err == line
 
 
@@ -64,5 +66,5 @@ def gpu_is_full():
 
 def test_what_a_message_quotes_of_a_file_steers_no_terminal(capsys):
     with pytest.raises(SystemExit):
-        cli.exit_with("a\u200db.ckpt: \x1b[2J is no weight")
-    assert capsys.readouterr().err == "error: a\u200db.ckpt: \\x1b[2J is no weight\n"
+        cli.exit_with("a\u200db.ckpt: \x1b[2J is not a weight")
+    assert capsys.readouterr().err == "error: a\u200db.ckpt: \\x1b[2J is not a weight\n"

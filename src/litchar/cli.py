@@ -97,7 +97,7 @@ def no_multirun(arguments: list[str], conf: Path, config_name: str) -> list[str]
         UserError: `-m` or `--multirun` was given.
     """
     if {"-m", "--multirun"} & set(arguments):
-        raise UserError(f"-m: {config_name} takes one value for each key; leave -m out")
+        raise UserError(f"-m: {config_name} takes one value per key; leave -m out")
     return arguments
 
 
@@ -192,7 +192,7 @@ def _exit_on(error: Exception, started: bool, conf: Path, config_name: str) -> N
     if isinstance(error, OSError) and error.filename and not started:
         exit_with(
             f"{error.filename}: cannot be written ({error.strerror}); try run_dir=DIRECTORY "
-            "(of a sweep outputs_dir=DIRECTORY)"
+            "(for a sweep, outputs_dir=DIRECTORY)"
         )
     for cause in () if isinstance(error, UserError) else causes(error):  # says it better
         if line := _refused(cause):
@@ -208,19 +208,19 @@ def _refused(error: BaseException) -> str | None:
     errors."""
     if is_out_of_memory(error):
         return (
-            f"out of memory ({first_line(error)}); ask for less at once, such as batch_size or "
-            "num_samples, or for another device"
+            f"out of memory ({first_line(error)}); lower batch_size or num_samples, for example, "
+            "or use another device"
         )
     if not isinstance(error, OSError):
         return None
     if isinstance(error, PermissionError) and error.filename:
-        return f"{error.filename}: {error.strerror}; change its rights, or name another place"
+        return f"{error.filename}: {error.strerror}; change its permissions, or choose another path"
     if error.errno == errno.EROFS and error.filename:
-        return f"{error.filename}: {error.strerror}; name another place"
+        return f"{error.filename}: {error.strerror}; choose another path"
     if is_disk_full(error):
         # Of two paths, the second is written to.
-        place = error.filename2 or error.filename or "the disk that is written to"
-        return f"{place}: {error.strerror}; make room there, or name another place"
+        place = error.filename2 or error.filename or "the output disk"
+        return f"{place}: {error.strerror}; free some space there, or choose another path"
     if error.errno == errno.ENAMETOOLONG:
         return f"{error.filename}: {error.strerror}; give a shorter one"
     return None

@@ -20,7 +20,7 @@ def choose_device(name: str | None) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError, TypeError):
-        raise UserError(f"device={name}: not to be had on this machine; try device=cpu") from None
+        raise UserError(f"device={name}: not available on this machine; try device=cpu") from None
     return device
 
 
@@ -62,7 +62,7 @@ def set_matmul_precision(setting: str | None, device: torch.device) -> None:
     """
     if setting not in (None, "highest", "high", "medium"):
         raise UserError(
-            f"float32_matmul_precision={setting}: must be highest, high or medium, or null"
+            f"float32_matmul_precision={setting}: must be highest, high, medium or null"
         )
     torch.set_float32_matmul_precision(setting or _fastest_float32(device))
 

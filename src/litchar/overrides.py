@@ -66,9 +66,9 @@ def quote(argument: str, sweeps: bool = False) -> str:
     key, equals, value = argument.partition("=")
     name = key.lstrip("+")
     if equals and name in PATHS and value in ("", "''", '""'):
-        raise UserError(f"{key}= is empty (a variable that is not set?); give it or leave it out")
+        raise UserError(f"{key}= is empty (an unset variable?); give a value or leave it out")
     if equals and name in PLACES and value == "null":
-        raise UserError(f"{argument}: runs need a place; name a directory or leave it out")
+        raise UserError(f"{argument}: runs must be stored; name a directory or leave it out")
     if not equals or name not in TEXTS | PATHS or _QUOTED.fullmatch(value):
         return argument
     listed = name in LISTS and value[:1] == "[" and value[-1:] == "]"
@@ -126,7 +126,7 @@ def check(arguments: list[str], conf: Path, config_name: str) -> None:
         group = argument.removesuffix("=null")
         if group != argument and group in _groups(conf):
             files = ", ".join(sorted(path.stem for path in (conf / group).glob("*.yaml")))
-            raise UserError(f"{argument}: a group takes the name of one of its files: {files}")
+            raise UserError(f"{argument}: must name one of the group's files: {files}")
         prefix, name = re.findall(r"\A([+~]*)([\w/.]*)", argument)[0]
         if (prefix and not name) or argument.startswith("="):
             raise UserError(f"{argument}: there is no key before the value; write KEY=VALUE")
@@ -201,8 +201,8 @@ def check_composed(config: DictConfig, known: Known, choices: Mapping[str, str |
     for key in map(str, config):
         if key not in known and key in choices:
             raise UserError(
-                f"{key}={choices[key]}: this file sets keys below {key}, which nothing reads; it "
-                "has to begin with the line # @package _global_"
+                f"{key}={choices[key]}: this file sets keys under {key}, which nothing reads; its "
+                "first line must be # @package _global_"
             )
         if key not in known and f"${{{key}" not in OmegaConf.to_yaml(config):
             raise UserError(f"{key}: there is no such key or group{nearest(key, list(known))}")
@@ -229,7 +229,7 @@ def explain(error: Exception, conf: Path, config_name: str) -> str:
     for cause in chain:
         if located := _NOT_LOCATED.match(str(cause)):
             own = getattr(chain[-1], "name", None) == located[1].partition(".")[0]
-            advice = "; a file of your own has to be on PYTHONPATH" if own else ""
+            advice = "; a module of your own must be on PYTHONPATH" if own else ""
             return (
                 f"{located[2]}._target_={located[1]}: cannot be imported ({reason(error)}){advice}"
             )
@@ -239,7 +239,10 @@ def explain(error: Exception, conf: Path, config_name: str) -> str:
             name, error.options or []
         )
     if isinstance(error, OverrideParseException):
-        return f"{error.override}: Hydra cannot read this; write KEY=VALUE, quoting what is special"
+        return (
+            f"{error.override}: Hydra cannot parse this; write KEY=VALUE, "
+            "quoting special characters"
+        )
     unknown = next((key for cause in chain if (key := getattr(cause, "full_key", None))), None)
     misplaced = re.match(r"Could not override '([^']+)'", str(error))
     key = unknown or (misplaced and misplaced[1])
@@ -262,7 +265,7 @@ def _missing(key: str, typed: bool, conf: Path, config_name: str) -> str:
         return f"{config_name} has no such group{has}"
     if key not in keys:
         return f"there is no such key{nearest(key, list(keys))}"
-    return f"the chosen {group} has no such key" if typed else f"it is needed; leave ~{key} out"
+    return f"the chosen {group} has no such key" if typed else f"is required; leave ~{key} out"
 
 
 def nearest(name: str, names: Sequence[str]) -> str:
@@ -275,7 +278,7 @@ def nearest(name: str, names: Sequence[str]) -> str:
     close = close or difflib.get_close_matches(name, names, n=1)
     if close:
         return f"; did you mean {close[0]}?"
-    return f"; there are {', '.join(sorted(set(beside)))}" if len(beside) < 40 else ""
+    return f"; choose from {', '.join(sorted(set(beside)))}" if len(beside) < 40 else ""
 
 
 @functools.cache
