@@ -106,7 +106,7 @@ def test_a_space_is_in_optunas_terms_nested_or_with_dotted_keys():
     ("leaf", "reason"),
     [
         (3, "=3: must be a distribution"),
-        ({"type": "flaot", "low": 1, "high": 2}, "type=flaot; there are float, int, categorical"),
+        ({"type": "flaot", "low": 1, "high": 2}, "type=flaot; choose from float, int, categorical"),
         ({"low": 1, "high": 2}, "type=None"),
         ({"type": "float", "low": 1}, "a float needs high"),
         ({"type": "float", "low": "x", "high": 2}, "low=x must be a float"),
@@ -319,11 +319,14 @@ def test_another_search_under_the_same_name_is_refused(tune, tmp_path):
     [
         (["+tune.space.optimizer.lrr={type:float,low:1,high:2}"], "tune.space.optimizer.lrr"),
         (["optimizer.lr=1"], "~tune.space.optimizer.lr"),
-        (["run_dir=x"], "each trial has a run directory of its own"),
-        (["+tune.space.debug={type:categorical,choices:[null]}"], "a group takes the names"),
-        (["+tune.space.resume={type:categorical,choices:[a]}"], "each trial has a run directory"),
-        (["tune.sampler={_target_:optuna.samplers.BruteForceSampler}"], "a sweep does"),
-        (["~callbacks"], "takes nothing away"),
+        (["run_dir=x"], "each trial has its own run directory"),
+        (["+tune.space.debug={type:categorical,choices:[null]}"], "choices are names of files"),
+        (
+            ["+tune.space.resume={type:categorical,choices:[a]}"],
+            "each trial has its own run directory",
+        ),
+        (["tune.sampler={_target_:optuna.samplers.BruteForceSampler}"], "use a sweep for that"),
+        (["~callbacks"], "cannot delete keys"),
         (["tune.name=a/b"], "tune.name=a/b"),
         (["tune.name='ü'"], "tune.name=ü"),  # no value of experiment=tune/... to Hydra
         (["tune.trials=0"], "tune.trials=0"),
@@ -345,7 +348,7 @@ def test_the_processes_of_one_run_are_no_workers_of_a_study(tune, tmp_path, monk
     names = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
     for name, value in {**dict.fromkeys(names, "0"), "WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match="each worker of a study is started by itself"):
+    with pytest.raises(UserError, match="start each worker of a study by itself"):
         tune("tune.trials=1")
     assert not (tmp_path / "outputs").exists()
 
@@ -417,7 +420,7 @@ def test_a_stopped_study_goes_on_exactly(tune, tmp_path, monkeypatch):
     assert [trial.params for trial in ended] == [trial.params for trial in whole]
     assert [trial.values for trial in ended] == [trial.values for trial in whole]
     assert [t.intermediate_values for t in ended] == [t.intermediate_values for t in whole]
-    assert "Going on from last.ckpt, step 7" in (run_dir / "train.log").read_text()
+    assert "Resuming from last.ckpt, step 7" in (run_dir / "train.log").read_text()
 
 
 def test_a_run_that_ended_before_its_worker_could_say_so_is_not_trained_again(
@@ -635,7 +638,7 @@ def test_of_three_workers_one_is_killed_and_no_trial_is_lost(start, tmp_path):
     assert victim.exitcode == -signal.SIGKILL
     assert_seven_ended(directory)
     assert "lost" in outcomes(study_of(tmp_path / "outputs", "t1").trials)
-    assert "Going on from" in (directory / "trials/0001/train.log").read_text()
+    assert "Resuming from" in (directory / "trials/0001/train.log").read_text()
 
 
 @pytest.mark.slow

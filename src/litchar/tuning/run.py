@@ -58,8 +58,8 @@ def run(config: DictConfig) -> None:
     """
     if launched() is not None:
         raise UserError(
-            "torchrun and srun start the processes of one run, and each worker of a study is "
-            "started by itself"
+            "torchrun and srun start the processes of one run; start each worker of a study by "
+            "itself"
         )
     quiet_libraries()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -80,8 +80,8 @@ def run(config: DictConfig) -> None:
     pruner, sampler = instantiate(tune.pruner), make_sampler(0)  # they reject invalid settings
     if isinstance(sampler, GridSampler | BruteForceSampler):
         raise UserError(
-            f"tune.sampler: {type(sampler).__name__} tries all there is, which a sweep does: "
-            "python scripts/train.py -m KEY=1,2,3"
+            f"tune.sampler: {type(sampler).__name__} tries every combination; use a sweep for "
+            "that: python scripts/train.py -m KEY=1,2,3"
         )
     trainer = search.compose({}).trainer
     check_pruner(pruner, settle_devices(trainer, device_of(trainer.accelerator)).world_size)
@@ -106,7 +106,7 @@ def check_pruner(pruner: BasePruner, world_size: int) -> None:
         UserError: the runs have several ranks and there is a pruner.
     """
     if world_size > 1 and not isinstance(pruner, optuna.pruners.NopPruner):
-        raise UserError("a trial of several devices cannot be pruned; set tune/pruner=none")
+        raise UserError("a trial on several devices cannot be pruned; set tune/pruner=none")
 
 
 def run_trial(
@@ -135,7 +135,7 @@ def run_trial(
         outcome = "pruned" if watch.pruned else "completed"
     except Interrupted:
         worker.finish(trial, "interrupted", **attributes)
-        terminal.say(f"trial {slot}: interrupted; the same line goes on with it")
+        terminal.say(f"trial {slot}: interrupted; repeat the command to continue it")
         raise
     except BusyError:  # another process took it just now; a retry gets another directory
         worker.finish(trial, "interrupted", **attributes)

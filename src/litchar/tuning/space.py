@@ -85,7 +85,7 @@ def _distribution(key: str, leaf: Mapping[str, Any]) -> BaseDistribution:
     place = f"tune.space.{key}"
     kind = leaf.get("type")
     if kind not in KINDS:
-        raise UserError(f"{place}: type={kind}; there are {', '.join(KINDS)}")
+        raise UserError(f"{place}: type={kind}; choose from {', '.join(KINDS)}")
     made, needed, optional = KINDS[kind]
     given = {name: value for name, value in leaf.items() if name != "type" and value is not None}
     if missing := needed.keys() - given.keys():
@@ -101,7 +101,7 @@ def _distribution(key: str, leaf: Mapping[str, Any]) -> BaseDistribution:
     if kind == "categorical":
         for choice in given["choices"]:
             if not isinstance(choice, Value):
-                raise UserError(f"{place}: the choice {choice} must be a number, a text, or null")
+                raise UserError(f"{place}: the choice {choice} must be a number, a string, or null")
     try:
         return made(**given)
     except ValueError as error:

@@ -38,7 +38,7 @@ def open_storage(url: str | None, directory: Path) -> BaseStorage:
         return JournalStorage(JournalFileBackend(str(journal), JournalLock(journal)))
     except ValueError as error:  # a line cannot be parsed
         raise UserError(
-            f"{journal}: is damaged ({error}); restore it, or give another tune.name"
+            f"{journal}: is damaged ({error}); restore it, or use another tune.name"
         ) from None
 
 

@@ -66,7 +66,7 @@ class Search:
         _check_space(space, settings)
         if settings.init_from == "latest":
             raise UserError(
-                "init_from=latest: trials could begin from one another; name a checkpoint"
+                "init_from=latest: trials could start from one another; name a checkpoint"
             )
         resolve_device(settings)
         search.identity.update(
@@ -113,21 +113,20 @@ def _check_line(parsed: Sequence[Override], space: Collection[str], name: str) -
     own += [str(g.input_line) for g in parsed if g.key_or_group in ("run_dir", "resume")]
     if own:
         raise UserError(
-            f"{own[0]}: each trial has a run directory of its own, and goes on by itself; "
-            "leave this out"
+            f"{own[0]}: each trial has its own run directory and resumes by itself; leave this out"
         )
     for given in parsed:
         if given.is_delete():
-            raise UserError(f"{given.input_line}: tune takes nothing away; set the key to null")
+            raise UserError(f"{given.input_line}: tune cannot delete keys; set this one to null")
         chosen = given.value()
         names = chosen if isinstance(chosen, list) else [chosen]
         if given.key_or_group == "experiment" and f"tune/{name}" in names:
             raise UserError(
-                f"{given.input_line}: this study writes that file; give it another tune.name"
+                f"{given.input_line}: this study writes that file; use another tune.name"
             )
         if given.key_or_group in space:
             raise UserError(
-                f"{given.input_line}: this key is searched; take it out of the space as well: "
+                f"{given.input_line}: this key is searched; remove it from the space as well: "
                 f"~tune.space.{given.key_or_group}"
             )
 
@@ -146,7 +145,7 @@ def _check_space(space: Mapping[str, BaseDistribution], fixed: DictConfig) -> No
         if key not in groups and OmegaConf.select(fixed, key, default=groups) is groups:
             raise UserError(f"tune.space.{key}: there is no such key to search")
         if key in groups and None in getattr(space[key], "choices", ()):
-            raise UserError(f"tune.space.{key}: a group takes the names of its files, not null")
+            raise UserError(f"tune.space.{key}: a group's choices are names of files, not null")
 
 
 def training_overrides(arguments: Sequence[str]) -> list[Override]:
@@ -172,8 +171,8 @@ def open_study(storage: BaseStorage, directory: Path, search: Search, command: s
     if "identity" not in study.user_attrs:
         if any((directory / "trials").glob("*")):  # which would be taken for its own
             raise UserError(
-                f"{directory}: holds trials of a study that tune.storage does not have; delete it, "
-                "or give another tune.name"
+                f"{directory}: holds trials of a study that tune.storage does not have; delete "
+                "it, or use another tune.name"
             )
         study.set_user_attr("identity", json.dumps(search.identity))
         study.set_user_attr("command", command)
@@ -197,8 +196,8 @@ def check_same_search(study: Study, search: Search) -> None:
         changed.append("data: another text")
     if changed:
         raise UserError(
-            f"tune.name={study.study_name} is a study of something else ({'; '.join(changed)}); "
-            "give the same settings, or another tune.name"
+            f"tune.name={study.study_name} is a different study ({'; '.join(changed)}); use the "
+            "same settings, or another tune.name"
         )
 
 
@@ -210,5 +209,5 @@ def study_directory(config: DictConfig) -> Path:
     """
     name = str(config.tune.name)
     if not name.strip(".") or not re.fullmatch(r"[A-Za-z0-9_.-]+", name):  # in experiment=tune/...
-        raise UserError(f"tune.name={name}: letters from a to z, digits, -, _ and . make a name")
+        raise UserError(f"tune.name={name}: use only letters from a to z, digits, -, _ and .")
     return Path(config.outputs_dir).absolute() / "tune" / name
