@@ -696,7 +696,7 @@ def test_a_run_is_gone_on_with_from_the_command_line(script, text_file, tmp_path
     began = (tmp_path / "run/.hydra/overrides.yaml").read_text()
     longer = script("train.py", *setting, "resume=auto", "trainer.max_steps=15")
     assert longer.returncode == 0, longer.stderr
-    assert "Going on from last.ckpt, step 10" in longer.stdout
+    assert "Resuming from last.ckpt, step 10" in longer.stdout
     assert summary(tmp_path / "run")["steps"] == 15
     assert (tmp_path / "run/.hydra/overrides.yaml").read_text() == began
     assert [path.name for path in (tmp_path / "run/.hydra").glob("resumed-*")] == ["resumed-1"]

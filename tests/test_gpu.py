@@ -197,7 +197,7 @@ def test_each_model_trains_compiled_and_replayed(train, text_file, capsys, model
     setting = ("trainer.accelerator=gpu", "trainer.max_steps=10", "trainer.val_check_interval=10")
     run = train(f"data.path={text_file}", f"model={model}", *setting, only=True)
     assert summary(run)["status"] == "completed"
-    assert "going on without" not in capsys.readouterr().out
+    assert "continuing without" not in capsys.readouterr().out
 
 
 def test_averages_are_taken_of_replayed_runs(train):

@@ -119,8 +119,8 @@ class _Launcher(Launcher):
         """Run the jobs, and return the result of each, or the error of one that did not return."""
         if launched() is not None:
             raise UserError(
-                "torchrun and srun start the processes of one run, and launcher those of many: "
-                "leave one of them out"
+                "torchrun and srun start one run's processes, but launcher starts many runs: use "
+                "only one of them"
             )
         setup_globals()
         Path(str(self.config.hydra.sweep.dir)).mkdir(parents=True, exist_ok=True)
@@ -295,8 +295,8 @@ class SlurmLauncher(_Launcher):
             executor = submitit.AutoExecutor(**{key: self.settings[key] for key in named})
         except (RuntimeError, ValueError) as error:  # no srun, or no such cluster
             raise UserError(
-                f"launcher=slurm: {first_line(error)}; start it where jobs are submitted, or try "
-                "it out here by hydra.launcher.cluster=local"
+                f"launcher=slurm: {first_line(error)}; start it where jobs can be submitted, or "
+                "test it with hydra.launcher.cluster=local"
             ) from None
         executor.update_parameters(
             **{key: value for key, value in self.settings.items() if key not in named}

@@ -149,7 +149,7 @@ def test_its_training_goes_on(written, imported, train, loss_of, tmp_path, capsy
     run_dir = train(*command, *text, *steps, only=True)
     out = capsys.readouterr().out
     assert "10 characters matched, 0 new, 0 dropped" in out
-    assert "in another model" not in out
+    assert "in a different model" not in out
     before = loss_of(f"checkpoint={path}", f"data.path={tmp_path / 'letters.txt'}")
     assert summary(run_dir)["val_loss"] < 0.85 * before
     assert Checkpoint.load(run_dir / "checkpoints/best.ckpt").model_settings["bias"] is True
@@ -157,7 +157,10 @@ def test_its_training_goes_on(written, imported, train, loss_of, tmp_path, capsy
     with pytest.raises(UserError, match=r"model\.bias=true there, false here"):
         train(f"init_from={path}", "model=gpt2", *text, *steps, name="other", only=True)
     train(*command, "model.activation=relu", *text, "trainer.max_steps=1", name="relu", only=True)
-    assert 'in another model: model.activation="gelu" there, "relu" here' in capsys.readouterr().out
+    assert (
+        'in a different model: model.activation="gelu" there, "relu" here'
+        in capsys.readouterr().out
+    )
 
 
 class Gadget:

@@ -107,7 +107,7 @@ def test_the_loss_of_each_document_is_that_of_the_document_by_itself(
         assert row["characters"] == len(row["begins"]) == stop - start - 1
     said = " ".join(capsys.readouterr().out.split())
     rate = sum(losses) / (len(tokens) - 1)
-    assert f"{len(rows)} documents, each by itself: {rate:.4f} nats per character" in said
+    assert f"{len(rows)} documents, each scored by itself: {rate:.4f} nats per character" in said
     assert f"{np.mean(losses):.4f} a document" in said
     assert f"most {max(losses):.4f}" in said
     rates = [row["nats"] / (row["characters"] + 1) for row in rows]
@@ -118,7 +118,7 @@ def test_the_loss_of_each_document_is_that_of_the_document_by_itself(
     loss_of(f"checkpoint={named}", f"data.path={tmp_path / 'other.txt'}")
     said = capsys.readouterr().out
     assert "Left out: 3 characters" in said
-    assert "2 documents, each by itself" in said
+    assert "2 documents, each scored by itself" in said
     with pytest.raises(UserError, match=r"name a \.csv or a \.json file"):
         loss_of(f"checkpoint={named}", "documents=losses.txt")
     with pytest.raises(UserError, match="there is no directory nowhere"):

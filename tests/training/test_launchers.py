@@ -132,7 +132,7 @@ def test_a_job_that_its_cluster_preempts_is_put_back_and_goes_on(sweep, jobs, tr
     assert result.returncode == 0, result.stderr
     for seed, job in jobs().items():
         assert "Interrupted at step 7" in (job / "output.txt").read_text()
-        assert "Going on from last.ckpt, step 7" in (job / "output.txt").read_text()
+        assert "Resuming from last.ckpt, step 7" in (job / "output.txt").read_text()
         alone = train(f"seed={seed}", name=f"alone{seed}")
         assert summary(job)["val_loss"] == summary(alone)["val_loss"]
 

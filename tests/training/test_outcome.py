@@ -29,9 +29,9 @@ def history(*losses, train=None):
         ),
         (history(3.0, 2.0, 1.9, 2.4, 2.9, train=(3.0, 2.0, 1.9, 2.4, 2.9)), "worse since step 300"),
         (history(2.5, 2.49, 2.488, 2.487, 2.486), "flat"),
-        (history(2.5), "validated once: too few"),
-        ([], "validated never: too few"),
-        (history(2.5, 2.49), "validated 2 times: too few"),  # as of a run that has hardly begun
+        (history(2.5), "validated once: too rarely"),
+        ([], "validated never: too rarely"),
+        (history(2.5, 2.49), "validated 2 times: too rarely"),  # as of a run that has hardly begun
         (
             [{"step": 100.0, "val/loss": 1.0}, {"step": 1200.0, "val/loss": 2.0}],
             "overfitting since step 100:",

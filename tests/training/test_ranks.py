@@ -186,7 +186,7 @@ def test_a_killed_rank_ends_the_run(train, tmp_path):
         train(*SETTING, *TWO, *on_rank(1, 13, signal.SIGKILL), name="run")
     figures = summary(tmp_path / "outputs/runs/run")
     assert figures["status"] == "failed"
-    assert figures["error"] == "rank 1 was killed by signal 9, and the run with it"
+    assert figures["error"] == "rank 1 was killed by signal 9, which ended the run"
     assert Checkpoint.load(tmp_path / "outputs/runs/run/checkpoints/last.ckpt").step == 10
 
 
@@ -291,12 +291,12 @@ def test_sharded_ranks_go_on_from_one_device_and_back(train):
         (["trainer.num_nodes=true"], "cpu", "trainer.num_nodes=True: must be a whole number"),
         (["trainer.devices=[0,1]"], "cpu", "trainer.devices"),
         (["trainer.devices=2", "trainer.num_nodes=2"], "cpu", "torchrun or srun"),
-        (["trainer.val_check_interval='00:00:00:01'", *TWO], "cpu", "a clock of its own"),
+        (["trainer.val_check_interval='00:00:00:01'", *TWO], "cpu", "ranks have their own clocks"),
         (["trainer.devices=2"], "mps", "an Apple GPU trains alone"),
         (["trainer=ddp"], "mps", "an Apple GPU trains alone"),
         (["trainer.devices=9"], "cuda", "GPUs; ask for fewer"),
-        (["trainer.devices=0"], "cuda", "trainer.devices=0: is no GPU"),
-        (["trainer.devices=[]"], "cuda", "is no GPU; for none, trainer.accelerator=cpu"),
+        (["trainer.devices=0"], "cuda", "trainer.devices=0: selects no GPU"),
+        (["trainer.devices=[]"], "cuda", "selects no GPU; set trainer.accelerator=cpu"),
     ],
 )
 def test_what_devices_cannot_run_is_refused(compose, overrides, device, words):
@@ -330,9 +330,9 @@ def test_a_launcher_that_started_another_number_is_refused(compose, monkeypatch)
     settle_devices(trainer, torch.device("cuda"))
     assert trainer.devices == 4
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    with pytest.raises(UserError, match="num_nodes=1 ask for 4 processes, and 8 were started"):
+    with pytest.raises(UserError, match="num_nodes=1 ask for 4 processes, but 8 were started"):
         settle_devices(compose("trainer=ddp").trainer, torch.device("cuda"))
-    with pytest.raises(UserError, match="ask for 2 processes, and 8 were started"):
+    with pytest.raises(UserError, match="ask for 2 processes, but 8 were started"):
         settle_devices(compose(*TWO).trainer, torch.device("cpu"))
 
 
@@ -499,7 +499,7 @@ def test_torchrun_passes_a_signal_and_a_refusal_on(command, tmp_path):
         [*TORCHRUN, *command, "trainer.devices=3"], capture_output=True, text=True, timeout=120
     )
     assert result.returncode == 1  # torchrun's own
-    assert "ask for 3 processes, and 2 were started" in result.stderr
+    assert "ask for 3 processes, but 2 were started" in result.stderr
     result = subprocess.run(
         [*TORCHRUN, command[0], "--help"], capture_output=True, text=True, timeout=120
     )

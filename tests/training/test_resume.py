@@ -257,7 +257,7 @@ def test_the_time_of_a_resumed_run_is_that_of_all_its_processes(train, monkeypat
 
 
 def test_a_run_lies_where_tensorboard_can_write(train, tmp_path):
-    with pytest.raises(UserError, match="this name is not UTF-8"):
+    with pytest.raises(UserError, match="this name is not valid UTF-8"):
         train(name=os.fsdecode(b"r\xe9"))
 
 
@@ -383,7 +383,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(train, capsys,
     run_dir = train(*SETTING, "resume=auto", name="run")
     output = capsys.readouterr().out
     assert "last.ckpt: not a complete checkpoint" in output
-    assert "Going on from previous.ckpt, step 10" in output
+    assert "Resuming from previous.ckpt, step 10" in output
     assert_same_run(whole, run_dir)
 
 
@@ -407,7 +407,7 @@ def test_when_every_checkpoint_is_damaged_nothing_is_overwritten(train):
     run_dir = train(name="run")
     for path in (run_dir / "checkpoints").iterdir():
         path.write_bytes(b"damaged")
-    with pytest.raises(UserError, match="no checkpoint here is whole"):
+    with pytest.raises(UserError, match="every checkpoint is damaged"):
         train("resume=auto", name="run")
     assert {path.read_bytes() for path in (run_dir / "checkpoints").iterdir()} == {b"damaged"}
 
@@ -473,7 +473,7 @@ def test_the_last_checkpoint_of_a_callback_that_is_not_saved_is_told_too(
 def test_weights_alone_are_not_gone_on_with(train):
     mine = "{_target_:lightning.pytorch.callbacks.ModelCheckpoint,save_weights_only:true}"
     (kept,) = train(f"+callbacks.mine={mine}").glob("checkpoints/epoch*")
-    with pytest.raises(UserError, match=r"resume: .*holds weights alone; .* with init_from"):
+    with pytest.raises(UserError, match=r"resume: .*holds only weights; .* with init_from"):
         train(quote(f"resume={kept}"), name="child")
 
 
@@ -560,7 +560,7 @@ def test_a_second_signal_within_a_step_says_that_the_step_was_not_saved(train, c
     with pytest.raises(Interrupted):
         train(*stops, *at, name="stopped")
     said = capsys.readouterr().out
-    assert re.search(r"Interrupted at step 14; saved before in .*stopped\n", said)
+    assert re.search(r"Interrupted at step 14; an earlier step is saved in .*stopped\n", said)
 
 
 @pytest.mark.parametrize(
@@ -729,13 +729,13 @@ def test_a_directory_that_holds_no_checkpoint_is_left_as_it_is(tmp_path):
 
 def test_a_directory_that_holds_a_run_is_not_overwritten(finished_like):
     run_dir = finished_like("2026-01-01_a", [], "completed")
-    with pytest.raises(UserError, match="holds a run already"):
+    with pytest.raises(UserError, match="already holds a run"):
         redirect([f"run_dir='{run_dir}'"], CONF, "train")
     (run_dir / "checkpoints").mkdir()
     (run_dir / "checkpoints/last.ckpt").touch()
     other = finished_like("2026-01-02_b", [], "completed")
     line = [f"resume='{run_dir}'", f"run_dir='{other}'"]
-    with pytest.raises(UserError, match="holds a run already"):
+    with pytest.raises(UserError, match="already holds a run"):
         redirect(line, CONF, "train")
     same = [f"resume='{run_dir}'", f"run_dir='{other}/../{run_dir.name}'"]
     assert redirect(same, CONF, "train")[:2] == same
@@ -754,7 +754,7 @@ def test_however_it_is_named_a_run_is_not_overwritten_and_gone_on_with(
         "--config-dir": [f"run_dir='{run_dir}'", "--config-dir", str(tmp_path)],
         "experiment": ["experiment=mine", f"--config-dir={tmp_path}/mine"],
     }[way]
-    with pytest.raises(UserError, match="holds a run already"):
+    with pytest.raises(UserError, match="already holds a run"):
         redirect(line, CONF, "train")
     found = redirect(["++resume=auto", *line], CONF, "train")
     subdir = "hydra.output_subdir=.hydra/resumed-1"
@@ -776,7 +776,7 @@ def test_what_shows_a_run_or_sweeps_may_name_a_directory_that_holds_one(finished
 def test_a_directory_where_another_process_trains_is_left_as_it_is(finished_like):
     run_dir = finished_like("2026-01-01_a", [], "running")
     (run_dir / "summary.json").unlink()  # which is written when torch is there
-    with pytest.raises(UserError, match="holds a run already"):
+    with pytest.raises(UserError, match="already holds a run"):
         redirect([f"run_dir='{run_dir}'"], CONF, "train")
     with FileLock(run_dir / ".lock"), pytest.raises(UserError, match="another process is training"):
         redirect([f"run_dir='{run_dir}'", "resume=auto"], CONF, "train")

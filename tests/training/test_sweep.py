@@ -169,12 +169,12 @@ def test_another_value_within_a_group_that_has_a_list_is_refused(sweep):
         (["sweep.name=a/b", "seed=1,2"], "sweep.name=a/b"),
         (["sweep.name=..", "seed=1,2"], "sweep.name=.."),
         (["sweep.name=", "seed=1,2"], "sweep.name="),
-        (["sweep.retry_failed=true,false", "seed=1,2"], "no list of them"),
+        (["sweep.retry_failed=true,false", "seed=1,2"], "not a list"),
         (["sweep.retry_failed=perhaps", "seed=1,2"], "must be true or false"),
         (["run_dir=here", "seed=1,2"], "sweep.name=NAME"),
-        (["resume=here.ckpt", "seed=1,2"], "goes on with its own jobs"),
-        (["init_from=latest", "seed=1,2"], "from the one before it"),
-        (["init_from=a.ckpt,latest"], "from the one before it"),
+        (["resume=here.ckpt", "seed=1,2"], "resumes its own jobs"),
+        (["init_from=latest", "seed=1,2"], "from the previous one"),
+        (["init_from=a.ckpt,latest"], "from the previous one"),
         (["seed=1,2", "scheduler=cosine,nothing"], "scheduler=nothing: there is no such file"),
         (["seed=1,2", "model.n_layr=1,2"], "did you mean model.n_layer?"),
     ],
@@ -377,7 +377,7 @@ def test_what_is_no_path_on_this_machine_means_the_same_in_any_directory(tmp_pat
 
 def test_no_job_begins_from_the_latest_run_wherever_that_is_set(tmp_path):
     set_by_an_experiment = [(["experiment=mine"], {"init_from": "latest"})]
-    with pytest.raises(UserError, match="from the one before it"):
+    with pytest.raises(UserError, match="from the previous one"):
         make_plan(tmp_path, {}, {}, set_by_an_experiment)
 
 

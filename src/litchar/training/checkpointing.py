@@ -187,9 +187,9 @@ class Checkpoints(CheckpointCallback):
         if self._failure is not None:
             raise UserError(
                 f"{self.directory}: the end of the run was not saved ({self._failure.strerror}); "
-                f"make room there and go on from step {self.saved_step:,} with the same command "
-                f"and run_dir={shlex.quote(str(self.directory.parent))} resume=auto (a sweep or a "
-                "study: with its own line)"
+                f"free some space and resume from step {self.saved_step:,} with the same command "
+                f"and run_dir={shlex.quote(str(self.directory.parent))} resume=auto (a sweep or "
+                "study: with its own command)"
             ) from self._failure
 
     def _signal(self, trainer: L.Trainer) -> int:

@@ -48,7 +48,7 @@ def compile_or_say_why_not(
         except Exception as error:  # whatever the compiler raises, training can go on without it
             cause = getattr(error, "inner_exception", error)  # the backend's own error
             reason = f"{type(cause).__name__}: {first_line(cause)}"
-            terminal.say(f"Not {what} ({reason}); going on without.")
+            terminal.say(f"Not {what} ({reason}); continuing without.")
             break
     module.zero_grad(set_to_none=True)
     with torch.no_grad():

@@ -33,7 +33,7 @@ def verdict(
         yardsticks: of the same text, if known.
     """
     if len(history) < 2:
-        return f"validated {'once' if history else 'never'}: too few to see a trend"
+        return f"validated {'once' if history else 'never'}: too rarely to show a trend"
     best = min(history, key=lambda point: point["val/loss"])
     last = history[-1]
     margin = 0.01 * best["val/loss"]
@@ -44,14 +44,14 @@ def verdict(
                 "the learning rate may be too high"
             )
         return (
-            f"overfitting since step {best['step']:,.0f}: stop there, or give it more text, "
-            "more model.dropout or a smaller model"
+            f"overfitting since step {best['step']:,.0f}: stop there, or try more text, more "
+            "model.dropout or a smaller model"
         )
     before = [p for p in history[:-1] if p["step"] <= 0.8 * last["step"]] or history[:1]
     if before[-1]["val/loss"] - last["val/loss"] > margin:
         return "still improving: more steps (trainer.max_steps) should lower the loss further"
     if len(history) < ENOUGH:
-        return f"validated {len(history)} times: too few to see whether it has begun to fall"
+        return f"validated {len(history)} times: too rarely to tell whether it has begun to fall"
     pairs = (row.bits_per_character for row in yardsticks if row.name == "bigram")
     if bits is not None and any(bits > 1.01 * needed for needed in pairs):
         return (
@@ -140,7 +140,7 @@ def _figures(
         figures = ", ".join(f"{row.name} {getattr(row, name):.3f}" for row in yardsticks)
         beside = ""
         if loss is not None:
-            beside = f", of all texts together; this model there {loss / math.log(2):.3f}"
+            beside = f", over all texts together; this model {loss / math.log(2):.3f}"
         rows.append(("yardsticks", f"{figures} {name.replace('_', ' ')}{beside}"))
     if summary["seconds_to_target"] is not None:
         rows.append(("target", f"reached after {summary['seconds_to_target']:.1f} s of steps"))

@@ -80,8 +80,8 @@ def prepare(config: DictConfig, run_dir: Path, place: Place, terminal: Terminal)
         config.run_dir.encode()
     except UnicodeEncodeError:
         raise UserError(
-            f"run_dir={run_dir}: this name is not UTF-8, and TensorBoard writes to no such place; "
-            "name another"
+            f"run_dir={run_dir}: this name is not valid UTF-8, which TensorBoard needs; choose "
+            "another"
         ) from None
     resumed = find_resumed(config.resume, run_dir, terminal)
     if resumed is not None:
@@ -158,7 +158,7 @@ def _newest(directory: Path, terminal: Terminal) -> Checkpoint | None:
         else:
             return Checkpoint.of(data, path)
     if damaged:
-        raise UserError(f"{directory}: no checkpoint here is whole; begin anew in another run_dir")
+        raise UserError(f"{directory}: every checkpoint is damaged; start over in another run_dir")
     return None
 
 
@@ -171,18 +171,18 @@ def check_same_run(resumed: Checkpoint, settings: dict[str, Any], fingerprint: s
     """
     if not resumed.resumable:
         raise UserError(
-            f"resume: {resumed.path} holds weights alone; begin anew from them with init_from"
+            f"resume: {resumed.path} holds only weights; start a run from them with init_from"
         )
     changed = differences(resumed.config, settings)
     if changed:
         raise UserError(
-            f"resume: {resumed.path} was trained with other settings ({'; '.join(changed)}); "
-            "give the same ones, or begin anew from its weights with init_from"
+            f"resume: {resumed.path} was trained with other settings ({'; '.join(changed)}); use "
+            "the same, or start a new run from its weights with init_from"
         )
     if resumed.provenance["fingerprint"] != fingerprint:
         raise UserError(
-            f"resume: the text has changed since {resumed.path} was saved; restore it, or begin "
-            "anew from its weights with init_from"
+            f"resume: the text has changed since {resumed.path} was saved; restore it, or start a "
+            "new run from its weights with init_from"
         )
     resumed.check_model()
 
@@ -199,7 +199,7 @@ def _build_model(settings: DictConfig, vocab_size: int, block_size: int) -> torc
     except InstantiationException as error:
         if is_out_of_memory(error.__cause__):
             raise UserError(
-                "model: there is no memory for it; make it smaller, by model.n_embd say"
+                "model: does not fit in memory; make it smaller, e.g. lower model.n_embd"
             ) from None
         raise
     return model
@@ -216,7 +216,7 @@ def _check_checkpoints(model: torch.nn.Module, card: dict[str, Any]) -> None:
     try:
         Checkpoint.of(saved, Path("a checkpoint of this model")).check_model()
     except UserError as error:
-        raise UserError(f"{error}; docs/models.md says what a model has to be") from None
+        raise UserError(f"{error}; docs/models.md lists what a model needs") from None
 
 
 def _begin_from(
@@ -233,7 +233,7 @@ def _begin_from(
         f"From {parent.path}: {matched} {vocabulary.unit}s matched, {new} new, {dropped} dropped"
     )
     if other := differing(parent, settings):
-        terminal.say(f"The weights go on in another model: {other}")
+        terminal.say(f"The weights continue in a different model: {other}")
 
 
 def _optimizer_and_schedule(
@@ -254,7 +254,9 @@ def _optimizer_and_schedule(
     except (TypeError, ValueError, ZeroDivisionError) as error:
         raise UserError(f"optimizer: {error}") from None
     if not isinstance(made, torch.optim.Optimizer):
-        raise UserError(f"optimizer: it returns no torch.optim.Optimizer but {type(made).__name__}")
+        raise UserError(
+            f"optimizer: must return a torch.optim.Optimizer, not {type(made).__name__}"
+        )
     try:
         if not all(math.isfinite(schedule(step, steps)) for step in (0, steps)):
             raise ValueError("its factor on the learning rate is not a finite number")
@@ -263,8 +265,8 @@ def _optimizer_and_schedule(
         raise UserError(f"scheduler{given}: {error}") from None
     if config.trainer.max_steps < 0 and not _goes_on_for_ever(schedule):
         raise UserError(
-            "scheduler: it has to know how many steps there will be; set trainer.max_steps "
-            "beside trainer.max_time (what comes first ends the run), or scheduler=constant"
+            "scheduler: it needs to know the number of steps; set trainer.max_steps along with "
+            "trainer.max_time (whichever comes first ends the run), or scheduler=constant"
         )
     return optimizer, schedule
 

@@ -105,11 +105,11 @@ def settle_devices(trainer: DictConfig, device: torch.device) -> Place:
     strategy = str(OmegaConf.select(trainer, "strategy._target_") or trainer.strategy)
     if strategy.rpartition(".")[2].lower().startswith("fsdp"):
         raise UserError(
-            f"trainer.strategy={strategy}: models are sharded by trainer=fsdp (fully_shard), on "
+            f"trainer.strategy={strategy}: to shard a model, use trainer=fsdp (fully_shard), on "
             "GPUs and CPUs alike"
         )
     if any(word in strategy for word in ("spawn", "fork", "notebook")):
-        raise UserError(f"trainer.strategy={strategy}: starts no ranks here; use trainer=ddp")
+        raise UserError(f"trainer.strategy={strategy}: is not supported; use trainer=ddp")
     place = launched()
     if trainer.devices == "auto":
         started = place.world_size // trainer.num_nodes if place else None
@@ -132,13 +132,13 @@ def settle_devices(trainer: DictConfig, device: torch.device) -> Place:
     interval = trainer.val_check_interval
     if world_size > 1 and interval is not None and not isinstance(interval, int | float):
         raise UserError(
-            f"trainer.val_check_interval={interval}: each rank has a clock of its own, and would "
-            "validate at another step; count batches"
+            f"trainer.val_check_interval={interval}: ranks have their own clocks and would "
+            "validate at different steps; count batches"
         )
     if place is not None and place.world_size != world_size:
         raise UserError(
             f"trainer.devices={trainer.devices} and trainer.num_nodes={trainer.num_nodes} ask for "
-            f"{world_size} processes, and {place.world_size} were started; let them be equal"
+            f"{world_size} processes, but {place.world_size} were started; make these equal"
         )
     return place or Place(world_size=world_size)
 
@@ -156,7 +156,7 @@ def _count(devices: Any, device: torch.device) -> int:
             chosen = CUDAAccelerator.parse_devices(plain)
             if not chosen:
                 raise UserError(
-                    f"trainer.devices={devices}: is no GPU; for none, trainer.accelerator=cpu"
+                    f"trainer.devices={devices}: selects no GPU; set trainer.accelerator=cpu"
                 )
             return len(chosen)
         if device.type == "mps":
@@ -284,7 +284,7 @@ class Leader:
                 time.sleep(0.05)
             if failure is None and "peer" in str(error):
                 failure = RankError(
-                    f"another rank ended, and the run with it ({first_line(error)})"
+                    f"another rank ended, which ended the run ({first_line(error)})"
                 )
             if failure is None:
                 raise
@@ -300,7 +300,7 @@ class Leader:
         for rank, process in enumerate(self._processes, 1):
             if code := process.poll():
                 how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
-                return RankError(f"rank {rank} {how}, and the run with it")
+                return RankError(f"rank {rank} {how}, which ended the run")
         return None
 
     def _watch(self) -> None:
@@ -421,9 +421,9 @@ def _say_who_is_missing(store: Store, place: Place) -> None:
     missing = place.world_size - 1 - store.add("joined", 0)
     if missing:
         print(
-            f"waiting for {missing} of the {place.world_size} processes that torchrun or srun is "
-            "to have started; Ctrl-C ends this (in a shell that srun started, first: unset "
-            "SLURM_PROCID)",
+            f"waiting for {missing} of the {place.world_size} processes that torchrun or srun "
+            "should have started; press Ctrl-C to stop (in a shell that srun started, unset "
+            "SLURM_PROCID first)",
             file=sys.stderr,
             flush=True,
         )

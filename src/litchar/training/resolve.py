@@ -62,18 +62,18 @@ def check_settings(config: DictConfig) -> None:
             raise UserError(f"{key}={value}: must be {what}")
     if config.profile and config.trainer.profiler == "pytorch":
         raise UserError(
-            "profile=true and trainer.profiler=pytorch: both are torch's profiler, which records "
-            "one thing at a time; leave one out"
+            "profile=true and trainer.profiler=pytorch: both use torch's profiler, which cannot "
+            "run twice at once; leave one out"
         )
     trusted(config.model.get("_target_"), MODELS, "model._target_")
     for key, value in flatten(plain(config)):
         if key.startswith("model.") and key.endswith("._target_") and key != "model._target_":
             raise UserError(
-                f"{key}={value}: a checkpoint keeps a model's settings as plain data; name what "
-                "is to be built, and let the model build it"
+                f"{key}={value}: a checkpoint stores a model's settings as plain data; pass a "
+                "name, and let the model build the object"
             )
         if isinstance(value, str) and value.lower() in YES_AND_NO and within(key, BUILT):
-            raise UserError(f"{key}={value}: a text, which Python takes as true; true or false?")
+            raise UserError(f"{key}={value}: a string, always true in Python; use true or false")
     for key in (*FLAGS, *OPEN_FLAGS):
         value = OmegaConf.select(config, key)
         if value is not None or key in FLAGS:
@@ -93,8 +93,8 @@ def _check_trainer(trainer: DictConfig) -> None:
         )
     if trainer.use_distributed_sampler is not False:
         raise UserError(
-            "trainer.use_distributed_sampler: the data module deals batches to ranks itself; leave "
-            "it out"
+            "trainer.use_distributed_sampler: the data module distributes batches itself; leave "
+            "this out"
         )
     for key in ("val_check_interval", *LIMITS):
         batches = trainer[key]
@@ -184,8 +184,8 @@ def _taken(key: str, value: Any, path: Path) -> Any:
     """
     if _builds(value):
         raise UserError(
-            f"{path}: its {key} names what is to be built, where a checkpoint has plain "
-            "data; it was not built"
+            f"{path}: its {key} has a _target_, but a checkpoint may hold only plain data; "
+            "nothing was built"
         )
     return _escaped(value)
 
@@ -229,15 +229,15 @@ def resolve_parent(config: DictConfig) -> Checkpoint | None:
     settings = parent.model_settings
     if config.model["_target_"] != settings["_target_"]:
         raise UserError(
-            f"init_from={config.init_from} holds a {settings['_target_'].rpartition('.')[2]}, "
-            f"and model is a {config.model['_target_'].rpartition('.')[2]}; set model as "
-            "it was trained with, or name another checkpoint"
+            f"init_from={config.init_from} holds a {settings['_target_'].rpartition('.')[2]}, but "
+            f"model is a {config.model['_target_'].rpartition('.')[2]}; choose the model it was "
+            "trained with, or another checkpoint"
         )
     own = {key: _taken(f"model.{key}", value, parent.path) for key, value in settings.items()}
     _fill(config.model, {key: value for key, value in own.items() if key not in BY_TEXT})
     if config.data.unit != parent.vocabulary.unit:
         raise UserError(
-            f"init_from={config.init_from} is a model of {parent.vocabulary.unit}s, and "
+            f"init_from={config.init_from} is a model of {parent.vocabulary.unit}s, but "
             f"data.unit={config.data.unit}; set data.unit={parent.vocabulary.unit}"
         )
     _fill(config.data, asdict(parent.cleaning) | {"block_size": own["block_size"]})
@@ -279,8 +279,8 @@ def resolve_steps(
             if entry
         ):
             raise UserError(
-                f"trainer.{key}={trainer[key]}: counts characters by the step, of which "
-                "GradientAccumulationScheduler changes how many it has; count steps instead"
+                f"trainer.{key}={trainer[key]}: needs a fixed number of characters per step, "
+                "which GradientAccumulationScheduler changes; count steps instead"
             )
     if trainer.min_epochs:
         least = math.ceil(trainer.min_epochs * train_characters / characters)
@@ -311,16 +311,16 @@ def _check_epochs(trainer: DictConfig) -> None:
     batches = trainer.limit_train_batches
     if (every or 1) > 1 and not isinstance(batches, int) and not trainer.overfit_batches:
         raise UserError(
-            f"trainer.check_val_every_n_epoch={every}: batches are drawn without an end, so "
-            "nothing would be validated; say how many are an epoch "
-            "(trainer.limit_train_batches), or set trainer.val_check_interval"
+            f"trainer.check_val_every_n_epoch={every}: batches never run out, so nothing would be "
+            "validated; set the length of an epoch (trainer.limit_train_batches) or "
+            "trainer.val_check_interval"
         )
     counted = isinstance(interval, int) and isinstance(batches, int)
     if every is not None and counted and interval > batches:
         raise UserError(
-            f"trainer.check_val_every_n_epoch={every}: counts within an epoch of "
-            f"trainer.limit_train_batches={batches} batches, of which "
-            f"trainer.val_check_interval={interval} is more; leave it out"
+            f"trainer.check_val_every_n_epoch={every}: cannot be set if "
+            f"trainer.val_check_interval={interval} is longer than an epoch "
+            f"(trainer.limit_train_batches={batches}); leave it out"
         )
 
 
@@ -336,33 +336,32 @@ def check_whole_steps(trainer: DictConfig, batches: int, why: str) -> None:
     """
     if batches == 1:
         return
-    multiple = f"must be a multiple of {batches}, the batches of a step ({why})"
+    multiple = f"must be a multiple of {batches}, the batches per step ({why})"
     epoch = None
     for key in ("limit_train_batches", "overfit_batches"):
         if isinstance(trainer[key], int) and trainer[key]:
             epoch = trainer[key]
             if epoch % batches:
                 raise UserError(
-                    f"trainer.{key}={epoch}: are the batches of an epoch, and {multiple}: it ends "
-                    "with a whole step"
+                    f"trainer.{key}={epoch}: {multiple}, so that an epoch ends with a whole step"
                 )
     interval = trainer.val_check_interval
     if isinstance(interval, float) and epoch is not None:
         apart = max(1, int(epoch * interval))  # as Lightning computes it
-        said = f"{apart} batches of an epoch's {epoch}, and they"
+        said = f"is {apart} of an epoch's {epoch} batches, and"
     elif isinstance(interval, int):
-        apart, said = interval, "counts batches, and"
+        apart, said = interval, "counts batches and"
     elif isinstance(interval, float):
         return  # a fraction of an endless epoch, which Lightning refuses
     else:
         raise UserError(
-            f"trainer.val_check_interval={interval}: counts time, and whole steps are validated, "
-            f"which here have {batches} batches ({why}); count batches instead"
+            f"trainer.val_check_interval={interval}: counts time, but validation needs a whole "
+            f"step, here {batches} batches ({why}); count batches instead"
         )
     if apart % batches:
         raise UserError(
-            f"trainer.val_check_interval={interval}: {said} {multiple}: whole steps are validated; "
-            f"try {math.ceil(apart / batches) * batches}"
+            f"trainer.val_check_interval={interval}: {said} {multiple}: validation needs a whole "
+            f"step; try {math.ceil(apart / batches) * batches}"
         )
 
 

@@ -41,7 +41,7 @@ def redirect(arguments: list[str], conf: Path, config_name: str) -> list[str]:
     given = {override.key_or_group: str(override.input_line) for override in parsed}
     of_a_sweep = next((key for key in given if key.startswith("sweep.")), None)
     if of_a_sweep and "hydra.mode" not in given:
-        raise UserError(f"{given[of_a_sweep]}: this is no sweep; add -m, and lists of values")
+        raise UserError(f"{given[of_a_sweep]}: this is not a sweep; add -m and lists of values")
     if not {"resume", "run_dir", "experiment"} & given.keys():
         return arguments
     if config_dir and not Path(config_dir).is_dir():
@@ -63,7 +63,7 @@ def redirect(arguments: list[str], conf: Path, config_name: str) -> list[str]:
     elsewhere = run_dir is None or named is None or run_dir.resolve() != named.resolve()
     if named and elsewhere and (named / ".hydra").exists():
         raise UserError(
-            f"run_dir={config.run_dir} holds a run already; go on with it (resume=auto), name "
+            f"run_dir={config.run_dir} already holds a run; continue it (resume=auto), choose "
             "another directory, or delete it"
         )
     if run_dir is None:

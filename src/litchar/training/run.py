@@ -62,7 +62,7 @@ def main(config: DictConfig) -> float | Outcome | None:
         return run(config, run_dir)
     except Interrupted:
         if (run_dir / "checkpoints" / "last.ckpt").exists():
-            Terminal().say("The same line with resume=auto goes on from there")
+            Terminal().say("Repeat the command with resume=auto to continue from there")
         raise
 
 
@@ -287,7 +287,11 @@ def _record_failure(ready: Ready, error: BaseException) -> None:
         where = "nothing was saved"
         if (run_dir / "checkpoints" / "last.ckpt").exists():
             saved = [c.saved_step for c in ready.trainer.callbacks if isinstance(c, Checkpoints)]  # type: ignore[attr-defined]  # set by a connector
-            where = f"saved in {run_dir}" if saved == [step] else f"saved before in {run_dir}"
+            where = (
+                f"saved in {run_dir}"
+                if saved == [step]
+                else f"an earlier step is saved in {run_dir}"
+            )
         ready.terminal.say(f"Interrupted at step {step:,}; {where}")
 
 
@@ -333,7 +337,7 @@ def _write_report(ready: Ready) -> Path | None:
         return write_report(setup.run_dir, setup.data, str(setup.device))
     except Exception as error:  # whatever it is, the run itself is safe
         again = f"python scripts/report.py {shlex.quote(str(setup.run_dir))}"
-        ready.terminal.say(f"No report ({error}); later: {again}")
+        ready.terminal.say(f"No report ({error}); to write it later: {again}")
         return None
 
 
@@ -358,7 +362,7 @@ def _headline(setup: Setup, place: Place, summary: dict[str, Any]) -> str:
     ]
     if setup.resumed is not None:
         resumed = setup.resumed
-        lines.append(f"Going on from {resumed.path.name}, step {resumed.step:,}")
+        lines.append(f"Resuming from {resumed.path.name}, step {resumed.step:,}")
     return "\n".join(lines)
 
 
@@ -388,6 +392,6 @@ def _smaller_batch(setup: Setup, step: int) -> str:
     batches = setup.config.trainer.accumulate_grad_batches
     return (
         f"{setup.device} is out of memory at step {step:,}; try "
-        f"data.batch_size={max(1, batch_size // 2)} (with "
-        f"trainer.accumulate_grad_batches={2 * batches} the steps stay as large)"
+        f"data.batch_size={max(1, batch_size // 2)} "
+        f"(trainer.accumulate_grad_batches={2 * batches} keeps the steps as large)"
     )

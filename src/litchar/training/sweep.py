@@ -93,19 +93,19 @@ def check_command_line(overrides: dict[str, Override], config: DictConfig) -> No
     name = Path(config.hydra.sweep.dir).name if config.sweep.name is None else config.sweep.name
     if not isinstance(name, str) or not re.fullmatch(r"(?!\.)[\w .+-]{1,100}", name):
         raise UserError(
-            f"sweep.name={name}: give it letters, digits, '-', '_', '+' and '.', at most 100: it "
-            "names a directory"
+            f"sweep.name={name}: use at most 100 letters, digits, '-', '_', '+' and '.': it names "
+            "a directory"
         )
     check_flag("sweep.retry_failed", config.sweep.retry_failed)
     for key, override in overrides.items():
         if key.startswith("sweep.") and override.is_sweep_override():
-            raise UserError(f"{override.input_line}: a sweep has one {key}, no list of them")
+            raise UserError(f"{override.input_line}: a sweep takes one {key}, not a list")
     if "run_dir" in overrides:
-        raise UserError("run_dir is one run's; name a sweep's directory with sweep.name=NAME")
+        raise UserError("run_dir is for one run; name a sweep's directory with sweep.name=NAME")
     if "resume" in overrides and config.resume not in (None, "auto"):
         raise UserError(
-            f"resume={config.resume}: a sweep goes on with its own jobs; name it with sweep.name, "
-            "or begin from weights with init_from"
+            f"resume={config.resume}: a sweep resumes its own jobs; name it with sweep.name, or "
+            "start from weights with init_from"
         )
 
 
@@ -130,7 +130,7 @@ def make_plan(
     """
     if any(config.get("init_from") == "latest" for _, config in grid):
         raise UserError(
-            "init_from=latest: each job would begin from the one before it; name a checkpoint"
+            "init_from=latest: each job would start from the previous one; name a checkpoint"
         )
     swept = frozenset(_key(key) for key, one in overrides.items() if one.is_sweep_override())
     named = frozenset(map(_key, overrides))
@@ -240,7 +240,7 @@ def recorded(job: Path) -> Outcome | None:
 def wait_for(jobs: list[Path]) -> None:
     """If other processes are training all of `jobs`, wait until one of these is released."""
     if jobs and all(is_busy(job) for job in jobs):
-        Terminal().say(f"Waiting for jobs that another process trains: {jobs[0].name}")
+        Terminal().say(f"Waiting for jobs that another process is training: {jobs[0].name}")
         while all(is_busy(job) for job in jobs):
             time.sleep(0.2)
 
@@ -249,8 +249,8 @@ def say_interrupted(plan: Plan) -> None:
     """Print how far the sweep has come and how to resume it."""
     done = sum(recorded(job) is not None for job in plan.jobs)
     Terminal().say(
-        f"{done} of {len(plan.jobs)} jobs are finished; the same line with "
-        f"sweep.name={plan.directory.name} goes on from here"
+        f"{done} of {len(plan.jobs)} jobs are finished; repeat the command with "
+        f"sweep.name={plan.directory.name} to continue"
     )
 
 
@@ -267,7 +267,10 @@ def finish(plan: Plan, outcomes: list[Outcome]) -> list[Outcome]:
 
         told = report_on([plan.directory], plan.directory, None, terminal).reasons
     except Exception as error:  # whatever it is, the runs are safe
-        terminal.say(f"No comparison ({error}); later: python scripts/compare.py {plan.directory}")
+        terminal.say(
+            f"No comparison ({error}); to write it later: python scripts/compare.py "
+            f"{plan.directory}"
+        )
     failed = [outcome for outcome in outcomes if outcome.status != "completed"]
     for outcome in failed:
         why = " ".join(str(outcome.error).split())
@@ -275,8 +278,8 @@ def finish(plan: Plan, outcomes: list[Outcome]) -> list[Outcome]:
             terminal.say(f"{outcome.status}: {outcome.job}: {why}")
     if failed:
         raise JobsFailedError(
-            f"{len(failed)} of {len(outcomes)} jobs failed, the others are completed; "
-            "sweep.retry_failed=true tries them again"
+            f"{len(failed)} of {len(outcomes)} jobs failed, the others completed; retry them with "
+            "sweep.retry_failed=true"
         )
     return outcomes
 

@@ -96,15 +96,15 @@ def make_trainer(
     )
     interval = config.trainer.val_check_interval
     if trainer._val_check_time_interval is not None and trainer._val_check_time_interval <= 0:
-        raise UserError(f"trainer.val_check_interval={interval}: must be more than no time")
+        raise UserError(f"trainer.val_check_interval={interval}: must be above zero")
     for callback in trainer.callbacks:
         seconds = callback._duration if isinstance(callback, Timer) else None
         if seconds is not None and seconds <= 0:
-            raise UserError(f"trainer.max_time={config.trainer.max_time}: must be more than none")
+            raise UserError(f"trainer.max_time={config.trainer.max_time}: must be above zero")
         if isinstance(callback, WeightAveraging) and isinstance(trainer.strategy, ShardedStrategy):
             raise UserError(
-                f"callbacks: {type(callback).__name__} copies a whole model, which trainer=fsdp "
-                "cuts up; use trainer=ddp"
+                f"callbacks: {type(callback).__name__} copies the whole model, which trainer=fsdp "
+                "shards; use trainer=ddp"
             )
         if isinstance(callback, GradientAccumulationScheduler):
             whole = math.lcm(*callback.scheduling.values())  # whole steps under every factor
@@ -128,21 +128,20 @@ def entries(config: DictConfig, group: str, kind: type) -> list[Any]:
         made.append(instantiate(entry))
         if not isinstance(made[-1], kind):
             raise UserError(
-                f"{group}.{name}: its _target_ must name a {kind.__name__} of Lightning's, or one "
-                "of your own"
+                f"{group}.{name}: its _target_ must name a Lightning {kind.__name__}, or one of "
+                "your own"
             )
         for refused, why in REFUSED.items():
             if isinstance(made[-1], refused):
-                raise UserError(f"{group}.{name}: no {refused.__name__} here: {why}")
+                raise UserError(f"{group}.{name}: {refused.__name__} is unsupported: {why}")
     return made
 
 
 # Lightning callbacks whose effect a run would not keep or not know of, and what to do instead.
 REFUSED = {
-    BatchSizeFinder: "data.batch_size says how large a batch is, and what is counted",
-    LearningRateFinder: "try some, with -m optimizer.lr=1e-3,3e-3 or scripts/tune.py",
-    StochasticWeightAveraging: "it averages after the last validation, and nothing scores or saves "
-    "that; EMAWeightAveraging's average is",
+    BatchSizeFinder: "the metrics need a fixed batch size; set data.batch_size",
+    LearningRateFinder: "compare some with -m optimizer.lr=1e-3,3e-3 or scripts/tune.py",
+    StochasticWeightAveraging: "its average is never scored or saved; use EMAWeightAveraging",
 }
 
 
