@@ -25,7 +25,9 @@ def main(arguments: list[str] | None = None) -> None:
     for module in (train, overhead, dashboard, encode, startup, generate):
         name = module.__name__.rpartition(".")[2]
         command = commands.add_parser(name, help=module.__doc__, description=module.__doc__)
-        command.add_argument("--repeats", type=int, default=3, help="measurements of each (3)")
+        command.add_argument(
+            "--repeats", type=int, default=3, help="times to repeat each measurement (3)"
+        )
         command.add_argument("--json", type=Path, help="write the figures to this file as well")
         module.add_arguments(command)
         command.set_defaults(measure=module.measure)

@@ -16,7 +16,7 @@ CALLBACKS = ("Overview", "Layers", "Attention", "Confusions", "Embeddings")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add this benchmark's options."""
     parser.add_argument("--run", choices=RUNS, default="default", help="which (default)")
-    parser.add_argument("--steps", type=int, help="of it (as many as it has)")
+    parser.add_argument("--steps", type=int, help="steps to run (as many as the run has)")
 
 
 def measure(options: argparse.Namespace) -> list[dict[str, Any]]:

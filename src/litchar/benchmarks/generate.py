@@ -38,10 +38,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add this benchmark's options."""
     parser.add_argument("--peer", type=Path, help="directory of nanoGPT, unpacked")
     parser.add_argument(
-        "--characters", type=int, default=2000, help="to sample (2000); a tenth from 10.65M"
+        "--characters",
+        type=int,
+        default=2000,
+        help="characters to sample (2000); a tenth for 10.65M and up",
     )
     parser.add_argument("--batch", type=int, nargs="+", default=[1], help="batch sizes (1)")
-    parser.add_argument("--device", help="cpu, cuda; the best there is")
+    parser.add_argument("--device", help="cpu or cuda (the best available)")
 
 
 def measure(options: argparse.Namespace) -> list[dict[str, Any]]:

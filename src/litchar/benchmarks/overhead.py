@@ -29,8 +29,10 @@ BLOCK = 50  # steps timed together; also the runs' log interval
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add this benchmark's options."""
-    parser.add_argument("--experiment", default="teaching_transformer", help="whose step it is")
-    parser.add_argument("--steps", type=int, default=1000, help="of each measurement (1000)")
+    parser.add_argument(
+        "--experiment", default="teaching_transformer", help="the experiment whose steps are timed"
+    )
+    parser.add_argument("--steps", type=int, default=1000, help="steps per measurement (1000)")
 
 
 def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -48,7 +50,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     """
     if options.steps < BLOCK:
         raise UserError(
-            f"--steps={options.steps}: must be at least {BLOCK}, which are timed together"
+            f"--steps={options.steps}: must be at least {BLOCK}, which it times together"
         )
     forms: dict[str, Callable[[], float]] = {
         "under the Trainer": lambda: _under_the_trainer(options),

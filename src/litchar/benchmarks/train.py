@@ -63,9 +63,13 @@ print(total / (len(ids) - 1))
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add this benchmark's options."""
     parser.add_argument("--experiment", default="cpu_fast", help="the recipe (cpu_fast)")
-    parser.add_argument("--text", type=Path, help="a copy of tiny Shakespeare; else downloaded")
     parser.add_argument(
-        "--peer", type=Path, help="nanoGPT, unpacked: in turns, its setting for the recipe's device"
+        "--text", type=Path, help="a copy of tiny Shakespeare (else it is downloaded)"
+    )
+    parser.add_argument(
+        "--peer",
+        type=Path,
+        help="nanoGPT's directory: train it in turn, as it advises for the device",
     )
     parser.add_argument("overrides", nargs="*", help="KEY=VALUE for train.py")
 
@@ -83,9 +87,9 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     if options.text is not None and not options.text.is_file():
         raise UserError(f"--text={options.text}: there is no such file")
     if options.peer is not None and options.text is None:
-        raise UserError("--peer needs --text FILE, which it is trained on as well")
+        raise UserError("--peer needs --text FILE, to train nanoGPT on as well")
     if options.peer is not None and not (options.peer / "train.py").is_file():
-        raise UserError(f"--peer={options.peer}: there is no train.py of nanoGPT")
+        raise UserError(f"--peer={options.peer}: has no train.py of nanoGPT")
     ours: list[dict[str, Any]] = []
     theirs: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as directory:
