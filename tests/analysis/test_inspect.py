@@ -43,12 +43,12 @@ def test_a_text_is_taken_apart(inspected):
     assert sections["Characters"].rows[0][1:3] == ("SPACE", f"{text.count(' ') - 2:,}")
     assert "U+00A0 NO-BREAK SPACE" in sections["Characters"].note
     (odd,) = sections["Odd characters"].rows
-    assert odd == ("space of another kind", "2", "U+00A0 NO-BREAK SPACE")
+    assert odd == ("unusual space", "2", "U+00A0 NO-BREAK SPACE")
     assert sections["Line ends in the files"].rows == [("\\n", "891")]
     assert sections["Lengths in characters"].rows[0][:3] == ("lines", "891", "16")
-    twice = sections["Longest passages that stand twice"].rows[0]
+    twice = sections["Longest repeated passages"].rows[0]
     assert twice[2] == f"{text.index('line 0001') - 1:,}, {text.rindex('line 0001') - 1:,}"
-    (overlap,) = sections["In the training split word for word"].rows
+    (overlap,) = sections["Found word for word in the training split"].rows
     assert overlap[0] == "val"
     assert float(overlap[2].rstrip("%")) > 90
     assert overlap[-1] == "0"
@@ -57,7 +57,7 @@ def test_a_text_is_taken_apart(inspected):
 def test_lines_of_validation_are_looked_for_whole(inspected):
     seen, new = numbered(1000, 1045), numbered(5000, 5005)
     sections, _ = inspected(numbered(1000, 1450) + seen + new)  # the last tenth: 50 lines
-    (overlap,) = sections["In the training split word for word"].rows
+    (overlap,) = sections["Found word for word in the training split"].rows
     assert overlap[-2] == "89.80%"  # 44 of 49: the split begins within a line
 
 
@@ -83,7 +83,7 @@ def test_bytes_are_inspected_as_bytes(inspected):
     assert "Odd characters" not in sections
     assert sections["Characters"].rows[0][:2] == ("0x00", "byte 0x00")
     assert sections["Characters"].rows[0xE9][:2] == ("0xE9", "byte 0xE9")  # and no letter
-    rows = sections["In the training split word for word"].rows
+    rows = sections["Found word for word in the training split"].rows
     assert [row[0] for row in rows] == ["val", "test"]
     assert all(row[1:5] == ("100.00%",) * 4 for row in rows)
 
@@ -121,7 +121,7 @@ def test_a_key_of_data_that_is_none_is_refused(inspected):
 
 def test_a_share_of_no_windows_is_not_shown(inspected):
     sections, _ = inspected(numbered(0, 40) * 2, "data.val_fraction=0.1")
-    overlap = sections["In the training split word for word"]
+    overlap = sections["Found word for word in the training split"]
     row = dict(zip(overlap.columns, *overlap.rows, strict=True))
     assert (row["# 100"], row["# 200"]) == ("100.00%", "")
 
@@ -221,7 +221,7 @@ def test_a_mixture_is_inspected_with_the_splits_of_its_texts(inspected, tmp_path
     assert size["text"] == f"{tmp_path}/a + {tmp_path}/b"
     assert size["characters"].startswith("2,010, ")
     assert (size["train"], size["val"]) == ("1,808 characters", "202 characters")  # 904 of each
-    assert "In the training split word for word" in page
+    assert "Found word for word in the training split" in page
 
 
 @pytest.mark.parametrize("document", ["line", "file"])
@@ -243,7 +243,7 @@ def test_a_mixture_of_documents_is_inspected(tmp_path, document):
 def test_documents_of_validation_are_looked_for_whole(inspected):
     names = [f"name{i:03}" for i in (*range(90), 7, 8, 9, 10, *range(500, 506))]
     sections, _ = inspected("\n".join(names) + "\n", "data.document=line")
-    (overlap,) = sections["In the training split word for word"].rows
+    (overlap,) = sections["Found word for word in the training split"].rows
     assert overlap[-2] == "40.00%"
     lengths = {row[0]: row[1:4] for row in sections["Lengths in characters"].rows}
     assert lengths["documents"] == ("100", "7", "7")

@@ -272,7 +272,7 @@ def test_a_mixtures_loss_by_weight_is_not_compared_with_counts_of_all(capsys, mi
     assert f"{best:.3f} bits per character" in page
     assert "in all training texts together; modified Kneser-Ney" in page
     said = " ".join(capsys.readouterr().out.split())
-    assert f"bits per character, of all texts together; this model there {best:.3f}" in said
+    assert f"bits per character, over all texts together; this model {best:.3f}" in said
 
 
 def test_each_text_of_a_mixture_is_read_by_its_weight(mixed_run, monkeypatch):
@@ -403,7 +403,7 @@ def test_a_run_ends_well_without_its_report(train, monkeypatch, capsys):
     monkeypatch.setattr(report, "write_report", broken)
     run_dir = train("trainer.max_steps=2", "report=true")
     assert summary(run_dir)["status"] == "completed"
-    said = f"No report (no ink); later: python scripts/report.py {run_dir}"
+    said = f"No report (no ink); to write it later: python scripts/report.py {run_dir}"
     assert said in capsys.readouterr().out
 
 

@@ -99,7 +99,7 @@ def test_revisions_that_differ_by_more_than_seeds_do(repository, made, capsys):
     assert "-0.1000; they differ (Welch's t-test, p = 0.00026)" in " ".join(out.split())
     code, out, _ = compared(capsys, "old", "new", "--assert-equal", "--seeds", "2")
     assert code == 1
-    assert "differ first at seed 2: step 1: val/loss is 2.02 and 1.92" in out
+    assert "first differ at seed 2: step 1: val/loss is 2.02 and 1.92" in out
 
 
 def test_revisions_that_do_not(repository, made, capsys):
@@ -142,7 +142,7 @@ def test_a_revision_that_is_none_is_refused_before_any_is_trained(repository, ma
 
 def test_without_git_one_line_says_so(capsys, monkeypatch):
     monkeypatch.setenv("PATH", "")
-    words = "error: --revisions old: git is not installed, and checks revisions out; install it\n"
+    words = "error: --revisions old: git is not installed; install it to check out revisions\n"
     assert compared(capsys, "old", "new") == (2, "", words)
 
 

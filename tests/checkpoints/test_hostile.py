@@ -207,7 +207,7 @@ def test_a_data_source_from_a_checkpoint_is_the_projects_own(content, tmp_path, 
     }
     path = tmp_path / "hostile.ckpt"
     torch.save(content, path)
-    with pytest.raises(UserError, match="it was not built; score its text by its path"):
+    with pytest.raises(UserError, match="it was not built; name its text by path"):
         split_of(Checkpoint.load(path), "val")
 
 
@@ -241,7 +241,7 @@ def test_nothing_that_a_checkpoint_names_is_built_when_training_begins_from_it(
     path = tmp_path / "hostile.ckpt"
     torch.save(content, path)
     config = compose("data=text", f"{begins}={path}", "trainer.max_steps=null")
-    with pytest.raises(UserError, match=rf"hostile.ckpt: its {part}\.{key} names what is to be"):
+    with pytest.raises(UserError, match=rf"hostile.ckpt: its {part}\.{key} has a _target_, but"):
         prepare(config, tmp_path, Place(), Terminal(quiet=True))
     assert not mark.exists()
 

@@ -90,27 +90,27 @@ def oddity(character: str) -> str | None:
         return None
     category = unicodedata.category(character)
     if character == "\ufffd":
-        return "stands for what could not be read"
+        return "replaces what could not be read"
     kind = {
         "Cc": "control code",
         "Cf": "invisible",
         "Co": "private use",
         "Cn": "not assigned",
-        "Cs": "half of a character",
-        "Zs": "space of another kind",
-        "Zl": "line end of another kind",
-        "Zp": "line end of another kind",
-        "Mn": "combines with the one before",
-        "Me": "combines with the one before",
+        "Cs": "half a character",
+        "Zs": "unusual space",
+        "Zl": "unusual line end",
+        "Zp": "unusual line end",
+        "Mn": "combines with the previous one",
+        "Me": "combines with the previous one",
     }.get(category)
     if kind is not None:
         return kind
     if character in LIKE_SIGNS:
         return f"looks like {LIKE_SIGNS[character]}"
     if unicodedata.normalize("NFC", character) != character:
-        return "data.normalize=NFC has another for it"
+        return "data.normalize=NFC replaces it"
     if unicodedata.normalize("NFKC", character) != character:
-        return "data.normalize=NFKC has another for it"
+        return "data.normalize=NFKC replaces it"
     return None
 
 

@@ -1,4 +1,4 @@
-"""Runs side by side: grouped over seeds, with what is more than seed noise, at equal cost."""
+"""Compare runs: grouped over seeds, with what exceeds seed noise, and at equal cost if asked."""
 
 import argparse
 import sys
@@ -80,10 +80,15 @@ def _parser() -> argparse.ArgumentParser:
         help="where to write sweep.csv, runs.csv, sweep.png and report.html",
     )
     parser.add_argument(
-        "--revisions", nargs=2, metavar=("A", "B"), help="git's; . is the code here"
+        "--revisions",
+        nargs=2,
+        metavar=("A", "B"),
+        help="git revisions to train and compare; . is the code here",
     )
-    parser.add_argument("--seeds", help="of each revision (1,2,3)")
-    parser.add_argument("--assert-equal", action="store_true", help="or exit with 1")
+    parser.add_argument("--seeds", help="seeds to train each revision with (1,2,3)")
+    parser.add_argument(
+        "--assert-equal", action="store_true", help="exit with 1 if the revisions differ"
+    )
     return parser
 
 
@@ -91,7 +96,7 @@ def _compare_paths(options: argparse.Namespace, overrides: list[str], console: T
     if not options.paths:
         raise UserError("name directories of runs or of a sweep: compare.py outputs/sweeps/NAME")
     if overrides or options.assert_equal or options.seeds:
-        raise UserError("overrides, --seeds and --assert-equal are for --revisions A B")
+        raise UserError("overrides, --seeds and --assert-equal need --revisions A B")
     at = None if options.at is None else At.parse(options.at)
     sweep = options.paths[0] if len(options.paths) == 1 and not is_run(options.paths[0]) else None
     out = options.out or (sweep if at is None else None)
@@ -105,9 +110,7 @@ def _compare_revisions(
     from litchar.analysis.revisions import first_difference, trained_revisions, verdict
 
     if options.paths or options.at or options.out:
-        raise UserError(
-            "--revisions A B takes no other paths: compare.py --revisions A B -- seed=1"
-        )
+        raise UserError("--revisions A B takes no paths, --at or --out: compare.py --revisions A B")
     try:
         given = options.seeds or "1,2,3"
         seeds = list(dict.fromkeys(int(seed) for seed in given.split(",")))
@@ -116,14 +119,14 @@ def _compare_revisions(
     taken = [text for text in overrides if text.startswith(("seed=", "run_dir=", "-"))]
     if taken:
         raise UserError(
-            f"{taken[0]}: give seeds with --seeds; the rest are overrides of one run, no options "
-            "(for --config-dir: hydra.searchpath=[file:///DIRECTORY])"
+            f"{taken[0]}: only overrides of one run may follow --; give seeds with --seeds (for "
+            "--config-dir: hydra.searchpath=[file:///DIRECTORY])"
         )
     with trained_revisions(options.revisions, overrides, seeds, console) as (one, other):
         console.say(verdict(one, other))
         difference = first_difference(one, other)
         console.say(
-            f"they differ first at {difference}"
+            f"they first differ at {difference}"
             if difference
             else "weights and metrics are the same to the bit"
         )

@@ -216,8 +216,8 @@ def compare(paths: Sequence[Path], at: At | None = None) -> Comparison:
     ]
     if len(tables) > 1:
         notes.append(
-            "the runs are on different texts, units, splits, parts of one or weights of a mixture, "
-            "whose losses cannot be compared: one table for each"
+            "the runs use different texts, units, splits, parts of a text or mixture weights, so "
+            "their losses cannot be compared: each has its own table"
         )
     notes += revisions_of(runs)
     unfinished = [run for run in runs if run.path in losses and run.status != "completed"]
@@ -545,7 +545,7 @@ def revisions_of(runs: list[Run]) -> list[str]:
     if len(revisions) < 2:
         return []
     return [
-        f"the runs are of {len(revisions)} revisions of the code: {', '.join(sorted(revisions))}"
+        f"the runs come from {len(revisions)} revisions of the code: {', '.join(sorted(revisions))}"
     ]
 
 

@@ -126,11 +126,11 @@ def _losses(axes: "Axes", table: Table, key: str, lines: list[str]) -> None:
         axes.set_ylim(losses.min() - room, losses.max() + room)
     _mark(axes, values, list(places.values()), numeric)
     axes.set_xlabel(key)
-    titles = ["a point a run"]
+    titles = ["one point per run"]
     if any(row.n > 1 for row in table.rows):
         titles.append("bars: 95% interval of the mean")
     if len(_by_length(table)) > 1 and not lines:
-        titles.append("the line: the best of the other keys")
+        titles.append("line: the best of the other keys")
     axes.set_title("; ".join(titles), fontsize=8 if len(titles) > 2 else None)
     if lines:
         axes.legend()

@@ -56,10 +56,10 @@ def in_words(table: Table) -> list[str]:
             f"{-law.high:.4f} to {-law.low:.4f} (from the fit to {len(law.flops)} sizes)"
         )
     elif len({row.figure("parameters") for row in table.rows}) == 2 and not same_flops(table.rows):
-        lines.append("a power law of loss against FLOPs takes three sizes; here are two")
+        lines.append("a power law of loss against FLOPs needs three sizes; there are two")
     if any(not math.isnan(row.p) for row in table.rows):
         lines.append(
-            "differs: more than seeds explain, against the first row (Welch's t-test at "
+            "differs: from the first row, by more than seeds explain (Welch's t-test at "
             f"{LEVEL:.0%}, Holm's correction)"
         )
     return lines

@@ -158,8 +158,8 @@ class Confusions(Callback):
         table = confusion_table(
             most_confused(actual, predicted, self.most),
             vocabulary_of(trainer),
-            f"Of {len(actual):,} in the validation text, the likeliest is right for "
-            f"{np.mean(actual == predicted):.1%}.",
+            f"The likeliest is right for {np.mean(actual == predicted):.1%} of {len(actual):,} "
+            "places in the validation text.",
         )
         for logger in tensorboards(trainer):
             logger.log_markdown("confusions", table, trainer.global_step)
@@ -234,9 +234,9 @@ def embedding_of(model: nn.Module, vocab_size: int) -> Tensor | None:
 def confusion_table(pairs: list[Confusion], vocabulary: Vocabulary, note: str) -> str:
     """Return the pairs as a Markdown table, below `note`."""
     lines = [
-        f"{note} Where another {vocabulary.unit} is likelier than the text's own:",
+        f"{note} The most frequent wrong {vocabulary.unit}s:",
         "",
-        "| in the text | likeliest | times | of all such places |",
+        "| in the text | likeliest | times | of its occurrences |",
         "|---|---|--:|--:|",
     ]
     for pair in pairs:

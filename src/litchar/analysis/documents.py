@@ -98,10 +98,9 @@ def report(
     counts = np.diff(edges)  # includes the boundary after each document
     least, middle, most = np.quantile(losses, (0, 0.5, 1))
     terminal.say(
-        f"{len(losses):,} documents, each by itself: "
-        f"{losses.sum() / counts.sum():.4f} nats per {vocabulary.unit}, {losses.mean():.4f} a "
-        f"document (standard deviation {losses.std():.4f}, least {least:.4f}, median "
-        f"{middle:.4f}, most {most:.4f})"
+        f"{len(losses):,} documents, each scored by itself: {losses.sum() / counts.sum():.4f} "
+        f"nats per {vocabulary.unit}, {losses.mean():.4f} per document (standard deviation "
+        f"{losses.std():.4f}, least {least:.4f}, median {middle:.4f}, most {most:.4f})"
     )
     rates = losses / counts
     table = Table("nats", f"per {vocabulary.unit}", "worst documents", box=None, pad_edge=False)

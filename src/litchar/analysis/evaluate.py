@@ -56,7 +56,7 @@ def run(config: DictConfig) -> float:
                 f"{describe(unknown)}"
             )
     if len(tokens) < 2:
-        raise UserError(f"{what} has {len(tokens)} {unit}s that the model knows; it takes 2")
+        raise UserError(f"{what} has {len(tokens)} {unit}s that the model knows; it needs 2")
     model = checkpoint.build_model(device)
     block_size = block_size_of(model)
     if config.stride is not None:
@@ -86,11 +86,10 @@ def _check(config: DictConfig) -> None:
     """
     check_integer("batch_size", config.batch_size, 1)
     if config.split not in SPLITS:
-        raise UserError(f"split={config.split}: there are {', '.join(SPLITS)}")
+        raise UserError(f"split={config.split}: must be one of {', '.join(SPLITS)}")
     for key in stray(config.data):
         raise UserError(
-            f"data.{key}={config.data[key]}: there is no data.path that it could be of; "
-            "name one: data.path=FILE"
+            f"data.{key}={config.data[key]}: has no data.path to apply to; name one: data.path=FILE"
         )
 
 
@@ -102,7 +101,7 @@ def split_of(checkpoint: Checkpoint, name: str) -> Tensor:
     """
     splits = data_of(checkpoint).splits
     if name not in splits:
-        raise UserError(f"split={name}: this run has {', '.join(splits)}")
+        raise UserError(f"split={name}: this run only has {', '.join(splits)}")
     return splits[name]
 
 
@@ -120,7 +119,7 @@ def data_of(checkpoint: Checkpoint) -> TextDataModule:
             try:
                 function = trusted(source.pop("_target_"), "litchar.text.sources.", checkpoint.path)
             except UserError as error:  # a custom source
-                raise UserError(f"{error}; score its text by its path: data.path=FILE") from None
+                raise UserError(f"{error}; name its text by path: data.path=FILE") from None
             source.pop("_partial_")
             settings["source"] = partial(function, **source)
         for name in stray(settings):  # which older versions ignored
@@ -129,13 +128,13 @@ def data_of(checkpoint: Checkpoint) -> TextDataModule:
         data.setup()
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
-            f"{checkpoint.path}: it does not say which text it was trained on ({error!r}); score "
-            "one by its path: data.path=FILE"
+            f"{checkpoint.path}: it does not say which text it was trained on ({error!r}); name "
+            "one by path: data.path=FILE"
         ) from None
     if data.store.fingerprint != checkpoint.provenance["fingerprint"]:
         raise UserError(
-            f"{data.text.corpus} has changed since {checkpoint.path} was trained on it; "
-            "score it as another text: data.path=FILE"
+            f"{data.text.corpus} has changed since {checkpoint.path} was trained on it; score it "
+            "as a new text: data.path=FILE"
         )
     return data
 

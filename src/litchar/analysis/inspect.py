@@ -227,7 +227,7 @@ def _characters(found: Inspected) -> Section:
         rarest = rare[np.argsort(counts[rare], kind="stable")][:8]
         named = [f"{label_of(symbols[i], unit)} {name_of(symbols[i], unit)}" for i in rarest]
         note = (
-            f"{len(rare):,} occur {RARE} times at most, {share:.2%} of the text; the rarest: "
+            f"{len(rare):,} occur at most {RARE} times, {share:.2%} of the text; the rarest: "
             + ", ".join(named)
         )
     columns = ("", "name", "# count", "# share", "")
@@ -299,12 +299,12 @@ def _repeats(found: Inspected) -> Iterator[Section]:
 
     columns = ("# length", "# times", "first places", "begins")
     share = found.repeated.mean() if len(found.repeated) else 0
-    note = f"{share:.2%} of windows of {REPEATED} stand more than once"
+    note = f"{share:.2%} of windows of {REPEATED} occur more than once"
     if found.bits:
-        note += f"; passages were sought by one window in {1 << found.bits}"
+        note += f"; passages were searched for with one window in {1 << found.bits}"
     longest = longest_passages(found.repeats, len(store.vocabulary), found.bits, MOST)
     rows = [row(passage) for passage in longest]
-    yield Section("Longest passages that stand twice", columns, rows, 5, note)
+    yield Section("Longest repeated passages", columns, rows, 5, note)
     rows = [row(passage) for passage in found.repeats.most_frequent(MOST)]
     yield Section(f"Most frequent passages of {REPEATED} or more", columns, rows, 5)
 
@@ -320,11 +320,11 @@ def _overlap(found: Inspected) -> Section:
     columns = ("", *kinds, "# unseen")
     documents = "of documents, " if "documents" in found.copied else ""
     note = (
-        f"the share of windows of so many {found.store.vocabulary.unit}s, {documents}and of lines "
-        f"of {LONG_LINE} or more, that stands there word for word; unseen: how many "
-        f"distinct {found.store.vocabulary.unit}s never stand there"
+        f"the share of windows of that many {found.store.vocabulary.unit}s, {documents}and of "
+        f"lines of {LONG_LINE} or more, that occurs there word for word; unseen: how many "
+        f"distinct {found.store.vocabulary.unit}s never occur there"
     )
-    return Section("In the training split word for word", columns, rows, note=note)
+    return Section("Found word for word in the training split", columns, rows, note=note)
 
 
 def _print(terminal: Terminal, section: Section) -> None:

@@ -68,7 +68,7 @@ def _overlap(axes: "Axes", found: "Inspected") -> None:
     for name, shares in found.overlap.items():
         axes.plot(list(shares), [100 * share for share in shares.values()], marker="o", label=name)
     axes.set(
-        title="Windows that stand in training as well", xlabel="window length", ylabel="% of split"
+        title="Windows that also occur in training", xlabel="window length", ylabel="% of split"
     )
     axes.set_xticks(list(next(iter(found.overlap.values()))))
     highest = np.nanmax([[0.0, *shares.values()] for shares in found.overlap.values()])
@@ -90,7 +90,7 @@ def _repeats(axes: "Axes", found: "Inspected") -> None:
         if start:
             axes.axvline(start, color=page.INK, linewidth=0.6, alpha=0.6)
         axes.text((start + stop) / 2, 1, name, ha="center", transform=axes.get_xaxis_transform())
-    axes.set(xlabel="place in the text", ylabel="% of windows", xlim=(0, length))
+    axes.set(xlabel="position in the text", ylabel="% of windows", xlim=(0, length))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.set_title(f"Windows of {found.repeats.length} that stand more than once", pad=14)
+    axes.set_title(f"Windows of {found.repeats.length} that occur more than once", pad=14)
     axes.set_ylim(bottom=0)

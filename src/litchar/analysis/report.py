@@ -23,9 +23,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Write the reports that the command line asks for."""
     parser = argparse.ArgumentParser(
         prog="report.py",
-        description="Write report.html into a run's directory: curves, samples, where the model "
-        "is surprised, whether it copies, settings; or into a sweep's: its runs side by side. It "
-        "needs no network and nothing beside it.",
+        description="Write report.html into a run's directory (curves, samples, where the model "
+        "is surprised, whether it copies, settings) or a sweep's (its runs side by side). The page "
+        "needs no network and no other file.",
     )
     parser.add_argument(
         "runs",
@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> None:
         help="directories of runs or of sweeps; latest is the newest run or job (the default)",
     )
     parser.add_argument(
-        "--device", help="cpu, cuda or mps, to run the model on (the best there is)"
+        "--device", help="device to run the model on: cpu, cuda or mps (the best available)"
     )
     options = parser.parse_args(arguments)
     with lasting_imports():
@@ -92,5 +92,7 @@ def find(name: str) -> Path:
     places = ("runs/*/summary.json", "sweeps/*/*/summary.json")
     runs = [summary.parent for place in places for summary in outputs.glob(place)]
     if not runs:
-        raise UserError(f"latest: there is no run under {outputs}; python scripts/train.py")
+        raise UserError(
+            f"latest: there is no run under {outputs}; train one: python scripts/train.py"
+        )
     return max(runs, key=lambda run: (run / "summary.json").stat().st_mtime_ns)

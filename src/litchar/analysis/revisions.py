@@ -76,7 +76,7 @@ def trained_revisions(
 def worktree(name: str, place: Path) -> Iterator[Path]:
     """Check a revision out at `place` for a while, as a git worktree."""
     _git("no such revision", name, "rev-parse", "--verify", "--quiet", f"{name}^{{commit}}")
-    _git("not checked out", name, "worktree", "add", "--quiet", "--detach", str(place), name)
+    _git("cannot be checked out", name, "worktree", "add", "--quiet", "--detach", str(place), name)
     try:
         yield place
     finally:
@@ -92,7 +92,7 @@ def _git(refusal: str, name: str, *arguments: str) -> None:
         done = subprocess.run(git(*arguments), capture_output=True, text=True, check=False)
     except FileNotFoundError:
         raise UserError(
-            f"--revisions {name}: git is not installed, and checks revisions out; install it"
+            f"--revisions {name}: git is not installed; install it to check out revisions"
         ) from None
     if done.returncode:
         reason = " ".join(done.stderr.split()[-12:])
@@ -147,7 +147,7 @@ def verdict(one: Revision, other: Revision) -> str:
     if np.array_equal(rows[0].losses, rows[1].losses):
         end = "the best validation losses are the same to the bit"
     elif np.isnan(p):
-        end = f"{difference:+.4f}; one seed does not say how much seeds differ: give --seeds"
+        end = f"{difference:+.4f}; one seed does not show how much seeds vary: give --seeds"
     else:
         does = "differ" if p < LEVEL else "do not differ by more than seeds explain"
         end = f"{difference:+.4f}; they {does} (Welch's t-test, p = {p:.2g})"

@@ -104,7 +104,7 @@ def run_report(run: Run, data: TextDataModule | None, device: str | None) -> str
         UserError: there is no such device.
     """
     chosen = choose_device(device)
-    probed, lack = None, "This run has no checkpoint, and so no model to look at."
+    probed, lack = None, "This run has no checkpoint, so there is no model to look at."
     if (checkpoint := best_of(run.path)) is not None:
         try:
             probed = probe(checkpoint, data, chosen)
@@ -144,7 +144,7 @@ def _top(run: Run, probed: Probed | None, yardsticks: Sequence[Yardstick]) -> st
     if run.summary.get("steps") and run.summary.get("characters_seen"):
         per_step = run.summary["characters_seen"] / run.summary["steps"]
     counted = [(row.name, row.bits_per_character) for row in yardsticks if row.name != "uniform"]
-    picture = paragraph("Nothing was measured yet.")
+    picture = paragraph("Nothing has been measured yet.")
     if run.rows:
         draw = loss_figure(run.rows, per_step, counted, run.unit)
         picture = drawing(draw, 7.4, 4.2)
@@ -173,7 +173,7 @@ def _sentences(run: Run, probed: Probed | None, yardsticks: Sequence[Yardstick])
         reason = f" ({summary['error']})" if summary.get("error") else ""
         yield {
             "running": "It is still training, or was killed.",
-            "interrupted": f"It was interrupted{reason}; resume=auto goes on.",
+            "interrupted": f"It was interrupted{reason}; resume=auto continues it.",
             "diverged": f"It diverged: {summary.get('error')}.",
         }.get(str(status), f"It ended as {status}{reason}.")
     elif len(run.history) > 1:
@@ -233,10 +233,10 @@ def _writing(run: Run, probed: Probed | None) -> str:
     if probed is not None and probed.written:
         unit, kept = probed.vocabulary.unit, cast(Path, best_of(run.path)).stem  # best, or last
         note = (
-            f"At temperature 1, from the {kept} checkpoint. Marked: passages of "
-            f"{COPIED_FROM} {unit}s or more that stand in the training text word for word."
+            f"At temperature 1, from the {kept} checkpoint. Marked: passages of {COPIED_FROM} "
+            f"{unit}s or more that occur word for word in the training text."
         )
-    return section("What it writes", *parts, note=note if parts else "It wrote nothing yet.")
+    return section("What it writes", *parts, note=note if parts else "It has written nothing yet.")
 
 
 def _spread(samples: Sequence[tuple[int, str]]) -> list[tuple[int, str]]:
@@ -292,13 +292,11 @@ def _losses(run: Run) -> Iterator[Figure]:
         in_bits = f"{summary['best_val_bpc']:.3f} bits per character"
         if summary.get("best_val_bpb") is not None:
             in_bits += f", {summary['best_val_bpb']:.3f} per byte"
-        as_good = (
-            f"{in_bits}; as unsure as among {perplexity(best):.1f} {unit}s that are equally likely"
-        )
+        as_good = f"{in_bits}; as unsure as among {perplexity(best):.1f} equally likely {unit}s"
         nats = f"{best:.4f} nats per {unit}, step {summary['best_step']:,}"
         yield "best validation loss", nats, as_good
     if summary.get("val_loss") != best:
-        words = "the further above the best, the more of the training text is known by heart"
+        words = "the further above the best, the more of the training text the model knows by heart"
         yield from losses("last validation loss", "val_loss", words)
     yield from losses(
         "last training loss",
@@ -313,7 +311,9 @@ def _counted(run: Run, probed: Probed | None) -> Iterator[Figure]:
     unit = run.unit
     if (loss := together(run.history)) is not None:
         bits = f"{loss / math.log(2):.3f} bits per {unit}"
-        words = f"every {unit} counts alike, as in the counts below; losses above: by weight"
+        words = (
+            f"every {unit} counts equally, as in the counts below; the losses above are weighted"
+        )
         yield "all texts together", bits, words
     where = "all training texts together" if probed and probed.mixed else "the training text"
     for row in probed.yardsticks if probed else ():
@@ -343,7 +343,7 @@ def _spent(run: Run, probed: Probed | None) -> Iterator[Figure]:
         speed = f"{summary['characters_per_second']:,.0f} {unit}s per second"
         yield "time", f"{duration(summary['train_seconds'])} of steps", f"{speed}; {total}"
     if summary.get("peak_memory_bytes"):
-        yield "memory", f"{summary['peak_memory_bytes'] / 1e6:,.0f} MB", "at its highest"
+        yield "memory", f"{summary['peak_memory_bytes'] / 1e6:,.0f} MB", "at its peak"
     if summary.get("parameters"):
         known = f"that knows {summary['vocab_size']:,} {unit}s"
         yield "model", f"{summary['parameters']:,} parameters", known
@@ -356,10 +356,10 @@ def _surprised(found: Surprise, vocabulary: Vocabulary) -> str:
     start = _begin(found, vocabulary)
     bits = found.nats.mean() / math.log(2)
     note = (
-        f"A passage of validation text. The deeper the colour, the more bits the {vocabulary.unit} "
-        "cost; point at one to see how many, and what the model expected in its place. "
-        f"The {len(found.nats):,} {vocabulary.unit}s that were read for this, each with a quarter "
-        f"of a window of context or more, cost {bits:.3f} bits on average."
+        "A passage of validation text. The deeper the colour, the more bits the "
+        f"{vocabulary.unit} cost; point at one to see how many, and what the model expected "
+        f"instead. The {len(found.nats):,} {vocabulary.unit}s read for this, each with at least a "
+        f"quarter of a window of context, cost {bits:.3f} bits on average."
     )
     legend = "".join(
         f'<span class="s{level}">{least:g}{"+" if level == len(BITS) - 1 else ""}</span>'
@@ -368,7 +368,7 @@ def _surprised(found: Surprise, vocabulary: Vocabulary) -> str:
     passage = _coloured(found, vocabulary, start, start + PASSAGE)
     return section(
         "Where the model is surprised",
-        f'<p class="legend quiet">bits from: {legend}</p>',
+        f'<p class="legend quiet">bits, at least: {legend}</p>',
         f'<div class="text" dir="auto" id="surprise">{passage}</div>',
         note=note,
     )
@@ -426,7 +426,10 @@ def _most_surprised(found: Surprise, vocabulary: Vocabulary) -> str:
                 f'<td class="text" dir="auto">{next(quiet)}{passage}{next(quiet)}</td>',
             )
         )
-    note = f"The {SURPRISING} {vocabulary.unit}s in a row that cost most, bits for each on average."
+    note = (
+        f"The sequences of {SURPRISING} {vocabulary.unit}s that cost most, in bits per "
+        f"{vocabulary.unit}."
+    )
     return section("The most surprising passages", table_of(("# bits", "passage"), rows), note=note)
 
 
@@ -443,9 +446,9 @@ def _confused(found: Surprise, vocabulary: Vocabulary) -> str:
         for pair in pairs
     ]
     note = (
-        f"The likeliest {vocabulary.unit} by the model is the right one {right:.1%} of the time. "
-        "Where it is not, these pairs are the most frequent; the share is of all places where the "
-        "first stands."
+        f"The {vocabulary.unit} that the model finds likeliest is right {right:.1%} of the time. "
+        "Where it is wrong, these pairs are the most frequent; the share is of all occurrences of "
+        "the first."
     )
     columns = (f"the {vocabulary.unit}", "taken for", "# times", "# share")
     return section("What it confuses", table(columns, rows), note=note)
@@ -460,7 +463,7 @@ def _copying(run: Run, probed: Probed | None, lack: str) -> str:
         return section(title, note=f"Not shown. {lack}")
     if probed.written is None or probed.held_out is None:
         command = f"python scripts/report.py {shlex.quote(str(run.path))}"
-        return section(title, note=f"The training text is long; {command} looks through it.")
+        return section(title, note=f"The training text is long; to search it: {command}")
     written, held_out = (o.copied.shares for o in (probed.written, probed.held_out))
     rows = [
         (f"{n}", f"{written[n]:.1%}", f"{held_out[n]:.1%}" if n in held_out else "")
@@ -468,10 +471,10 @@ def _copying(run: Run, probed: Probed | None, lack: str) -> str:
     ]
     unit = probed.vocabulary.unit
     note = (
-        f"The share of sequences of so many {unit}s that stand in the training text word for word: "
-        f"of {sum(map(len, probed.texts)):,} {unit}s that the model wrote, and, as the yardstick, "
-        f"of {len(probed.surprise.ids):,} {unit}s of validation text, which shares with the "
-        "training text what any two texts of its kind do."
+        f"The share of sequences of that many {unit}s that occur word for word in the training "
+        f"text: in {sum(map(len, probed.texts)):,} {unit}s that the model wrote and, for "
+        f"comparison, in {len(probed.surprise.ids):,} {unit}s of validation text, which shares "
+        "with the training text what any two texts of its kind do."
     )
     parts = [f"<p>{escape(_copies(probed.written, probed.held_out, unit))}</p>"]
     parts.append(table((f"# {unit}s", "# written by the model", "# validation text"), rows))
@@ -482,8 +485,8 @@ def _copying(run: Run, probed: Probed | None, lack: str) -> str:
         if (yardstick := probed.held_out.longest) is not None:
             parts.append(
                 paragraph(
-                    f"It stands at {longest.place:,} in the training text. In that validation text "
-                    f"the longest has {yardstick.length:,}."
+                    f"It occurs at {longest.place:,} in the training text. The longest in that "
+                    f"validation text has {yardstick.length:,} {unit}s."
                 )
             )
     return section(title, *parts, note=note)
@@ -496,8 +499,8 @@ def _copies(written: Overlap, held_out: Overlap, unit: str) -> str:
     share, usual = (overlap.copied.shares.get(n, 0.0) for overlap in (written, held_out))
     copies = share > 2 * usual + 0.01
     return (
-        f"It {'copies' if copies else 'does not copy'}: of its sequences of {n} {unit}s "
-        f"{share:.1%} stand in the training text, of validation text's {usual:.1%}."
+        f"It {'copies' if copies else 'does not copy'}: {share:.1%} of its sequences of {n} "
+        f"{unit}s occur in the training text, compared with {usual:.1%} of validation text's."
     )
 
 
@@ -558,7 +561,7 @@ def _settings(run: Run) -> str:
     parts = []
     changed = changed_settings(run)
     if changed is not None:
-        parts.append("<h3>Other than the defaults</h3>")
+        parts.append("<h3>Changed from the defaults</h3>")
         parts.append(
             table(("setting", "here", "default"), changed) if changed else "<p>Nothing.</p>"
         )
@@ -605,7 +608,7 @@ def _environment(run: Run) -> str:
     rows = [(key, _value(value)) for key, value in shown.items()]
     note = ""
     if (run.path / "code.diff").is_file():
-        note = "The code differed from its revision: code.diff, beside this page, says how."
+        note = "The code differed from its revision; code.diff, beside this page, shows how."
     if not rows:
         note = "The run has no environment.json."
     return section("Environment", *([table(("", ""), rows)] if rows else []), note=note)
@@ -627,8 +630,8 @@ def _again(run: Run) -> str:
     place = shlex.quote(str(run.path))
     use = [f"python scripts/generate.py checkpoint={place}", f"tensorboard --logdir {place}"]
     return section(
-        "Again",
+        "Run it again",
         text_block("\n".join(lines)),
-        "<h3>And with what came of it</h3>",
+        "<h3>Use the result</h3>",
         text_block("\n".join(use)),
     )

@@ -1,8 +1,8 @@
-"""What bounds a run on many devices: a simulation of one step, and what it takes measured here.
+"""Simulate a training step on many devices to see what bounds it, or measure one on this machine.
 
-A step is simulated layer by layer: as soon as a layer's gradients are there they go over the link,
-one layer after the other, while the layers below are still computed. Nothing else is modelled: no
-stragglers, no memory traffic, no time for the optimiser.
+A step is simulated layer by layer: a layer's gradients go over the link as soon as they are ready,
+one layer after the other, while the layers below are still being computed. Nothing else is
+modelled: no stragglers, no memory traffic, no time for the optimiser.
 """
 
 import argparse
@@ -263,14 +263,18 @@ def _timed(
 def main(arguments: list[str] | None = None) -> None:
     """Print the simulated or the measured steps that the command line asks for."""
     parser = argparse.ArgumentParser(prog="scaling.py", description=__doc__)
-    parser.add_argument("--measure", action="store_true", help="two processes of this machine")
+    parser.add_argument(
+        "--measure", action="store_true", help="measure two processes on this machine"
+    )
     parser.add_argument("--ethernet", action="store_true", help="no NVLink, 25 Gb/s between nodes")
     parser.add_argument("--sharded", action="store_true", help="FSDP instead of DDP")
-    parser.add_argument("--characters", type=int, default=16_384, help="a step, on each device")
+    parser.add_argument(
+        "--characters", type=int, default=16_384, help="characters per step on each device"
+    )
     parser.add_argument("--devices", type=int, nargs="+", default=[8, 64, 1024])
-    parser.add_argument("--width", type=int, default=128, help="of the measured model")
-    parser.add_argument("--batch-size", type=int, default=8, help="of the measured model")
-    parser.add_argument("--steps", type=int, default=30, help="of which the median is taken")
+    parser.add_argument("--width", type=int, default=128, help="width of the measured model")
+    parser.add_argument("--batch-size", type=int, default=8, help="windows per measured step")
+    parser.add_argument("--steps", type=int, default=30, help="steps to measure, taking the median")
     options = parser.parse_args(arguments)
     least = min(options.characters, *options.devices, options.width, options.batch_size)
     if min(least, options.steps) < 1:
@@ -278,7 +282,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.measure and options.width % (2 * HEADS):
         parser.error(
             f"--width {options.width}: must be a multiple of {2 * HEADS}: the model has {HEADS} "
-            "heads, whose positions turn pairs"
+            "heads, which rotate pairs"
         )
     if options.measure:
         rows = measure(Model(4, options.width, 128), options.batch_size, options.steps)

@@ -47,11 +47,11 @@ def write_sweep_report(comparison: Comparison, directory: Path) -> Path:
 
 def _sections(directory: Path, comparison: Comparison) -> Iterator[str]:
     if not comparison.tables:
-        yield '<p class="verdict">No run has come to a loss that counts.</p>'
+        yield '<p class="verdict">No run has a loss that counts.</p>'
     for found in comparison.tables:
         yield _top(found, comparison, titled=len(comparison.tables) > 1)
     for found in comparison.tables:
-        title = "Settings, the best first"
+        title = "Settings, best first"
         title += f": {shown(found.text)}" if len(comparison.tables) > 1 else ""
         notes = map(paragraph, in_words(found))
         note = f"Losses are in nats per {found.unit}."
@@ -98,7 +98,7 @@ def _sentences(found: Table, comparison: Comparison) -> Iterator[str]:
         words = {
             "yes": "more than seeds explain",
             "no": "which seeds alone may explain",
-            "": "which so few seeds cannot tell from chance: give both more",
+            "": "which may be chance with so few seeds: give both more",
         }[differs(second)]
         yield f"The next, {second.label}, is {second.mean - best.mean:.4f} above, {words}."
         same = [row for row in others if differs(row) == "no"]
@@ -106,7 +106,7 @@ def _sentences(found: Table, comparison: Comparison) -> Iterator[str]:
             yield f"In all, {len(same)} of {len(others)} others may be as good."
     if comparison.reasons:
         count = f"{len(comparison.reasons)} of {len(comparison.runs)}"
-        yield f"{count} runs are not counted, see below."
+        yield f"{count} runs are not counted; see below."
 
 
 def _tiles(found: Table) -> str:
@@ -120,7 +120,7 @@ def _tiles(found: Table) -> str:
     interval = "" if math.isnan(low) else f", 95% interval {low:.4f} to {high:.4f}"
     figures = [(f"{best.mean:.4f}", f"nats per {found.unit}, the best settings{interval}")]
     if bits:
-        figures.append((f"{sum(bits) / len(bits):.3f}", "bits per character, the same"))
+        figures.append((f"{sum(bits) / len(bits):.3f}", "the same in bits per character"))
     seconds = sum(run.summary.get("total_seconds") or 0 for run in runs)
     figures.append((f"{len(runs)} runs", f"in {duration(seconds)} altogether"))
     return tiles(figures)
@@ -178,7 +178,7 @@ def _best(directory: Path, row: Row) -> str:
         return ""
     step, text = run.samples[-1]
     title = f"<h3>{_link(directory, run)}, step {step:,}</h3>"
-    return section("What the best writes", title, text_block(printable(text)))
+    return section("What the best run writes", title, text_block(printable(text)))
 
 
 def _again(directory: Path) -> str:
@@ -191,4 +191,4 @@ def _again(directory: Path) -> str:
     words = ["-m", *options_of(recorded), *map(str, typed)]
     train = shlex.join(["python", "scripts/train.py", *words])
     compared = f"python scripts/compare.py {shlex.quote(str(directory))}"
-    return section("Again", text_block(f"{train}\n{compared}"))
+    return section("Run it again", text_block(f"{train}\n{compared}"))
