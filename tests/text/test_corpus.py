@@ -316,7 +316,7 @@ def test_a_list_of_files_takes_a_number_for_a_name_and_no_null(tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     (tmp_path / "1984").touch()
     assert Corpus.find([1984, "1984"]).paths == Corpus.find(1984).paths * 2 == [Path("1984")] * 2
-    with pytest.raises(UserError, match=r"data\.path, or an entry of its list, is null"):
+    with pytest.raises(UserError, match=r"data\.path is null, or has an entry that is"):
         Corpus.find(["1984", None])
     with pytest.raises(UserError, match=r"data\.path is empty"):
         Corpus.find([""])

@@ -98,7 +98,7 @@ def test_a_changed_byte_is_found_and_the_offset_is_not_before_it(tmp_path, suffi
     whole[changed] ^= 0xFF
     path = put(tmp_path / f"a.txt{suffix}", bytes(whole))
     message = refusal(path)
-    offset = int(message.partition("at offset ")[2].partition(" or before")[0].replace(",", ""))
+    offset = int(message.partition("at or before offset ")[2].partition(" (")[0].replace(",", ""))
     assert changed < offset <= len(whole)
 
 

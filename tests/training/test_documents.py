@@ -108,7 +108,7 @@ def test_the_loss_of_each_document_is_that_of_the_document_by_itself(
     said = " ".join(capsys.readouterr().out.split())
     rate = sum(losses) / (len(tokens) - 1)
     assert f"{len(rows)} documents, each scored by itself: {rate:.4f} nats per character" in said
-    assert f"{np.mean(losses):.4f} a document" in said
+    assert f"{np.mean(losses):.4f} per document" in said
     assert f"most {max(losses):.4f}" in said
     rates = [row["nats"] / (row["characters"] + 1) for row in rows]
     worst = rows[int(np.argmax(rates))]["begins"]

@@ -71,7 +71,7 @@ class Corpus:
         for entry in [path] if isinstance(path, str | float | int | Path) else path:
             if entry in (None, ""):
                 said = "null" if entry is None else "empty (an unset variable?)"
-                raise UserError(f"data.path, or an entry of its list, is {said}; name a file")
+                raise UserError(f"data.path is {said}, or has an entry that is; name a file")
             if is_remote(entry):
                 found += fetch(str(entry), pattern)
                 continue
