@@ -70,7 +70,7 @@ def set_matmul_precision(setting: str | None, device: torch.device) -> None:
 def _fastest_float32(device: torch.device) -> str:
     """Return the fastest setting under which matrix products are still computed in float32.
 
-    On AMD CPUs, torch's default, MKL, leaves half of AVX-512 unused. oneDNN does not, but is given
+    On AMD CPUs, torch's default, MKL, does not use AVX-512. oneDNN does, but is given
     float32 matrices only under "medium", which allows it to round them to bfloat16. It does so only
     on CPUs with AMX; on others its products remain float32.
     """

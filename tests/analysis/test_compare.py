@@ -18,8 +18,16 @@ from litchar.analysis.comparison_plot import panels_of, write_plot
 from litchar.analysis.comparison_tables import in_words
 from litchar.analysis.page import write_page
 from litchar.analysis.runs import Run
-from litchar.analysis.sweep_report import _sentences
+from litchar.analysis.sweep_report import _again, _sentences
 from litchar.terminal import Terminal
+
+
+def test_no_password_is_in_a_comparison(tmp_path):
+    url = "https://me:secret@host/a.txt"
+    assert shown(url) == "https://***@host/a.txt"
+    overrides = {"hydra": {"overrides": {"task": [f"data.path={url}"], "hydra": []}}}
+    OmegaConf.save(OmegaConf.create(overrides), tmp_path / "multirun.yaml")
+    assert "data.path=https://***@host/a.txt" in _again(tmp_path)
 
 
 @pytest.fixture

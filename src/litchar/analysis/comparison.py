@@ -13,6 +13,7 @@ from scipy import stats
 
 from litchar.analysis.runs import Run, is_run
 from litchar.errors import UserError
+from litchar.overrides import without_passwords
 from litchar.text.mixture import read_mixture
 from litchar.text.split import BATCHED_BY, SPLIT_BY
 from litchar.training.settings import flatten, within
@@ -566,10 +567,10 @@ def short(key: str) -> str:
 
 def shown(value: Any) -> str:
     """Return a value as shown in a table: an absolute path by its name, a checkpoint's with its
-    run's as well, the rest as written."""
+    run's as well, the rest as written but for passwords."""
     if isinstance(value, float):
         return "1.0" if value == 1 else f"{value:g}"  # see `one_form`
-    text = str(value)
+    text = without_passwords(str(value))
     if not text.startswith("/"):
         return text
     parts = text.rstrip("/").split("/")

@@ -26,6 +26,7 @@ from litchar.analysis.page import (
     write_page,
 )
 from litchar.analysis.runs import REPORT, Run, options_of
+from litchar.overrides import without_passwords
 from litchar.text.vocabulary import printable
 
 if TYPE_CHECKING:
@@ -189,6 +190,6 @@ def _again(directory: Path) -> str:
     except Exception:  # runs collected by hand, or another tool's sweep
         return ""
     words = ["-m", *options_of(recorded), *map(str, typed)]
-    train = shlex.join(["python", "scripts/train.py", *words])
+    train = without_passwords(shlex.join(["python", "scripts/train.py", *words]))
     compared = f"python scripts/compare.py {shlex.quote(str(directory))}"
     return section("Run it again", text_block(f"{train}\n{compared}"))
