@@ -80,6 +80,8 @@ class ReplayedLoss:
             torch.cuda.empty_cache()  # or the graph's memory would come on top of the warm-up's
 
         forget()
+        forward_and_backward()  # what happens only once, such as compiling, may synchronise
+        forget()
         # Code that synchronises cannot be captured, and torch does not recover from the attempt.
         torch.cuda.set_sync_debug_mode("error")
         try:
