@@ -9,6 +9,7 @@ import torch
 from conftest import assert_same_run, summary
 from litchar.errors import Interrupted
 from litchar.generation.readers import Prepared, WindowReader
+from litchar.generation.sampling import Chooser, Sampling, generate
 from litchar.models import Recurrent, Transformer
 from litchar.training.module import mean_loss
 from litchar.training.optimizers import muon, orthogonalize
@@ -61,18 +62,78 @@ def test_a_strategy_of_several_gpus_trains_on_one_too(train, trainer):
     assert summary(train(*setting))["status"] == "completed"
 
 
-@pytest.mark.parametrize("batch_size", [1, 64])
-@pytest.mark.parametrize("position", ["rotary", "learned"])
-def test_a_captured_graph_says_what_the_uncaptured_model_says(position, batch_size):
+OPTIONS = [
+    {},
+    {"norm": "layer", "bias": True, "activation": "gelu", "qk_norm": False},
+    {"activation": "relu2", "logit_cap": 2.0, "n_head": 1, "n_embd": 24},
+    {"activation": "gelu_tanh", "position": "learned", "ngrams": [[2, 50, 8]]},
+    {"activation": "relu", "head_bias": True, "n_hidden": 100},
+]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 40])
+@pytest.mark.parametrize("options", OPTIONS)
+def test_a_captured_step_says_what_the_model_says(options, batch_size):
+    reads_as_on_the_cpu(options, batch_size, fused=True)
+
+
+@pytest.mark.parametrize("batch_size", [1, 40])
+@pytest.mark.parametrize("options", [{}, {"position": "learned"}])
+def test_without_triton_it_is_a_step_in_torch(options, batch_size, monkeypatch):
+    def fails(*args):
+        raise RuntimeError("Failed to find C compiler. Please specify via CC")
+
+    monkeypatch.setattr("litchar.generation.fused.FusedStep.__init__", fails)
+    with pytest.warns(UserWarning, match="without Triton: Failed to find C compiler"):
+        reads_as_on_the_cpu(options, batch_size, fused=False)
+
+
+def reads_as_on_the_cpu(options, batch_size, fused):
     torch.manual_seed(0)
-    model = Transformer(13, 16, 1, 2, 32, position=position, init="torch").eval()
+    sizes = {"block_size": 16, "n_layer": 1, "n_head": 2, "n_embd": 32, "init": "torch"}
+    model = Transformer(13, **(sizes | options)).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.1 * torch.randn_like(p))  # gains, shifts and biases that would be noticed
     idx = np.random.default_rng(0).integers(13, size=(batch_size, 50))
+    prepared = Prepared(copy.deepcopy(model).cuda())
+    assert (prepared.fused is not None) == fused
     with torch.inference_mode():
-        expected = WindowReader(model)
-        reader = Prepared(copy.deepcopy(model).cuda()).open(batch_size, 50)
+        expected, reader = WindowReader(model), prepared.open(batch_size, 50)
         for t in range(50):
             ours, theirs = reader.read(idx[:, t : t + 1]), expected.read(idx[:, t : t + 1])
             np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+@pytest.mark.parametrize("temperature", [0.7, 0.0])
+@pytest.mark.parametrize("batch_size", [1, 3, 40])
+@pytest.mark.parametrize("n", [1, 2, 16, 90])
+def test_what_is_sampled_ahead_is_what_would_be_chosen(n, batch_size, temperature):
+    torch.manual_seed(0)
+    model = Transformer(13, 16, 2, 2, 32, ngrams=[[2, 50, 8]], init="torch").cuda().eval()
+    sampling = Sampling(temperature=temperature)
+    prompt = np.random.default_rng(0).integers(13, size=(batch_size, 5))
+    chooser, idx = Chooser(sampling, range(7, 7 + batch_size)), prompt
+    prepared = Prepared(model)
+    steps = list(generate(prepared, prompt, n, sampling, range(7, 7 + batch_size)))
+    assert len(steps) == n
+    with torch.inference_mode():
+        reader = prepared.open(batch_size, 5 + n)
+        for step in steps:
+            np.testing.assert_allclose(step.logits, reader.read(idx), atol=1e-5)
+            assert step.ids.tolist() == chooser.choose(idx, step.logits).tolist()
+            idx = step.ids[:, None]
+
+
+def test_a_text_may_be_left_while_it_is_sampled_ahead():
+    model = MODELS["transformer"]().cuda().eval()
+    prompt = np.zeros((1, 1), dtype=np.int64)
+    whole = [step.ids.tolist() for step in generate(model, prompt, 60)]
+    for n in (1, 2, 20, 40):
+        steps = generate(model, prompt, 60)
+        assert [next(steps).ids.tolist() for _ in range(n)] == whole[:n]
+        steps.close()
+    assert [step.ids.tolist() for step in generate(model, prompt, 60)] == whole
 
 
 def test_texts_leave_room_for_the_next():

@@ -1,15 +1,18 @@
 """Incremental decoding of a transformer with a KV cache, on any device."""
 
-from functools import partial
-from typing import Any, cast
+from collections.abc import Callable
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from litchar.device import capture
-from litchar.models.transformer import Block, NGramEmbedding, Norm, Transformer
+from litchar.models.transformer import Block, NGramEmbedding, Transformer, rotate
+
+if TYPE_CHECKING:
+    from litchar.generation.fused import FusedStep
 
 
 class CachedTransformer:
@@ -22,19 +25,20 @@ class CachedTransformer:
     already rotated and never change. With learned positions the cache cannot roll: `CropReader`
     takes over when the context is full.
 
-    On an NVIDIA GPU the single-id step is captured as a CUDA graph and replayed, and captured once
-    more when the cache is full and attention needs no mask. Its cost is the number of operations,
-    a few microseconds each, and hardly their arithmetic; hence queries and keys are normalised and
-    rotated together.
+    On a GPU the single-id step is captured as a CUDA graph and replayed.
 
     Args:
         model: in evaluation mode.
         batch_size: B.
         max_ids: upper bound on the number of ids read.
+        fused: computes the steps after the prompt, in place of torch.
     """
 
-    def __init__(self, model: Transformer, batch_size: int, max_ids: int) -> None:
+    def __init__(
+        self, model: Transformer, batch_size: int, max_ids: int, fused: "FusedStep | None" = None
+    ) -> None:
         self.model = model
+        self.fused = fused
         self.blocks = cast(list[Block], list(model.blocks))
         self.ngrams = cast(list[NGramEmbedding], list(model.ngrams))
         weight = model.token_embedding.weight
@@ -46,12 +50,13 @@ class CachedTransformer:
         self.position = torch.zeros((), dtype=torch.int64, device=weight.device)
         n_before = max((ngram.n - 1 for ngram in self.ngrams), default=0)
         self.before = self.position.new_zeros(batch_size, n_before)  # the last ids, for n-grams
+        self.cos: Tensor | None = None
+        self.sin: Tensor | None = None
         if model.rotary is not None:
             tables = model.rotary.tables(max(max_ids, model.block_size))
-            self.cos, self.sin = (table.to(weight)[:, None] for table in tables)  # (N, 1, 1, D)
-        self.norms = [HeadNorms.of(block) for block in self.blocks]
+            self.cos, self.sin = (table.to(weight) for table in tables)  # (N, 1, D)
         self.n_read = 0
-        self.graphs: dict[bool, torch.cuda.CUDAGraph] = {}  # by whether the cache is full
+        self.graph: torch.cuda.CUDAGraph | None = None
 
     @torch.inference_mode()
     def read(self, idx: np.ndarray) -> np.ndarray:
@@ -61,123 +66,82 @@ class CachedTransformer:
         call reads one id.
         """
         ids = torch.from_numpy(idx[:, -self.model.block_size :])
-        full = self.n_read >= self.model.block_size  # every slot holds a visible position
         if self.n_read and self.position.is_cuda:
-            logits = self._replay(ids, full)
+            logits = self._replay(ids)
         else:
-            logits = self._read(ids.to(self.position.device), full).float().cpu().numpy()
+            logits = self.step(ids.to(self.position.device)).float().cpu().numpy()
         self.n_read += ids.shape[1]
         return logits
 
-    def _read(self, idx: Tensor, full: bool) -> Tensor:
+    def step(self, idx: Tensor) -> Tensor:
         """Return the logits after `idx` and cache its keys and values: (B, T) -> (B, V).
 
-        Apart from `full`, the position enters only through the contents of tensors, as capturing
-        a CUDA graph requires.
+        The position enters only through the contents of tensors, as capturing a CUDA graph
+        requires.
         """
-        model = self.model
-        B, T = idx.shape  # noqa: N806
-        positions = self.position + self.slots[:T]
-        slots = positions % model.block_size
-        mask = None
-        if not full:
-            seen = self.slots <= positions[:, None]  # (T, block size)
-            mask = torch.where(seen, 0.0, -torch.inf).to(model.head.weight)
-        cos_sin = None
-        if model.rotary is not None:
-            cos_sin = self.cos[positions], self.sin[positions]  # (T, 1, 1, D)
-
+        model, T = self.model, idx.shape[1]  # noqa: N806
         x = model.token_embedding(idx)  # (B, T, C)
         if model.position_embedding is not None:
-            x = x + model.position_embedding.weight[slots]
+            x = x + model.position_embedding.weight[self._positions(T) % model.block_size]
         for ngram in self.ngrams:
             x = x + ngram(idx, self.before)
-        for block, norms, keys, values in zip(
-            self.blocks, self.norms, self.keys, self.values, strict=True
-        ):
-            qkv = block.attention.qkv(block.attention_norm(x))
-            qkv = qkv.view(B, T, 3, block.attention.n_head, -1)
-            qk, v = qkv[:, :, :2], qkv[:, :, 2]  # (B, T, 2, H, D), (B, T, H, D)
-            if norms is not None:
-                qk = norms(qk)
-            if cos_sin is not None:  # the same as `rotate`
-                cos, sin = cos_sin
-                qk = torch.addcmul(qk * cos, qk.roll(qk.shape[-1] // 2, dims=-1), sin)
-            q, k = qk[:, :, 0], qk[:, :, 1]
+        if self.fused is not None and self.n_read:
+            logits = self.fused(x[:, 0], self)
+        else:
+            logits = model.logits(self._through_blocks(x)[:, -1])
+        self.position += T
+        if self.ngrams:
+            self.before.copy_(torch.cat((self.before, idx), dim=1)[:, T:])
+        return logits
+
+    def _positions(self, T: int) -> Tensor:  # noqa: N803
+        """Return the positions of the next T ids: (T,)."""
+        return self.position + self.slots[:T]
+
+    def _through_blocks(self, x: Tensor) -> Tensor:
+        """Return the residual stream after the blocks: (B, T, C) -> (B, T, C)."""
+        positions = self._positions(x.shape[1])
+        slots = positions % self.model.block_size
+        seen = self.slots <= positions[:, None]  # (T, block size)
+        for block, keys, values in zip(self.blocks, self.keys, self.values, strict=True):
+            q, k, v = block.attention.project(block.attention_norm(x))  # (B, T, H, D)
+            if self.cos is not None and self.sin is not None:
+                cos, sin = self.cos[positions], self.sin[positions]  # (T, 1, D)
+                q, k = rotate(q, cos, sin), rotate(k, cos, sin)
             keys.index_copy_(2, slots, k.transpose(1, 2))
             values.index_copy_(2, slots, v.transpose(1, 2))
-            y = attend(q.transpose(1, 2), keys, values, mask)
-            x = x + block.attention.output(y.transpose(1, 2).reshape(B, T, -1))
+            y = F.scaled_dot_product_attention(q.transpose(1, 2), keys, values, attn_mask=seen)
+            x = x + block.attention.output(y.transpose(1, 2).flatten(2))
             x = x + block.feed_forward(block.feed_forward_norm(x))
+        return x
 
-        self.position += T
-        self.before.copy_(torch.cat((self.before, idx), dim=1)[:, T:])
-        return model.logits(x[:, -1])
-
-    def _replay(self, idx: Tensor, full: bool) -> np.ndarray:
-        """Do what `_read` does for one id, by a CUDA graph that is captured on first use."""
-        if not self.graphs:
+    def _replay(self, idx: Tensor) -> np.ndarray:
+        """Do what `step` does for one id, by a CUDA graph that is captured on first use."""
+        if self.graph is None:
             V = self.model.head.out_features  # noqa: N806
             self.idx = torch.empty_like(idx, pin_memory=True)
             self.logits = torch.empty(len(idx), V, dtype=torch.float32, pin_memory=True)
+            self.idx.copy_(idx)
+
+            def pinned_to_pinned() -> None:
+                logits = self.step(self.idx.to(self.position.device, non_blocking=True))
+                self.logits.copy_(logits, non_blocking=True)
+
+            self.graph = self.capture(pinned_to_pinned)
         self.idx.copy_(idx)
-        if full not in self.graphs:
-            self.graphs[full] = self._capture(full)
-        self.graphs[full].replay()
+        self.graph.replay()
         torch.cuda.current_stream(self.position.device).synchronize()
         return self.logits.numpy().copy()
 
-    def _capture(self, full: bool) -> torch.cuda.CUDAGraph:
-        """Capture `_read` from `self.idx` to `self.logits`, both in pinned CPU memory."""
-        changed = (self.position, self.before)
+    def capture(self, work: Callable[[], None], *changed: Tensor) -> torch.cuda.CUDAGraph:
+        """Capture `work`, which takes a step for one id.
+
+        Args:
+            changed: what `work` changes and reads, apart from the cache.
+        """
+        changed = (self.position, self.before, *changed)
         saved = [tensor.clone() for tensor in changed]
-        device = self.position.device
-
-        def step() -> None:
-            logits = self._read(self.idx.to(device, non_blocking=True), full)
-            self.logits.copy_(logits, non_blocking=True)
-
         # Keys and values need no undo: each warm-up run writes the slot that the replay writes.
-        return capture(step, device, undo=lambda: torch._foreach_copy_(changed, saved))
-
-
-def attend(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-    """Return the attention output at each position: (B, H, T, D).
-
-    torch's fused kernels parallelise over blocks of query positions; a single one takes explicit
-    products instead.
-
-    Args:
-        mask: added to the scores: (T, block size); None if all positions are visible.
-    """
-    B, H, T, D = q.shape  # noqa: N806
-    if T > 1:
-        return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
-    q, k, v = (x.flatten(0, 1) for x in (q, keys, values))  # (B H, T, D)
-    added, beta = (q[..., :1], 0) if mask is None else (mask, 1)  # beta=0: not even read
-    scores = torch.baddbmm(added, q, k.mT, beta=beta, alpha=D**-0.5)  # (B H, 1, block size)
-    return torch.bmm(F.softmax(scores, dim=-1), v).view(B, H, T, D)
-
-
-class HeadNorms:
-    """The query and key norms of a block, applied in one call."""
-
-    def __init__(self, q_norm: Norm, k_norm: Norm) -> None:
-        norm: Any = F.layer_norm if isinstance(q_norm, nn.LayerNorm) else F.rms_norm
-        self.norm = partial(norm, normalized_shape=q_norm.normalized_shape, eps=q_norm.eps)
-        self.gain = torch.stack((q_norm.weight, k_norm.weight))[:, None]  # (2, 1, D)
-        shifts = [
-            shift for n in (q_norm, k_norm) if (shift := getattr(n, "bias", None)) is not None
-        ]
-        self.shift = torch.stack(shifts)[:, None] if shifts else None
-
-    @classmethod
-    def of(cls, block: Block) -> "HeadNorms | None":
-        """Return the norms of `block`, or None if it has none."""
-        q_norm, k_norm = block.attention.q_norm, block.attention.k_norm
-        return None if q_norm is None or k_norm is None else cls(q_norm, k_norm)
-
-    def __call__(self, qk: Tensor) -> Tensor:
-        """Normalise each head separately: (B, T, 2, H, D)."""
-        normed: Tensor = self.norm(qk) * self.gain
-        return normed if self.shift is None else normed + self.shift
+        return capture(
+            work, self.position.device, undo=lambda: torch._foreach_copy_(changed, saved)
+        )

@@ -5,16 +5,21 @@ the next id, (B, V) float32, on the CPU. What a reader keeps between calls is up
 themselves, a recurrent state, or a transformer's KV cache.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from litchar.errors import first_line
 from litchar.generation.cached import CachedTransformer
 from litchar.generation.lean import LeanReader, LeanTransformer
 from litchar.models import Transformer, block_size_of
+
+if TYPE_CHECKING:
+    from litchar.generation.fused import FusedStep
 
 
 class Reader(Protocol):
@@ -36,11 +41,28 @@ class Prepared:
         self.model = model
         self.on_cpu = weight.device.type == "cpu"
         self.lean: LeanTransformer | None = None
+        self.fused: FusedStep | None = None
         self.cached = False  # whether to decode with a KV cache
         if type(model) is Transformer:
             if self.on_cpu and weight.dtype == torch.float32:
                 self.lean = LeanTransformer(model)
-            self.cached = self._caches_what_the_model_does(model)
+            if weight.is_cuda and weight.dtype == torch.float32:
+                self._try_fused(model)
+            self.cached = self.fused is not None or self._caches_what_the_model_does(model)
+
+    def _try_fused(self, model: Transformer) -> None:
+        """Have Triton compute the steps if it can."""
+        try:
+            from litchar.generation.fused import FusedStep
+
+            self.fused = FusedStep(model)
+            if not self._caches_what_the_model_does(model):
+                self.fused = None
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # e.g. Triton is missing, or the C compiler that it needs
+            self.fused = None
+            warnings.warn(f"generating without Triton: {first_line(error)}", stacklevel=2)
 
     @torch.inference_mode()
     def _caches_what_the_model_does(self, model: Transformer) -> bool:
@@ -48,14 +70,15 @@ class Prepared:
         own: someone may have changed only `litchar.models.transformer`."""
         idx = np.arange(min(256, model.block_size))[None] % model.token_embedding.num_embeddings
         expected = model(to_device(idx, model))[:, -1].float().cpu().numpy()
+        reader: Reader
         if self.lean is None:
-            found = CachedTransformer(model, 1, idx.shape[1]).read(idx)
+            reader = CachedTransformer(model, 1, idx.shape[1], self.fused)
             # Room for the rounding of a GPU's matrix products, and of two-byte types.
             share = 0.01 if model.head.weight.element_size() > 2 else 0.03
         else:
             reader, share = LeanReader(self.lean), 1e-3
-            found = reader.read(idx[:, : max(1, idx.shape[1] - 1)])  # in torch
-            found = reader.read(idx[:, -1:]) if idx.shape[1] > 1 else found  # in numpy
+        found = reader.read(idx[:, : max(1, idx.shape[1] - 1)])  # the prompt
+        found = reader.read(idx[:, -1:]) if idx.shape[1] > 1 else found  # a step
         error = np.abs(found - expected).max()
         return bool(error <= share * np.abs(expected).max() or not np.isfinite(expected).all())
 
@@ -81,7 +104,7 @@ class Prepared:
             if self.lean is not None:
                 reader: Reader = LeanReader(self.lean)
             else:
-                reader = CachedTransformer(model, batch_size, max_ids)
+                reader = CachedTransformer(model, batch_size, max_ids, self.fused)
             return reader if model.position_embedding is None else CropReader(model, reader)
         return RecurrentReader(model) if hasattr(model, "step") else WindowReader(model)
 

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 from litchar.errors import UserError
+from litchar.generation.ahead import Ahead
+from litchar.generation.cached import CachedTransformer
 from litchar.generation.readers import Prepared
 
 LEAST_TEMPERATURE = 1e-6
@@ -65,6 +67,17 @@ class Sampling:
                 f"repetition_penalty={penalty}: must lie in [0.01, 100]; 1 changes nothing"
             )
 
+    @property
+    def is_greedy(self) -> bool:
+        """Whether all probability goes to the likeliest token."""
+        return self.temperature < LEAST_TEMPERATURE
+
+    @property
+    def scales_only(self) -> bool:
+        """Whether the temperature alone changes the distribution."""
+        cuts = (self.top_k, self.top_p, self.min_p)
+        return cuts == (None, None, None) and self.repetition_penalty == 1
+
 
 def logits_to_probs(
     logits: np.ndarray, sampling: Sampling = Sampling(), seen: np.ndarray | None = None
@@ -81,7 +94,7 @@ def logits_to_probs(
     if seen is not None and sampling.repetition_penalty != 1:
         penalty = sampling.repetition_penalty
         logits = np.where(seen, np.where(logits > 0, logits / penalty, logits * penalty), logits)
-    if sampling.temperature < LEAST_TEMPERATURE:
+    if sampling.is_greedy:
         likeliest = logits.argmax(-1, keepdims=True)
         chosen: np.ndarray = np.arange(logits.shape[-1]) == likeliest
         return chosen.astype(np.float64)
@@ -167,6 +180,10 @@ class Chooser:
         probs = logits_to_probs(logits, self.sampling, self.seen)
         return choose(probs, np.array([generator.random() for generator in self.generators]))
 
+    def draw(self, n: int) -> np.ndarray:
+        """Return the uniform numbers of the next n ids of each text: (n, B) float64."""
+        return np.stack([generator.random(n) for generator in self.generators], axis=1)
+
 
 def generate(
     model: nn.Module | Prepared,
@@ -179,7 +196,7 @@ def generate(
     """Sample `max_new_tokens` ids for each text, yielding one `Step` at a time.
 
     On a CPU in float32 a text depends only on its prompt, its seed and the settings, not on the
-    other texts of the batch.
+    other texts of the batch. On a GPU ids are sampled ahead of those yielded, see `Ahead`.
 
     Args:
         model: in evaluation mode; to generate repeatedly, pass a `Prepared` one.
@@ -192,9 +209,14 @@ def generate(
     chooser = Chooser(sampling, range(B) if seeds is None else seeds, n_before)
     with torch.inference_mode():
         reader = Prepared.of(model).open(B, idx.shape[1] + max_new_tokens)
-    for _ in range(max_new_tokens):
+    for n_left in range(max_new_tokens - 1, -1, -1):
         with torch.inference_mode():
             logits = reader.read(idx)
         ids = chooser.choose(idx, logits)
         yield Step(ids, logits)
+        if isinstance(reader, CachedTransformer) and reader.fused and sampling.scales_only:
+            temperature = 0.0 if sampling.is_greedy else sampling.temperature
+            ahead = Ahead(reader, reader.fused, ids, temperature)
+            yield from map(Step._make, ahead.steps(n_left, chooser.draw))
+            return
         idx = ids[:, None]

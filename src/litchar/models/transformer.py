@@ -423,6 +423,7 @@ class FeedForward(nn.Module):
         gated = activation == "swiglu"
         if n_hidden is None:
             n_hidden = -(-8 * n_embd // (3 * 32)) * 32 if gated else 4 * n_embd
+        self.activation = activation
         self.pointwise = None if gated else _POINTWISE[activation]
         # For SwiGLU one matrix computes both halves: first the gate, then the linear part.
         self.input = nn.Linear(n_embd, 2 * n_hidden if gated else n_hidden, bias=bias)
@@ -431,14 +432,15 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the feed-forward output at each position: (B, T, C) -> (B, T, C)."""
-        hidden = self.input(x)
+        added: Tensor = self.dropout(self.output(self.activate(self.input(x))))
+        return added
+
+    def activate(self, hidden: Tensor) -> Tensor:
+        """Apply the activation: (..., 2 n_hidden) for SwiGLU, else (..., n_hidden)."""
         if self.pointwise is None:
             gate, linear = hidden.chunk(2, dim=-1)
-            hidden = F.silu(gate) * linear
-        else:
-            hidden = self.pointwise(hidden)
-        added: Tensor = self.dropout(self.output(hidden))
-        return added
+            return F.silu(gate) * linear
+        return self.pointwise(hidden)
 
 
 def _in_bfloat16(x: Tensor) -> Tensor:

@@ -1,0 +1,66 @@
+"""The step in Triton computes what the model does. Without a GPU, Triton interprets its kernels."""
+
+import numpy as np
+import pytest
+import torch
+from test_readers import BLOCK, make, one_by_one, some_ids, windowed
+
+from litchar.generation.cached import CachedTransformer
+from litchar.generation.sampling import Sampling, choose, logits_to_probs
+
+pytest.importorskip("triton", reason="needs Triton: pip install triton")
+from litchar.generation.fused import FusedStep
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+OPTIONS = [
+    {},
+    {"norm": "layer", "bias": True, "activation": "gelu", "qk_norm": False},
+    {"activation": "relu2", "logit_cap": 2.0, "n_head": 1, "n_embd": 24},
+    {"activation": "gelu_tanh", "norm": "layer", "ngrams": [[2, 30, 4]]},
+    {"activation": "relu", "head_bias": True, "n_hidden": 100},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_fused_steps_are_attention_under_a_sliding_window(options):
+    model = make(n_layer=1, **options)
+    idx = some_ids(2, BLOCK + 4)
+    expected = windowed(model, idx)[:, 3:]
+    model.to(DEVICE)
+    reader = CachedTransformer(model, 2, BLOCK + 4, FusedStep(model))
+    np.testing.assert_allclose(one_by_one(reader, idx, 4), expected, atol=1e-5, rtol=0)
+
+
+def test_learned_positions_are_added_before_a_fused_step():
+    model = make(n_layer=2, position="learned")
+    idx = some_ids(2, BLOCK)
+    expected = model(torch.from_numpy(idx)).detach().numpy()[:, 4:]
+    model.to(DEVICE)
+    reader = CachedTransformer(model, 2, BLOCK, FusedStep(model))
+    np.testing.assert_allclose(one_by_one(reader, idx, 5), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.3, 1e-3, 0.0])
+def test_a_gpu_chooses_what_the_cpu_would(temperature):
+    """At 1e-3 most probabilities are 0, which no uniform number may select."""
+    V, B, N = 70, 40, 4  # noqa: N806
+    generator = np.random.default_rng(0)
+    logits = generator.normal(size=(B, V)).astype(np.float32)
+    logits[:, 60] = logits.max(-1)  # a tie: the first is taken
+    uniform = generator.random((N, B))
+    uniform[:, 0], uniform[:, 1] = 0, 1 - 2**-53
+    on_device = [
+        torch.from_numpy(np.asarray(x)).to(DEVICE)
+        for x in (logits, uniform, np.float64(temperature), np.int64(3 * N + 2))
+    ]
+    idx = torch.full((B, 1), -1, device=DEVICE)
+    ids = torch.full((N, B), -1, device=DEVICE)
+    kept = torch.zeros(N, B, V, device=DEVICE)
+    FusedStep(make().to(DEVICE)).sample(*on_device, idx, ids, kept)
+    expected = choose(logits_to_probs(logits, Sampling(temperature=temperature)), uniform[2])
+    assert idx[:, 0].tolist() == ids[2].tolist() == expected.tolist()
+    np.testing.assert_array_equal(kept[2].cpu().numpy(), logits)
+    others = torch.arange(N) != 2
+    assert (ids.cpu()[others] == -1).all()
+    assert (kept.cpu()[others] == 0).all()
