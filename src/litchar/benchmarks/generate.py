@@ -51,7 +51,9 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Return a row for each size, batch size and sampler: median and range of ms per step.
 
     Weights are random, not trained. The samplers take turns, each starting from a full context, so
-    the time is the steady state of a long text; it excludes loading and a warm-up.
+    the time is the steady state of a long text; it excludes loading and a warm-up. nanoGPT computes
+    as its sample.py does by default: on a GPU in mixed bfloat16. There it has another row for
+    float32, in which ours computes.
 
     Raises:
         UserError: a batch size is below 1, or `--peer` has no model.py.
@@ -66,7 +68,10 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
         n = max(1, int(options.characters * share))
         samplers = {f"litchar, {kind}": _ours(device, sizes, kind) for kind in KINDS}
         if options.peer:
-            samplers = {"nanoGPT": _peer(options.peer, device, sizes)} | samplers
+            peers = {"nanoGPT": _peer(options.peer, device, sizes, mixed=device.type != "cpu")}
+            if device.type != "cpu":
+                peers["nanoGPT, float32"] = _peer(options.peer, device, sizes, mixed=False)
+            samplers = peers | samplers
         for batch in options.batch:
             times: dict[str, list[float]] = {sampler: [] for sampler in samplers}
             for _ in range(options.repeats):
@@ -92,9 +97,9 @@ Sample = Callable[[int, int], float]  # batch size and characters -> seconds
 
 def _ours(device: "torch.device", sizes: dict[str, Any], kind: str) -> Sample:
     import numpy as np
-    import torch
 
     from litchar.generation import Sampling, generate
+    from litchar.generation.ahead import GROUP
     from litchar.models import Transformer
 
     model = Transformer(VOCAB_SIZE, **sizes, **({"init": "torch"} | KINDS[kind])).to(device).eval()
@@ -102,20 +107,19 @@ def _ours(device: "torch.device", sizes: dict[str, Any], kind: str) -> Sample:
 
     def sample(batch: int, n: int) -> float:
         idx = np.zeros((batch, model.block_size), dtype=np.int64)
-        steps = generate(model, idx, n + 3, sampling)
+        # On a GPU steps are computed ahead: as far ahead at the end of the measurement as before.
+        steps = generate(model, idx, 3 + n + 2 * GROUP, sampling)
         for _ in range(3):
             next(steps)
         began = time.perf_counter()
-        for _ in steps:
-            pass
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        for _ in range(n):
+            next(steps)
         return time.perf_counter() - began
 
     return sample
 
 
-def _peer(directory: Path, device: "torch.device", sizes: dict[str, Any]) -> Sample:
+def _peer(directory: Path, device: "torch.device", sizes: dict[str, Any], mixed: bool) -> Sample:
     import torch
 
     spec = importlib.util.spec_from_file_location("peer_model", directory / "model.py")
@@ -128,7 +132,8 @@ def _peer(directory: Path, device: "torch.device", sizes: dict[str, Any]) -> Sam
 
     def sample(batch: int, n: int) -> float:
         idx = torch.zeros((batch, config.block_size), dtype=torch.int64, device=device)
-        with torch.no_grad():
+        torch.backends.cuda.matmul.allow_tf32 = mixed
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=mixed):
             model.generate(idx, 3, temperature=0.8, top_k=200)
             began = time.perf_counter()
             model.generate(idx, n, temperature=0.8, top_k=200)
