@@ -1,6 +1,7 @@
 """Sphinx configuration; build with `sphinx-build -W docs site`."""
 
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -36,6 +37,7 @@ apidoc_modules = [
     }
 ]
 default_role = "code"  # docstrings write `names` as Markdown does
+autodoc_mock_imports = [] if find_spec("triton") else ["triton"]
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 autodoc_member_order = "bysource"

@@ -9,6 +9,7 @@ from litchar.generation.cached import CachedTransformer
 from litchar.generation.sampling import Sampling, choose, logits_to_probs
 
 pytest.importorskip("triton", reason="needs Triton: pip install triton")
+from litchar.generation import fused
 from litchar.generation.fused import FusedStep
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -24,7 +25,15 @@ OPTIONS = [
 
 @pytest.mark.parametrize("options", OPTIONS)
 def test_fused_steps_are_attention_under_a_sliding_window(options):
-    model = make(n_layer=1, **options)
+    compare_steps(make(n_layer=1, **options))
+
+
+def test_the_cache_is_attended_to_in_parts(monkeypatch):
+    monkeypatch.setattr(fused, "TILE", 8)  # 4 positions at a time, as with a large block size
+    compare_steps(make(n_layer=1))
+
+
+def compare_steps(model):
     idx = some_ids(2, BLOCK + 4)
     expected = windowed(model, idx)[:, 3:]
     model.to(DEVICE)

@@ -5,6 +5,7 @@ waits for the previous one. So there are as few as possible: a norm or an activa
 product that follows it. And with programmatic dependent launch (`PDL`), on NVIDIA GPUs of compute
 capability 9 or above, a kernel starts before the previous one has finished, and loads its weights
 and its part of the cache while it waits: 0.07 ms per step instead of 0.14 (10.7M parameters, H200).
+Before it has waited, a kernel may read only what no kernel of the same step writes.
 
 All numbers are float32. A pointer is None if the model has no such thing.
 """
@@ -116,9 +117,9 @@ def attention(
     for start in tl.static_range(0, T, BLOCK_T):
         t = start + tl.arange(0, BLOCK_T)
         at = cache + t[:, None] * D + d[None, :]
-        cached = ((t < n_seen) & (t != slot))[:, None] & (d < D)[None, :]
-        keys = tl.load(keys_ptr + at, mask=cached, other=0.0)
-        values = tl.load(values_ptr + at, mask=cached, other=0.0)
+        inside = (t < n_seen)[:, None] & (d < D)[None, :]
+        keys = tl.load(keys_ptr + at, mask=inside, other=0.0)
+        values = tl.load(values_ptr + at, mask=inside, other=0.0)
         if start == 0:
             if PDL:
                 gdc_launch_dependents()
@@ -210,13 +211,13 @@ def sample(
     It goes to `next`, and together with the logits to entry `position % N` of `ids` and `kept`.
     """
     row = tl.program_id(0)
-    entry = (tl.load(position_ptr) % N) * B + row
-    uniform = tl.load(uniform_ptr + entry)
-    temperature = tl.load(temperature_ptr)
     v = tl.arange(0, BLOCK_V)
+    temperature = tl.load(temperature_ptr)
     if PDL:
         gdc_launch_dependents()
         gdc_wait()
+    entry = (tl.load(position_ptr) % N) * B + row
+    uniform = tl.load(uniform_ptr + entry)
     logits = tl.load(logits_ptr + row * V + v, mask=v < V, other=-float("inf"))
     tl.store(kept_ptr + entry * V + v, logits, mask=v < V)
     best = tl.max(logits, 0)
