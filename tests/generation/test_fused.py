@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from test_readers import BLOCK, make, one_by_one, some_ids, windowed
 
 from litchar.generation.cached import CachedTransformer
@@ -25,15 +26,7 @@ OPTIONS = [
 
 @pytest.mark.parametrize("options", OPTIONS)
 def test_fused_steps_are_attention_under_a_sliding_window(options):
-    compare_steps(make(n_layer=1, **options))
-
-
-def test_the_cache_is_attended_to_in_parts(monkeypatch):
-    monkeypatch.setattr(fused, "TILE", 8)  # 4 positions at a time, as with a large block size
-    compare_steps(make(n_layer=1))
-
-
-def compare_steps(model):
+    model = make(n_layer=1, **options)
     idx = some_ids(2, BLOCK + 4)
     expected = windowed(model, idx)[:, 3:]
     model.to(DEVICE)
@@ -48,6 +41,25 @@ def test_learned_positions_are_added_before_a_fused_step():
     model.to(DEVICE)
     reader = CachedTransformer(model, 2, BLOCK, FusedStep(model))
     np.testing.assert_allclose(one_by_one(reader, idx, 5), expected, atol=1e-5, rtol=0)
+
+
+def test_a_long_cache_is_attended_to_in_parts(monkeypatch):
+    monkeypatch.setattr(fused, "TILE", 8)  # 4 positions of width 8 at a time
+    torch.manual_seed(0)
+    model = make(n_layer=1, qk_norm=False, position="learned").to(DEVICE)
+    cache = CachedTransformer(model, 2, BLOCK)
+    (keys,), (values,) = cache.keys, cache.values
+    for new in (keys, values):
+        new.normal_()
+    cache.position.fill_(6)
+    qkv = 3 * torch.randn(2, 48, device=DEVICE)
+    y = FusedStep(model).attend(qkv, model.blocks[0].attention, keys, values, cache)
+    q, k, v = qkv.view(2, 3, 2, 8).unbind(1)  # (B, H, D)
+    torch.testing.assert_close(keys[:, :, 6], k)
+    torch.testing.assert_close(values[:, :, 6], v)
+    seen = (x[:, :, :7] for x in (keys, values))
+    expected = F.scaled_dot_product_attention(q[:, :, None], *seen).flatten(1)
+    torch.testing.assert_close(y, expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.3, 1e-3, 0.0])
