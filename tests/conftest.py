@@ -26,7 +26,7 @@ import pytest
 import torch
 
 if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported, as Lightning does
+    os.environ["TRITON_INTERPRET"] = "1"  # read when Lightning imports Triton
 
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf

@@ -62,13 +62,7 @@ def test_a_strategy_of_several_gpus_trains_on_one_too(train, trainer):
     assert summary(train(*setting))["status"] == "completed"
 
 
-OPTIONS = [
-    {},
-    {"norm": "layer", "bias": True, "activation": "gelu", "qk_norm": False},
-    {"activation": "relu2", "logit_cap": 2.0, "n_head": 1, "n_embd": 24},
-    {"activation": "gelu_tanh", "position": "learned", "ngrams": [[2, 50, 8]]},
-    {"activation": "relu", "head_bias": True, "n_hidden": 100},
-]
+OPTIONS = [{}, {"position": "learned", "norm": "layer", "bias": True, "ngrams": [[2, 50, 8]]}]
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 40])
@@ -78,7 +72,7 @@ def test_a_captured_step_says_what_the_model_says(options, batch_size):
 
 
 @pytest.mark.parametrize("batch_size", [1, 40])
-@pytest.mark.parametrize("options", [{}, {"position": "learned"}])
+@pytest.mark.parametrize("options", OPTIONS)
 def test_without_triton_it_is_a_step_in_torch(options, batch_size, monkeypatch):
     def fails(*args):
         raise RuntimeError("Failed to find C compiler. Please specify via CC")
@@ -115,6 +109,7 @@ def test_what_is_sampled_ahead_is_what_would_be_chosen(n, batch_size, temperatur
     prompt = np.random.default_rng(0).integers(13, size=(batch_size, 5))
     chooser, idx = Chooser(sampling, range(7, 7 + batch_size)), prompt
     prepared = Prepared(model)
+    assert prepared.fused is not None
     steps = list(generate(prepared, prompt, n, sampling, range(7, 7 + batch_size)))
     assert len(steps) == n
     with torch.inference_mode():

@@ -1,5 +1,6 @@
 """Devices: which one a model runs on, its matmul precision, and CUDA graph capture."""
 
+import threading
 from collections.abc import Callable
 from functools import cache
 
@@ -81,6 +82,9 @@ def _fastest_float32(device: torch.device) -> str:
     return "medium" if is_amds and cpu["avx512_f"] and not cpu["amx_tile"] else "highest"
 
 
+_CAPTURING = threading.Lock()
+
+
 def capture(
     work: Callable[[], None], device: torch.device, undo: Callable[[], None] = lambda: None
 ) -> torch.cuda.CUDAGraph:
@@ -92,32 +96,34 @@ def capture(
     memory of a graph that is gone, as each generated text leaves behind, is of no use to another
     graph, and torch does not release it during a capture.
 
-    Other threads may use the GPU meanwhile. The cuBLAS workspace lies in the graph's own memory
-    pool: elsewhere it would be freed under the graph as soon as Lightning releases unused memory.
+    Other threads may use the GPU meanwhile; if they capture, they wait. The cuBLAS workspace lies
+    in the memory pool of the graph: elsewhere it would be freed under the graph as soon as
+    Lightning releases unused memory.
 
     Args:
         work: run three times first as a warm-up, since what runs for the first time cannot be
             captured.
         undo: reverts the effects of each warm-up run.
     """
-    graph, stream = torch.cuda.CUDAGraph(), _capturing_stream(device)
-    stream.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            work()
-            undo()
-        torch.cuda.synchronize(device)
-        torch._C._cuda_clearCublasWorkspaces()
-        free, total = torch.cuda.mem_get_info(device)
-        if free < total // 4:
-            torch.cuda.empty_cache()
-        graph.capture_begin(capture_error_mode="thread_local")
-        try:
-            work()
-        finally:
-            graph.capture_end()
+    with _CAPTURING:
+        graph, stream = torch.cuda.CUDAGraph(), _capturing_stream(device)
+        stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                work()
+                undo()
+            torch.cuda.synchronize(device)
             torch._C._cuda_clearCublasWorkspaces()
-    torch.cuda.current_stream(device).wait_stream(stream)
+            free, total = torch.cuda.mem_get_info(device)
+            if free < total // 4:
+                torch.cuda.empty_cache()
+            graph.capture_begin(capture_error_mode="thread_local")
+            try:
+                work()
+            finally:
+                graph.capture_end()
+                torch._C._cuda_clearCublasWorkspaces()
+        torch.cuda.current_stream(device).wait_stream(stream)
     return graph
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.util
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -41,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--characters",
         type=int,
         default=2000,
-        help="characters to sample (2000); a tenth for 10.65M and up",
+        help="characters to sample (2000), rounded up to a multiple of 16; a tenth for 10.65M",
     )
     parser.add_argument("--batch", type=int, nargs="+", default=[1], help="batch sizes (1)")
     parser.add_argument("--device", help="cpu or cuda (the best available)")
@@ -59,13 +60,14 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
         UserError: a batch size is below 1, or `--peer` has no model.py.
     """
     from litchar.device import choose_device
+    from litchar.generation.ahead import GROUP
 
     device = choose_device(options.device)
     for batch in options.batch:
         check_integer("--batch", batch, 1)
     rows = []
     for name, sizes, share in SIZES:
-        n = max(1, int(options.characters * share))
+        n = GROUP * math.ceil(options.characters * share / GROUP)
         samplers = {f"litchar, {kind}": _ours(device, sizes, kind) for kind in KINDS}
         if options.peer:
             peers = {"nanoGPT": _peer(options.peer, device, sizes, mixed=device.type != "cpu")}

@@ -2,17 +2,14 @@
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from litchar.generation.cached import CachedTransformer
 
-if TYPE_CHECKING:
-    from litchar.generation.fused import FusedStep
-
 GROUP = 16  # steps that are launched together
+MOST_LOGITS = 2**24  # of a group; a larger vocabulary or batch has smaller groups
 
 
 class Ahead:
@@ -22,22 +19,20 @@ class Ahead:
     it stops asking, up to two groups have been computed in vain.
 
     Args:
-        reader: has read the prompt; it now belongs to this object.
-        fused: does the sampling.
+        reader: has read the prompt, and has a `fused` step; it now belongs to this object.
         ids: the ids that follow the prompt: (B,) int64
         temperature: 0 for the likeliest ids.
     """
 
-    def __init__(
-        self, reader: CachedTransformer, fused: "FusedStep", ids: np.ndarray, temperature: float
-    ) -> None:
+    def __init__(self, reader: CachedTransformer, ids: np.ndarray, temperature: float) -> None:
         self.reader = reader
-        self.fused = fused
         self.device = reader.position.device
         self.idx = torch.from_numpy(ids[:, None]).to(self.device)
         self.temperature = torch.tensor(temperature, dtype=torch.float64, device=self.device)
+        B, V = len(ids), reader.model.head.out_features  # noqa: N806
+        self.group = max(1, min(GROUP, MOST_LOGITS // (B * V)))
         # The step after which n ids have been read has entry n % N of these.
-        N, B, V = 2 * GROUP, len(ids), reader.model.head.out_features  # noqa: N806
+        N = 2 * self.group  # noqa: N806
         self.uniform = Mirrored((N, B), torch.float64, self.device)
         self.ids = Mirrored((N, B), torch.int64, self.device)
         self.logits = Mirrored((N, B, V), torch.float32, self.device)
@@ -51,11 +46,11 @@ class Ahead:
         Args:
             draw: returns uniform numbers in [0, 1) for that many steps: (n, B) float64
         """
-        launched: deque[tuple[slice, torch.Event]] = deque()
+        launched: deque[tuple[slice, torch.cuda.Event]] = deque()
         while n or launched:
             if n:
-                first = (self.reader.n_read + 1) % (2 * GROUP)
-                count = min(n, GROUP - first % GROUP)
+                first = (self.reader.n_read + 1) % (2 * self.group)
+                count = min(n, self.group - first % self.group)
                 entries = slice(first, first + count)
                 launched.append((entries, self._launch(entries, draw(count))))
                 n -= count
@@ -66,7 +61,7 @@ class Ahead:
                 yield from zip(ids, logits, strict=True)
 
     @torch.inference_mode()
-    def _launch(self, entries: slice, uniform: np.ndarray) -> torch.Event:
+    def _launch(self, entries: slice, uniform: np.ndarray) -> torch.cuda.Event:
         """Launch the steps with these entries; return the event of their results' arrival."""
         self.uniform.here[entries] = torch.from_numpy(uniform)
         self.uniform.send(entries)
@@ -77,13 +72,13 @@ class Ahead:
         self.reader.n_read += len(uniform)
         self.ids.fetch(entries)
         self.logits.fetch(entries)
-        arrival = torch.Event(self.device)
-        arrival.record()
+        arrival: torch.cuda.Event = torch.cuda.current_stream(self.device).record_event()
         return arrival
 
     def _step(self) -> None:
         """Read `idx` and replace it by the ids sampled next."""
-        self.fused.sample(
+        assert self.reader.fused is not None
+        self.reader.fused.sample(
             self.reader.step(self.idx),
             self.uniform.there,
             self.temperature,

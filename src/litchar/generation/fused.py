@@ -1,4 +1,8 @@
-"""Fast decoding on a GPU: a transformer's step for one position, in five kernels per block."""
+"""Fast decoding on a GPU: a transformer's step for one position, mostly in Triton.
+
+A block takes five kernels of `litchar.generation.kernels`; for many texts only attention is one of
+them, and torch does the rest.
+"""
 
 from typing import TYPE_CHECKING
 
@@ -7,26 +11,24 @@ from torch import Tensor, nn
 from triton import next_power_of_2
 
 from litchar.generation import kernels
-from litchar.models.transformer import Block, CausalSelfAttention, Norm, Transformer
+from litchar.models.transformer import CausalSelfAttention, FeedForward, Norm
 
 if TYPE_CHECKING:
     from litchar.generation.cached import CachedTransformer
 
 # Measured on an H200: the fastest of those tried for 10.7M parameters and 256 cached positions.
-MOST_ROWS = 32  # more texts than that are multiplied faster by cuBLAS than by `kernels.linear`
-TILE = 4096  # weights that a program of `kernels.linear` loads; likewise cached keys
+MOST_ROWS = 32  # cuBLAS multiplies more rows than that faster than `kernels.linear`
+TILE = 4096  # weights that a program of `kernels.linear` loads; it goes for cached keys, too
 
 
 class FusedStep:
     """A transformer's step for the next id of each text, given the cache of the ids before.
 
     Args:
-        model: in evaluation mode, in float32, on a GPU that Triton supports.
+        device: a GPU that Triton supports; the model's weights are float32.
     """
 
-    def __init__(self, model: Transformer) -> None:
-        self.model = model
-        device = model.head.weight.device
+    def __init__(self, device: torch.device) -> None:
         nvidia = device.type == "cuda" and torch.version.hip is None
         overlap = nvidia and torch.cuda.get_device_capability(device) >= (9, 0)
         self.launch = {"PDL": True, "launch_pdl": True} if overlap else {"PDL": False}
@@ -43,9 +45,9 @@ class FusedStep:
             y = self.attend(qkv, attention, keys, values, cache)
             x = self.linear(y, attention.output, added=x)
             hidden = self.linear(x, feed_forward.input, norm=block.feed_forward_norm)
-            x = self.linear(hidden, feed_forward.output, of=block, added=x)
-        logits = self.linear(x, self.model.head, norm=self.model.norm)
-        cap = self.model.logit_cap
+            x = self.linear(hidden, feed_forward.output, activated_by=feed_forward, added=x)
+        logits = self.linear(x, cache.model.head, norm=cache.model.norm)
+        cap = cache.model.logit_cap
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
     def linear(
@@ -54,13 +56,13 @@ class FusedStep:
         layer: nn.Linear,
         *,
         norm: Norm | None = None,
-        of: Block | None = None,
+        activated_by: FeedForward | None = None,
         added: Tensor | None = None,
     ) -> Tensor:
-        """Return `layer(x) + added`, with x first normalised, or activated as `of` does it."""
+        """Return `layer(x) + added`, with x first normalised or activated: (B, in) -> (B, out)."""
         if len(x) > MOST_ROWS:
             x = x if norm is None else norm(x)
-            y: Tensor = layer(x if of is None else of.feed_forward.activate(x))
+            y: Tensor = layer(x if activated_by is None else activated_by.activate(x))
             return y if added is None else added + y
         N, C = layer.weight.shape  # noqa: N806
         y = x.new_empty(len(x), N)
@@ -77,7 +79,7 @@ class FusedStep:
             C,
             N,
             NORM=kind(norm),
-            ACTIVATION="none" if of is None else of.feed_forward.activation,
+            ACTIVATION="none" if activated_by is None else activated_by.activation,
             BLOCK_N=rows,
             BLOCK_C=width,
             num_warps=4,
@@ -99,6 +101,7 @@ class FusedStep:
         y = qkv.new_empty(B, H * D)
         width = next_power_of_2(D)
         few = B <= MOST_ROWS  # then a program may take all of a multiprocessor
+        part = min(next_power_of_2(T), max(1, (4 * TILE if few else TILE) // width))
         kernels.attention[(B, H)](
             qkv,
             *gain_and_shift(norm),
@@ -114,7 +117,8 @@ class FusedStep:
             T,
             D,
             NORM=kind(norm),
-            BLOCK_T=min(next_power_of_2(T), max(1, (4 * TILE if few else TILE) // width)),
+            UNROLLED=min(T, 4 * part),
+            BLOCK_T=part,
             BLOCK_D=width,
             num_warps=8 if few else 4,
             **self.launch,
@@ -156,7 +160,7 @@ class FusedStep:
             N,
             V,
             BLOCK_V=width,
-            num_warps=min(32, max(1, width // 128)),
+            num_warps=min(16, max(1, width // 128)),
             **self.launch,
         )
 

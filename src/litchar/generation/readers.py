@@ -46,7 +46,7 @@ class Prepared:
         if type(model) is Transformer:
             if self.on_cpu and weight.dtype == torch.float32:
                 self.lean = LeanTransformer(model)
-            if weight.is_cuda and weight.dtype == torch.float32:
+            if weight.is_cuda and weight.dtype == torch.float32 and model.block_size > 1:
                 self._try_fused(model)
             self.cached = self.fused is not None or self._caches_what_the_model_does(model)
 
@@ -55,7 +55,7 @@ class Prepared:
         try:
             from litchar.generation.fused import FusedStep
 
-            self.fused = FusedStep(model)
+            self.fused = FusedStep(model.head.weight.device)
             if not self._caches_what_the_model_does(model):
                 self.fused = None
         except torch.OutOfMemoryError:

@@ -1,6 +1,6 @@
 """Sampling: from logits to the next token, over and over."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import NamedTuple
@@ -192,11 +192,11 @@ def generate(
     sampling: Sampling = Sampling(),
     seeds: Sequence[int] | None = None,
     n_before: int = 0,
-) -> Iterator[Step]:
+) -> Generator[Step, None, None]:
     """Sample `max_new_tokens` ids for each text, yielding one `Step` at a time.
 
     On a CPU in float32 a text depends only on its prompt, its seed and the settings, not on the
-    other texts of the batch. On a GPU ids are sampled ahead of those yielded, see `Ahead`.
+    other texts of the batch. On a GPU ids are sampled ahead of those yielded where `Ahead` can.
 
     Args:
         model: in evaluation mode; to generate repeatedly, pass a `Prepared` one.
@@ -214,9 +214,9 @@ def generate(
             logits = reader.read(idx)
         ids = chooser.choose(idx, logits)
         yield Step(ids, logits)
-        if isinstance(reader, CachedTransformer) and reader.fused and sampling.scales_only:
-            temperature = 0.0 if sampling.is_greedy else sampling.temperature
-            ahead = Ahead(reader, reader.fused, ids, temperature)
+        simple = n_left and sampling.scales_only
+        if simple and isinstance(reader, CachedTransformer) and reader.fused is not None:
+            ahead = Ahead(reader, ids, 0.0 if sampling.is_greedy else sampling.temperature)
             yield from map(Step._make, ahead.steps(n_left, chooser.draw))
             return
         idx = ids[:, None]

@@ -183,5 +183,6 @@ def write(
             ended |= vocabulary.document is not None and step.ids == BOUNDARY
             if ended.all():
                 break
+        steps.close()  # what it holds on the GPU is no longer needed
         for row, seed in enumerate(batch):
             yield writing(iter([(int(i[row]), float(p[row])) for i, p in pairs]), seed)
