@@ -214,8 +214,12 @@ def generate(
             logits = reader.read(idx)
         ids = chooser.choose(idx, logits)
         yield Step(ids, logits)
-        simple = n_left and sampling.scales_only
-        if simple and isinstance(reader, CachedTransformer) and reader.fused is not None:
+        if (
+            n_left
+            and sampling.scales_only
+            and isinstance(reader, CachedTransformer)
+            and reader.fused
+        ):
             ahead = Ahead(reader, ids, 0.0 if sampling.is_greedy else sampling.temperature)
             yield from map(Step._make, ahead.steps(n_left, chooser.draw))
             return
