@@ -43,6 +43,7 @@ def test_what_cannot_be_is_refused_before_anything_is_measured(refused, tmp_path
     peer = ("--peer", str(tmp_path))
     assert "there is no model.py" in refused("generate", *peer, "--device", "cpu")
     assert "--batch=0: must be" in refused("generate", "--batch", "1", "0", "--device", "cpu")
+    assert "--characters=0: must be" in refused("generate", "--characters", "0", "--device", "cpu")
     assert "has no train.py" in refused("train", *peer, "--text", str(text))
     assert "there is no such file" in refused("train", "--text", nowhere)
 

@@ -57,12 +57,13 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     float32, in which ours computes.
 
     Raises:
-        UserError: a batch size is below 1, or `--peer` has no model.py.
+        UserError: a batch size or `--characters` is below 1, or `--peer` has no model.py.
     """
     from litchar.device import choose_device
     from litchar.generation.ahead import GROUP
 
     device = choose_device(options.device)
+    check_integer("--characters", options.characters, 1)
     for batch in options.batch:
         check_integer("--batch", batch, 1)
     rows = []
