@@ -27,7 +27,7 @@ class Ahead:
     def __init__(self, reader: CachedTransformer, ids: np.ndarray, temperature: float) -> None:
         self.reader = reader
         self.device = reader.position.device
-        self.idx = torch.from_numpy(ids[:, None]).to(self.device)
+        self.idx = torch.tensor(ids[:, None], device=self.device)
         self.temperature = torch.tensor(temperature, dtype=torch.float64, device=self.device)
         B, V = len(ids), reader.model.head.out_features  # noqa: N806
         self.group = max(1, min(GROUP, MOST_LOGITS // (B * V)))
