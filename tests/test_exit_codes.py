@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from litchar import benchmarks, cli
-from litchar.analysis import compare, report
+from litchar.analysis import compare, report, scaling
 
 
 @pytest.mark.parametrize("main", [compare.main, report.main, benchmarks.main])
@@ -21,6 +21,29 @@ def test_a_signal_ends_a_command_with_its_code_and_no_traceback(monkeypatch, mai
     with pytest.raises(SystemExit) as ended:
         main([])
     assert ended.value.code == 128 + signal.SIGINT
+
+
+@pytest.mark.parametrize(
+    ("main", "arguments"),
+    [
+        (compare.main, ["--what"]),
+        (compare.main, ["outputs", "--out"]),
+        (report.main, ["--what"]),
+        (scaling.main, ["--steps", "0"]),
+        (scaling.main, ["--steps", "many"]),
+        (benchmarks.main, []),
+        (benchmarks.main, ["train", "--what"]),
+        (benchmarks.main, ["train", "--repeats", "many"]),
+    ],
+)
+def test_a_wrong_command_line_is_refused_in_one_line(capsys, main, arguments):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    line = capsys.readouterr().err
+    assert line.startswith("error: ")
+    assert line.count("\n") == 1
+    assert "--help" in line or "at least 1" in line
 
 
 def test_a_name_that_no_file_can_have_is_named_in_one_line(capsys):

@@ -3,6 +3,7 @@
 Nothing heavy is imported here, so that `--help` and `--cfg job` respond instantly.
 """
 
+import argparse
 import contextlib
 import errno
 import gc
@@ -240,6 +241,14 @@ def exit_codes() -> Iterator[None]:
         if (line := _refused(error)) is None:
             raise
         exit_with(line)
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse's, which refuses a wrong command line in one line, without printing its usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Refuse the command line."""
+        raise UserError(f"{message}; see {self.prog} --help")
 
 
 _STDOUT = 1

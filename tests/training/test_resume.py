@@ -118,6 +118,20 @@ def test_a_run_that_goes_on_from_an_older_checkpoint_forgets_a_later_best(train)
         assert Checkpoint.load(went_on / "checkpoints/best.ckpt").step == found["best_step"] == 16
 
 
+def test_a_run_that_goes_back_to_before_its_first_validation_forgets_its_best(train):
+    line = ("trainer.val_check_interval=10", "scheduler=constant")
+    run_dir = train(*line)
+    assert Checkpoint.load(run_dir / "checkpoints/best.ckpt").step == 20
+    with pytest.raises(Interrupted):
+        train(*line, *stopped_at(7), name="early")
+    dies = ("+callbacks.dies._target_=conftest.Dies", "+callbacks.dies.step=8")
+    early = run_dir.with_name("early") / "checkpoints/last.ckpt"
+    shutil.copy(early, run_dir / "checkpoints/previous.ckpt")
+    with pytest.raises(ZeroDivisionError):
+        train(*line, *dies, f"resume={run_dir}/checkpoints/previous.ckpt")
+    assert not (run_dir / "checkpoints/best.ckpt").exists()
+
+
 def test_a_run_that_goes_back_and_is_killed_at_once_goes_on_from_there(train):
     line = (*SETTING, "trainer.val_check_interval=5")
     with pytest.raises(Interrupted):

@@ -8,7 +8,7 @@ from pathlib import Path
 from litchar.analysis.comparison import COSTS, At, Comparison, compare
 from litchar.analysis.comparison_tables import print_comparison, write_tables
 from litchar.analysis.runs import is_run
-from litchar.cli import exit_codes
+from litchar.cli import ArgumentParser, exit_codes
 from litchar.errors import UserError
 from litchar.terminal import Terminal
 
@@ -65,8 +65,8 @@ def _directory(text: str) -> Path:
     return Path(text)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
         prog="compare.py",
         description=__doc__,
         usage="compare.py PATH ... [--at KIND=NUMBER] [--out DIRECTORY]\n"

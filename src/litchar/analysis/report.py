@@ -3,14 +3,13 @@
 Heavy imports wait until a report is written, so that `--help` answers at once.
 """
 
-import argparse
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from litchar.cli import exit_codes, lasting_imports
+from litchar.cli import ArgumentParser, exit_codes, lasting_imports
 from litchar.errors import UserError
 from litchar.terminal import Terminal
 
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 @exit_codes()
 def main(arguments: list[str] | None = None) -> None:
     """Write the reports that the command line asks for."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="report.py",
         description="Write report.html into a run's directory (curves, samples, where the model "
         "is surprised, whether it copies, settings) or a sweep's (its runs side by side). The page "

@@ -5,7 +5,6 @@ one layer after the other, while the layers below are still being computed. Noth
 modelled: no stragglers, no memory traffic, no time for the optimiser.
 """
 
-import argparse
 import json
 import math
 import tempfile
@@ -14,7 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from litchar.cli import exit_codes
+from litchar.cli import ArgumentParser, exit_codes
+from litchar.errors import UserError
 from litchar.terminal import Terminal
 
 BYTES_OF_GRADIENT = 4  # per parameter; also of a gathered weight
@@ -262,7 +262,7 @@ def _timed(
 @exit_codes()
 def main(arguments: list[str] | None = None) -> None:
     """Print the simulated or the measured steps that the command line asks for."""
-    parser = argparse.ArgumentParser(prog="scaling.py", description=__doc__)
+    parser = ArgumentParser(prog="scaling.py", description=__doc__)
     parser.add_argument(
         "--measure", action="store_true", help="measure two processes on this machine"
     )
@@ -278,9 +278,9 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     least = min(options.characters, *options.devices, options.width, options.batch_size)
     if min(least, options.steps) < 1:
-        parser.error("numbers must be at least 1")
+        raise UserError("numbers must be at least 1")
     if options.measure and options.width % (2 * HEADS):
-        parser.error(
+        raise UserError(
             f"--width {options.width}: must be a multiple of {2 * HEADS}: the model has {HEADS} "
             "heads, which rotate pairs"
         )

@@ -1,6 +1,5 @@
 """Benchmarks: each measures one thing, prints medians and spread, and can write JSON."""
 
-import argparse
 import json
 import os
 import statistics
@@ -10,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from litchar.cli import exit_codes
+from litchar.cli import ArgumentParser, exit_codes
 from litchar.errors import UserError
 from litchar.terminal import Terminal
 
@@ -20,7 +19,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the benchmark named on the command line."""
     from litchar.benchmarks import dashboard, encode, generate, overhead, startup, train
 
-    parser = argparse.ArgumentParser(prog="benchmark.py", description=__doc__)
+    parser = ArgumentParser(prog="benchmark.py", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="BENCHMARK")
     for module in (train, overhead, dashboard, encode, startup, generate):
         name = module.__name__.rpartition(".")[2]

@@ -113,13 +113,14 @@ class Checkpoints(CheckpointCallback):
         """Start timing the interval between checkpoints.
 
         A run resumed from an older checkpoint, or in another directory, may lack the `best.ckpt`
-        of its recorded best step: then the next validation counts as the best.
+        of its recorded best step, or have one from later on: then the next validation counts as
+        the best.
         """
         self._agreement = Agreement()
         self._saved_at = time.monotonic()
         self.saved_step = self._tried_step = trainer.global_step
         has_best = trainer.is_global_zero and self._has_best()  # its disk counts
-        if self.metrics.best_step and not trainer.strategy.broadcast(has_best):
+        if not trainer.strategy.broadcast(has_best):
             self.metrics.best_step = 0
             if trainer.is_global_zero:  # what is there is of another step, or damaged
                 (self.directory / "best.ckpt").unlink(missing_ok=True)
