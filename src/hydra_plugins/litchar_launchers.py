@@ -201,7 +201,7 @@ class ParallelLauncher(_Launcher):
         workers = ProcessPoolExecutor(
             n_jobs,
             timeout=IDLE_SECONDS,
-            initializer=os.setpgrp,
+            initializer=_wait_for_jobs,
             env={"OMP_NUM_THREADS": threads},
         )
         outcomes: dict[int, Returned] = {}
@@ -211,7 +211,7 @@ class ParallelLauncher(_Launcher):
             while waiting or running:
                 while waiting and len(running) < n_jobs:
                     i = waiting.pop(0)
-                    running[workers.submit(jobs[i])] = i
+                    running[workers.submit(_run, jobs[i])] = i
                 for future in wait(running, return_when="FIRST_COMPLETED").done:
                     i = running[future]
                     try:
@@ -222,13 +222,33 @@ class ParallelLauncher(_Launcher):
                         outcomes[i] = self.ended(jobs[i], error)
                     del running[future]
         except Interrupted as interrupted:  # the workers' own process groups did not get it
-            for process in workers._processes:
-                os.kill(process, interrupted.signum)
+            for process in list(workers._processes):
+                with contextlib.suppress(ProcessLookupError):  # idle for too long
+                    os.kill(process, interrupted.signum)
             wait(running)
             raise
         finally:
             workers.shutdown(kill_workers=True)
         return outcomes, []
+
+
+def _wait_for_jobs() -> None:
+    """Set up a worker: a signal that comes while it is idle waits for its next job, if any. An
+    exception then would count as a death, for which joblib kills all workers."""
+    os.setpgrp()
+    signals.install()
+    signals.defer(True)
+
+
+def _run(job: Job) -> JobReturn:
+    """Run `job` in a worker."""
+    if signals.received():
+        return JobReturn(_return_value=Interrupted(signals.received()))
+    signals.defer(False)
+    try:
+        return job()
+    finally:
+        signals.defer(True)
 
 
 class RayLauncher(_Launcher):

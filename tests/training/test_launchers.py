@@ -121,6 +121,31 @@ def test_a_signal_to_a_sweep_saves_its_jobs(command, sweep, jobs, train, launche
         assert (job / "checkpoints/last.ckpt").exists()
 
 
+def test_a_signal_saves_the_job_that_runs_beside_an_idle_worker(command, tmp_path):
+    slow = ("data.batch_size=16384", "trainer.log_every_n_steps=1")  # steps that take a second
+    process = subprocess.Popen(
+        [
+            *command,
+            "launcher=parallel",
+            *slow,
+            *LAUNCHERS["parallel"],
+            "trainer.max_steps=1,1000000",
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    sweep = tmp_path / "outputs/sweeps/s"
+    wait_until(lambda: list(sweep.glob("*max_steps-1000000*/metrics.csv")), process)
+    wait_until(lambda: "completed: " in process.stdout.readline(), process)
+    (long,) = sweep.glob("*max_steps-1000000*")
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, output
+    assert summary(long)["status"] == "interrupted"
+    assert (long / "checkpoints/last.ckpt").exists()
+
+
 def test_a_job_that_its_cluster_preempts_is_put_back_and_goes_on(sweep, jobs, train):
     pytest.importorskip("submitit")
     preempted = (
