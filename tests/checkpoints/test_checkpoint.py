@@ -1,6 +1,8 @@
+import errno
 import os
 import pickle
 import resource
+import stat
 
 import pytest
 import torch
@@ -59,6 +61,15 @@ def test_a_failed_save_keeps_the_one_before_and_leaves_nothing(content, save, mo
         save(content | {"global_step": 8})
     assert path.read_bytes() == before
     assert os.listdir(path.parent) == ["model.ckpt"]
+
+
+def test_a_file_system_that_cannot_flush_a_directory_is_saved_to(content, save, monkeypatch):
+    def flush(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "fsync", flush)
+    assert Checkpoint.load(save(content)).step == 7
 
 
 @pytest.mark.parametrize("most_bytes", range(0, 1_700_000, 250_000))

@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import http.client
+import itertools
 import json
 import math
 import threading
@@ -320,6 +321,22 @@ def asked(url: str, **body):
     connection.request("POST", "/v1/completions", json.dumps(body), headers)
     with contextlib.closing(connection):
         yield connection
+
+
+def test_of_several_texts_of_which_one_fails_none_goes_on(directory, monkeypatch):
+    with serving(directory, LETTERS, "failing", at_once=3) as (url, served):
+        opened = served.model.open
+        calls = itertools.count(1)
+
+        def open_two(*sizes):
+            if next(calls) == 3:
+                raise torch.OutOfMemoryError
+            return opened(*sizes)
+
+        monkeypatch.setattr(served.model, "open", open_two)
+        body = {"model": "failing", "prompt": "a", "n": 3, "max_tokens": 10**6}
+        assert httpx.post(f"{url}/v1/completions", json=body).status_code == 500
+        wait_until(url, writing=0)
 
 
 def test_what_has_no_room_to_wait_is_refused_and_all_else_is_written(directory):

@@ -1,5 +1,6 @@
 """Checkpoint files: written atomically, verified by checksum, loaded as plain data."""
 
+import errno
 import hashlib
 import os
 import zipfile
@@ -102,9 +103,13 @@ def _sha256(file: BinaryIO, length: int) -> bytes:
 
 
 def flush_directory(directory: Path) -> None:
-    """Sync `directory` to disk, so that a rename in it survives a power cut."""
+    """Sync `directory` to disk, so that a rename in it survives a power cut; some file systems,
+    such as those of shared folders, cannot."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
     finally:
         os.close(descriptor)

@@ -175,12 +175,15 @@ class TextDataModule(L.LightningDataModule):
 
         The sample has windows of the same length, at least `train_sample` tokens in all, or the
         whole split if that is shorter. With `trainer.overfit_batches` it is the batches trained on.
+        There is none where `trainer.limit_val_batches` is a share that leaves no batch of it.
         """
         if self.trainer.overfit_batches:  # type: ignore[attr-defined]  # set dynamically
             return [*self._sequential("val"), self._loader("train", self._random_windows())]
-        if not self.train_sample:
-            return self._sequential("val")
-        return [*self._sequential("val"), *self._sequential("train", self.train_sample)]
+        sample = self._sequential("train", self.train_sample) if self.train_sample else []
+        limit = self.trainer.limit_val_batches
+        if isinstance(limit, float) and any(limit * len(loader) < 1 for loader in sample):
+            sample = []  # Lightning would refuse the whole run
+        return [*self._sequential("val"), *sample]
 
     def test_dataloader(self) -> list[DataLoader[Batch]]:
         """Return the loaders of the test split."""

@@ -415,10 +415,13 @@ def build(served: Completions) -> FastAPI:
             return StreamingResponse(
                 events(choices, head, bool(options.include_usage)), media_type="text/event-stream"
             )
-        wholes = await unless_gone(request, asyncio.gather(*(choice.whole() for choice in choices)))
-        if wholes is None:
+        work = asyncio.gather(*(choice.whole() for choice in choices))
+        try:
+            wholes = await unless_gone(request, work)
+        finally:  # if the client is gone, or one of the texts failed
             for choice in choices:
                 choice.cancel()
+        if wholes is None:
             return Response(status_code=CLIENT_CLOSED_REQUEST)
         answers = [{"index": i} | whole for i, whole in enumerate(wholes)]
         answer = head | {"choices": answers, "usage": usage(choices)}
