@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from litchar.data import TextDataModule
-from litchar.data.windows import IGNORED, document_starts, random_offsets
+from litchar.data.windows import IGNORED, document_starts, random_words
 from litchar.errors import UserError
 
 BLOCK = 8
@@ -72,7 +72,7 @@ def test_a_window_that_starts_at_a_document_is_a_function_of_seed_and_index(make
     data = make_data()
     tokens = data.splits["train"]
     places = document_starts(tokens.numpy(), BLOCK)
-    starts = places[random_offsets(3, 0, 5 * 6, len(places))]
+    starts = places[random_words(3, 0, 5 * 6) % np.uint64(len(places))]
     rows = [row for batch in first_batches(data, 5) for row in zip(*batch, strict=True)]
     for start, (idx, targets) in zip(starts, rows, strict=True):
         behind = tokens[start + 1 : start + 1 + BLOCK].long()
@@ -95,8 +95,8 @@ def test_gathering_on_the_device_changes_no_window(make_data):
 def test_without_being_asked_windows_of_documents_begin_anywhere(make_data):
     data = make_data(start_at_document=False)
     idx, _ = first_batches(data, 1)[0]
-    offsets = random_offsets(3, 0, 6, len(data.splits["train"]) - BLOCK)
-    assert idx.tolist() == [data.splits["train"][i : i + BLOCK].tolist() for i in offsets]
+    offsets = random_words(3, 0, 6) % np.uint64(len(data.splits["train"]) - BLOCK)
+    assert idx.tolist() == [data.splits["train"][int(i) :][:BLOCK].tolist() for i in offsets]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 
 from conftest import summary
 from litchar.data import TextDataModule
-from litchar.data.windows import RandomWindows, Span, document_starts, mixture_offsets
+from litchar.data.windows import RandomWindows, Span, document_starts, random_places
 from litchar.errors import UserError
 from litchar.text import Text
 from litchar.text.store import boundaries
@@ -84,7 +84,7 @@ def test_a_window_of_a_mixture_is_a_function_of_seed_and_number(texts):
     by_four = np.concatenate([windows(data, 4).offsets(k) for k in range(15)])
     by_ten = np.concatenate([windows(data, 10).offsets(k) for k in range(6)])
     assert by_four.tolist() == by_ten.tolist()
-    other = mixture_offsets(4, 0, 60, [2 / 3, 1 / 3], np.array([0, 5400]), np.array([5392, 7192]))
+    other = random_places(4, 0, 60, [2 / 3, 1 / 3], np.array([0, 5400]), np.array([5392, 7192]))
     assert by_four.tolist() != other.tolist()
 
 

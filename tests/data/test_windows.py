@@ -11,10 +11,14 @@ from litchar.data.windows import (
     RandomWindows,
     SequentialWindows,
     gather,
-    random_offsets,
+    random_places,
 )
 
 # Random offsets
+
+
+def random_offsets(seed: int, start: int, count: int, places: int) -> np.ndarray:
+    return random_places(seed, start, count, [1.0], np.array([0]), np.array([places]))
 
 
 @pytest.mark.parametrize("seed", [0, 1337, 2**63])

@@ -21,7 +21,7 @@ from litchar.checkpoints import Checkpoint
 from litchar.generation import Sampling, generate
 from litchar.generation.readers import Prepared
 from litchar.serving.completions import Completions, Limits, RefusedError, build
-from litchar.serving.pieces import name_of
+from litchar.serving.pieces import token_name
 from litchar.text import ByteVocabulary, Vocabulary
 
 LETTERS = Vocabulary("abcdefgh \n")
@@ -406,7 +406,7 @@ def test_bytes_make_up_characters_and_a_clean_prompt_is_read(directory):
     ids=repr,
 )
 def test_every_token_has_a_name_of_its_own(vocabulary):
-    names = [name_of(vocabulary, token) for token in range(len(vocabulary))]
+    names = [token_name(vocabulary, token) for token in range(len(vocabulary))]
     assert len(set(names)) == len(vocabulary)
     if vocabulary.unit == "byte":
         assert [names[token] for token in vocabulary.encode("aé")] == [

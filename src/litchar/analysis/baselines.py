@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 from backports import zstd
 from omegaconf import DictConfig
-from rich.table import Table
 
 from litchar.errors import UserError, check_integer, is_number
 from litchar.terminal import Terminal
@@ -42,20 +41,12 @@ def run(config: DictConfig) -> list[Yardstick]:
         found = count_yardsticks(text, store, config.order, config.memory_gb * 1e9)
     with terminal.status("Compressing"):
         found += compress(text, store)
-    terminal.print(_table(found))
+    rows = [
+        (row.name, f"{row.bits_per_character:.3f}", f"{row.bits_per_byte:.3f}", row.note)
+        for row in found
+    ]
+    terminal.print(terminal.table(("yardstick", "# bits/character", "# bits/byte", ""), rows))
     return found
-
-
-def _table(found: list[Yardstick]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    table.add_column("yardstick", style="bold")
-    table.add_column("bits/character", justify="right")
-    table.add_column("bits/byte", justify="right")
-    table.add_column(overflow="fold")
-    for row in found:
-        figures = (f"{row.bits_per_character:.3f}", f"{row.bits_per_byte:.3f}")
-        table.add_row(row.name, *figures, row.note)
-    return table
 
 
 def _gzip(data: bytes) -> bytes:

@@ -26,21 +26,21 @@ from litchar.training.callbacks import is_validation, language_model, metrics_of
 from litchar.training.checkpointing import is_validated
 from litchar.training.sharding import full
 
-# The Custom Scalars page: category -> chart -> patterns of the tags that it shows.
+# The Custom Scalars page: category -> chart -> its kind, and patterns of the tags that it shows.
 LAYOUT = {
     "Loss": {
-        "training and validation (nats)": ["^train/loss$", "^val/loss$"],
-        "bits per character": ["^val/bpc$"],
+        "training and validation (nats)": ["Multiline", ["^train/loss$", "^val/loss$"]],
+        "bits per character": ["Multiline", ["^val/bpc$"]],
     },
     "Steps": {
-        "speed (characters per second)": ["^speed/chars_per_second$"],
-        "learning rate": ["^lr$"],
-        "gradient norm": ["^grad_norm$"],
+        "speed (characters per second)": ["Multiline", ["^speed/chars_per_second$"]],
+        "learning rate": ["Multiline", ["^lr$"]],
+        "gradient norm": ["Multiline", ["^grad_norm$"]],
     },
     "Layers": {
-        "update / weight": ["^weights/update_ratio/"],
-        "root mean square of outputs": ["^activations/rms/"],
-        "largest output": ["^activations/max/"],
+        "update / weight": ["Multiline", ["^weights/update_ratio/"]],
+        "root mean square of outputs": ["Multiline", ["^activations/rms/"]],
+        "largest output": ["Multiline", ["^activations/max/"]],
     },
 }
 

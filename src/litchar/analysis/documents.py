@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from rich.table import Table
-from rich.text import Text
 from torch import Tensor, nn
 
 from litchar.atomic import atomic_write
@@ -103,11 +101,11 @@ def report(
         f"{losses.std():.4f}, least {least:.4f}, median {middle:.4f}, most {most:.4f})"
     )
     rates = losses / counts
-    table = Table("nats", f"per {vocabulary.unit}", "worst documents", box=None, pad_edge=False)
+    worst = []
     for i in np.argsort(-rates, kind="stable")[:WORST]:
         shown = printable(" ".join(_text(i, edges, tokens, vocabulary).split()))
-        table.add_row(f"{losses[i]:.3f}", f"{rates[i]:.3f}", Text(shown))
-    terminal.print(table)
+        worst.append((f"{losses[i]:.3f}", f"{rates[i]:.3f}", shown))
+    terminal.print(terminal.table(("nats", f"per {vocabulary.unit}", "worst documents"), worst))
     if place is not None:
         rows = [
             {

@@ -53,7 +53,7 @@ class Run:
         if not is_run(path):
             what = "not a run's directory (it has no summary.json)"
             raise UserError(f"{path}: {what if path.is_dir() else 'no such directory'}")
-        typed = _typed(path)
+        typed = _lines(path)[0]
         return cls(
             path,
             _json(path / "summary.json"),
@@ -73,7 +73,7 @@ class Run:
     @cached_property
     def choices(self) -> dict[str, Any]:
         """The choice of each config group, as Hydra recorded it."""
-        hydra = _yaml(_typed(self.path) / "hydra.yaml") or {}
+        hydra = _yaml(_lines(self.path)[0] / "hydra.yaml") or {}
         found: dict[str, Any] = hydra.get("hydra", {}).get("runtime", {}).get("choices", {})
         return found
 
@@ -116,11 +116,6 @@ def _lines(path: Path) -> list[Path]:
     resumed = (path / ".hydra").glob("resumed-*")
     last_first = sorted(resumed, key=lambda place: (len(place.name), place.name), reverse=True)
     return [*last_first, path / ".hydra"]
-
-
-def _typed(path: Path) -> Path:
-    """Return where Hydra recorded the latest command line."""
-    return _lines(path)[0]
 
 
 def _overrides(path: Path) -> list[str]:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -54,8 +55,7 @@ def transfer_weights(
     """
     old_ids = {symbol: i for i, symbol in enumerate(parent.vocabulary.symbols)}
     new_ids = {symbol: i for i, symbol in enumerate(vocabulary.symbols) if symbol in old_ids}
-    old_rows = torch.tensor([old_ids[symbol] for symbol in new_ids], dtype=torch.int64)
-    new_rows = torch.tensor(list(new_ids.values()), dtype=torch.int64)
+    old_rows, new_rows = [old_ids[symbol] for symbol in new_ids], list(new_ids.values())
     with torch.device("meta"):
         small, large = build(2).state_dict(), build(3).state_dict()
 
@@ -89,10 +89,6 @@ def transfer_weights(
     return matched, len(vocabulary) - matched, len(parent.vocabulary) - matched
 
 
-def _rows(tensor: Tensor, dimensions: list[int], rows: Tensor) -> tuple[Tensor, ...]:
+def _rows(tensor: Tensor, dimensions: list[int], rows: list[int]) -> tuple[np.ndarray, ...]:
     """Return the index that selects `rows` along `dimensions` and everything along the others."""
-    index = []
-    for i, size in enumerate(tensor.shape):
-        picked = rows if i in dimensions else torch.arange(size)
-        index.append(picked.view(-1, *[1] * (tensor.ndim - 1 - i)))
-    return tuple(index)
+    return np.ix_(*(rows if i in dimensions else range(n) for i, n in enumerate(tensor.shape)))

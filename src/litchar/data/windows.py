@@ -17,31 +17,16 @@ LOT = 64  # batches whose offsets are drawn at once, which takes hardly longer t
 CHOICE = 1 << 64  # added to the seed: the key of the generator that picks a mixture's corpus
 
 
-def random_offsets(seed: int, start: int, count: int, places: int) -> np.ndarray:
-    """Return the offsets of the random windows `start` to `start + count - 1` of a run.
-
-    Window i depends only on (seed, i): it is word i of the counter-based generator Philox-4x64
-    (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011), modulo `places`.
-
-    Args:
-        places: the number of places where a window may start.
-
-    Returns:
-        offsets from 0 to `places - 1`: (count,) int64
-    """
-    offsets: np.ndarray = random_words(seed, start, count) % np.uint64(places)
-    return offsets.astype(np.int64)
-
-
 def random_words(key: int, start: int, count: int) -> np.ndarray:
-    """Return words `start` to `start + count - 1` of Philox with this key: (count,) uint64."""
+    """Return words `start` to `start + count - 1` of the counter-based generator Philox-4x64
+    (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011): (count,) uint64."""
     words_a_block = 4
     first_block, skipped = divmod(start, words_a_block)
     words: np.ndarray = np.random.Philox(key=key, counter=first_block).random_raw(skipped + count)
     return words[skipped:]
 
 
-def mixture_offsets(
+def random_places(
     seed: int,
     start: int,
     count: int,
@@ -49,12 +34,13 @@ def mixture_offsets(
     firsts: np.ndarray,
     ends: np.ndarray,
 ) -> np.ndarray:
-    """Return the places of the random windows `start` to `start + count - 1` of a mixture.
+    """Return the places of the random windows `start` to `start + count - 1` of a run.
 
-    For window i, word i of one generator picks the corpus and word i of another the place in it.
+    Window i depends only on (seed, i): word i of one generator picks the corpus and word i of
+    another the place in it.
 
     Args:
-        weights: probability of each corpus; they sum to 1.
+        weights: probability of each corpus of a mixture, or of the only one; they sum to 1.
         firsts: the first place of each corpus: (K,) int64
         ends: one past the last place of each corpus: (K,) int64
 
@@ -171,7 +157,7 @@ class RandomWindows(_Windows):
         tokens: the split to gather from.
         batch_size: B, over all ranks.
         starts: offsets where a window may start, from `document_starts`; None: anywhere.
-        mixture: (weight, start, stop) of each corpus in the split, if there are several.
+        mixture: (weight, start, stop) of each corpus in the split; by default there is one.
     """
 
     def __init__(
@@ -186,16 +172,14 @@ class RandomWindows(_Windows):
         mixture: Sequence[tuple[float, int, int]] = (),
     ) -> None:
         super().__init__(tokens, block_size)
-        self.places = self.length - block_size if starts is None else len(starts)
+        mixture = mixture or [(1.0, 0, self.length)]
         self.weights = [weight for weight, _, _ in mixture]
-        firsts, ends = ([part[i] for part in mixture] for i in (1, 2))
-        if starts is not None:  # a place is an index into `starts`
+        firsts, ends = np.array([part[1:] for part in mixture], dtype=np.int64).T
+        if starts is None:
+            self.firsts, self.ends = firsts, ends - block_size
+        else:  # a place is an index into `starts`
             # The last boundary of a corpus is where the first document of the next one starts.
-            edges = (firsts, [end - 1 for end in ends])
-            firsts, ends = (np.searchsorted(starts, edge).tolist() for edge in edges)
-        else:
-            ends = [end - block_size for end in ends]
-        self.firsts, self.ends = (np.asarray(edges, dtype=np.int64) for edges in (firsts, ends))
+            self.firsts, self.ends = np.searchsorted(starts, [firsts, ends - 1])
         self.starts = starts
         self.batch_size = batch_size
         self.seed = seed
@@ -217,10 +201,7 @@ class RandomWindows(_Windows):
     def _draw(self, start: int) -> np.ndarray:
         """Return the offsets of `LOT` batches, from window `start` on: (LOT, B) int64."""
         count = LOT * self.batch_size
-        if self.weights:
-            offsets = mixture_offsets(self.seed, start, count, self.weights, self.firsts, self.ends)
-        else:
-            offsets = random_offsets(self.seed, start, count, self.places)
+        offsets = random_places(self.seed, start, count, self.weights, self.firsts, self.ends)
         offsets = offsets if self.starts is None else self.starts[offsets]
         return offsets.reshape(LOT, self.batch_size)
 

@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -133,8 +134,6 @@ def characters(vocabulary: Vocabulary, ids: np.ndarray) -> Iterator[tuple[str, i
 def legend() -> Coloured:
     """Return the legend of the colours, in bits."""
     text = Coloured("bits: ")
-    for (least, colour), (most, _) in zip(
-        COLOURS[::-1], [*COLOURS[-2::-1], (None, "")], strict=True
-    ):
+    for (least, colour), (most, _) in pairwise([*COLOURS[::-1], (None, "")]):
         text.append(f"{least}-{most} " if most else f"{least} or more", colour)
     return text

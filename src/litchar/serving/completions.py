@@ -24,7 +24,7 @@ from litchar.generation.readers import Prepared
 from litchar.generation.sampling import Chooser, Sampling
 from litchar.generation.writing import beginning
 from litchar.serving.batching import Batcher, ClosedError, FullError, Order, Stream, given
-from litchar.serving.pieces import Token, Tokens, name_of, read, written
+from litchar.serving.pieces import Token, Tokens, read, token_name, written
 from litchar.text.vocabulary import describe
 
 MOST_LIKELIEST = 20  # upper limit on `logprobs`
@@ -375,7 +375,7 @@ class Choice:
     def _likeliest(self, token: Token) -> dict[str, float] | None:
         if token.likeliest is None:
             return None
-        return {name_of(self.vocabulary, i): log_prob for i, log_prob in token.likeliest}
+        return {token_name(self.vocabulary, i): log_prob for i, log_prob in token.likeliest}
 
 
 def build(served: Completions) -> FastAPI:

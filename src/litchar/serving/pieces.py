@@ -45,7 +45,7 @@ class Piece(NamedTuple):
     finish: str | None
 
 
-def name_of(vocabulary: Vocabulary, token: int) -> str:
+def token_name(vocabulary: Vocabulary, token: int) -> str:
     """Return the name of a token, as clients see it."""
     symbol = vocabulary.symbols[token]
     if vocabulary.unit == "byte" and symbol >= "\x80":
@@ -87,7 +87,7 @@ class Tokens:
         self.offset += len(text)
         begins = not text or self._decode.pending  # as far as is known; else it ends a character
         offset = self.offset if begins else self.offset - 1
-        return Token(token, name_of(self.vocabulary, token), offset, log_prob, likeliest)
+        return Token(token, token_name(self.vocabulary, token), offset, log_prob, likeliest)
 
 
 def written(

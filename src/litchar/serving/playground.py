@@ -41,7 +41,7 @@ from litchar.generation.scoring import COLOURS
 from litchar.generation.writing import Settings, beginning, typed
 from litchar.serving import host
 from litchar.serving.batching import Batcher, ClosedError, FullError, Order, StoppedError, Stream
-from litchar.serving.pieces import Piece, Token, Tokens, name_of, written
+from litchar.serving.pieces import Piece, Token, Tokens, token_name, written
 from litchar.text import Vocabulary
 from litchar.text.vocabulary import describe, printable
 
@@ -219,7 +219,7 @@ class Characters:
                 p = math.exp(log_prob)
                 bar = "█" * round(BAR * p) or "▏"
                 chosen = " ◂" if token == tokens[0].id else ""
-                name = sign(name_of(self.vocabulary, token))
+                name = sign(token_name(self.vocabulary, token))
                 lines.append(f"{name}  {p:6.1%} {bar}{chosen}")
         return "\n".join(lines)
 

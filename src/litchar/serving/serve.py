@@ -28,7 +28,7 @@ def run(config: DictConfig) -> None:
         path = find(config.checkpoint, Path(config.outputs_dir))
         checkpoint = Checkpoint.load(path)
         model = Prepared(checkpoint.build_model(device))
-        name = str(config.name or name_of(path))
+        name = str(config.name or model_name(path))
         served = completions.Completions(checkpoint, model, name, limits)
         url = host.address(listening)
         said = f"{path}, step {checkpoint.step:,}\nmodel {name} at {url}/v1, Ctrl-C ends"
@@ -36,7 +36,7 @@ def run(config: DictConfig) -> None:
         host.Server(app, listening, said, config.shutdown_seconds, close).serve_until_signal()
 
 
-def name_of(path: Path) -> str:
+def model_name(path: Path) -> str:
     """Return the name of a checkpoint: that of its run, or of its file if it is not in a run."""
     run = path.resolve().parent
     return printable(run.parent.name if run.name == "checkpoints" else path.stem)

@@ -51,15 +51,10 @@ class Metrics(Callback):
         self.history: list[dict[str, float]] = []  # step, seconds and losses of each validation
         self.best_step = 0
         self._seconds_before = 0.0  # total time of this run's earlier processes
-        self._fits = True
         self._losses: list[Tensor] = []  # of each batch since the last report
         # What the next report needs:
         self._since = (0, 0.0)  # batches and seconds at the last report
         self._grad_norm: Tensor | None = None
-
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Remember whether the stage is `fit`."""
-        self._fits = stage == "fit"
 
     @property
     def best(self) -> dict[str, float]:
@@ -248,12 +243,7 @@ class Metrics(Callback):
         checkpoint["callbacks"][self.state_key] = self.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned.
-
-        Testing the best checkpoint calls this too, and must not change the training metrics.
-        """
-        if not self._fits:
-            return
+        """Restore what `state_dict` returned."""
         self.history = list(state_dict["history"])
         self.best_step = state_dict["best_step"]
         self.clock = Clock(state_dict["seconds"])

@@ -122,8 +122,9 @@ class Checkpoints(CheckpointCallback):
         has_best = trainer.is_global_zero and self._has_best()  # its disk counts
         if not trainer.strategy.broadcast(has_best):
             self.metrics.best_step = 0
-            if trainer.is_global_zero:  # what is there is of another step, or damaged
-                (self.directory / "best.ckpt").unlink(missing_ok=True)
+            best = self.directory / "best.ckpt"
+            if trainer.is_global_zero and best.exists():  # of another step, or damaged
+                best.unlink()
         self._best_saved = self.metrics.best_step
 
     def _has_best(self) -> bool:
@@ -230,19 +231,19 @@ class Checkpoints(CheckpointCallback):
             self.files.try_to(logger.write if isinstance(logger, MetricsCSV) else logger.save)
         best, last = self.directory / "best.ckpt", self.directory / "last.ckpt"
         if trainer.is_global_zero:
-            self.files.try_to(lambda: name_too(last, self.directory / "previous.ckpt"))
+            self.files.try_to(lambda: link_or_copy(last, self.directory / "previous.ckpt"))
         # The best is written once, under both names: writing takes time.
         trainer.save_checkpoint(best if is_best else last)
         best_failed = is_best and self.files.failure is not None
         if trainer.is_global_zero and is_best:
-            self.files.try_to(lambda: name_too(best, last))
+            self.files.try_to(lambda: link_or_copy(best, last))
         told: tuple[OSError | None, bool]
         told = trainer.strategy.broadcast((self.files.failure, best_failed))
         self.files.failure = None
         return told
 
 
-def name_too(file: Path, other: Path) -> None:
+def link_or_copy(file: Path, other: Path) -> None:
     """Atomically make `other` a hard link to (else a copy of) `file`, if `file` exists."""
     if not file.exists() or (other.exists() and file.samefile(other)):
         return

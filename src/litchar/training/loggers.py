@@ -81,14 +81,9 @@ class TensorBoard(TensorBoardLogger):
         )
 
     @rank_zero_only
-    def log_layout(self, layout: dict[str, dict[str, list[str]]]) -> None:
-        """Lay out the Custom Scalars page: charts by category, each showing the tags that match any
-        of its regular expressions."""
-        charts = {
-            category: {title: ["Multiline", tags] for title, tags in charts.items()}
-            for category, charts in layout.items()
-        }
-        self._or_begin_anew(lambda: self.experiment.add_custom_scalars(charts))
+    def log_layout(self, layout: dict[str, dict[str, list[Any]]]) -> None:
+        """Lay out the Custom Scalars page, as torch's `SummaryWriter.add_custom_scalars` does."""
+        self._or_begin_anew(lambda: self.experiment.add_custom_scalars(layout))
 
     @rank_zero_only
     def log_points(

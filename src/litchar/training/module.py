@@ -62,11 +62,6 @@ class LanguageModel(L.LightningModule):
         else:
             super().__setattr__(name, value)
 
-    def forward(self, idx: Tensor) -> Tensor:
-        """Return logits: (B, T) int64 -> (B, T, V)."""
-        logits: Tensor = self.model(idx)
-        return logits
-
     # Training
 
     def configure_model(self) -> None:

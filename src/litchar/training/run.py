@@ -37,7 +37,7 @@ from litchar.text.store import boundaries
 from litchar.text.yardsticks import quick_yardsticks
 from litchar.training import environment, process
 from litchar.training.callbacks import Metrics, Samples, flops_per_token, tensorboards
-from litchar.training.checkpointing import Checkpoints, name_too
+from litchar.training.checkpointing import Checkpoints, link_or_copy
 from litchar.training.compilation import compile_or_say_why_not, load_kernels
 from litchar.training.loggers import MetricsCSV, TensorBoard, hyperparameters
 from litchar.training.outcome import print_outcome
@@ -243,7 +243,7 @@ def train(ready: Ready, sweep: Path | None = None) -> dict[str, Any]:
         if setup.resumed is not None and config.trainer.enable_checkpointing:
             # The records are cut back to this checkpoint, so it is the last one from here on.
             with contextlib.suppress(OSError):  # a full disk: the next save tries again
-                name_too(setup.resumed.path, run_dir / "checkpoints" / "last.ckpt")
+                link_or_copy(setup.resumed.path, run_dir / "checkpoints" / "last.ckpt")
         for logger in trainer.loggers:
             if isinstance(logger, MetricsCSV | TensorBoard):
                 logger.cut(setup.resumed.step if setup.resumed else 0)
@@ -256,6 +256,9 @@ def train(ready: Ready, sweep: Path | None = None) -> dict[str, Any]:
     finally:
         signals.defer(False)
 
+    for callback in trainer.early_stopping_callbacks:
+        if callback.stopping_reason_message:
+            terminal.say(f"Stopped early: {callback.stopping_reason_message.strip()}")
     best = best_of(run_dir)
     summary = _record(
         ready,
@@ -313,9 +316,10 @@ def fit_and_test(setup: Setup, trainer: L.Trainer, terminal: Terminal) -> None:
         trainer.fit(module, data, ckpt_path=begin, weights_only=True)
         if "test" in data.splits:
             best = setup.run_dir / "checkpoints" / "best.ckpt"
-            # On loading, it would restore the unaveraged weights instead of their average.
+            # On loading, these would restore the unaveraged weights instead of their average, and
+            # the figures of the best step instead of the last.
             callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
-            callbacks[:] = [c for c in callbacks if not isinstance(c, WeightAveraging)]
+            callbacks[:] = [c for c in callbacks if not isinstance(c, WeightAveraging | Metrics)]
             tested = trainer.strategy.broadcast(best if best.exists() else None)
             trainer.test(module, data, ckpt_path=tested, weights_only=True, verbose=False)
     except (MemoryError, RuntimeError, ValueError, ModuleNotFoundError) as error:
