@@ -111,8 +111,8 @@ _PART = re.compile(rf"(?:\A|(?<=,))(?:(?:{_QUOTED.pattern})(?=,|\Z)|[^,]*)", re.
 def check(arguments: list[str], conf: Path, config_name: str) -> None:
     """Refuse arguments that Hydra would accept silently or fail on with an obscure error.
 
-    These are an unknown option, a value without a key, a group without a choice, and a `+key` that
-    nothing reads.
+    These are an unknown option, a value without a key, a group without a choice, a `+key` that
+    nothing reads, and keys of Hydra's that would keep runs from being found (`SET_HERE`).
 
     Raises:
         UserError: the command line has one of them.
@@ -130,8 +130,21 @@ def check(arguments: list[str], conf: Path, config_name: str) -> None:
         prefix, name = re.findall(r"\A([+~]*)([\w/.]*)", argument)[0]
         if (prefix and not name) or argument.startswith("="):
             raise UserError(f"{argument}: there is no key before the value; write KEY=VALUE")
+        remedy = SET_HERE.get(name)
+        if remedy is not None and argument.partition("=")[2] not in ("false", "resuming"):
+            raise UserError(f"{argument}: is set here; {remedy}")
         if "+" in prefix:
             _check_added(name, _keys(conf, config_name))
+
+
+# Keys of Hydra's that a command line may not set, and what to do instead.
+SET_HERE = {
+    "hydra.run.dir": "name the directory of a run with run_dir=DIRECTORY",
+    "hydra.output_subdir": "a run keeps what was typed in its .hydra",
+    "hydra.job.chdir": "paths on a command line are relative to where you type it",
+    "hydra.sweep.subdir": "a job's directory is named after its settings",
+    "hydra/sweeper": "-m takes lists of values; to search, use scripts/tune.py",
+}
 
 
 def _refuse(message: str) -> NoReturn:

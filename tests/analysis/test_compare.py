@@ -517,12 +517,15 @@ def test_losses_of_parts_of_the_validation_text_have_tables_of_their_own(made, t
     for name, limit in (("a", 1), ("b", 0.5), ("c", 1.0), ("d", None)):
         settings = {"trainer.limit_val_batches": limit, "data.val_batch_size": 2}
         made(name, settings=settings, seed=ord(name))
+    made(
+        "g", settings={"trainer.fast_dev_run": True, "data.val_batch_size": 2}, seed=5
+    )  # one batch
     settings = {"trainer.overfit_batches": 3, "data.val_batch_size": 2}  # limits both
     made("e", settings=settings, text="f2")
     made("f", settings={"data.val_batch_size": 2}, text="f2")
     tables = compare([tmp_path / "sweep"]).tables
     assert {table.text: len(table.rows) for table in tables} == {
-        "/f1.txt (limit_val_batches=1, val_batch_size=2)": 1,
+        "/f1.txt (limit_val_batches=1, val_batch_size=2)": 2,
         "/f1.txt (limit_val_batches=0.5, val_batch_size=2)": 1,
         "/f1.txt (limit_val_batches=None, val_batch_size=None)": 2,
         "/f2.txt (limit_val_batches=3, val_batch_size=2)": 1,

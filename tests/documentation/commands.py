@@ -264,6 +264,7 @@ NOT_RUN = {
     "sphinx-build": "CI builds the site",
     "mypy": "CI checks types",
     "ruff": "CI checks style",
+    "nanogpt_char": "takes a GPU: steps of 16,384 characters through 10.7 million parameters",
     "torchrun": "takes several devices",
     "srun": "takes a cluster",
     "launcher=slurm": "takes a cluster",

@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 import litchar
-from conftest import ROOT, SMALL, summary
+from conftest import ROOT, SMALL, scalars, summary
 from litchar import signals
 from litchar.checkpoints import Checkpoint, load
 from litchar.errors import Interrupted, UserError, is_users
@@ -257,7 +257,7 @@ def test_no_steps_are_none_whatever_the_time(train):
     assert summary(train("trainer.max_steps=0", "trainer.max_time=00:00:00:05"))["steps"] == 0
 
 
-def test_early_stopping_ends_a_run_that_gets_no_better(train):
+def test_early_stopping_ends_a_run_that_gets_no_better(train, capsys):
     figures = summary(
         train(
             "callbacks=early_stopping",
@@ -267,6 +267,30 @@ def test_early_stopping_ends_a_run_that_gets_no_better(train):
         )
     )
     assert figures["steps"] == 30  # the first validation, and two that are no better
+    said = capsys.readouterr().out
+    assert "Stopped early: Monitored metric val/loss did not improve in the last 2 records." in said
+
+
+def test_a_progress_bar_of_ones_own_takes_the_place_of_ours(train, capsys):
+    own = f"+callbacks.own._target_={CALLBACKS}.TQDMProgressBar"
+    assert summary(train(own))["status"] == "completed"
+    assert "it/s" in capsys.readouterr().out
+
+
+def test_an_epoch_is_the_interval_of_who_validates_by_epoch(train):
+    epochs = ("trainer.check_val_every_n_epoch=2", "trainer.limit_train_batches=4")
+    run_dir = train(*epochs, "trainer.val_check_interval=null", "trainer.max_steps=16")
+    assert [step for step, _ in scalars(run_dir / "tensorboard")["val/loss"]] == [8, 16]
+
+
+def test_torchs_own_optimizers_get_the_parameters(train, tmp_path):
+    folder = tmp_path / "conf/optimizer"
+    folder.mkdir(parents=True)
+    sgd = {"_target_": "torch.optim.SGD", "_partial_": True, "lr": 0.1, "momentum": 0.9}
+    (folder / "sgd.yaml").write_text(json.dumps(sgd))
+    own = f"hydra.searchpath=[file://{folder.parent}]"
+    figures = summary(train(own, "optimizer=sgd", "trainer.max_steps=40"))
+    assert figures["val_loss"] < 2.6  # log(15) is 2.71
 
 
 def test_the_best_checkpoint_is_the_best_validation(train, tmp_path):
@@ -491,6 +515,36 @@ CALLBACKS = "lightning.pytorch.callbacks"
             "trainer.val_check_interval=10 is longer than",
         ),
         (["trainer.check_val_every_n_epoch=2"], "nothing would be validated; set the length"),
+        (["trainer.limit_train_batches=0.5"], "trainer.limit_train_batches=0.5: .* never run out"),
+        (["trainer.barebones=true"], "trainer.barebones=true: "),
+        (
+            [
+                f"+callbacks.a._target_={CALLBACKS}.GradientAccumulationScheduler",
+                "+callbacks.a.scheduling={0:1,2:2}",
+            ],
+            "callbacks: GradientAccumulationScheduler acts between epochs, .*limit_train_batches",
+        ),
+        (
+            [
+                f"+callbacks.a._target_={CALLBACKS}.ModelPruning",
+                "+callbacks.a.pruning_fn=l1_unstructured",
+            ],
+            "callbacks: ModelPruning acts between epochs, .*trainer.limit_train_batches",
+        ),
+        (
+            [
+                f"+callbacks.a._target_={CALLBACKS}.ModelCheckpoint",
+                "+callbacks.a.monitor=train/loss",
+            ],
+            "callbacks: ModelCheckpoint cannot monitor train/loss, .* train/eval_loss",
+        ),
+        (
+            [
+                "~scheduler",
+                "+scheduler={_target_:torch.optim.lr_scheduler.StepLR,_partial_:true,step_size:5}",
+            ],
+            "scheduler: torch's StepLR .*cosine or wsd",
+        ),
         (
             ["callbacks=early_stopping", "callbacks.early_stopping.monitor=val_loss"],
             "callbacks: .*val_loss.*val/loss",

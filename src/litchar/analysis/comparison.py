@@ -378,8 +378,9 @@ def part_validated(run: Run) -> dict[str, Any]:
     empty if it is all of it."""
     keys = ("trainer.limit_val_batches", "data.block_size", "data.val_batch_size")
     part = {key.partition(".")[2]: run.settings.get(key) for key in keys}
-    if overfit := run.settings.get("trainer.overfit_batches"):  # which limits validation, too
-        part["limit_val_batches"] = overfit
+    for key in ("trainer.overfit_batches", "trainer.fast_dev_run"):  # limit validation, too
+        if batches := run.settings.get(key):
+            part["limit_val_batches"] = int(batches)
     limit = part["limit_val_batches"]
     return {} if limit is None or (isinstance(limit, float) and limit == 1) else part
 

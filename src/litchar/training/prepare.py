@@ -13,6 +13,7 @@ import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig
+from torch.optim.lr_scheduler import LRScheduler
 
 from litchar.atomic import remove_drafts
 from litchar.checkpoints import Checkpoint, load
@@ -248,6 +249,13 @@ def _optimizer_and_schedule(
     optimizer, schedule = instantiate(config.optimizer), instantiate(config.scheduler)
     # Hydra's partial would validate its target on every call, that is at every step.
     schedule = functools.partial(schedule.func, *schedule.args, **schedule.keywords)
+    if _is_a(schedule, LRScheduler):
+        raise UserError(
+            f"scheduler: torch's {schedule.func.__name__} steps an optimiser, but a schedule here "
+            "maps the step to a factor (litchar.training.schedules); use constant, cosine or wsd"
+        )
+    if _is_a(optimizer, torch.optim.Optimizer):
+        optimizer = functools.partial(_of_parameters, optimizer)
     steps = max(1, config.trainer.max_steps)
     try:  # fail now rather than when training begins, or after the warm-up
         made = optimizer(model)
@@ -269,6 +277,19 @@ def _optimizer_and_schedule(
             "trainer.max_time (whichever comes first ends the run), or scheduler=constant"
         )
     return optimizer, schedule
+
+
+def _is_a(partial: Any, kind: type) -> bool:
+    """Return whether a partial calls `kind` itself or a subclass."""
+    called = getattr(partial, "func", None)
+    return isinstance(called, type) and issubclass(called, kind)
+
+
+def _of_parameters(
+    optimizer: Callable[..., torch.optim.Optimizer], model: torch.nn.Module
+) -> torch.optim.Optimizer:
+    """Build an optimiser of torch's, which takes parameters instead of a model."""
+    return optimizer(model.parameters())
 
 
 def _goes_on_for_ever(schedule: Callable[[int, float], float]) -> bool:

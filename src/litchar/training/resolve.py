@@ -91,6 +91,17 @@ def _check_trainer(trainer: DictConfig) -> None:
         raise UserError(
             f"trainer.deterministic={trainer.deterministic}: must be true, false or warn"
         )
+    if trainer.barebones:
+        raise UserError(
+            "trainer.barebones=true: nothing would be recorded; to time bare steps, use "
+            "scripts/benchmark.py overhead"
+        )
+    share = trainer.limit_train_batches
+    if isinstance(share, float) and share < 1:
+        raise UserError(
+            f"trainer.limit_train_batches={share}: is a share of batches that never run out; give "
+            "their number"
+        )
     if trainer.use_distributed_sampler is not False:
         raise UserError(
             "trainer.use_distributed_sampler: the data module distributes batches itself; leave "
@@ -295,7 +306,9 @@ def resolve_steps(
         trainer.max_steps = min(trainer.max_steps, most)
     if trainer.min_steps and trainer.max_steps > 0:  # or Lightning would not validate the last step
         trainer.min_steps = min(trainer.min_steps, trainer.max_steps)
-    if trainer.val_check_interval is None:
+    if trainer.val_check_interval is None and trainer.check_val_every_n_epoch is not None:
+        trainer.val_check_interval = 1.0
+    elif trainer.val_check_interval is None:
         steps = 500
         if trainer.max_steps > 0:
             affordable = 3 * trainer.max_steps * characters // val_characters
@@ -309,7 +322,7 @@ def _check_epochs(trainer: DictConfig) -> None:
     """Refuse to validate by epoch if epochs are endless, or shorter than the interval."""
     every, interval = trainer.check_val_every_n_epoch, trainer.val_check_interval
     batches = trainer.limit_train_batches
-    if (every or 1) > 1 and not isinstance(batches, int) and not trainer.overfit_batches:
+    if every is not None and (every > 1 or isinstance(interval, float)) and is_endless(trainer):
         raise UserError(
             f"trainer.check_val_every_n_epoch={every}: batches never run out, so nothing would be "
             "validated; set the length of an epoch (trainer.limit_train_batches) or "
@@ -322,6 +335,11 @@ def _check_epochs(trainer: DictConfig) -> None:
             f"trainer.val_check_interval={interval} is longer than an epoch "
             f"(trainer.limit_train_batches={batches}); leave it out"
         )
+
+
+def is_endless(trainer: DictConfig) -> bool:
+    """Return whether an epoch has no end: nothing sets its length."""
+    return not isinstance(trainer.limit_train_batches, int) and not trainer.overfit_batches
 
 
 def check_whole_steps(trainer: DictConfig, batches: int, why: str) -> None:

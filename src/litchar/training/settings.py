@@ -50,6 +50,7 @@ MAY_CHANGE = (
     "trainer.deterministic",
     "trainer.inference_mode",
     "trainer.benchmark",
+    "trainer.num_sanity_val_steps",
 )
 
 

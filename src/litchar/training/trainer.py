@@ -19,10 +19,12 @@ from lightning.pytorch.callbacks import (
     GradientAccumulationScheduler,
     LearningRateFinder,
     ModelCheckpoint,
+    ModelPruning,
     StochasticWeightAveraging,
     Timer,
     WeightAveraging,
 )
+from lightning.pytorch.callbacks import ProgressBar as AnyProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import (
     AdvancedProfiler,
@@ -42,7 +44,7 @@ from litchar.training.prepare import Setup
 from litchar.training.profile import Profile
 from litchar.training.progress import ProgressBar
 from litchar.training.ranks import Environment
-from litchar.training.resolve import check_whole_steps
+from litchar.training.resolve import check_whole_steps, is_endless
 from litchar.training.sharding import ShardedStrategy
 
 
@@ -77,6 +79,8 @@ def make_trainer(
                 )
     # EarlyStopping goes first: others ask whether this validation is the last.
     configured.sort(key=lambda callback: not isinstance(callback, EarlyStopping))
+    has_bar = any(isinstance(callback, AnyProgressBar) for callback in configured)
+    shows_bar = config.trainer.enable_progress_bar and not has_bar
     trainer = instantiate(
         config.trainer,
         _convert_="all",  # max_time may be a dictionary
@@ -87,7 +91,7 @@ def make_trainer(
         callbacks=[
             metrics,
             samples,
-            *([ProgressBar(terminal, samples)] if config.trainer.enable_progress_bar else []),
+            *([ProgressBar(terminal, samples)] if shows_bar else []),
             *([Profile(run_dir / "profile", terminal)] if config.profile else []),
             *configured,
             *callbacks,
@@ -109,10 +113,29 @@ def make_trainer(
         if isinstance(callback, GradientAccumulationScheduler):
             whole = math.lcm(*callback.scheduling.values())  # whole steps under every factor
             check_whole_steps(config.trainer, whole, "callbacks.*.scheduling")
+        _check_occasions(callback, config.trainer)
     # Lightning's own handlers exit with code 0, and with several ranks would communicate from
     # within whatever the signal interrupted.
     setattr(trainer._signal_connector, "register_signal_handlers", signals.install)  # noqa: B010
     return trainer, metrics, samples
+
+
+def _check_occasions(callback: Callback, trainer: DictConfig) -> None:
+    """Refuse a callback that would wait in vain: for the end of an endless epoch, or for a figure
+    that only loggers get."""
+    name = type(callback).__name__
+    changes = isinstance(callback, GradientAccumulationScheduler) and len(callback.scheduling) > 1
+    if (changes or isinstance(callback, ModelPruning)) and is_endless(trainer):
+        raise UserError(
+            f"callbacks: {name} acts between epochs, which have no end here; set their length with "
+            "trainer.limit_train_batches"
+        )
+    monitor = str(getattr(callback, "monitor", None))
+    if monitor in ("train/loss", "lr", "grad_norm") or monitor.startswith("speed/"):
+        raise UserError(
+            f"callbacks: {name} cannot monitor {monitor}, which is for loggers alone; monitor "
+            "val/loss or train/eval_loss"
+        )
 
 
 def entries(config: DictConfig, group: str, kind: type) -> list[Any]:
