@@ -321,6 +321,11 @@ def refused(script, *arguments):
             "logger=null: must name one of the group's files: csv, mlflow, tensorboard, ",
         ),
         ("train", "~logger", "logger: is required; leave ~logger out"),
+        (
+            "train",
+            "+experiment=mine",
+            "+experiment=mine: this group is there; write experiment=mine",
+        ),
         ("train", "hydra.run.dir=/x", "hydra.run.dir=/x: is set here; name the directory of a run"),
         ("train", "++hydra.output_subdir=null", "++hydra.output_subdir=null: is set here; "),
         ("train", "hydra.job.chdir=true", "hydra.job.chdir=true: is set here; paths on a command"),

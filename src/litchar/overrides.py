@@ -133,6 +133,8 @@ def check(arguments: list[str], conf: Path, config_name: str) -> None:
         remedy = SET_HERE.get(name)
         if remedy is not None and argument.partition("=")[2] not in ("false", "resuming"):
             raise UserError(f"{argument}: is set here; {remedy}")
+        if re.fullmatch(r"\++\w+=[\w/]+", argument) and _keys(conf, config_name).get(name):
+            raise UserError(f"{argument}: this group is there; write {argument.lstrip('+')}")
         if "+" in prefix:
             _check_added(name, _keys(conf, config_name))
 
