@@ -326,11 +326,27 @@ def refused(script, *arguments):
             "+experiment=mine",
             "+experiment=mine: this group is there; write experiment=mine",
         ),
-        ("train", "hydra.run.dir=/x", "hydra.run.dir=/x: is set here; name the directory of a run"),
-        ("train", "++hydra.output_subdir=null", "++hydra.output_subdir=null: is set here; "),
-        ("train", "hydra.job.chdir=true", "hydra.job.chdir=true: is set here; paths on a command"),
-        ("train", "hydra.sweep.subdir=a", "hydra.sweep.subdir=a: is set here; a job's directory"),
-        ("train", "hydra/sweeper=basic", "hydra/sweeper=basic: is set here; "),
+        (
+            "train",
+            "hydra.run.dir=/x",
+            "hydra.run.dir=/x: litchar sets this key itself; name the directory of a run",
+        ),
+        (
+            "train",
+            "++hydra.output_subdir=null",
+            "++hydra.output_subdir=null: litchar sets this key itself; ",
+        ),
+        (
+            "train",
+            "hydra.job.chdir=true",
+            "hydra.job.chdir=true: litchar sets this key itself; paths on a command",
+        ),
+        (
+            "train",
+            "hydra.sweep.subdir=a",
+            "hydra.sweep.subdir=a: litchar sets this key itself; a job's directory",
+        ),
+        ("train", "hydra/sweeper=basic", "hydra/sweeper=basic: litchar sets this key itself; "),
         ("train", "model.n_layers=3", "model.n_layers: there is no such key; did you mean model.n"),
     ],
 )

@@ -132,7 +132,7 @@ def check(arguments: list[str], conf: Path, config_name: str) -> None:
             raise UserError(f"{argument}: there is no key before the value; write KEY=VALUE")
         remedy = SET_HERE.get(name)
         if remedy is not None and argument.partition("=")[2] not in ("false", "resuming"):
-            raise UserError(f"{argument}: is set here; {remedy}")
+            raise UserError(f"{argument}: litchar sets this key itself; {remedy}")
         if re.fullmatch(r"\++\w+=[\w/]+", argument) and _keys(conf, config_name).get(name):
             raise UserError(f"{argument}: this group is there; write {argument.lstrip('+')}")
         if "+" in prefix:
