@@ -280,6 +280,7 @@ TRAIN = (
     "trainer.max_steps=2",
     "trainer.val_check_interval=2",
     "trainer.limit_val_batches=2",
+    "trainer.accumulate_grad_batches=1",
     "trainer.accelerator=cpu",
     "data.train_sample=0",
     "data.batch_size=4",
