@@ -346,6 +346,11 @@ def refused(script, *arguments):
             "hydra.sweep.subdir=a",
             "hydra.sweep.subdir=a: litchar sets this key itself; a job's directory",
         ),
+        (
+            "train",
+            "hydra.output_subdir=false",
+            "hydra.output_subdir=false: litchar sets this key itself; ",
+        ),
         ("train", "hydra/sweeper=basic", "hydra/sweeper=basic: litchar sets this key itself; "),
         ("train", "model.n_layers=3", "model.n_layers: there is no such key; did you mean model.n"),
     ],

@@ -130,9 +130,8 @@ def check(arguments: list[str], conf: Path, config_name: str) -> None:
         prefix, name = re.findall(r"\A([+~]*)([\w/.]*)", argument)[0]
         if (prefix and not name) or argument.startswith("="):
             raise UserError(f"{argument}: there is no key before the value; write KEY=VALUE")
-        remedy = SET_HERE.get(name)
-        if remedy is not None and argument.partition("=")[2] not in ("false", "resuming"):
-            raise UserError(f"{argument}: litchar sets this key itself; {remedy}")
+        if name in SET_HERE and argument not in ("hydra.job.chdir=false", "hydra/sweeper=resuming"):
+            raise UserError(f"{argument}: litchar sets this key itself; {SET_HERE[name]}")
         if re.fullmatch(r"\++\w+=[\w/]+", argument) and _keys(conf, config_name).get(name):
             raise UserError(f"{argument}: this group is there; write {argument.lstrip('+')}")
         if "+" in prefix:
