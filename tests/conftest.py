@@ -5,6 +5,7 @@ import copy
 import csv
 import functools
 import gc
+import io
 import json
 import os
 import resource
@@ -24,6 +25,8 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as in a run; also
 import hydra
 import pytest
 import torch
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when Lightning imports Triton
@@ -62,13 +65,12 @@ def _own_places(tmp_path, monkeypatch):
 
 @pytest.fixture(autouse=True, scope="session")
 def _configuration_is_parsed_once():
-    """Cache parsed configuration files: saves a third of each of a thousand compositions."""
-    load, parsed = OmegaConf.load, functools.cache(OmegaConf.load)
+    """Parse each configuration once, where Hydra would do it each time."""
+    load = OmegaConf.load
+    parsed = functools.cache(lambda text: load(io.StringIO(text)))
 
     def load_once(file):
-        path = Path(getattr(file, "name", file))
-        ours = path.is_relative_to(ROOT / "conf")
-        return copy.deepcopy(parsed(path)) if ours else load(file)
+        return load(file) if isinstance(file, str | Path) else copy.deepcopy(parsed(file.read()))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(OmegaConf, "load", load_once)
@@ -112,10 +114,25 @@ def text_file(tmp_path):
 
 
 def composed(script: str, *overrides: str) -> DictConfig:
-    """Compose the configuration of a script with overrides, as its command line does."""
+    """Compose the configuration of a script with overrides, as its command line does.
+
+    What groups make of it is composed once, and each time only the values are set in a copy, as
+    Hydra does last: a tenth of its time, and tests compose a thousand times.
+    """
     OmegaConf.register_new_resolver("unique", lambda: "test", replace=True)
+    groups, values = [], []
+    for override in OverridesParser.create().parse_overrides([*overrides]):
+        group = (ROOT / "conf" / override.key_or_group).is_dir() or override.is_sweep_override()
+        (groups if group or override.is_hydra_override() else values).append(override)
+    config = copy.deepcopy(_of_groups(script, tuple(group.input_line for group in groups)))
+    ConfigLoaderImpl._apply_overrides_to_config(values, config)
+    return config
+
+
+@functools.cache
+def _of_groups(script: str, groups: tuple[str, ...]) -> DictConfig:
     with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return hydra.compose(script, [*overrides])
+        return hydra.compose(script, [*groups])
 
 
 @pytest.fixture

@@ -37,6 +37,24 @@ SMALL = (
 )
 
 
+@pytest.fixture
+def main(monkeypatch, capsys):
+    """Run train.py in this process; return its exit code, stdout and stderr."""
+
+    def main(*words: str, target: str = "litchar.training.run:main") -> tuple[int, str, str]:
+        script = str(ROOT / "scripts/train.py")
+        monkeypatch.setattr(sys, "argv", [script, *words])
+        capsys.readouterr()
+        code = 0
+        try:
+            hydra_main(script, "train", target, before=redirect)
+        except SystemExit as ended:
+            code = ended.code
+        return code, *capsys.readouterr()
+
+    return main
+
+
 def through_hydra(text: str) -> str:
     override = OverridesParser.create().parse_override(quote(f"prompt={text}"))
     assert not override.is_sweep_override()
@@ -137,14 +155,10 @@ def test_options_may_stand_anywhere(monkeypatch, tmp_path, capsys, place):
     assert (shown.output, shown.format) == ("a", "onnx")
 
 
-def test_a_directory_of_configurations_that_is_not_there_is_named(monkeypatch, tmp_path, capsys):
-    line = ["train.py", "--config-dir", str(tmp_path / "nope"), "experiment=mine"]
-    monkeypatch.setattr(sys, "argv", line)
-    with pytest.raises(SystemExit):
-        hydra_main(str(ROOT / "scripts/train.py"), "train", "nowhere:nothing", before=redirect)
-    assert re.match(
-        "error: Additional config directory '.*nope' not found", capsys.readouterr().err
-    )
+def test_a_directory_of_configurations_that_is_not_there_is_named(main, tmp_path):
+    line = ("--config-dir", str(tmp_path / "nope"), "experiment=mine")
+    _, _, said = main(*line, target="nowhere:nothing")
+    assert re.match("error: Additional config directory '.*nope' not found", said)
 
 
 def test_the_code_of_another_checkout_is_not_run(tmp_path, monkeypatch, capsys):
@@ -177,13 +191,10 @@ def test_an_experiment_may_have_names_of_its_own(tmp_path):
         check_composed(config, readable(ROOT / "conf", "train"), {})
 
 
-def test_an_empty_path_ends_with_2_and_one_line(monkeypatch, tmp_path, capsys):
+def test_an_empty_path_ends_with_2_and_one_line(main, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["train.py", "resume="])
-    with pytest.raises(SystemExit) as ended:
-        hydra_main(str(ROOT / "scripts/train.py"), "train", "nowhere:nothing", before=redirect)
-    assert ended.value.code == 2
-    said = capsys.readouterr().err
+    code, _, said = main("resume=", target="nowhere:nothing")
+    assert code == 2
     assert said == "error: resume= is empty (an unset variable?); give a value or leave it out\n"
     assert not list(tmp_path.iterdir())
 
@@ -287,12 +298,12 @@ def test_train_generate_and_evaluate_from_any_directory(
         (["run_dir=/proc/nowhere"], "/proc/nowhere"),
     ],
 )
-def test_a_wrong_command_line_is_refused_in_one_line(script, arguments, words):
-    result = script("train.py", *arguments)
-    assert result.returncode == 2
-    assert words in result.stderr
-    assert result.stderr.startswith("error: ")
-    assert result.stderr.count("\n") == 1
+def test_a_wrong_command_line_is_refused_in_one_line(main, arguments, words):
+    code, _, said = main(*arguments, target="nowhere:nothing")
+    assert code == 2
+    assert words in said
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1
 
 
 def refused(script, *arguments):
@@ -409,17 +420,15 @@ def test_a_key_that_nothing_reads_is_not_added(script, argument, line):
 )
 @pytest.mark.parametrize("sweep", [(), ("-m", "seed=1,2")])
 def test_a_key_of_an_experiment_that_nothing_reads_is_refused(
-    monkeypatch, tmp_path, capsys, content, line, sweep
+    main, monkeypatch, tmp_path, content, line, sweep
 ):
     (tmp_path / "mine/experiment").mkdir(parents=True)
     (tmp_path / "mine/experiment/mine.yaml").write_text(content)
     words = ["--config-dir", str(tmp_path / "mine"), "outputs_dir=out", "experiment=mine", *sweep]
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["train.py", *words])
-    with pytest.raises(SystemExit) as ended:
-        hydra_main(str(ROOT / "scripts/train.py"), "train", "nowhere:nothing", before=redirect)
-    assert ended.value.code == 2
-    assert capsys.readouterr().err.startswith(f"error: {line}")
+    code, _, said = main(*words, target="nowhere:nothing")
+    assert code == 2
+    assert said.startswith(f"error: {line}")
     assert not list((tmp_path / "out").glob("*/*"))
 
 
@@ -491,13 +500,13 @@ def test_a_file_without_the_rights_for_it_ends_with_2_and_one_line(monkeypatch, 
     assert said.count("\n") == 1
 
 
-def test_an_unfit_text_ends_with_2_and_one_line(script, tmp_path):
+def test_an_unfit_text_ends_with_2_and_one_line(main, tmp_path):
     path = write(tmp_path / "text.txt", b"good text \xff here")
-    result = script("train.py", *SMALL, f"data.path={path}")
-    assert result.returncode == 2
-    assert result.stderr.startswith("error: ")
-    assert "0xff at offset 10" in result.stderr
-    assert result.stderr.count("\n") == 1
+    code, _, said = main(*SMALL, f"data.path={path}")
+    assert code == 2
+    assert said.startswith("error: ")
+    assert "0xff at offset 10" in said
+    assert said.count("\n") == 1
     assert not list(tmp_path.glob("outputs/runs/*"))
 
 
@@ -616,7 +625,11 @@ def endless(text_file, tmp_path):
 
 @pytest.mark.parametrize(
     "signum",
-    [signal.SIGTERM, signal.SIGINT, pytest.param(signal.SIGUSR2, marks=pytest.mark.slow)],
+    [
+        signal.SIGTERM,
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param(signal.SIGUSR2, marks=pytest.mark.slow),
+    ],
 )
 def test_a_signal_saves_and_ends_with_its_exit_code(endless, signum):
     process, run_dir = endless("data.num_workers=1")
@@ -631,18 +644,15 @@ def test_a_signal_saves_and_ends_with_its_exit_code(endless, signum):
 
 
 def test_a_run_outlives_whoever_reads_what_it_prints(endless):
-    process, run_dir = endless("trainer.max_steps=300", "trainer.log_every_n_steps=50")
+    process, run_dir = endless("trainer.max_steps=100", "trainer.log_every_n_steps=20")
     process.stdout.close()
     assert process.wait(timeout=300) == 0
     assert summary(run_dir)["status"] == "completed"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "launcher",
-    [
-        pytest.param(["launcher=sequential"], marks=pytest.mark.slow),
-        ["launcher=parallel", "hydra.launcher.n_jobs=1"],
-    ],
+    "launcher", [["launcher=sequential"], ["launcher=parallel", "hydra.launcher.n_jobs=1"]]
 )
 def test_a_sweep_outlives_whoever_reads_what_it_prints(text_file, tmp_path, launcher):
     sweep = ("seed=1,2", "sweep.name=s", "report=false", *launcher)
@@ -708,6 +718,7 @@ def test_a_reader_that_has_enough_ends_a_script_quietly(name, listens, code, unb
     assert code == 1 or not said
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_at_once(endless):
     # Nearly all the time goes to validation, whose end the first signal would wait for.
     process, run_dir = endless("trainer.val_check_interval=2", "data.val_batch_size=1")
@@ -721,13 +732,13 @@ def test_a_second_signal_ends_at_once(endless):
         Checkpoint.load(path)
 
 
-def test_a_run_is_gone_on_with_from_the_command_line(script, text_file, tmp_path):
+def test_a_run_is_gone_on_with_from_the_command_line(main, text_file, tmp_path):
     setting = (*SMALL, f"data.path={text_file}", f"run_dir={tmp_path / 'run'}")
-    assert script("train.py", *setting).returncode == 0
+    assert main(*setting)[0] == 0
     began = (tmp_path / "run/.hydra/overrides.yaml").read_text()
-    longer = script("train.py", *setting, "resume=auto", "trainer.max_steps=15")
-    assert longer.returncode == 0, longer.stderr
-    assert "Resuming from last.ckpt, step 10" in longer.stdout
+    code, printed, said = main(*setting, "resume=auto", "trainer.max_steps=15")
+    assert (code, said) == (0, "")
+    assert "Resuming from last.ckpt, step 10" in printed
     assert summary(tmp_path / "run")["steps"] == 15
     assert (tmp_path / "run/.hydra/overrides.yaml").read_text() == began
     assert [path.name for path in (tmp_path / "run/.hydra").glob("resumed-*")] == ["resumed-1"]
@@ -749,18 +760,11 @@ def test_an_unwritable_cache_is_refused_by_its_variable(train, tmp_path, monkeyp
         train()
 
 
-def test_a_diverged_run_ends_with_1_and_one_line(script, text_file, tmp_path):
+def test_a_diverged_run_ends_with_1_and_one_line(main, text_file, tmp_path):
     run_dir = tmp_path / "run"
-    result = script(
-        "train.py",
-        *SMALL,
-        f"data.path={text_file}",
-        f"run_dir={run_dir}",
-        "optimizer.lr=1e38",
-        "scheduler=constant",
-        "trainer.val_check_interval=1",
-    )
-    assert result.returncode == 1
-    assert result.stderr.startswith("error: ")
-    assert result.stderr.count("\n") == 1
+    diverging = ("optimizer.lr=1e38", "scheduler=constant", "trainer.val_check_interval=1")
+    code, _, said = main(*SMALL, f"data.path={text_file}", f"run_dir={run_dir}", *diverging)
+    assert code == 1
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1
     assert summary(run_dir)["status"] == "diverged"

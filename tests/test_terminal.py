@@ -206,6 +206,7 @@ def test_figures_that_nobody_reads_are_kept(tmp_path):
     assert figures.exists()
 
 
+@pytest.mark.slow
 def test_a_comparison_and_a_report_that_nobody_reads_are_written(train, tmp_path):
     run_dir = train("trainer.max_steps=2")
     compared = unread("compare.py", str(run_dir), f"--out={tmp_path}")

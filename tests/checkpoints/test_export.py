@@ -30,7 +30,7 @@ def export(checkpoint, output, **changes) -> None:
     "overrides",
     [
         (),  # the default transformer
-        ("model=gru", "model.n_layer=2"),
+        pytest.param(("model=gru", "model.n_layer=2"), marks=pytest.mark.slow),
         pytest.param(("model=bigram",), marks=pytest.mark.slow),
         pytest.param(("model=gpt2", "model.logit_cap=5.0"), marks=pytest.mark.slow),
         pytest.param(("model=lstm", "model.n_layer=1"), marks=pytest.mark.slow),

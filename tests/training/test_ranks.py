@@ -24,7 +24,7 @@ import torch
 from omegaconf import OmegaConf
 from torch.distributed import HashStore
 
-from conftest import ROOT, SMALL, TEXT, scalars, summary, wait_until
+from conftest import ROOT, SMALL, scalars, summary, wait_until
 from litchar import signals
 from litchar.checkpoints import Checkpoint, load
 from litchar.errors import DivergedError, Interrupted, RankError, UserError
@@ -53,18 +53,34 @@ def assert_same_curve(run_dir: Path, other: Path, steps: int = 10**9) -> None:
         assert row == pytest.approx(expected, **NOISE)
 
 
-@pytest.fixture(scope="module")
-def swept(tmp_path_factory):
-    """A sweep of two jobs of two ranks, ddp and fsdp, from the command line, in a worker."""
-    place = tmp_path_factory.mktemp("swept")
-    text = place / "text.txt"
-    text.write_text(TEXT)
+@pytest.mark.parametrize("trainer", ["ddp", "fsdp"])
+def test_two_ranks_train_as_one_device_does_and_one_device_goes_on(train, trainer):
+    one = train(*SETTING, name="one")
+    two = train(*SETTING, f"trainer={trainer}", "trainer.devices=2", name="two")
+    assert_same_curve(two, one)
+    assert (two / "samples.txt").read_text() == (one / "samples.txt").read_text()
+    a, b = (load(run / "checkpoints/last.ckpt") for run in (one, two))
+    torch.testing.assert_close(a["state_dict"], b["state_dict"], rtol=1e-4, atol=1e-5)
+    (a, b) = (checkpoint["optimizer_states"][0] for checkpoint in (a, b))
+    assert [group["params"] for group in a["param_groups"]] == [
+        group["params"] for group in b["param_groups"]
+    ]
+    torch.testing.assert_close(a["state"], b["state"], rtol=1e-3, atol=1e-5)
+    for run in (one, two):
+        train(*SETTING, "trainer.max_steps=30", "resume=auto", name=run.name)
+    assert [row["step"] for row in rows(two)][-2:] == [25, 30]
+    assert_same_curve(two, one)
+
+
+@pytest.mark.slow
+def test_a_sweeps_ranks_get_their_job_and_nothing_else(tmp_path, text_file):
+    """Two jobs of two ranks, from the command line, in a worker."""
     result = subprocess.run(
         [
             sys.executable,
             ROOT / "scripts/train.py",
             "-m",
-            f"data.path={text}",
+            f"data.path={text_file}",
             *SMALL,
             *SETTING,
             "trainer=ddp,fsdp",
@@ -76,33 +92,20 @@ def swept(tmp_path_factory):
             "launcher=parallel",
             "hydra.launcher.n_jobs=1",
         ],
-        env=os.environ
-        | {"LITCHAR_CACHE": str(place / "cache"), "LITCHAR_OUTPUTS": str(place / "outputs")},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         check=False,
     )
-    return place, result
-
-
-@pytest.fixture
-def one(train):
-    """The same run on one device, for more steps."""
-    return train(*SETTING, "trainer.max_steps=30", name="one")
-
-
-def test_a_sweeps_ranks_get_their_job_and_nothing_else(swept):
-    place, result = swept
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
-    jobs = sorted(path.parent for path in place.glob("outputs/**/summary.json"))
-    directories = [path.parent for path in place.glob("outputs/**/.hydra")]
+    jobs = sorted(path.parent for path in tmp_path.glob("outputs/**/summary.json"))
+    directories = [path.parent for path in tmp_path.glob("outputs/**/.hydra")]
     assert len(jobs) == 2
     assert sorted(directories) == jobs  # no rank composed a run of its own
-    logs = list(place.glob("outputs/**/train.log"))
+    logs = list(tmp_path.glob("outputs/**/train.log"))
     assert not any(log.read_text() for log in logs)  # nobody had a warning
-    assert not list(place.glob("outputs/runs/*"))
+    assert not list(tmp_path.glob("outputs/runs/*"))
     assert result.stdout.count("completed: ") == 2  # one console: a line for each job
     for job in jobs:
         assert (job / "output.txt").read_text().count("step     20") == 1
@@ -110,39 +113,6 @@ def test_a_sweeps_ranks_get_their_job_and_nothing_else(swept):
         assert figures["status"] == "completed"
         assert figures["characters_seen"] == 20 * 8 * 16
         assert [step for step, _ in scalars(job / "tensorboard")["val/loss"]] == [10, 20]
-
-
-def test_two_ranks_train_as_one_device_does(swept, one):
-    place, _ = swept
-    ddp, fsdp = sorted(path.parent for path in place.glob("outputs/**/summary.json"))
-    for job in (ddp, fsdp):
-        assert_same_curve(job, one, steps=20)
-        assert (job / "samples.txt").read_text() == (one / "samples.txt").read_text()[
-            : len((job / "samples.txt").read_text())
-        ]
-
-
-def test_a_sharded_checkpoint_is_that_of_one_device(swept, one):
-    place, _ = swept
-    ddp, fsdp = sorted(path.parent for path in place.glob("outputs/**/summary.json"))
-    a, b = (load(job / "checkpoints/last.ckpt") for job in (ddp, fsdp))
-    torch.testing.assert_close(a["state_dict"], b["state_dict"], rtol=1e-4, atol=1e-5)
-    (a, b) = (checkpoint["optimizer_states"][0] for checkpoint in (a, b))
-    assert [group["params"] for group in a["param_groups"]] == [
-        group["params"] for group in b["param_groups"]
-    ]
-    torch.testing.assert_close(a["state"], b["state"], rtol=1e-3, atol=1e-5)
-
-
-def test_a_run_goes_on_with_another_number_of_devices(swept, one, train):
-    place, _ = swept
-    ddp, fsdp = sorted(path.parent for path in place.glob("outputs/**/summary.json"))
-    for name, job in {"from_ddp": ddp, "from_fsdp": fsdp}.items():
-        last = job / "checkpoints/last.ckpt"
-        longer = train(*SETTING, "trainer.max_steps=30", f"resume='{last}'", name=name)
-        assert [row["step"] for row in rows(longer)] == [25, 30]
-        for row, expected in zip(rows(longer), rows(one)[-2:], strict=True):
-            assert row == pytest.approx(expected, **NOISE)
 
 
 # How a run ends

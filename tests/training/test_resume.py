@@ -63,11 +63,11 @@ SCHEDULED = (
         (10, ()),  # as validation is due
         (20, ("scheduler=wsd", "callbacks=early_stopping", "optimizer=muon")),
         (12, ("trainer.accumulate_grad_batches=2",)),
-        (25, ()),  # the last step
-        (3, ("trainer.precision=64-true",)),
+        pytest.param(25, (), marks=pytest.mark.slow),  # the last step
+        pytest.param(3, ("trainer.precision=64-true",), marks=pytest.mark.slow),
         (8, SCHEDULED),
         (10, EPOCHS),  # which Lightning counts batches within
-        (12, ("trainer.val_check_interval={hours:1}",)),
+        pytest.param(12, ("trainer.val_check_interval={hours:1}",), marks=pytest.mark.slow),
         (
             20,
             (
@@ -846,7 +846,7 @@ def storm(kills, train, text_file, steps, seconds):
 
 
 def test_a_run_killed_at_a_random_moment_goes_on_exactly(train, text_file):
-    storm(1, train, text_file, steps=200, seconds=0.15)
+    storm(1, train, text_file, steps=100, seconds=0.05)
 
 
 @pytest.mark.slow

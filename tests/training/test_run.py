@@ -203,7 +203,7 @@ def test_a_run_that_takes_some_steps_at_least_validates_its_last(train):
 
 
 def test_max_time_may_be_a_dictionary_as_for_lightning(train):
-    limit = ("trainer.max_steps=null", "+trainer.max_time={seconds:5}", "scheduler=constant")
+    limit = ("trainer.max_steps=null", "+trainer.max_time={seconds:1}", "scheduler=constant")
     assert summary(train(*limit, "trainer.val_check_interval=1000"))["steps"] > 1
 
 

@@ -39,6 +39,7 @@ SMALL = (
     "trainer.val_check_interval=4",
     "trainer.log_every_n_steps=4",
     "trainer.enable_progress_bar=false",
+    "report=false",
 )
 
 
@@ -126,6 +127,7 @@ def test_a_place_that_can_be_no_directory_is_named_in_one_line(sweep, tmp_path):
     assert swept.err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_text_whose_name_is_no_utf8_is_swept_and_compared(sweep, text_file):
     named = text_file.with_name(os.fsdecode(b"caf\xe9.txt"))
     named.write_text(text_file.read_text()[::-1])

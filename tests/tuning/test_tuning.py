@@ -43,6 +43,7 @@ SMALL = (
     "trainer.val_check_interval=2",
     "trainer.limit_val_batches=2",
     "tune.trials=4",
+    "report=false",
 )
 
 
@@ -261,14 +262,15 @@ def test_the_best_settings_take_experiments_along(tmp_path, line):
     assert composed("train", *alike, "experiment=best") == composed("train", *alike, *line)
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    ["tune.pruner.min_resource=0", "tune.sampler._target_=optuna.TPE", "+tune.sampler.typo=1"],
-)
-def test_a_refused_sampler_or_pruner_leaves_no_study_behind(tune, tmp_path, wrong):
-    with pytest.raises(Exception) as refusal:  # noqa: PT011
-        tune("tune.trials=1", wrong)
-    assert is_users(refusal.value)
+def test_a_refused_sampler_or_pruner_leaves_no_study_behind(tune):
+    for wrong in (
+        "tune.pruner.min_resource=0",
+        "tune.sampler._target_=optuna.TPE",
+        "+tune.sampler.typo=1",
+    ):
+        with pytest.raises(Exception) as refusal:  # noqa: PT011
+            tune("tune.trials=1", wrong)
+        assert is_users(refusal.value)
     assert len(tune("tune.trials=1")) == 1
 
 
@@ -441,7 +443,7 @@ def test_a_run_that_ended_before_its_worker_could_say_so_is_not_trained_again(
     assert summary(run_dir) == before
 
 
-@pytest.mark.parametrize("pruned_at", [2, 4])
+@pytest.mark.parametrize("pruned_at", [pytest.param(2, marks=pytest.mark.slow), 4])
 def test_a_pruned_trial_that_is_stopped_before_it_has_ended_stays_pruned(
     tune, tmp_path, monkeypatch, pruned_at
 ):
@@ -479,7 +481,7 @@ def test_a_pruned_trial_that_is_stopped_before_it_has_ended_stays_pruned(
     assert summary(tmp_path / "outputs/tune/t1/trials/0000")["steps"] == pruned_at
 
 
-@pytest.mark.parametrize("ended", [False, True])
+@pytest.mark.parametrize("ended", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_trial_whose_mark_a_power_cut_has_emptied_goes_on(tune, tmp_path, monkeypatch, ended):
     def stop(*_):
         os.kill(os.getpid(), signal.SIGTERM)
