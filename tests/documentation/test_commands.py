@@ -1,6 +1,7 @@
 """Commands and files in the documentation work as described."""
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -60,6 +61,18 @@ def test_a_command_that_no_program_takes_is_noticed(checkout):
     ):
         with pytest.raises((Exception, SystemExit)):
             read(Command("a test", 1, text), checkout)
+
+
+def test_every_test_that_a_document_names_is_there():
+    named = {
+        name for page in DOCUMENTS for name in re.findall(r"`(test(?:_\w+){3,})`", page.read_text())
+    }
+    files = (ROOT / "tests").rglob("test_*.py")
+    there = {
+        name for file in files for name in re.findall(r"^def (test_\w+)", file.read_text(), re.M)
+    }
+    assert len(named) > 9
+    assert named <= there
 
 
 def test_the_documents_text_and_optimizer_are_added_and_trained_with(checkout):
