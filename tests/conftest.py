@@ -8,6 +8,7 @@ import gc
 import io
 import json
 import os
+import pickle
 import resource
 import shutil
 import signal
@@ -124,15 +125,15 @@ def composed(script: str, *overrides: str) -> DictConfig:
     for override in OverridesParser.create().parse_overrides([*overrides]):
         group = (ROOT / "conf" / override.key_or_group).is_dir() or override.is_sweep_override()
         (groups if group or override.is_hydra_override() else values).append(override)
-    config = copy.deepcopy(_of_groups(script, tuple(group.input_line for group in groups)))
+    config = pickle.loads(_of_groups(script, tuple(group.input_line for group in groups)))
     ConfigLoaderImpl._apply_overrides_to_config(values, config)
     return config
 
 
 @functools.cache
-def _of_groups(script: str, groups: tuple[str, ...]) -> DictConfig:
+def _of_groups(script: str, groups: tuple[str, ...]) -> bytes:
     with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return hydra.compose(script, [*groups])
+        return pickle.dumps(hydra.compose(script, [*groups]))
 
 
 @pytest.fixture

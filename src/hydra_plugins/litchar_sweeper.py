@@ -4,7 +4,7 @@ Hydra finds plugins only in the package `hydra_plugins`; `litchar.training.sweep
 sweep is.
 """
 
-import copy
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -85,15 +85,17 @@ class ResumingSweeper(BasicSweeper):
         ((shared,),) = self.split_arguments(alike, None)
         texts = sorted({text for job in [shared, *grid] for text in job})
         known = dict(zip(texts, parser.parse_overrides(texts), strict=True))
-        composed: dict[tuple[str, ...], DictConfig] = {}
+        of_groups = {text for text, override in known.items() if self._is_group(override)}
+        composed: dict[tuple[str, ...], bytes] = {}
 
         def compose(job: list[str]) -> dict[str, Any]:
             # Each combination of groups is composed once, and the job's values are set in a copy:
-            # composing every job would take longer than running many a small one.
-            groups = tuple(text for text in job if self._is_group(known[text]))
+            # composing every job would take longer than running many a small one. To pickle a
+            # configuration and back takes a fifth of the time of copy.deepcopy.
+            groups = tuple(text for text in job if text in of_groups)
             if groups not in composed:
-                composed[groups] = self._compose(list(groups))
-            config = copy.deepcopy(composed[groups])
+                composed[groups] = pickle.dumps(self._compose(list(groups)))
+            config = pickle.loads(composed[groups])
             values = [known[text] for text in job if text not in groups]
             ConfigLoaderImpl._apply_overrides_to_config(values, config)
             return plain(config)
