@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -14,6 +14,7 @@ from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 
 from litchar.errors import UserError, causes, reason
+from litchar.training.settings import read_yaml
 
 # Keys whose values are free text, which Hydra's grammar must not parse.
 TEXTS = frozenset({"prompt", "unknown", "name", "score"})
@@ -178,7 +179,7 @@ Known = dict[str, frozenset[str] | None]
 
 def readable(conf: Path, config_name: str) -> Known:
     """Return the keys that `conf/<config_name>.yaml` may have."""
-    own: Any = OmegaConf.to_container(OmegaConf.load(conf / f"{config_name}.yaml"))
+    own = read_yaml(conf / f"{config_name}.yaml")
     known: Known = {}
     for default in own.pop("defaults"):
         if default == "_self_":
@@ -195,8 +196,8 @@ def readable(conf: Path, config_name: str) -> Known:
             elif part:
                 known[group] = (known[group] or frozenset()) | {part}
             else:
-                files = (conf / group).glob("*.yaml")
-                known[group] = frozenset(str(key) for file in files for key in OmegaConf.load(file))
+                files = map(read_yaml, (conf / group).glob("*.yaml"))
+                known[group] = frozenset(str(key) for file in files for key in file or ())
     for key, at in own.items():
         if known.setdefault(key, frozenset()) is not None and isinstance(at, dict):
             known[key] = (known[key] or frozenset()) | at.keys()

@@ -706,6 +706,14 @@ def test_auto_means_the_newest_unfinished_run_of_the_same_configuration(finished
     assert redirect(same, CONF, "train") == same
 
 
+@pytest.mark.parametrize("content", ["", "{", "- a", "a", "\0", "data:\n- 1\n", "data"])
+def test_auto_passes_over_a_damaged_run(finished_like, content):
+    wanted = finished_like("2026-01-01_a", [], "interrupted")
+    damaged = finished_like("2026-01-02_b", [], "interrupted")
+    (damaged / ".hydra/config.yaml").write_text(content)
+    assert f'run_dir="{wanted}"' in redirect(["resume=auto"], CONF, "train")
+
+
 def test_auto_begins_anew_for_another_text_and_takes_the_newest_whatever_its_name(finished_like):
     mine = ["data.path=/a.txt"]
     older = finished_like("zzz", mine, "interrupted")

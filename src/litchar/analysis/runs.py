@@ -7,13 +7,11 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-from omegaconf import OmegaConf
+from typing import Any, TypeVar
 
 from litchar.errors import UserError
 from litchar.text import Vocabulary
-from litchar.training.settings import flatten
+from litchar.training.settings import flatten, read_yaml
 
 REPORT = "report.html"  # in the directory of a run or a sweep
 
@@ -59,8 +57,8 @@ class Run:
             _json(path / "summary.json"),
             _rows(path / "metrics.csv"),
             _samples(path / "samples.txt"),
-            _yaml(path / "config.yaml") or {},
-            _yaml(typed / "config.yaml") or {},
+            _yaml(path / "config.yaml", dict),
+            _yaml(typed / "config.yaml", dict),
             _overrides(path),
             _json(path / "environment.json"),
         )
@@ -73,14 +71,14 @@ class Run:
     @cached_property
     def choices(self) -> dict[str, Any]:
         """The choice of each config group, as Hydra recorded it."""
-        hydra = _yaml(_lines(self.path)[0] / "hydra.yaml") or {}
+        hydra = _yaml(_lines(self.path)[0] / "hydra.yaml", dict)
         found: dict[str, Any] = hydra.get("hydra", {}).get("runtime", {}).get("choices", {})
         return found
 
     @cached_property
     def options(self) -> list[str]:
         """The command-line arguments that name a config directory beside `conf/`, if any."""
-        found = (options_of(_yaml(place / "hydra.yaml")) for place in _lines(self.path))
+        found = (options_of(_yaml(place / "hydra.yaml", dict)) for place in _lines(self.path))
         return next(filter(None, found), [])
 
     @property
@@ -122,7 +120,7 @@ def _overrides(path: Path) -> list[str]:
     """Return a run's overrides, the latest of each key: resuming need not repeat them all."""
     typed: dict[str, str] = {}
     for place in reversed(_lines(path)):
-        for override in map(str, _yaml(place / "overrides.yaml") or []):
+        for override in map(str, _yaml(place / "overrides.yaml", list)):
             typed[override.partition("=")[0].lstrip("+")] = override
     return list(typed.values())
 
@@ -149,11 +147,15 @@ def _json(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _yaml(path: Path) -> Any:
+_T = TypeVar("_T", dict[str, Any], list[Any])
+
+
+def _yaml(path: Path, kind: type[_T]) -> _T:
     try:
-        return OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    except Exception:  # whatever the parser raises: this is one file of several
-        return None
+        found = read_yaml(path)
+    except (OSError, ValueError):
+        found = None
+    return found if isinstance(found, kind) else kind()
 
 
 def _rows(path: Path) -> list[dict[str, float]]:

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from omegaconf import OmegaConf
-
 from litchar.analysis.comparison import Comparison, Row, Table, seed_of, shown
 from litchar.analysis.comparison_plot import COLORS, label_of_losses, panels_of
 from litchar.analysis.comparison_tables import cells_of, differs, in_words
@@ -28,6 +26,7 @@ from litchar.analysis.page import (
 from litchar.analysis.runs import REPORT, Run, options_of
 from litchar.overrides import without_passwords
 from litchar.text.vocabulary import printable
+from litchar.training.settings import read_yaml
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -185,9 +184,9 @@ def _best(directory: Path, row: Row) -> str:
 def _again(directory: Path) -> str:
     """Return the commands that repeat the sweep and compare its runs."""
     try:
-        recorded = OmegaConf.load(directory / "multirun.yaml")
-        typed = recorded.hydra.overrides.task
-    except Exception:  # runs collected by hand, or another tool's sweep
+        recorded = read_yaml(directory / "multirun.yaml")
+        typed = recorded["hydra"]["overrides"]["task"]
+    except (OSError, ValueError, KeyError, TypeError):  # runs collected by hand, or another tool's
         return ""
     words = ["-m", *options_of(recorded), *map(str, typed)]
     train = without_passwords(shlex.join(["python", "scripts/train.py", *words]))

@@ -11,12 +11,12 @@ from pathlib import Path
 import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from litchar.errors import BusyError, UserError
 from litchar.overrides import quote
 from litchar.training.run_dir import is_busy
-from litchar.training.settings import differences, plain
+from litchar.training.settings import differences, plain, read_yaml
 
 
 def redirect(arguments: list[str], conf: Path, config_name: str) -> list[str]:
@@ -51,9 +51,7 @@ def redirect(arguments: list[str], conf: Path, config_name: str) -> list[str]:
         overrides = [*overrides, f"hydra.searchpath=[{place}]"]
     with hydra.initialize_config_dir(str(conf), version_base="1.3"):
         config = hydra.compose(config_name, overrides)
-    default, chosen = (
-        plain(each)["run_dir"] for each in (OmegaConf.load(conf / f"{config_name}.yaml"), config)
-    )
+    default, chosen = read_yaml(conf / f"{config_name}.yaml")["run_dir"], plain(config)["run_dir"]
     named = Path(config.run_dir).absolute() if chosen != default else None
     run_dir = None
     if config.resume == "auto":
@@ -114,12 +112,12 @@ def unfinished_runs(config: DictConfig) -> Iterator[Path]:
             status = json.loads(place.read_text())["status"]
             if status in ("completed", "diverged") or not began.exists():
                 continue
-            before = plain(OmegaConf.load(began))
+            before = read_yaml(began)
             if differences(before, wanted, also=("data.path", "data.pattern", "init_from")):
                 continue
             if is_busy(place.parent):
                 continue
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
             continue  # not a run that can be resumed
         yield place.parent.absolute()
 

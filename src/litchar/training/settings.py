@@ -8,7 +8,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
+import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf._utils import get_yaml_loader
 
 # Keys that do not make it a different run or sweep job: where it is stored, how it is monitored.
 FREE = (
@@ -52,6 +54,24 @@ MAY_CHANGE = (
     "trainer.benchmark",
     "trainer.num_sanity_val_steps",
 )
+
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    yaml_implicit_resolvers = get_yaml_loader().yaml_implicit_resolvers  # what a number is
+
+
+def read_yaml(path: Path) -> Any:
+    """Return a YAML file as plain data: what OmegaConf reads, in a twentieth of its time, without
+    its checks; None if it is empty.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is not YAML.
+    """
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def plain(config: DictConfig | ListConfig, resolve: bool = False) -> dict[str, Any]:
