@@ -221,7 +221,9 @@ def test_a_table_of_confusions_shows_every_character_as_itself():
     ]
 
 
-def test_confusions_read_no_more_than_they_count(train, monkeypatch):
+# Of 800 characters: windows of 16, every 192 and side by side.
+@pytest.mark.parametrize(("characters", "read"), [(64, 5 * 16), (500, 800)])
+def test_confusions_read_at_least_what_is_asked(train, monkeypatch, characters, read):
     sizes = []
 
     def predicted(model, windows, device):
@@ -230,8 +232,8 @@ def test_confusions_read_no_more_than_they_count(train, monkeypatch):
         return predictions(model, windows, device)
 
     monkeypatch.setattr(dashboard, "predictions", predicted)
-    train("callbacks.confusions.characters=64", "data.val_batch_size=64")
-    assert set(sizes) == {4 * 16}  # windows, every 208 of 800 characters
+    train(f"callbacks.confusions.characters={characters}", "data.val_batch_size=64")
+    assert set(sizes) == {read}
 
 
 def test_the_embedding_is_the_table_with_a_row_for_each_character():

@@ -136,6 +136,12 @@ def test_where_nothing_changes_that_is_said():
     assert changes.lines() == ["data.normalize=NFC: no characters to change"]
 
 
+def test_marks_in_another_order_are_a_change():
+    changes = Changes()
+    assert list(Cleaning(normalize="NFC").read(["xq\u0307\u0323x" * 5000], changes))
+    assert changes.lines()[0].startswith("data.normalize=NFC: 10,000 characters of 2 kinds changed")
+
+
 # In a token store
 
 

@@ -114,10 +114,10 @@ def test_the_loss_of_each_document_is_that_of_the_document_by_itself(
     worst = rows[int(np.argmax(rates))]["begins"]
     assert said.split("worst documents ")[1].split()[2] == worst
 
-    (tmp_path / "other.txt").write_text("kalo\nXYZ\n\nmine")  # X, Y and Z are left out
+    (tmp_path / "other.txt").write_text("kalo\nXYZ\n\n\n\nmine")  # X, Y and Z are left out
     loss_of(f"checkpoint={named}", f"data.path={tmp_path / 'other.txt'}")
     said = capsys.readouterr().out
-    assert "Left out: 3 characters" in said
+    assert "Left out: 3 characters (18.75%)" in said  # of 16, with the line feeds
     assert "2 documents, each scored by itself" in said
     with pytest.raises(UserError, match=r"name a \.csv or a \.json file"):
         loss_of(f"checkpoint={named}", "documents=losses.txt")

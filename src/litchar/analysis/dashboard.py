@@ -135,7 +135,7 @@ class Confusions(Callback):
     """Shows which characters the model mistakes for which others, as a table.
 
     Args:
-        characters: how many of the validation split to look at, in evenly spaced windows.
+        characters: how many of the validation split to look at, at least, in evenly spaced windows.
         most: the maximum number of rows of the table.
 
     Raises:
@@ -167,7 +167,7 @@ class Confusions(Callback):
     def _windows(self, trainer: L.Trainer) -> Iterator[tuple[Tensor, Tensor]]:
         data = data_module(trainer)
         tokens = data.splits["val"]
-        stride = data.block_size * -(-len(tokens) // self.characters)
+        stride = data.block_size * max(1, len(tokens) // self.characters)
         batch_size = min(data.val_batch_size, -(-len(tokens) // stride))
         windows = SequentialWindows(tokens, data.block_size, batch_size, stride)
         for batch in range(len(windows)):

@@ -47,10 +47,9 @@ def run(config: DictConfig) -> float:
         tokens, what = split_of(checkpoint, config.split), f"the {config.split} split"
     else:
         corpus = checkpoint.cleaning.of(Corpus.find(**config.data))
-        tokens, unknown, left_out = encode_known(checkpoint, corpus)
+        tokens, unknown, left_out, share = encode_known(checkpoint, corpus)
         what = str(corpus)
         if left_out:
-            share = left_out / (left_out + len(tokens))
             terminal.say(
                 f"Left out: {left_out:,} characters ({share:.2%}) that the model never saw: "
                 f"{describe(unknown)}"
@@ -139,16 +138,17 @@ def data_of(checkpoint: Checkpoint) -> TextDataModule:
     return data
 
 
-def encode_known(checkpoint: Checkpoint, corpus: Corpus) -> tuple[Tensor, str, int]:
+def encode_known(checkpoint: Checkpoint, corpus: Corpus) -> tuple[Tensor, str, int, float]:
     """Return the ids of the characters of `corpus` that the model knows, the distinct characters
-    that it does not know, and how many occurrences of these were left out."""
+    that it does not know, and how many occurrences of these were left out, also as a share."""
     vocabulary = checkpoint.vocabulary
     counts = count_codes(corpus, vocabulary.unit, vocabulary.document)
     present = np.flatnonzero(counts)
     unknown = present[vocabulary.lookup(present) == len(vocabulary)]
     pieces = [np.zeros(0, vocabulary.dtype), *encode_corpus(corpus, vocabulary)]
     tokens = torch.from_numpy(np.concatenate(pieces))
-    return tokens, "".join(map(chr, unknown)), int(counts[unknown].sum())
+    left_out = int(counts[unknown].sum())
+    return tokens, "".join(map(chr, unknown)), left_out, left_out / max(1, int(counts.sum()))
 
 
 def _overlap(stride: int | None, block_size: int) -> str:

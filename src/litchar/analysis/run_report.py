@@ -345,7 +345,7 @@ def _spent(run: Run, probed: Probed | None) -> Iterator[Figure]:
     if summary.get("peak_memory_bytes"):
         yield "memory", f"{summary['peak_memory_bytes'] / 1e6:,.0f} MB", "at its peak"
     if summary.get("parameters"):
-        known = f"that knows {summary['vocab_size']:,} {unit}s"
+        known = f"with a vocabulary of {summary['vocab_size']:,}"
         yield "model", f"{summary['parameters']:,} parameters", known
 
 
@@ -358,8 +358,8 @@ def _surprised(found: Surprise, vocabulary: Vocabulary) -> str:
     note = (
         "A passage of validation text. The deeper the colour, the more bits the "
         f"{vocabulary.unit} cost; point at one to see how many, and what the model expected "
-        f"instead. The {len(found.nats):,} {vocabulary.unit}s read for this, each with at least a "
-        f"quarter of a window of context, cost {bits:.3f} bits on average."
+        f"instead. The {len(found.nats):,} {vocabulary.unit}s read for this, all but the text's "
+        f"first with at least a quarter of a window of context, cost {bits:.3f} bits on average."
     )
     legend = "".join(
         f'<span class="s{level}">{least:g}{"+" if level == len(BITS) - 1 else ""}</span>'

@@ -174,7 +174,8 @@ class TextDataModule(L.LightningDataModule):
         split; for a mixture, one for each corpus.
 
         The sample has windows of the same length, at least `train_sample` tokens in all, or the
-        whole split if that is shorter. With `trainer.overfit_batches` it is the batches trained on.
+        whole split if that is shorter; of a mixture, as much of each text as if they shared these
+        equally. With `trainer.overfit_batches` it is the batches trained on.
         There is none where `trainer.limit_val_batches` is a share that leaves no batch of it.
         """
         if self.trainer.overfit_batches:  # type: ignore[attr-defined]  # set dynamically

@@ -138,11 +138,15 @@ class Changes:
         self.counts: dict[str, np.ndarray] = defaultdict(no_counts)
 
     def add(self, setting: str, before: str, after: str) -> None:
-        """Count the characters that `setting` removed and added."""
+        """Count the characters that `setting` removed and added, or else those that it moved."""
         counts = self.counts[setting]
-        if before != after:
-            count_into(counts, codepoints(before), -1)
-            count_into(counts, codepoints(after))
+        if before == after:
+            return
+        old, new = codepoints(before), codepoints(after)
+        if np.array_equal(np.sort(old), np.sort(new)):  # combining marks in another order
+            old, new = old[old != new], new[:0]
+        count_into(counts, old, -1)
+        count_into(counts, new)
 
     def lines(self) -> list[str]:
         """Return one line per setting: how many characters it changed, and the most frequent."""
