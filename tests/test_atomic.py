@@ -60,6 +60,20 @@ def test_a_file_takes_no_directorys_place(tmp_path):
     assert os.listdir(tmp_path / "out") == ["old"]
 
 
+def test_what_a_link_names_is_written_and_no_pipe_is_replaced(tmp_path):
+    (tmp_path / "file").write_text("old")
+    (tmp_path / "link").symlink_to("file")
+    with atomic_write(tmp_path / "link") as draft:
+        draft.write_text("new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "file").read_text() == "new"
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="a device or a pipe"), atomic_write(tmp_path / "pipe"):
+        raise AssertionError
+    assert (tmp_path / "pipe").is_fifo()
+    assert sorted(os.listdir(tmp_path)) == ["file", "link", "pipe"]
+
+
 def test_what_a_killed_process_left_is_gone_when_its_run_goes_on(train):
     run_dir = train("trainer.max_steps=5")
     for place in (".", "checkpoints", "tensorboard"):

@@ -331,6 +331,11 @@ def refused(script, *arguments):
             "logger=null",
             "logger=null: must name one of the group's files: csv, mlflow, tensorboard, ",
         ),
+        (
+            "train",
+            "experiment=tune/nope",
+            "experiment=tune/nope: there is no such file in conf/experiment; choose from cpu_fast",
+        ),
         ("train", "~logger", "logger: is required; leave ~logger out"),
         (
             "train",

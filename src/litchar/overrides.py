@@ -250,8 +250,11 @@ def explain(error: Exception, conf: Path, config_name: str) -> str:
             )
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
+        while "/" in group and not (conf / group).is_dir():  # experiment=tune/NAME
+            group, _, part = group.rpartition("/")
+            name = f"{part}/{name}"
         return f"{group}={name}: there is no such file in conf/{group}" + nearest(
-            name, error.options or []
+            name, [*(error.options or []), *_of_studies(group)]
         )
     if isinstance(error, OverrideParseException):
         return (
@@ -264,6 +267,12 @@ def explain(error: Exception, conf: Path, config_name: str) -> str:
     if key and (misplaced or "is not in struct" in str(chain[-1])):
         return f"{key}: {_missing(key, bool(misplaced), conf, config_name)}"
     return reason(error)
+
+
+def _of_studies(group: str) -> list[str]:
+    """Return the choices of a group that studies wrote, see `litchar.cli.StudyExperiments`."""
+    place = Path(os.environ.get("LITCHAR_OUTPUTS", "")) / "conf" / group
+    return sorted(str(file.relative_to(place).with_suffix("")) for file in place.rglob("*.yaml"))
 
 
 def _missing(key: str, typed: bool, conf: Path, config_name: str) -> str:

@@ -222,6 +222,23 @@ def test_unfinished_and_failed_runs_are_named_and_not_counted(made, tmp_path, ca
     assert "not counted: broken: failed: n_embd=9 is not divisible" in printed
 
 
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("config.yaml", "- a\n"),
+        ("config.yaml", "data: 5\nmodel: x\nseed: y\n"),
+        (".hydra/config.yaml", "data: 5\nmodel: x\nseed: y\n"),
+        ("summary.json", '{"status": "completed", "best_val_loss": "abc"}'),
+        ("summary.json", '{"status": "completed", "best_val_loss": 2.5, "steps": "x", "seed": []}'),
+    ],
+)
+def test_a_run_of_another_tool_ends_no_comparison(made, tmp_path, capsys, file, content):
+    made("mine", 2.0, {"x": 1})
+    (made("other", 3.0, {"x": 2}) / file).write_text(content)
+    report_on([tmp_path / "sweep"], None, None, Terminal())
+    assert "2.0000" in capsys.readouterr().out
+
+
 def test_different_texts_and_units_have_tables_of_their_own(made, tmp_path):
     made("a", 2.0, {"x": 1}, text="f1")
     made("b", 1.0, {"x": 1}, text="f2")

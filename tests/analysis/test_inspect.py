@@ -108,9 +108,10 @@ def test_a_page_that_cannot_be_written_is_refused(inspected, tmp_path):
         inspected(numbered(0, 300), f"page={tmp_path}/file/page.html")
 
 
-def test_a_page_without_a_name_is_refused(inspected):
-    with pytest.raises(UserError, match=r"page=.: cannot be written \(it names no file\)"):
-        inspected(numbered(0, 300), "page=.")
+@pytest.mark.parametrize(("page", "reason"), [(".", "Is a directory"), ("/", "it names no file")])
+def test_a_page_without_a_name_is_refused(inspected, page, reason):
+    with pytest.raises(UserError, match=rf"page={page}: cannot be written \({reason}\)"):
+        inspected(numbered(0, 300), f"page={page}")
 
 
 def test_a_key_of_data_that_is_none_is_refused(inspected):

@@ -327,6 +327,14 @@ def test_a_report_says_what_it_cannot_show(hostile_run, tmp_path):
     assert config.data.path not in page
 
 
+def test_a_run_of_another_tool_has_a_report(tmp_path):
+    foreign = {"status": "completed", "best_val_loss": "abc", "steps": "x", "parameters": None}
+    (tmp_path / "summary.json").write_text(json.dumps(foreign | {"characters_seen": 5}))
+    for config in ("- a", "data: 5\nmodel: x\nseed: y\n"):
+        (tmp_path / "config.yaml").write_text(config)
+        assert "abc" not in written(tmp_path)
+
+
 def test_an_interrupted_run_says_so(hostile_run, tmp_path):
     run_dir = tmp_path / "run"
     shutil.copytree(hostile_run, run_dir, ignore=shutil.ignore_patterns("checkpoints"))

@@ -238,6 +238,12 @@ def test_the_advice_for_a_file_in_another_code_fits_it(tmp_path, mark, code):
         list(Corpus([tmp_path / "a.txt"]).read())
 
 
+def test_a_file_that_ends_within_a_character_may_be_cut(tmp_path):
+    (tmp_path / "a.txt").write_bytes("é".encode()[:1])
+    with pytest.raises(UserError, match="at offset 0; it may be cut; if it is whole, convert"):
+        list(Corpus([tmp_path / "a.txt"]).read())
+
+
 def test_a_home_directory_of_nobody_is_refused_like_a_missing_file():
     with pytest.raises(UserError, match=r"data.path=~nobody-here.txt: no such file or directory"):
         Corpus.find("~nobody-here.txt")

@@ -156,6 +156,16 @@ def test_another_sweep_of_the_same_name_is_refused_and_the_difference_named(swee
     assert len(more.jobs) == 2
 
 
+@pytest.mark.parametrize("content", ['{"a":', "[5]", '{"a": 5}', '{"swept": 5, "shared": {}}'])
+def test_a_damaged_record_is_named(sweep, tmp_path, content):
+    record = tmp_path / "outputs/sweeps/s/sweep.json"
+    record.parent.mkdir(parents=True)
+    record.write_text(content)
+    swept = sweep("seed=1,2")
+    assert swept.code == 2
+    assert swept.err.startswith(f"error: {record}: damaged; give the sweep another name, or delete")
+
+
 def test_another_value_within_a_group_that_has_a_list_is_refused(sweep):
     sweep("model=transformer,gpt2", "model.dropout=0.0", "trainer.max_steps=1")
     for line, now in ((["model.dropout=0.5"], "0.5"), ([], "not set")):

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import multiprocessing
 import os
 import signal
@@ -115,6 +116,8 @@ def test_a_space_is_in_optunas_terms_nested_or_with_dotted_keys():
         ({"type": "int", "low": 1, "high": 3, "lgo": True}, "a int has no lgo"),
         ({"type": "float", "low": 0, "high": 1, "log": True}, "low"),
         ({"type": "float", "low": 2, "high": 1}, "low"),
+        ({"type": "float", "low": math.nan, "high": 1.0}, "low=nan must be finite"),
+        ({"type": "float", "low": 1.0, "high": math.inf}, "high=inf must be finite"),
         ({"type": "categorical", "choices": []}, "choices"),
         ({"type": "categorical", "choices": [[1]]}, r"the choice \[1\] must be"),
     ],
@@ -330,6 +333,8 @@ def test_another_search_under_the_same_name_is_refused(tune, tmp_path):
         (["tune.sampler={_target_:optuna.samplers.BruteForceSampler}"], "use a sweep for that"),
         (["~callbacks"], "cannot delete keys"),
         (["tune.name=a/b"], "tune.name=a/b"),
+        (["tune.name=null"], "tune.name=null: give the study a name"),
+        (["tune.space=null"], "tune.space is empty"),
         (["tune.name='ü'"], "tune.name=ü"),  # no value of experiment=tune/... to Hydra
         (["tune.trials=0"], "tune.trials=0"),
         (["tune.storage=nosql://x"], "tune.storage=nosql://x: cannot be opened"),

@@ -35,7 +35,7 @@ def write_page(path: Path, title: str, sections: list["Section"], found: "Inspec
     )
     try:
         page.write_page(path, title, body)
-    except (OSError, ValueError) as error:  # ValueError: a path without a name, such as .
+    except (OSError, ValueError) as error:  # ValueError: a path without a name, such as /
         reason = getattr(error, "strerror", "it names no file")
         raise UserError(f"page={path}: cannot be written ({reason}); name another file") from None
 

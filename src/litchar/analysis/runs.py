@@ -54,11 +54,11 @@ class Run:
         typed = _lines(path)[0]
         return cls(
             path,
-            _json(path / "summary.json"),
+            _summary(path / "summary.json"),
             _rows(path / "metrics.csv"),
             _samples(path / "samples.txt"),
-            _yaml(path / "config.yaml", dict),
-            _yaml(typed / "config.yaml", dict),
+            _config(path / "config.yaml"),
+            _config(typed / "config.yaml"),
             _overrides(path),
             _json(path / "environment.json"),
         )
@@ -145,6 +145,25 @@ def _json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _summary(path: Path) -> dict[str, Any]:
+    """Return the entries of `summary.json` that are words or numbers, as they should be."""
+    words = {"status", "error", "unit", "device", "precision", "checkpoint"}
+    return {
+        key: value
+        for key, value in _json(path).items()
+        if value is None or isinstance(value, str if key in words else int | float)
+    }
+
+
+def _config(path: Path) -> dict[str, Any]:
+    """Return a configuration without what should be a section and is none."""
+    return {
+        key: value
+        for key, value in _yaml(path, dict).items()
+        if isinstance(value, dict) or key not in ("data", "model")
+    }
 
 
 _T = TypeVar("_T", dict[str, Any], list[Any])

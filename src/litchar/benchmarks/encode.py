@@ -36,10 +36,12 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     The store is built in a fresh process on one core, each time into an empty cache.
 
     Raises:
-        UserError: the file cannot be read, is empty or is not UTF-8.
+        UserError: the file cannot be read, is empty or is not UTF-8, or there is nothing to encode.
     """
     import litchar.text
 
+    if options.megabytes < 1:
+        raise UserError(f"--megabytes={options.megabytes}: must be at least 1")
     source = options.file or Path(litchar.text.__file__).with_name("ml.txt")
     try:
         text = source.read_bytes()

@@ -243,10 +243,11 @@ def _decoded(path: Path) -> Iterator[str]:
                 start = error.object if not offset else b""
                 code = "UTF-16" if start[:2] in (b"\xff\xfe", b"\xfe\xff") else "WINDOWS-1252"
                 held_back = len(error.object) - len(chunk)
+                cut = "" if chunk else "it may be cut; if it is whole, "
                 raise UserError(
                     f"{path}: not UTF-8 text; the first wrong byte is "
                     f"0x{error.object[error.start]:02x} at offset "
-                    f"{offset - held_back + error.start}; convert the file, for example: "
+                    f"{offset - held_back + error.start}; {cut}convert the file, for example: "
                     f"iconv -f {code} -t UTF-8"
                 ) from None
             offset += len(chunk)

@@ -185,9 +185,15 @@ def check_same_sweep(plan: Plan) -> None:
     """
     if not plan.place.exists():
         return
-    then = json.loads(plan.place.read_text())
-    swept = plan.swept | set(then["swept"])
-    found = changes(then["shared"], json.loads(json.dumps(plan.shared)))
+    try:
+        then = json.loads(plan.place.read_text())
+        swept = plan.swept | set(then["swept"])
+        found = changes(then["shared"], json.loads(json.dumps(plan.shared)))
+    except (ValueError, LookupError, TypeError, AttributeError):
+        raise UserError(
+            f"{plan.place}: damaged; give the sweep another name, or delete that file to go on "
+            "with the jobs that are there"
+        ) from None
     free = [*FREE, *swept]
     named = plan.named.union(then.get("named", ())) - swept
     differences = [
@@ -209,7 +215,7 @@ def swept_keys(directory: Path) -> set[str]:
     """Return the swept keys of the sweep in `directory`; none if there is no sweep."""
     try:
         return set(json.loads((directory / "sweep.json").read_text())["swept"])
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, LookupError, TypeError):
         return set()
 
 

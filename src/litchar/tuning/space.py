@@ -1,5 +1,6 @@
 """The search space: from `conf/tune` to Optuna distributions, and from values to overrides."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -98,6 +99,8 @@ def _distribution(key: str, leaf: Mapping[str, Any]) -> BaseDistribution:
         fits = isinstance(value, int | float) if expected is float else isinstance(value, expected)
         if not fits or (expected is not bool and isinstance(value, bool)):
             raise UserError(f"{place}: {name}={value} must be a {expected.__name__}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{place}: {name}={value} must be finite")
     if kind == "categorical":
         for choice in given["choices"]:
             if not isinstance(choice, Value):

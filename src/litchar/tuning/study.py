@@ -57,7 +57,8 @@ class Search:
         Raises:
             UserError: the command line has something that is invalid for every trial.
         """
-        space = read_space(plain(config.tune.space, resolve=True))
+        given = config.tune.space
+        space = read_space({} if given is None else plain(given, resolve=True))
         typed = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
         parsed = training_overrides(cast(list[str], typed))
         _check_line(parsed, space, config.tune.name)
@@ -207,6 +208,8 @@ def study_directory(config: DictConfig) -> Path:
     Raises:
         UserError: the study's name is not a valid directory name.
     """
+    if config.tune.name is None:
+        raise UserError("tune.name=null: give the study a name")
     name = str(config.tune.name)
     if not name.strip(".") or not re.fullmatch(r"[A-Za-z0-9_.-]+", name):  # in experiment=tune/...
         raise UserError(f"tune.name={name}: use only letters from a to z, digits, -, _ and .")
