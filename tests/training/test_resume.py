@@ -371,9 +371,13 @@ def test_resume_auto_begins_where_there_is_nothing(train):
 
 
 def test_another_setting_or_text_is_refused_and_named(train, text_file):
-    train(name="run")
+    run_dir = train(name="run")
     before = sorted((path, path.stat().st_mtime_ns) for path in (text_file.parent).rglob("*.ckpt"))
-    with pytest.raises(UserError, match=r"optimizer.lr: 0.004 then, 0.1 now"):
+    with pytest.raises(UserError, match=r"optimizer.lr: 0.004 then, 0.1 now\); use the same, or"):
+        train("resume=auto", "optimizer.lr=0.1", name="run")
+    (run_dir / ".hydra").mkdir()
+    (run_dir / ".hydra/overrides.yaml").write_text("- data=text\n- data.path=a b\n")
+    with pytest.raises(UserError, match=r"use the same \(data=text 'data.path=a b'\), or"):
         train("resume=auto", "optimizer.lr=0.1", name="run")
     text_file.write_text(text_file.read_text().replace("and", "dan"))
     with pytest.raises(UserError, match="the text has changed"):

@@ -323,6 +323,14 @@ def test_another_search_under_the_same_name_is_refused(tune, tmp_path):
     ("arguments", "words"),
     [
         (["+tune.space.optimizer.lrr={type:float,low:1,high:2}"], "tune.space.optimizer.lrr"),
+        (
+            ["+tune.space.data.val_fraction={type:float,low:0.1,high:0.5}"],
+            "tune.space.data.val_fraction: losses on different texts cannot be compared",
+        ),
+        (
+            ["+tune.space.data={type:categorical,choices:[ml,text]}"],
+            "tune.space.data: losses on different texts cannot be compared",
+        ),
         (["optimizer.lr=1"], "~tune.space.optimizer.lr"),
         (["run_dir=x"], "each trial has its own run directory"),
         (["+tune.space.debug={type:categorical,choices:[null]}"], "choices are names of files"),

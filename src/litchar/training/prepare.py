@@ -3,6 +3,7 @@
 import functools
 import math
 import os
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from litchar.data import TextDataModule, make_data_module
 from litchar.device import set_matmul_precision
 from litchar.errors import UserError, is_out_of_memory
 from litchar.launched import Place
-from litchar.overrides import literal
+from litchar.overrides import literal, without_passwords
 from litchar.terminal import Terminal
 from litchar.text import Vocabulary
 from litchar.training import environment
@@ -37,7 +38,7 @@ from litchar.training.resolve import (
     resolve_paths,
     resolve_steps,
 )
-from litchar.training.settings import differences, plain
+from litchar.training.settings import differences, plain, read_yaml
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,7 @@ def check_same_run(resumed: Checkpoint, settings: dict[str, Any], fingerprint: s
     if changed:
         raise UserError(
             f"resume: {resumed.path} was trained with other settings ({'; '.join(changed)}); use "
-            "the same, or start a new run from its weights with init_from"
+            f"the same{_as_typed(resumed.path)}, or start a new run from its weights with init_from"
         )
     if resumed.provenance["fingerprint"] != fingerprint:
         raise UserError(
@@ -186,6 +187,17 @@ def check_same_run(resumed: Checkpoint, settings: dict[str, Any], fingerprint: s
             "new run from its weights with init_from"
         )
     resumed.check_model()
+
+
+def _as_typed(checkpoint: Path) -> str:
+    """Return, for a message, the overrides that a checkpoint's run began with, if known."""
+    try:
+        typed = read_yaml(checkpoint.parent.parent / ".hydra" / "overrides.yaml")
+    except (OSError, ValueError):
+        return ""
+    if not typed or not isinstance(typed, list):
+        return ""
+    return f" ({without_passwords(shlex.join(map(str, typed)))})"
 
 
 def _build_model(settings: DictConfig, vocab_size: int, block_size: int) -> torch.nn.Module:

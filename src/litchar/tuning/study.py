@@ -18,9 +18,9 @@ from optuna.distributions import BaseDistribution
 from optuna.storages import BaseStorage
 
 from litchar.errors import UserError
-from litchar.text.split import Text
+from litchar.text.split import BATCHED_BY, Text
 from litchar.training.resolve import resolve_device, resolve_paths
-from litchar.training.settings import changes, differences, flatten, plain
+from litchar.training.settings import changes, differences, flatten, plain, within
 from litchar.tuning.space import Value, override, read_space
 
 # Keys that may change in a resumed run, but not between the trials of a study.
@@ -133,7 +133,8 @@ def _check_line(parsed: Sequence[Override], space: Collection[str], name: str) -
 
 
 def _check_space(space: Mapping[str, BaseDistribution], fixed: DictConfig) -> None:
-    """Refuse to search keys that do not exist, and null as a config group's choice.
+    """Refuse to search keys that do not exist, null as a config group's choice, and keys that
+    change the text: losses on different texts cannot be compared.
 
     Args:
         fixed: the training configuration.
@@ -145,6 +146,10 @@ def _check_space(space: Mapping[str, BaseDistribution], fixed: DictConfig) -> No
     for key in space:
         if key not in groups and OmegaConf.select(fixed, key, default=groups) is groups:
             raise UserError(f"tune.space.{key}: there is no such key to search")
+        if within(key, ["data"]) and not within(key, [f"data.{name}" for name in BATCHED_BY]):
+            raise UserError(
+                f"tune.space.{key}: losses on different texts cannot be compared; search other keys"
+            )
         if key in groups and None in getattr(space[key], "choices", ()):
             raise UserError(f"tune.space.{key}: a group's choices are names of files, not null")
 
