@@ -128,7 +128,7 @@ def _text(i: int, edges: np.ndarray, tokens: Tensor, vocabulary: Vocabulary) -> 
 def _write(place: Path, rows: list[dict[str, Any]]) -> None:
     try:
         with (
-            atomic_write(place.resolve()) as draft,
+            atomic_write(place) as draft,
             open(draft, "w", newline="", encoding="utf-8", errors="backslashreplace") as file,
         ):
             if place.suffix == ".json":
