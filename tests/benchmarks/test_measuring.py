@@ -29,6 +29,7 @@ def refused(monkeypatch, capsys):
 
 def test_what_cannot_be_is_refused_before_anything_is_measured(refused, tmp_path):
     assert "--repeats=0: must be at least 1" in refused("encode", "--repeats", "0")
+    assert "--megabytes=-1: must be at least 1" in refused("encode", "--megabytes", "-1")
     assert "is a directory" in refused("encode", "--json", str(tmp_path))
     nowhere = str(tmp_path / "nowhere/figures.json")
     assert "there is no directory" in refused("encode", "--json", nowhere)

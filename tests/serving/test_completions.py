@@ -258,7 +258,16 @@ def test_an_unknown_model_is_not_found(complete):
     ("method", "path", "content", "status", "message"),
     [
         ("POST", "/v1/completions", b'{"model": ', 400, "the body is not JSON"),
-        ("POST", "/v1/completions", b"\xff\xfe", 400, ""),
+        ("POST", "/v1/completions", b"\xff\xfe", 400, "the body is not JSON"),
+        ("POST", "/v1/completions", b'{"a": "\xff"}', 400, "the body is not JSON"),
+        ("POST", "/v1/completions", b"[" * 4000, 400, "the body is not JSON"),
+        (
+            "POST",
+            "/v1/completions",
+            b'{"model": "run", "stream": true, "stream_options": {"x": 1}}',
+            400,
+            "stream_options.x: Extra inputs are not permitted",
+        ),
         ("POST", "/v1/completions", b"[1]", 400, "the body"),
         ("POST", "/v1/completions", b"{}", 400, "model: Field required"),
         ("POST", "/v1/completions", b" " * 5001, 413, ""),
@@ -273,6 +282,15 @@ def test_every_refusal_has_openais_shape(server, method, path, content, status, 
     error = answer.json()["error"]
     assert message in error["message"]
     assert error["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize("kind", ["text/json", "application/jsonp", "text/plain", ""])
+def test_a_body_that_is_not_said_to_be_json_is_refused(server, kind):
+    url = f"{server[0]}/v1/completions"
+    answer = httpx.post(url, content=b'{"model": "run"}', headers={"content-type": kind})
+    assert answer.status_code == 400
+    message = answer.json()["error"]["message"]
+    assert message == "send JSON, with Content-Type: application/json"
 
 
 def test_a_body_without_a_length_is_measured_as_it_comes(server):

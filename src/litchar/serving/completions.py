@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Sequence, Sized
@@ -440,15 +441,20 @@ def answer_errors(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def unfit(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
-        if "json" not in request.headers.get("content-type", ""):
+        kind = request.headers.get("content-type", "").partition(";")[0].lower()
+        if not re.fullmatch(r"application/(.+\+)?json", kind.strip()):
             return refusal("send JSON, with Content-Type: application/json", HTTPStatus.BAD_REQUEST)
         if first["type"] == "json_invalid":
             return refusal(f"the body is not JSON: {first['ctx']['error']}", HTTPStatus.BAD_REQUEST)
         param = next(map(str, first["loc"][1:]), None)
+        if first["type"] == "extra_forbidden":  # which may be within another
+            param = ".".join(map(str, first["loc"][1:]))
         return refusal(f"{param or 'the body'}: {first['msg']}", HTTPStatus.BAD_REQUEST, param)
 
     @app.exception_handler(HTTPException)
     async def http(_: Request, error: HTTPException) -> Response:
+        if error.__cause__:  # why FastAPI could not read the body
+            return refusal(f"the body is not JSON: {error.__cause__}", error.status_code)
         return refusal(str(error.detail), error.status_code)
 
     @app.exception_handler(FullError)
