@@ -20,6 +20,11 @@ def visible(text: str) -> str:
     return CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
+def _cell(value: object) -> str:
+    """Return a figure with four significant digits, a name as it is, and nothing for None."""
+    return f"{value:,.4g}" if isinstance(value, float) else "" if value is None else str(value)
+
+
 class Terminal(Console):
     """Standard output; it survives the end of its reader, such as `head`, or a killed `tee`.
 
@@ -64,7 +69,7 @@ class Terminal(Console):
         for column in rows[0]:
             made.add_column(column, justify="left" if column in ("model", "what") else "right")
         for row in rows:
-            made.add_row(*(f"{v:,.4g}" if isinstance(v, float) else f"{v}" for v in row.values()))
+            made.add_row(*map(_cell, row.values()))
         self.print(made)
 
     def track(self, steps: range, what: str) -> Iterable[int]:

@@ -3,6 +3,7 @@ import pytest
 from litchar.analysis.characters import (
     count_line_ends,
     foreign_letters,
+    kind_of,
     label_of,
     mixed_words,
     name_of,
@@ -42,6 +43,11 @@ def test_every_character_has_a_name():
     assert name_of("\n") == "LINE FEED"
     assert name_of("\x01") == "U+0001"
     assert name_of("\xe9", "byte") == "byte 0xE9"
+
+
+def test_a_byte_that_is_no_character_is_of_no_characters_kind():
+    assert [kind_of(c) for c in "aÉ1"] == ["small letter", "capital letter", "digit"]
+    assert [kind_of(c, "byte") for c in "aÉ1"] == ["small letter", "byte", "digit"]
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 1000])

@@ -16,9 +16,10 @@ from omegaconf import OmegaConf
 from conftest import ROOT, SMALL, composed, summary
 from litchar import signals
 from litchar.analysis import probe, report
+from litchar.analysis.comparison import COSTS, At, compare
 from litchar.analysis.copying import LENGTHS, find_copied, longest_copied
 from litchar.analysis.evaluate import data_of, exact_loss
-from litchar.analysis.run_report import PASSAGE, _again, changed_settings
+from litchar.analysis.run_report import PASSAGE, _again, changed_settings, run_report
 from litchar.analysis.runs import REPORT, Run
 from litchar.analysis.surprise import most_surprising, surprise
 from litchar.checkpoints import Checkpoint
@@ -333,6 +334,26 @@ def test_a_run_of_another_tool_has_a_report(tmp_path):
     for config in ("- a", "data: 5\nmodel: x\nseed: y\n"):
         (tmp_path / "config.yaml").write_text(config)
         assert "abc" not in written(tmp_path)
+
+
+def test_any_figures_may_be_missing(hostile_run, tmp_path):
+    """As in a summary that an older version or another tool wrote."""
+    whole = summary(hostile_run)
+    (tmp_path / "metrics.csv").write_bytes((hostile_run / "metrics.csv").read_bytes())
+    for name in whole:
+        for left in ({name: whole[name]}, {k: v for k, v in whole.items() if k != name}):
+            (tmp_path / "summary.json").write_text(json.dumps(left))
+            assert "Run it again" in run_report(Run.load(tmp_path), None, "cpu")
+            for kind in COSTS:
+                compare([tmp_path], At(kind, 1))
+
+
+@pytest.mark.parametrize("damaged", ["hydra: 5", "hydra: {runtime: {choices: [a]}}"])
+def test_a_damaged_record_of_hydra_is_as_none(tmp_path, damaged):
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / ".hydra" / "hydra.yaml").write_text(damaged)
+    (tmp_path / "summary.json").write_text("{}")
+    assert Run.load(tmp_path).choices == {}
 
 
 def test_an_interrupted_run_says_so(hostile_run, tmp_path):

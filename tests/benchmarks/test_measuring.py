@@ -1,12 +1,13 @@
 """Benchmarks: options refused before measuring, and statistics of the measurements."""
 
 import argparse
+import json
 import sys
 
 import pytest
 
 from conftest import ROOT
-from litchar.benchmarks import main, overhead
+from litchar.benchmarks import encode, main, overhead
 
 
 @pytest.fixture
@@ -65,3 +66,15 @@ def test_the_overhead_is_that_within_each_repeat(monkeypatch):
     assert trainer["over the bare loop"] == 2.0  # of 2, 1 and 4; the medians differ by 1
     assert trainer["ratio"] == pytest.approx(1.1)
     assert (bare["over the bare loop"], bare["ratio"]) == (0.0, 1.0)
+
+
+def test_encoders_are_compared_in_bytes_and_written_as_json(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "argv", [str(ROOT / "scripts/benchmark.py")])
+    monkeypatch.setattr(encode, "_build", lambda path, _: (path.stat().st_size / 100e6, 50.0))
+    monkeypatch.setattr(encode, "_teaching_script", lambda text: len(text.encode()) / 20e6)
+    (tmp_path / "text.txt").write_text("съешь" * 1000)
+    figures = tmp_path / "figures.json"
+    main(["encode", "--megabytes", "1", "--file", f"{tmp_path}/text.txt", "--json", str(figures)])
+    ours, theirs = json.loads(figures.read_text(), parse_constant=pytest.fail)
+    assert (ours["MB/s"], ours["peak MB"]) == (pytest.approx(100), 50.0)
+    assert (theirs["MB/s"], theirs["peak MB"]) == (pytest.approx(20), None)

@@ -70,10 +70,13 @@ def label_of(character: str, unit: str = Vocabulary.unit) -> str:
     return character
 
 
-def kind_of(character: str) -> str:
-    """Return a character's kind: a letter, a digit, punctuation, a mark, a space, or other."""
+def kind_of(character: str, unit: str = Vocabulary.unit) -> str:
+    """Return a character's kind: a letter, a digit, punctuation, a mark, a space, or other; or that
+    it is a byte which is no character."""
     if not character:
         return "boundary"
+    if unit != Vocabulary.unit and not character.isascii():
+        return "byte"
     if character.isupper() or character.islower():
         return "small letter" if character.islower() else "capital letter"
     return {"L": "letter", "N": "digit", "P": "punctuation", "M": "mark", "Z": "space"}.get(

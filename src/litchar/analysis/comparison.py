@@ -331,9 +331,10 @@ def cost(run: Run, kind: str) -> np.ndarray:
     if kind == "seconds":
         seconds = np.array([row.get("speed/train_seconds", math.nan) for row in run.history])
         return seconds if np.isfinite(seconds).all() else np.array([])
-    if not run.summary.get("steps"):
+    taken, seen = run.known("steps", "characters_seen") or (0, 0)
+    if not taken:
         return np.array([])
-    characters = steps * float(run.summary["characters_seen"] / run.summary["steps"])
+    characters = steps * float(seen / taken)
     if kind == "characters":
         return characters
     per_token = run.summary.get("flops_per_token")
@@ -355,8 +356,8 @@ def figure(run: Run, name: str, at: At | None = None) -> float | None:
         return None
     if name != "flops":
         return run.summary.get(name)
-    per_token, characters = run.summary.get("flops_per_token"), run.summary.get("characters_seen")
-    return per_token * characters if per_token and characters else None
+    known = run.known("flops_per_token", "characters_seen")
+    return math.prod(known) or None if known else None
 
 
 def comparable_by(run: Run) -> tuple[Any, ...]:

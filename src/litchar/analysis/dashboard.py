@@ -187,7 +187,7 @@ class Embeddings(Callback):
         if table is None:
             return
         rows = [
-            [label_of(c, vocabulary.unit), name_of(c, vocabulary.unit), kind_of(c)]
+            [named(c, vocabulary.unit) for named in (label_of, name_of, kind_of)]
             for c in vocabulary.symbols
         ]
         # A copy: sharding frees its storage after a step, which fails once NumPy has a view of it.

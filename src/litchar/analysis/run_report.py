@@ -140,9 +140,8 @@ def _sections(run: Run, probed: Probed | None, lack: str) -> Iterator[str]:
 
 
 def _top(run: Run, probed: Probed | None, yardsticks: Sequence[Yardstick]) -> str:
-    per_step = None
-    if run.summary.get("steps") and run.summary.get("characters_seen"):
-        per_step = run.summary["characters_seen"] / run.summary["steps"]
+    steps, seen = run.known("steps", "characters_seen") or (0, 0)
+    per_step = seen / steps if steps and seen else None
     counted = [(row.name, row.bits_per_character) for row in yardsticks if row.name != "uniform"]
     picture = paragraph("Nothing has been measured yet.")
     if run.rows:
@@ -197,22 +196,23 @@ def _beside(best: float, yardsticks: Sequence[Yardstick]) -> Iterator[str]:
 
 
 def _tiles(run: Run, yardsticks: Sequence[Yardstick]) -> Iterator[tuple[str, str]]:
-    summary, unit = run.summary, run.unit
-    if summary.get("best_val_bpc") is not None:
+    unit = run.unit
+    if best := run.known("best_val_bpc", "best_val_loss", "best_step"):
+        bpc, loss, step = best
         counts = ", ".join(f"{y.name} {y.bits_per_character:.2f}" for y in yardsticks[-2:])
         beside = f"; counting: {counts}" if counts else ""
         yield (
-            f"{summary['best_val_bpc']:.3f}",
-            f"bits per character of validation text, at step {summary['best_step']:,}{beside}",
+            f"{bpc:.3f}",
+            f"bits per character of validation text, at step {step:,}{beside}",
         )
-        best = min(run.history, key=lambda row: row["val/loss"], default={})
-        train = best.get("train/eval_loss")
+        lowest = min(run.history, key=lambda row: row["val/loss"], default={})
+        train = lowest.get("train/eval_loss")
         gap = f"; training text: {train:.3f}" if train is not None else ""
-        yield f"{summary['best_val_loss']:.3f}", f"the same in nats per {unit}{gap}"
-    if summary.get("train_seconds"):
-        per_second = summary["characters_per_second"]
+        yield f"{loss:.3f}", f"the same in nats per {unit}{gap}"
+    if spent := run.known("train_seconds", "characters_per_second"):
+        seconds, per_second = spent
         speed = f"{per_second / 1e6:.1f} million" if per_second >= 1e6 else f"{per_second:,.0f}"
-        yield duration(summary["train_seconds"]), f"of steps, {speed} {unit}s per second"
+        yield duration(seconds), f"of steps, {speed} {unit}s per second"
 
 
 def _writing(run: Run, probed: Probed | None) -> str:
@@ -287,15 +287,14 @@ def _losses(run: Run) -> Iterator[Figure]:
         if (loss := summary.get(value)) is not None:
             yield name, f"{loss:.4f} nats per {unit}", words
 
-    best = summary.get("best_val_loss")
-    if best is not None:
-        in_bits = f"{summary['best_val_bpc']:.3f} bits per character"
+    if best := run.known("best_val_loss", "best_val_bpc", "best_step"):
+        loss, bpc, step = best
+        in_bits = f"{bpc:.3f} bits per character"
         if summary.get("best_val_bpb") is not None:
             in_bits += f", {summary['best_val_bpb']:.3f} per byte"
-        as_good = f"{in_bits}; as unsure as among {perplexity(best):.1f} equally likely {unit}s"
-        nats = f"{best:.4f} nats per {unit}, step {summary['best_step']:,}"
-        yield "best validation loss", nats, as_good
-    if summary.get("val_loss") != best:
+        as_good = f"{in_bits}; as unsure as among {perplexity(loss):.1f} equally likely {unit}s"
+        yield "best validation loss", f"{loss:.4f} nats per {unit}, step {step:,}", as_good
+    if summary.get("val_loss") != summary.get("best_val_loss"):
         words = "the further above the best, the more of the training text the model knows by heart"
         yield from losses("last validation loss", "val_loss", words)
     yield from losses(
@@ -331,22 +330,20 @@ def _spent(run: Run, probed: Probed | None) -> Iterator[Figure]:
     summary, unit = run.summary, run.unit
     if summary.get("seconds_to_target") is not None:
         yield "target", f"reached after {summary['seconds_to_target']:.1f} s of steps", ""
-    if summary.get("steps"):
-        seen = f"{summary['characters_seen']:,} {unit}s seen"
+    if taken := run.known("steps", "characters_seen"):
+        steps, seen = taken
+        words = f"{seen:,} {unit}s seen"
         if probed and probed.train is not None:
-            seen += (
-                f", {summary['characters_seen'] / len(probed.train):.1f} times the training text"
-            )
-        yield "steps", f"{summary['steps']:,}", seen
-    if summary.get("train_seconds"):
-        total = f"{duration(summary['total_seconds'])} from start to end"
-        speed = f"{summary['characters_per_second']:,.0f} {unit}s per second"
-        yield "time", f"{duration(summary['train_seconds'])} of steps", f"{speed}; {total}"
+            words += f", {seen / len(probed.train):.1f} times the training text"
+        yield "steps", f"{steps:,}", words
+    if spent := run.known("train_seconds", "total_seconds", "characters_per_second"):
+        seconds, total, speed = spent
+        words = f"{speed:,.0f} {unit}s per second; {duration(total)} from start to end"
+        yield "time", f"{duration(seconds)} of steps", words
     if summary.get("peak_memory_bytes"):
         yield "memory", f"{summary['peak_memory_bytes'] / 1e6:,.0f} MB", "at its peak"
-    if summary.get("parameters"):
-        known = f"with a vocabulary of {summary['vocab_size']:,}"
-        yield "model", f"{summary['parameters']:,} parameters", known
+    if size := run.known("parameters", "vocab_size"):
+        yield "model", f"{size[0]:,} parameters", f"with a vocabulary of {size[1]:,}"
 
 
 # What surprises it

@@ -71,9 +71,11 @@ class Run:
     @cached_property
     def choices(self) -> dict[str, Any]:
         """The choice of each config group, as Hydra recorded it."""
-        hydra = _yaml(_lines(self.path)[0] / "hydra.yaml", dict)
-        found: dict[str, Any] = hydra.get("hydra", {}).get("runtime", {}).get("choices", {})
-        return found
+        recorded = _yaml(_lines(self.path)[0] / "hydra.yaml", dict)
+        try:
+            return dict(recorded["hydra"]["runtime"]["choices"])
+        except (KeyError, TypeError, ValueError):  # missing or damaged
+            return {}
 
     @cached_property
     def options(self) -> list[str]:
@@ -97,6 +99,11 @@ class Run:
     def unit(self) -> str:
         """What a token is: a character or a byte."""
         return self.summary.get("unit") or Vocabulary.unit
+
+    def known(self, *names: str) -> list[Any]:
+        """Return figures of the summary, by name; empty unless it has them all."""
+        figures = [self.summary.get(name) for name in names]
+        return [] if None in figures else figures
 
     @property
     def history(self) -> list[dict[str, float]]:

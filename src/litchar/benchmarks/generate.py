@@ -81,7 +81,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
                 for sampler, sample in samplers.items():
                     seconds = sample(batch, n)
                     times[sampler].append(1000 * seconds / n)
-            peer = statistics.median(times["nanoGPT"]) if options.peer else float("nan")
+            peer = statistics.median(times["nanoGPT"]) if options.peer else None
             for sampler, each in times.items():
                 median = statistics.median(each)
                 rows.append(
@@ -89,7 +89,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
                         "what": f"{name}, batch {batch}, {device.type}: {sampler}",
                         **spread("ms/step", each),
                         "characters/s": 1000 * batch / median,
-                        "times nanoGPT": peer / median,
+                        "times nanoGPT": peer and peer / median,
                     }
                 )
     return rows
