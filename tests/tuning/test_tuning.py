@@ -25,6 +25,7 @@ from litchar.errors import Interrupted, UserError, is_users
 from litchar.overrides import quote
 from litchar.terminal import Terminal
 from litchar.training import run as training
+from litchar.tuning import report
 from litchar.tuning import run as tuning
 from litchar.tuning.report import best_experiment, print_report
 from litchar.tuning.space import override, read_space
@@ -299,6 +300,18 @@ def test_the_report_needs_nothing_beside_it(finished):
     assert "<script src" not in page
     assert (study / "report.png").read_bytes()[:4] == b"\x89PNG"
     assert not list(study.rglob(".draft*")) + list((study / "workers").iterdir())
+
+
+def test_a_text_whose_name_is_no_utf8_is_searched(tune, text_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(tuning, "write_report", report.write_report)
+    named = text_file.rename(text_file.with_name(os.fsdecode(b"caf\xe9.txt")))
+    line = quote(f"data.path={named}")
+    monkeypatch.setattr(sys, "argv", ["tune.py", line])
+    (trial,) = tune(line, "tune.trials=1")
+    assert trial.user_attrs["outcome"] == "completed"
+    study = tmp_path / "outputs/tune/t1"
+    for page in (study / "trials/0000/train.log", study / "report.html"):
+        assert r"caf\udce9.txt" in page.read_text(encoding="utf-8")
 
 
 def test_another_search_under_the_same_name_is_refused(tune, tmp_path):

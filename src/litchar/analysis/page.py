@@ -91,21 +91,23 @@ PLOT: dict[Any, Any] = {
 }
 
 
-def write_page(path: Path, title: str, body: str, style: str = "") -> None:
+def write_page(path: Path, title: str, body: str, style: str = "", policy: str = POLICY) -> None:
     """Write a page atomically.
 
     Args:
         title: as plain text.
         body: as HTML, in which all text has gone through `escape`.
         style: CSS to add to `STYLE`.
+        policy: the content security policy; empty for none.
 
     Raises:
         OSError: the page cannot be written.
     """
     title = escape(title)
+    if policy:
+        policy = f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
     page = (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">{policy}'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{title}</title><style>{STYLE}{style}</style></head>\n<body><h1>{title}</h1>\n"
         f"{body}</body></html>\n"

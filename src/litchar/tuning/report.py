@@ -1,6 +1,5 @@
 """A study's results: the best settings as an experiment file, and a report as HTML and PNG."""
 
-import html
 import io
 import os
 import shlex
@@ -16,7 +15,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 from optuna.trial import FrozenTrial, TrialState
 
-from litchar.analysis.page import STYLE, table
+from litchar.analysis.page import escape, section, table, write_page
 from litchar.analysis.runs import options_of
 from litchar.atomic import atomic_write
 from litchar.overrides import literal
@@ -38,8 +37,9 @@ def write_report(study: optuna.Study, total: int, search: Search, directory: Pat
     `experiment=tune/NAME` finds them; nothing if no trial has completed."""
     if not _completed(study):
         return
-    _write(best_place(directory), best_experiment(study, search).encode())
-    _write(directory / "report.html", _page(study, total).encode())
+    _write(best_place(directory), best_experiment(study, search).encode(errors="backslashreplace"))
+    # Plotly's script needs more than a page of ours may do.
+    write_page(directory / "report.html", f"Study {directory.name}", _body(study, total), policy="")
     _write(directory / "report.png", _picture(study))
 
 
@@ -129,9 +129,8 @@ def short(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _page(study: optuna.Study, total: int) -> str:
-    """Return the report as a self-contained HTML page."""
-    title = html.escape(f"Study {study.study_name}")
+def _body(study: optuna.Study, total: int) -> str:
+    """Return the report as the body of a page: the command line, the plots and all trials."""
     plots = ""
     for name in _drawable(study):
         figure = getattr(optuna.visualization, name)(study, **_named(name))
@@ -152,12 +151,7 @@ def _page(study: optuna.Study, total: int) -> str:
     ]
     rows.sort(key=lambda row: (row[2] != "completed", float(row[1] or "inf")))
     trials = table(["# trial", "# val loss", "outcome", *keys, "reason"], rows)
-    return (
-        f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{title}</title>'
-        f"<style>{STYLE}</style><h1>{title}</h1>"
-        f"<p>{html.escape(str(study.user_attrs['command']))}</p>{plots}"
-        f"<h2>Trials</h2>{trials}</html>\n"
-    )
+    return f"<p>{escape(study.user_attrs['command'])}</p>{plots}{section('Trials', trials)}"
 
 
 def _drawable(study: optuna.Study) -> list[str]:

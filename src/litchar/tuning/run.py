@@ -224,7 +224,8 @@ def _train(search: Search, values: Mapping[str, Value], run_dir: Path, watch: Wa
     config.run_dir = literal(str(run_dir))
     (run_dir / ".hydra").mkdir(parents=True, exist_ok=True)
     OmegaConf.save(config, run_dir / ".hydra" / "config.yaml")
-    with open(run_dir / "train.log", "a") as log, contextlib.redirect_stdout(log):
+    log = open(run_dir / "train.log", "a", encoding="utf-8", errors="backslashreplace")  # a path
+    with log, contextlib.redirect_stdout(log):  # need not be valid UTF-8
         loss = training.run(config, run_dir, [watch])
     if loss is None:
         raise UserError("a trial ended without a validation; see trainer.limit_val_batches")
