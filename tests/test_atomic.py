@@ -4,8 +4,7 @@ import os
 
 import pytest
 
-from litchar.analysis.comparison_tables import write_csv
-from litchar.atomic import DRAFT, atomic_write
+from litchar.atomic import DRAFT, atomic_write, write_csv
 
 
 @pytest.mark.parametrize("fault", ["while it is written", "while it is put there"])

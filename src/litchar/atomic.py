@@ -1,12 +1,15 @@
 """Atomic writes: a file is written beside its target, then renamed, so it is whole or absent."""
 
 import contextlib
+import csv
 import errno
+import math
 import os
 import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 DRAFT = ".draft-"  # prefix of files that are being written
 
@@ -39,6 +42,21 @@ def atomic_write(path: Path) -> Iterator[Path]:
     finally:
         for rest in (draft, old):
             _remove(rest)
+
+
+def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write `rows` as a CSV file, atomically; an unknown figure is an empty cell."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    # A path need not be valid UTF-8.
+    with (
+        atomic_write(path) as draft,
+        open(draft, "w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+    ):
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        for row in rows:
+            known = {k: "" if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()}
+            writer.writerow(known)
 
 
 def remove_drafts(directory: Path) -> None:

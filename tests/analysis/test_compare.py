@@ -13,11 +13,13 @@ from omegaconf import OmegaConf
 from scipy import stats
 
 from litchar.analysis.compare import main, report_on
-from litchar.analysis.comparison import At, compare, cost, shown
+from litchar.analysis.comparison import compare
 from litchar.analysis.comparison_plot import panels_of, write_plot
 from litchar.analysis.comparison_tables import in_words
+from litchar.analysis.differences import shown
 from litchar.analysis.page import write_page
 from litchar.analysis.runs import Run
+from litchar.analysis.statistics import At, cost
 from litchar.analysis.sweep_report import _again, _sentences
 from litchar.terminal import Terminal
 
@@ -503,7 +505,7 @@ def test_what_failed_on_another_text_counts_with_that(made, tmp_path):
         OmegaConf.save(config, run / "config.yaml")
         OmegaConf.save(config, run / ".hydra/config.yaml")
     tables = compare([tmp_path / "f1", tmp_path / "f2"]).tables
-    pending = {row.losses.size: len(row.pending) for table in tables for row in table.rows}
+    pending = {row.losses.size: row.pending for table in tables for row in table.rows}
     assert pending == {2: 1, 1: 3}
 
 
@@ -660,7 +662,7 @@ def test_a_sweep_that_cannot_be_written_is_compared_and_named(made, tmp_path, mo
 
     made("a")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("litchar.analysis.comparison_tables.open", read_only, raising=False)
+    monkeypatch.setattr("litchar.atomic.open", read_only, raising=False)
     with pytest.raises(SystemExit) as refusal:
         main(["sweep"])
     assert refusal.value.code == 2

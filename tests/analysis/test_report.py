@@ -16,11 +16,12 @@ from omegaconf import OmegaConf
 from conftest import ROOT, SMALL, composed, summary
 from litchar import signals
 from litchar.analysis import probe, report
-from litchar.analysis.comparison import COSTS, At, compare
+from litchar.analysis.comparison import compare
 from litchar.analysis.copying import LENGTHS, find_copied, longest_copied
 from litchar.analysis.evaluate import data_of, exact_loss
 from litchar.analysis.run_report import PASSAGE, _again, changed_settings, run_report
 from litchar.analysis.runs import REPORT, Run
+from litchar.analysis.statistics import COSTS, At
 from litchar.analysis.surprise import most_surprising, surprise
 from litchar.checkpoints import Checkpoint
 from litchar.errors import UserError

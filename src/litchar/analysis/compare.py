@@ -5,9 +5,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from litchar.analysis.comparison import COSTS, At, Comparison, compare
+from litchar.analysis.comparison import Comparison, compare
 from litchar.analysis.comparison_tables import print_comparison, write_tables
 from litchar.analysis.runs import is_run
+from litchar.analysis.statistics import COSTS, At
 from litchar.cli import ArgumentParser, exit_codes
 from litchar.errors import UserError
 from litchar.terminal import Terminal
@@ -31,15 +32,16 @@ def report_on(
     try:
         directory.mkdir(parents=True, exist_ok=True)
         write_tables(comparison, directory)
-        lack = write_plot(comparison, directory / "sweep.png")
+        if comparison.tables:
+            write_plot(comparison, directory / "sweep.png")
         write_sweep_report(comparison, directory)
     except OSError as error:
         place = error.filename2 or directory  # os.replace's target, not its draft
         raise UserError(
             f"{place}: cannot be written ({error.strerror}); name another place: --out DIRECTORY"
         ) from None
-    written = "sweep.csv, runs.csv, report.html" + ("" if lack else " and sweep.png")
-    console.say(f"{directory}: {written}{lack}")
+    plot = " and sweep.png" if comparison.tables else " (no sweep.png: no run is counted)"
+    console.say(f"{directory}: sweep.csv, runs.csv, report.html{plot}")
     return comparison
 
 

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from litchar.analysis.comparison import Comparison, PowerLaw, Row, Table, cost, short, shown
+from litchar.analysis.comparison import Comparison, Table
 from litchar.analysis.curves import whole_steps
+from litchar.analysis.differences import short, shown
 from litchar.analysis.page import PLOT
+from litchar.analysis.statistics import PowerLaw, Row, cost
 from litchar.atomic import atomic_write
 from litchar.errors import is_number
 
@@ -24,18 +26,12 @@ MOST_LINES = 8  # of one panel that get colours of their own
 COLORS = ("#3b6fb6", "#d1603d", "#3f9b6c", "#9467bd", "#c49a2c", "#4aa3c2", "#b5547f", "#7a7a7a")
 
 
-def write_plot(comparison: Comparison, path: Path) -> str:
-    """Draw a row of panels for each table.
-
-    Returns:
-        a message that says why there is no plot; empty if there is one.
-    """
+def write_plot(comparison: Comparison, path: Path) -> None:
+    """Draw a row of panels for each table, of which there is at least one."""
     import matplotlib
     from matplotlib.figure import Figure
 
     tables = comparison.tables
-    if not tables:
-        return " (no sweep.png: no run is counted)"
     settings = PLOT | {"grid.color": "0.92", "legend.fontsize": 8}
     with matplotlib.rc_context(settings), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")
@@ -53,7 +49,6 @@ def write_plot(comparison: Comparison, path: Path) -> str:
                 axes[0].set_title(_label(shown(table.text), 60), fontweight="bold")
         with atomic_write(path) as draft:
             figure.savefig(draft, format="png")
-    return ""
 
 
 def label_of_losses(table: Table, comparison: Comparison) -> str:

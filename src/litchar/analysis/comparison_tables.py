@@ -1,30 +1,29 @@
 """The tables of a comparison: printed, put into words, and written as CSV."""
 
-import csv
 import math
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table as RichTable
 
-from litchar.analysis.comparison import (
-    FIGURES,
-    LEVEL,
-    Comparison,
-    Row,
-    Table,
-    figure,
-    same_flops,
-    seed_of,
-    short,
-    shown,
-    value_of,
-)
-from litchar.atomic import atomic_write
+from litchar.analysis.comparison import Comparison, Table
+from litchar.analysis.differences import seed_of, short, shown, value_of
+from litchar.analysis.statistics import LEVEL, Row, figure, same_flops
+from litchar.atomic import write_csv
 from litchar.terminal import Terminal
 
+# The figures of a summary that are averaged over a row's runs, by their names in the files.
+FIGURES = (
+    "steps",
+    "characters_seen",
+    "train_seconds",
+    "total_seconds",
+    "characters_per_second",
+    "peak_memory_bytes",
+    "parameters",
+    "flops",
+)
 LOSSES = ("n", "loss", "sd", "95% interval", "more", "p", "differs")
 COST = ("chars/s", "seconds", "parameters", "FLOPs")
 
@@ -92,7 +91,8 @@ def _print_table(table: Table, console: Terminal) -> None:
         return console.table([headings[i] for i in kept], [[row[i] for i in kept] for row in rows])
 
     endless = console.options.update(width=1000)
-    for ends in ((11,), (7, 11), (4, 7, 11)):
+    all_, first = len(LOSSES + COST), len(LOSSES)
+    for ends in ((all_,), (first, all_), (4, first, all_)):
         parts = [part(start, end) for start, end in pairwise((0, *ends))]
         widths = [console.measure(one, options=endless).maximum for one in parts]
         if max(widths) <= console.width:
@@ -103,7 +103,7 @@ def _print_table(table: Table, console: Terminal) -> None:
 def _losses(row: Row, best: Row) -> list[str]:
     low, high = row.interval
     return [
-        f"{row.n} (+{len(row.pending)} not)" if row.pending else f"{row.n}",
+        f"{row.n} (+{row.pending} not)" if row.pending else f"{row.n}",
         _number(row.mean, ".4f"),
         _number(row.sd, ".4f"),
         f"{low:.4f} to {high:.4f}" if row.n > 1 else "",
@@ -141,7 +141,7 @@ def write_tables(comparison: Comparison, directory: Path) -> None:
             rows.append(
                 {"text": table.text, "unit": table.unit}
                 | {key: row.settings.get(key) for key in keys}
-                | {"n": row.n, "pending": len(row.pending), "loss": row.mean, "sd": row.sd}
+                | {"n": row.n, "pending": row.pending, "loss": row.mean, "sd": row.sd}
                 | {"low": low, "high": high, "p": row.p, "differs": differs(row)}
                 | {name: row.figure(name) for name in FIGURES}
                 | {"seeds": " ".join(map(seed_of, row.runs))}
@@ -158,18 +158,3 @@ def write_tables(comparison: Comparison, directory: Path) -> None:
             | {"left_out": comparison.reasons.get(run.path, "")}
         )
     write_csv(directory / "runs.csv", runs)
-
-
-def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write `rows` as a CSV file, atomically; an unknown figure is an empty cell."""
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    # A path need not be valid UTF-8.
-    with (
-        atomic_write(path) as draft,
-        open(draft, "w", newline="", encoding="utf-8", errors="backslashreplace") as file,
-    ):
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        for row in rows:
-            known = {k: "" if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()}
-            writer.writerow(known)

@@ -1,6 +1,5 @@
 """The loss of each document, such as a name, a poem or a molecule, scored by itself."""
 
-import csv
 import json
 import math
 import os
@@ -12,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from litchar.atomic import atomic_write
+from litchar.atomic import atomic_write, write_csv
 from litchar.data.windows import IGNORED, document_starts
 from litchar.errors import UserError
 from litchar.models import block_size_of
@@ -80,7 +79,7 @@ def check_place(place: str | None, document: str | None) -> Path | None:
     return path
 
 
-def report(
+def print_documents(
     losses: np.ndarray,
     tokens: Tensor,
     vocabulary: Vocabulary,
@@ -127,16 +126,10 @@ def _text(i: int, edges: np.ndarray, tokens: Tensor, vocabulary: Vocabulary) -> 
 
 def _write(place: Path, rows: list[dict[str, Any]]) -> None:
     try:
-        with (
-            atomic_write(place) as draft,
-            open(draft, "w", newline="", encoding="utf-8", errors="backslashreplace") as file,
-        ):
-            if place.suffix == ".json":
-                json.dump(rows, file, indent=1)
-                file.write("\n")
-            else:
-                writer = csv.DictWriter(file, list(rows[0]))
-                writer.writeheader()
-                writer.writerows(rows)
+        if place.suffix == ".csv":
+            write_csv(place, rows)
+        else:
+            with atomic_write(place) as draft:
+                draft.write_text(json.dumps(rows, indent=1) + "\n")
     except OSError as error:
         raise UserError(f"documents={place}: cannot be written ({error.strerror})") from None

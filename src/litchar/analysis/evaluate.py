@@ -9,7 +9,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from litchar.analysis.documents import check_place, document_losses, report
+from litchar.analysis.documents import check_place, document_losses, print_documents
 from litchar.checkpoints import Checkpoint, find
 from litchar.checkpoints.checkpoint import trusted
 from litchar.data import TextDataModule
@@ -73,7 +73,7 @@ def run(config: DictConfig) -> float:
     )
     if checkpoint.vocabulary.document:
         losses = document_losses(model, tokens, config.batch_size, device)
-        report(losses, tokens, checkpoint.vocabulary, terminal, place)
+        print_documents(losses, tokens, checkpoint.vocabulary, terminal, place)
     return loss
 
 

@@ -21,6 +21,7 @@ STYLE = """
   --c4: #e0b84a; --c5: #f285ac; --c6: #57c7c9; --c7: #a2a9b8; --hot: 255, 96, 56;
   --mark: 214, 160, 0; } }
 * { box-sizing: border-box; }
+figure svg g text { font-family: inherit !important; }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
   max-width: 66rem; margin: 0 auto; padding: 1.5rem 1rem 4rem; }
 h1 { font-size: 1.35rem; margin: 0 0 .6rem; overflow-wrap: anywhere; }
@@ -147,11 +148,6 @@ def text_block(text: str) -> str:
     return f'<pre class="text" dir="auto">\n{escape(text)}</pre>'
 
 
-def folded(title: str, *parts: str) -> str:
-    """Return parts, which are HTML, folded away behind their title."""
-    return f"<details><summary>{escape(title)}</summary>{''.join(parts)}</details>"
-
-
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return a table of texts; `#` and a space before a heading right-align its column."""
     kinds = _kinds(columns)
@@ -213,7 +209,7 @@ def drawing(draw: Callable[["Figure"], Any], width: float, height: float) -> str
         drawn = io.StringIO()
         figure.savefig(drawn, format="svg", metadata={"Date": None}, transparent=True)
     svg = drawn.getvalue()
-    svg = svg[svg.index("<svg") :].replace("font: ", "font-family: inherit; font: ")
+    svg = svg[svg.index("<svg") :]
     for colour, themed in _THEMED.items():
         svg = svg.replace(colour, themed)
     return f"<figure>{svg}</figure>"

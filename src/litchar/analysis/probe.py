@@ -84,7 +84,7 @@ def probe(path: Path, data: TextDataModule | None, device: torch.device) -> Prob
     except UserError as error:
         line = texts[0][: min(LINE, block_size)]
         return Probed(vocabulary, texts, line, _attention(model, line, device), str(error))
-    parts, train = sample(data), data.splits["train"].numpy()
+    parts, train = beginnings(data), data.splits["train"].numpy()
     val, held_out = torch.cat(parts), [part.numpy() for part in parts]
     line = fixed_line(vocabulary, val.numpy(), min(LINE, block_size))
     stride = block_size - block_size // 4  # the rest of each window is context only
@@ -103,7 +103,7 @@ def probe(path: Path, data: TextDataModule | None, device: torch.device) -> Prob
     )
 
 
-def sample(data: TextDataModule) -> list[Tensor]:
+def beginnings(data: TextDataModule) -> list[Tensor]:
     """Return the first `SCORED` tokens of validation text, or all if it has fewer; of a mixture,
     the first of each text in proportion to its weight. Ids, each (N,)."""
     weights = list(data.text.weights.values()) or [1.0]

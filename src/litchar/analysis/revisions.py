@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from litchar.analysis.comparison import LEVEL, Row, welch
+from litchar.analysis.statistics import LEVEL, Row, welch
 from litchar.checkpoints import load
 from litchar.errors import UserError
 from litchar.terminal import Terminal
@@ -24,17 +24,11 @@ from litchar.training.environment import ROOT, git
 
 @dataclass(frozen=True)
 class Revision:
-    """A git revision, by the name it was given, and its runs by seed."""
+    """A git revision, by the name it was given, with its runs by seed and their best losses."""
 
     name: str
     runs: dict[int, Path]
-
-    @property
-    def row(self) -> Row:
-        """The best validation losses over seeds."""
-        summaries = [json.loads((run / "summary.json").read_text()) for run in self.runs.values()]
-        losses = [summary["best_val_loss"] for summary in summaries]
-        return Row({"revision": self.name}, [], np.array(losses, np.float64))
+    losses: list[float]
 
 
 @contextlib.contextmanager
@@ -62,13 +56,13 @@ def trained_revisions(
             _run(name, code, ["--cfg", "job", *overrides])
         revisions = []
         for i, (name, code) in enumerate(zip(names, codes, strict=True)):
-            runs = {}
+            runs, losses = {}, []
             for seed in seeds:
                 terminal.print(f"{name}, seed {seed} ...", end=" ")
                 runs[seed] = directory / f"runs{i}" / f"seed{seed}"
-                loss = _train(name, code, runs[seed], [*overrides, f"seed={seed}"])
-                terminal.print(f"{loss:.4f}")
-            revisions.append(Revision(name, runs))
+                losses.append(_train(name, code, runs[seed], [*overrides, f"seed={seed}"]))
+                terminal.print(f"{losses[-1]:.4f}")
+            revisions.append(Revision(name, runs, losses))
         yield revisions
 
 
@@ -138,10 +132,11 @@ def _run(name: str, code: Path, arguments: list[str]) -> None:
 
 def verdict(one: Revision, other: Revision) -> str:
     """Say whether the two differ by more than seeds explain."""
-    rows = [revision.row for revision in (one, other)]
+    rows = [Row({}, [], np.array(revision.losses)) for revision in (one, other)]
     difference = rows[1].mean - rows[0].mean
     parts = [
-        f"{row.settings['revision']}: {row.mean:.4f} (n={row.n}, sd {row.sd:.4f})" for row in rows
+        f"{revision.name}: {row.mean:.4f} (n={row.n}, sd {row.sd:.4f})"
+        for revision, row in zip((one, other), rows, strict=True)
     ]
     p = welch(rows[0].losses, rows[1].losses)
     if np.array_equal(rows[0].losses, rows[1].losses):

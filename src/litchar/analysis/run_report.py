@@ -23,7 +23,6 @@ from litchar.analysis.page import (
     drawing,
     duration,
     escape,
-    folded,
     paragraph,
     section,
     table,
@@ -564,7 +563,8 @@ def _settings(run: Run) -> str:
         )
     rows = [(key, _value(value)) for key, value in run.settings.items()]
     if rows:
-        parts.append(folded(f"All {len(rows)} settings, resolved", table(("", ""), rows)))
+        title = f"<summary>All {len(rows)} settings, resolved</summary>"
+        parts.append(f"<details>{title}{table(('', ''), rows)}</details>")
     return section("Settings", *(parts or [paragraph("The run has no config.yaml.")]))
 
 

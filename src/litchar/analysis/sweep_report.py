@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from litchar.analysis.comparison import Comparison, Row, Table, seed_of, shown
+from litchar.analysis.comparison import Comparison, Table
 from litchar.analysis.comparison_plot import COLORS, label_of_losses, panels_of
 from litchar.analysis.comparison_tables import cells_of, differs, in_words
+from litchar.analysis.differences import seed_of, shown
 from litchar.analysis.page import (
     drawing,
     duration,
@@ -24,6 +25,7 @@ from litchar.analysis.page import (
     write_page,
 )
 from litchar.analysis.runs import REPORT, Run, options_of
+from litchar.analysis.statistics import Row
 from litchar.overrides import without_passwords
 from litchar.text.vocabulary import printable
 from litchar.training.settings import read_yaml

@@ -121,10 +121,10 @@ def _completed(study: optuna.Study) -> list[FrozenTrial]:
 
 
 def _settings(trial: FrozenTrial) -> str:
-    return ", ".join(f"{key}={short(value)}" for key, value in trial.params.items())
+    return ", ".join(f"{key}={shown(value)}" for key, value in trial.params.items())
 
 
-def short(value: object) -> str:
+def shown(value: object) -> str:
     """Return a value of the search space formatted for people."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
@@ -144,7 +144,7 @@ def _body(study: optuna.Study, total: int) -> str:
             str(root(trial)),
             "" if trial.value is None else f"{trial.value:.4f}",
             str(trial.user_attrs.get("outcome", "running")),
-            *(short(trial.params.get(key, "")) for key in keys),
+            *(shown(trial.params.get(key, "")) for key in keys),
             str(trial.user_attrs.get("reason", "")),
         ]
         for trial in filled(study.get_trials(deepcopy=False), total)

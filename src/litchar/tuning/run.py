@@ -39,7 +39,7 @@ from litchar.training.callbacks import is_validation, metrics_of
 from litchar.training.ranks import settle_devices
 from litchar.training.run_dir import is_busy
 from litchar.training.trainer import quiet_libraries
-from litchar.tuning.report import print_report, short, write_report
+from litchar.tuning.report import print_report, shown, write_report
 from litchar.tuning.space import Value, suggest
 from litchar.tuning.storage import open_storage
 from litchar.tuning.study import Search, check_same_search, open_study, study_directory
@@ -91,7 +91,7 @@ def run(config: DictConfig) -> None:
     terminal.say(f"Study {directory.name}: {tune.trials} trials; {directory}")
     with Worker(study, storage, directory, tune.trials, tune.beat_seconds, make_sampler) as worker:
         while (trial := worker.take()) is not None:
-            search.read_text()
+            search.note_text()
             check_same_search(study, search)
             run_trial(trial, worker, search, directory / "trials", terminal)
             _stop_if_all_are_refused(study)
@@ -123,8 +123,8 @@ def run_trial(
         worker.finish(trial, "interrupted")
         raise UserError(f"tune.sampler: {said(error)}") from None
     slot = trial.user_attrs.get("root", trial.number)
-    shown = ", ".join(f"{key}={short(value)}" for key, value in values.items())
-    terminal.say(f"trial {slot}: {shown}")
+    settings = ", ".join(f"{key}={shown(value)}" for key, value in values.items())
+    terminal.say(f"trial {slot}: {settings}")
     about = {"study": trial.study.study_name, "trial": slot, "values": values}
     watch = Watch(trial, about)
     reason = None
@@ -224,8 +224,11 @@ def _train(search: Search, values: Mapping[str, Value], run_dir: Path, watch: Wa
     config.run_dir = literal(str(run_dir))
     (run_dir / ".hydra").mkdir(parents=True, exist_ok=True)
     OmegaConf.save(config, run_dir / ".hydra" / "config.yaml")
-    log = open(run_dir / "train.log", "a", encoding="utf-8", errors="backslashreplace")  # a path
-    with log, contextlib.redirect_stdout(log):  # need not be valid UTF-8
+    # A path need not be valid UTF-8.
+    with (
+        open(run_dir / "train.log", "a", encoding="utf-8", errors="backslashreplace") as log,
+        contextlib.redirect_stdout(log),
+    ):
         loss = training.run(config, run_dir, [watch])
     if loss is None:
         raise UserError("a trial ended without a validation; see trainer.limit_val_batches")

@@ -80,10 +80,10 @@ class Search:
                 if key not in space
             },
         )
-        search.read_text()
+        search.note_text()
         return search
 
-    def read_text(self) -> None:
+    def note_text(self) -> None:
         """Record the fingerprint of the text, as it is now, in the `identity`.
 
         Raises:

@@ -1,0 +1,207 @@
+"""Losses over seeds: means, intervals, tests and power laws; and what runs cost."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from litchar.analysis.differences import short, shown
+from litchar.analysis.runs import Run
+from litchar.errors import UserError
+
+COSTS = ("steps", "characters", "seconds", "flops")
+LEVEL = 0.05  # a difference with a smaller p counts as larger than seed noise
+
+# Figures that grow during a run, and the kind of cost that each measures.
+GROWING = {
+    "steps": "steps",
+    "characters_seen": "characters",
+    "train_seconds": "seconds",
+    "flops": "flops",
+}
+
+
+@dataclass(frozen=True)
+class At:
+    """The cost at which runs are compared: a number of steps, characters, seconds or FLOPs."""
+
+    kind: str
+    value: float
+
+    @classmethod
+    def parse(cls, text: str) -> "At":
+        """Return the cost that `text` states, such as `steps=1000` or `flops=1e12`.
+
+        Raises:
+            UserError: the kind is unknown, or the value is not a finite number above 0.
+        """
+        kind, _, value = text.partition("=")
+        try:
+            at = cls(kind, float(value))
+        except ValueError:
+            at = cls(kind, math.nan)
+        if kind not in COSTS or not (math.isfinite(at.value) and at.value > 0):
+            raise UserError(
+                f"--at {text}: write one of {', '.join(COSTS)} and a number: steps=1000"
+            )
+        return at
+
+    def __str__(self) -> str:
+        return f"{self.kind}={self.value:g}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """Runs that differ only in their seeds.
+
+    Attributes:
+        settings: the values of the table's keys.
+        runs: those that are counted.
+        losses: of each counted run, at least one, in nats per token: (n,) float64.
+        pending: number of runs with the same settings that are not counted, see `loss_of`.
+        at: the cost at which the losses were read; None: the best loss of each run.
+        p: of Welch's two-sided t-test against the table's best row, Holm-corrected for the number
+            of rows; nan for the best row, and where either side has fewer than two runs.
+    """
+
+    settings: dict[str, Any]
+    runs: list[Run]
+    losses: np.ndarray
+    pending: int = 0
+    at: At | None = None
+    p: float = math.nan
+
+    @property
+    def label(self) -> str:
+        """The settings in words."""
+        return ", ".join(f"{short(k)}={shown(v)}" for k, v in self.settings.items()) or "all runs"
+
+    @property
+    def n(self) -> int:
+        """The number of counted runs."""
+        return len(self.losses)
+
+    @property
+    def mean(self) -> float:
+        """The mean loss."""
+        return float(self.losses.mean())
+
+    @property
+    def sd(self) -> float:
+        """The sample standard deviation over seeds (n - 1); nan of a single run."""
+        return float(self.losses.std(ddof=1)) if self.n > 1 else math.nan
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95% confidence interval of the mean, from Student's t; nan of a single run."""
+        half = stats.t.ppf(0.975, self.n - 1) * self.sd / math.sqrt(self.n)
+        return self.mean - half, self.mean + half
+
+    def figure(self, name: str) -> float:
+        """Return the mean over the runs of a figure of their summaries, at the row's cost if it has
+        one; nan if no run has the figure."""
+        found = [value for run in self.runs if (value := figure(run, name, self.at)) is not None]
+        return float(np.mean(found)) if found else math.nan
+
+
+@dataclass(frozen=True)
+class PowerLaw:
+    """loss = factor * FLOPs ** -exponent, by least squares on the logarithms, one point per size.
+
+    Attributes:
+        low, high: the exponent's 95% interval, from Student's t on the residuals of the fit.
+        flops, losses: the fitted points: (sizes,) float64.
+    """
+
+    factor: float
+    exponent: float
+    low: float
+    high: float
+    flops: np.ndarray
+    losses: np.ndarray
+
+
+def cost(run: Run, kind: str) -> np.ndarray:
+    """Return the cost of a run up to each validation: steps, characters, seconds of steps or FLOPs.
+    Empty if its record does not say."""
+    steps = np.array([row["step"] for row in run.history])
+    if kind == "steps":
+        return steps
+    if kind == "seconds":
+        seconds = np.array([row.get("speed/train_seconds", math.nan) for row in run.history])
+        return seconds if np.isfinite(seconds).all() else np.array([])
+    taken, seen = run.known("steps", "characters_seen") or (0, 0)
+    if not taken:
+        return np.array([])
+    characters = steps * float(seen / taken)
+    if kind == "characters":
+        return characters
+    per_token = run.summary.get("flops_per_token")
+    return characters * float(per_token) if per_token else np.array([])
+
+
+def figure(run: Run, name: str, at: At | None = None) -> float | None:
+    """Return a figure of a run's summary, None if unknown; `flops` is the total of its training.
+
+    Args:
+        at: the cost up to which figures that grow during a run are counted.
+    """
+    if at is not None and name in GROWING:
+        if GROWING[name] == at.kind:
+            return at.value
+        costs = cost(run, GROWING[name])
+        return float(np.interp(at.value, cost(run, at.kind), costs)) if len(costs) else None
+    if at is not None and name == "total_seconds":  # not recorded at validations
+        return None
+    if name != "flops":
+        return run.summary.get(name)
+    known = run.known("flops_per_token", "characters_seen")
+    return math.prod(known) or None if known else None
+
+
+def against_best(losses: list[np.ndarray]) -> list[float]:
+    """Return the p-value of each sample of losses against the first, by Welch's t-test (Welch,
+    1947), with Holm's correction (Holm, 1979) for multiple comparisons; nan for the first."""
+    raw = [math.nan, *(welch(losses[0], other) for other in losses[1:])]
+    order = sorted((p, i) for i, p in enumerate(raw) if not math.isnan(p))
+    adjusted, highest = list(raw), 0.0
+    for rank, (p, i) in enumerate(order):
+        highest = max(highest, min(1.0, p * (len(order) - rank)))
+        adjusted[i] = highest
+    return adjusted
+
+
+def welch(one: np.ndarray, other: np.ndarray) -> float:
+    """Return the two-sided p-value for equal means; nan if either sample has fewer than two."""
+    if min(len(one), len(other)) < 2:
+        return math.nan
+    if one.std() == other.std() == 0:  # without variance, any difference counts
+        return float(one[0] == other[0])
+    return float(stats.ttest_ind(one, other, equal_var=False).pvalue)
+
+
+def power_law(rows: list[Row]) -> PowerLaw | None:
+    """Fit loss against FLOPs to the best row of each size; None with fewer than three sizes, or if
+    all had the same FLOPs."""
+    best: dict[float, Row] = {}
+    for row in rows:
+        if row.figure("flops") > 0:
+            best.setdefault(row.figure("parameters"), row)
+    if len(best) < 3 or same_flops(best.values()):
+        return None
+    points = sorted((row.figure("flops"), row.mean) for row in best.values())
+    flops, losses = np.array(points).T
+    fit = stats.linregress(np.log(flops), np.log(losses))
+    half = stats.t.ppf(0.975, len(points) - 2) * fit.stderr
+    exponent = -float(fit.slope)
+    factor = math.exp(fit.intercept)
+    return PowerLaw(factor, exponent, exponent - half, exponent + half, flops, losses)
+
+
+def same_flops(rows: Iterable[Row]) -> bool:
+    """Return whether rows had the same FLOPs to within 1%: whole steps do not come closer."""
+    flops = [row.figure("flops") for row in rows]
+    return max(flops) < 1.01 * min(flops)
