@@ -19,10 +19,11 @@ from litchar.analysis import probe, report
 from litchar.analysis.comparison import compare
 from litchar.analysis.copying import LENGTHS, find_copied, longest_copied
 from litchar.analysis.evaluate import data_of, exact_loss
-from litchar.analysis.run_report import PASSAGE, _again, changed_settings, run_report
+from litchar.analysis.run_report import _again, changed_settings, run_report
 from litchar.analysis.runs import REPORT, Run
 from litchar.analysis.statistics import COSTS, At
 from litchar.analysis.surprise import most_surprising, surprise
+from litchar.analysis.surprise_sections import PASSAGE
 from litchar.checkpoints import Checkpoint
 from litchar.errors import UserError
 from litchar.text.vocabulary import printable

@@ -38,10 +38,10 @@ def test_the_difference_rebuilds_the_code_with_its_new_files(checkout, tmp_path)
     (root / "src/staged.py").write_bytes(b"staged = 1\n")
     (root / "src/noise.log").write_text("ignored")
     (root / "my.txt").write_text("a text to train on is no code")
-    assert environment.describe(torch.device("cpu"))["uncommitted"]
+    described = environment.describe(torch.device("cpu"))
     git("add", "src/staged.py")
     staged = git("status", "--porcelain")
-    environment.record(tmp_path, {})
+    environment.record(tmp_path, described)
     assert git("status", "--porcelain") == staged  # what a person has staged stays
 
     changed = {path.name: path.read_bytes() for path in (root / "src").glob("*.py")}
@@ -104,11 +104,12 @@ def test_unchanged_code_and_code_outside_of_a_checkout_have_no_difference(
 ):
     root, _ = checkout
     (root / "my.txt").write_text("a text to train on is no code")
-    assert not environment.describe(torch.device("cpu"))["uncommitted"]
+    described = environment.describe(torch.device("cpu"))
+    assert not described["uncommitted"]
     (tmp_path / "code.diff").touch()  # of another revision, before the run was gone on with
-    environment.record(tmp_path, {})
+    environment.record(tmp_path, described)
     monkeypatch.setattr(environment, "ROOT", tmp_path)
-    environment.record(tmp_path, {})
+    assert not environment.describe(torch.device("cpu"))["uncommitted"]
     (root / "src/own.py").write_text("own = 1\n")
     monkeypatch.setattr(environment, "ROOT", root / "src")  # installed within another project
     described = environment.describe(torch.device("cpu"))

@@ -36,13 +36,17 @@ def describe(device: torch.device) -> dict[str, Any]:
 
 
 def record(run_dir: Path, described: dict[str, Any]) -> None:
-    """Write `environment.json`, and `code.diff` if the code differs from its revision."""
+    """Write `environment.json`, and `code.diff` if the code differs from its revision.
+
+    Args:
+        described: from `describe`.
+    """
     command = [without_passwords(word) for word in sys.argv]
     text = json.dumps({**described, "command": command, "cwd": os.getcwd()}, indent=2)
     (run_dir / "environment.json").write_text(text + "\n")
     (run_dir / "code.diff").unlink(missing_ok=True)  # left from before the run was resumed
-    if difference := _difference():
-        (run_dir / "code.diff").write_bytes(difference)
+    if described.get("uncommitted"):
+        (run_dir / "code.diff").write_bytes(_difference())
 
 
 def _revision() -> str | None:
@@ -52,9 +56,7 @@ def _revision() -> str | None:
 
 def _difference() -> bytes:
     """Return the diff of the code from its revision, as raw bytes and including new files."""
-    if _revision() is None:
-        return b""
-    index = Path(os.fsdecode(_git("rev-parse", "--absolute-git-dir").strip()), "index")
+    index = _git_path("index")
     if not index.is_file():
         return b""
     with tempfile.TemporaryDirectory() as directory:
@@ -63,8 +65,8 @@ def _difference() -> bytes:
         shutil.copy2(index, directory)
         # New objects go there as well: the checkout may be read-only, or another user's.
         (Path(directory) / "info").mkdir()
-        own = os.fsdecode(_git("rev-parse", "--git-path", "objects").removesuffix(b"\n"))
-        (Path(directory) / "info" / "alternates").write_bytes(os.fsencode(ROOT / own) + b"\n")
+        objects = os.fsencode(_git_path("objects"))
+        (Path(directory) / "info" / "alternates").write_bytes(objects + b"\n")
         aside = {"GIT_INDEX_FILE": f"{directory}/index", "GIT_OBJECT_DIRECTORY": directory}
         new = [name for name in CODE if (ROOT / name).is_dir()]
         _git("add", "--intent-to-add", "--", *new, variables=aside)
@@ -77,6 +79,11 @@ def _difference() -> bytes:
             "--dst-prefix=b/",
         )
         return _git("diff", *plain, "HEAD", variables=aside)
+
+
+def _git_path(name: str) -> Path:
+    """Return where git keeps something of this checkout, which may be a worktree."""
+    return ROOT / os.fsdecode(_git("rev-parse", "--git-path", name).removesuffix(b"\n"))
 
 
 def git(*arguments: str) -> list[str]:
