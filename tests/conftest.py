@@ -114,7 +114,7 @@ def text_file(tmp_path):
     return path
 
 
-def composed(script: str, *overrides: str) -> DictConfig:
+def composed(script: str, *overrides: str, conf: Path = ROOT / "conf") -> DictConfig:
     """Compose the configuration of a script with overrides, as its command line does.
 
     What groups make of it is composed once, and each time only the values are set in a copy, as
@@ -123,16 +123,16 @@ def composed(script: str, *overrides: str) -> DictConfig:
     OmegaConf.register_new_resolver("unique", lambda: "test", replace=True)
     groups, values = [], []
     for override in OverridesParser.create().parse_overrides([*overrides]):
-        group = (ROOT / "conf" / override.key_or_group).is_dir() or override.is_sweep_override()
+        group = (conf / override.key_or_group).is_dir() or override.is_sweep_override()
         (groups if group or override.is_hydra_override() else values).append(override)
-    config = pickle.loads(_of_groups(script, tuple(group.input_line for group in groups)))
+    config = pickle.loads(_of_groups(script, tuple(group.input_line for group in groups), conf))
     ConfigLoaderImpl._apply_overrides_to_config(values, config)
     return config
 
 
 @functools.cache
-def _of_groups(script: str, groups: tuple[str, ...]) -> bytes:
-    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+def _of_groups(script: str, groups: tuple[str, ...], conf: Path) -> bytes:
+    with hydra.initialize_config_dir(str(conf), version_base="1.3"):
         return pickle.dumps(hydra.compose(script, [*groups]))
 
 

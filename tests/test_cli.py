@@ -34,6 +34,7 @@ SMALL = (
     "model.n_embd=16",
     "trainer.accelerator=cpu",
     "trainer.max_steps=10",
+    "report=false",
 )
 
 
@@ -236,7 +237,7 @@ def test_train_generate_and_evaluate_from_any_directory(
     script, generated, loss_of, hostile_path, tmp_path, capsys
 ):
     """End to end in three commands, with a path that Hydra's grammar would reject."""
-    trained = script("train.py", *SMALL, f"data.path={hostile_path}")
+    trained = script("train.py", *SMALL, f"data.path={hostile_path}", "report=true")
     assert trained.returncode == 0, trained.stderr
     assert trained.stderr == ""
     assert re.search(r"yardsticks +uniform 3\.907, unigram \d", trained.stdout)  # 15 characters
@@ -254,11 +255,9 @@ def test_train_generate_and_evaluate_from_any_directory(
     }
     figures = summary(run_dir)
 
-    written = script("generate.py", "prompt=1 and ", "max_new_tokens=40", "seed=3")
-    assert written.returncode == 0, written.stderr
-    assert written.stdout.startswith("1 and ")
-    assert len(written.stdout) == len("1 and ") + 40 + 1
-    assert generated("prompt=1 and ", "max_new_tokens=40", "seed=3").out == written.stdout
+    written = generated("prompt=1 and ", "max_new_tokens=40", "seed=3")
+    assert written.out.startswith("1 and ")
+    assert len(written.out) == len("1 and ") + 40 + 1
     two = generated("prompt=1", "max_new_tokens=5", "num_samples=2", "temperature=0")
     assert two.out.count("-" * 8) == 1
 
@@ -587,6 +586,7 @@ def test_only_training_is_swept(name, monkeypatch, capsys, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_multirun_trains_each_job_in_its_own_directory(script, text_file, tmp_path):
     result = script("train.py", "-m", *SMALL, f"data.path={text_file}", "seed=1,2")
     assert result.returncode == 0, result.stderr

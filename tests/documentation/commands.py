@@ -26,7 +26,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from unittest.mock import patch
 
-import hydra
 import pyarrow
 from backports import zstd
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -35,6 +34,7 @@ from pyarrow import parquet
 from tensorboard import default
 from tensorboard.program import TensorBoard
 
+from conftest import composed
 from litchar.overrides import check, quote
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -238,9 +238,8 @@ def _read_script(script: Path, arguments: list[str]) -> None:
         parsed = OverridesParser.create().parse_overrides(overrides)
         (every,) = BasicSweeper.split_arguments(parsed, None)
         jobs = {tuple(w for w in job if w[:5] != "seed="): list(job) for job in every}.values()
-    with hydra.initialize_config_dir(str(conf), version_base="1.3"):
-        for job in jobs:
-            hydra.compose(entry[1], job)
+    for job in jobs:
+        composed(entry[1], *job, conf=conf)
 
 
 def _read_pip(arguments: list[str]) -> None:

@@ -18,16 +18,24 @@ from litchar.training.module import mean_loss
 from litchar.training.replay import ReplayedLoss
 
 
-def test_a_run_goes_on_uncompiled_where_compilation_fails(train, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("cause", ["backend", pytest.param("c++", marks=pytest.mark.slow)])
+def test_a_run_goes_on_uncompiled_where_compilation_fails(
+    train, tmp_path, monkeypatch, capsys, cause
+):
+    def backend(*_):
+        raise RuntimeError("/nowhere/backend")
+
     plain = summary(train(name="plain"))
     torch._dynamo.reset()
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
+    if cause == "backend":
+        monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     capsys.readouterr()
     with torch._inductor.config.patch({"cpp.cxx": ("/nowhere/c++",)}):
         broken = summary(train("compile=true", name="broken"))
     lines = [line for line in capsys.readouterr().out.splitlines() if "Not compiled" in line]
     assert len(lines) == 1
-    assert "/nowhere/c++" in lines[0]
+    assert f"/nowhere/{cause}" in lines[0]
     assert broken["status"] == "completed"
     assert broken["val_loss"] == plain["val_loss"]
 
@@ -126,6 +134,7 @@ class Counts(Transformer):
 def test_the_trial_leaves_buffers_as_they_were(train, monkeypatch):
     monkeypatch.setattr(litchar.models, "Counts", Counts, raising=False)
     monkeypatch.setattr(Counts, "__module__", "litchar.models")
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     run = train("compile=true", "model._target_=litchar.models.Counts", "model.dropout=0.0")
     saved = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     assert saved["state_dict"]["model.count"] == 20

@@ -58,10 +58,10 @@ SCHEDULED = (
 @pytest.mark.parametrize(
     ("step", "setting"),
     [
-        (1, ()),
+        pytest.param(1, (), marks=pytest.mark.slow),
         (7, ("data.num_workers=2",)),  # within an interval
-        (10, ()),  # as validation is due
-        (20, ("scheduler=wsd", "callbacks=early_stopping", "optimizer=muon")),
+        pytest.param(10, (), marks=pytest.mark.slow),  # as validation is due
+        pytest.param(20, ("callbacks=early_stopping",), marks=pytest.mark.slow),
         (12, ("trainer.accumulate_grad_batches=2",)),
         pytest.param(25, (), marks=pytest.mark.slow),  # the last step
         pytest.param(3, ("trainer.precision=64-true",), marks=pytest.mark.slow),
@@ -94,7 +94,7 @@ def test_a_run_stopped_by_a_signal_goes_on_exactly(train, step, setting):
 
 def test_a_run_stopped_many_times_goes_on_exactly(train):
     whole = train(*SETTING, name="whole")
-    for step in (3, 4, 10, 17):
+    for step in (1, 4, 10, 17):  # 10: as validation is due
         with pytest.raises(Interrupted):
             train(*SETTING, *stopped_at(step, signal.SIGUSR1), "resume=auto", name="stopped")
     train(*SETTING, "resume=auto", name="stopped")
@@ -181,7 +181,7 @@ AVERAGE = "+callbacks.ema._target_=lightning.pytorch.callbacks.EMAWeightAveragin
 @pytest.mark.parametrize(
     "setting",
     [
-        ("trainer.val_check_interval=5",),
+        pytest.param(("trainer.val_check_interval=5",), marks=pytest.mark.slow),
         # The last step is not validated: within an epoch, at the end of one, and where the weights
         # are replaced by their average.
         (UNVALIDATED, "trainer.limit_train_batches=4", "trainer.accumulate_grad_batches=2"),
@@ -276,13 +276,13 @@ def test_a_run_lies_where_tensorboard_can_write(train, tmp_path):
 
 
 def test_more_steps_keep_the_interval_that_was_left_open(train):
-    open_interval = ("trainer.val_check_interval=null", "trainer.max_steps=100")
+    open_interval = ("trainer.val_check_interval=null", "trainer.max_steps=20")
     train(*open_interval, name="run")
-    run_dir = train(*open_interval[:1], "trainer.max_steps=200", "resume=auto", name="run")
-    assert summary(run_dir)["steps"] == 200
+    run_dir = train(*open_interval[:1], "trainer.max_steps=40", "resume=auto", name="run")
+    assert summary(run_dir)["steps"] == 40
     with open(run_dir / "metrics.csv", newline="") as file:
         validated = [int(row["step"]) for row in csv.DictReader(file) if row["val/loss"]]
-    assert validated == list(range(10, 201, 10))
+    assert validated == sorted({*range(3, 40, 3), 20, 40})  # 40 steps by themselves: every 4
 
 
 def test_a_run_that_goes_on_is_as_long_as_it_was_to_be(train):
@@ -387,7 +387,10 @@ def test_another_setting_or_text_is_refused_and_named(train, text_file):
     )
 
 
-@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty"])
+@pytest.mark.parametrize(
+    "damage",
+    ["flipped", *(pytest.param(d, marks=pytest.mark.slow) for d in ("truncated", "empty"))],
+)
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(train, capsys, damage):
     whole = train(*SETTING, name="whole")
     with pytest.raises(Interrupted):
