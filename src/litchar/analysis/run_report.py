@@ -69,7 +69,6 @@ STYLE = (
 .sample > :first-child { color: var(--soft); font-variant-numeric: tabular-nums;
   padding-top: .6rem; }
 mark { background: rgba(var(--mark), .35); color: inherit; border-radius: 2px; }
-.quiet { color: var(--soft); }
 .facts td:nth-child(-n+2) { min-width: 9rem; } .facts td:nth-child(3) { color: var(--soft); }
 @media (max-width: 44rem) {
   .top { grid-template-columns: minmax(0, 1fr); }

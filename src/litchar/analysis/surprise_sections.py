@@ -23,6 +23,7 @@ STYLE = """
 .s5 { background: rgba(var(--hot), .5); } .s6 { background: rgba(var(--hot), .68); }
 .s7 { background: rgba(var(--hot), .9); color: #000; }
 .sign { color: var(--soft); } .s5 .sign, .s6 .sign, .s7 .sign { color: inherit; }
+.quiet { color: var(--soft); }
 .legend span { padding: 0 .4rem; color: var(--ink); }
 td.text { background: none; padding: .2rem 0; border-radius: 0; }
 [data-t]:hover { outline: 1.5px solid var(--ink); }
