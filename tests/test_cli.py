@@ -416,6 +416,7 @@ def test_a_key_that_nothing_reads_is_not_added(script, argument, line):
         ("# @package _global_\nby_device: {cpus: {}}", "by_device.cpus: there is no such key; did"),
         ("# @package _global_\nlauncher: {n_jobs: 2}", "launcher.n_jobs: there is no such key"),
         ("# @package _global_\nmodle: {n_layer: 1}", "modle: there is no such key or group; "),
+        ("# @package _global_\nrun: 3", "run: there is no such key or group; "),  # not ${run_dir}
         (
             "# @package _global_\ncheckpoint: {every: 1}",
             "checkpoint.every: there is no such key; choose from every_seconds",

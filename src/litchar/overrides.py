@@ -219,7 +219,8 @@ def check_composed(config: DictConfig, known: Known, choices: Mapping[str, str |
                 f"{key}={choices[key]}: this file sets keys under {key}, which nothing reads; its "
                 "first line must be # @package _global_"
             )
-        if key not in known and f"${{{key}" not in OmegaConf.to_yaml(config):
+        used = rf"\$\{{{re.escape(key)}[}}.\[]"  # in an interpolation
+        if key not in known and not re.search(used, OmegaConf.to_yaml(config)):
             raise UserError(f"{key}: there is no such key or group{nearest(key, list(known))}")
         below, node = known.get(key), config._get_node(key)
         if below is not None and isinstance(node, DictConfig):
