@@ -200,6 +200,23 @@ def test_an_empty_path_ends_with_2_and_one_line(main, monkeypatch, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("option", ["-m", "--multirun", "--multi"])
+def test_a_sweep_is_one_however_it_is_spelt(main, monkeypatch, tmp_path, capsys, option):
+    monkeypatch.chdir(tmp_path)
+    script = str(ROOT / "scripts/generate.py")
+    monkeypatch.setattr(sys, "argv", [script, option, "seed=1,2"])
+    with pytest.raises(SystemExit) as ended:
+        hydra_main(script, "generate", "nowhere:nothing")
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert said == "error: -m: generate takes one value per key; leave -m out\n"
+    assert not list(tmp_path.iterdir())
+    code, _, said = main("data.path=a.txt,b.txt", "run_dir=x", option, target="nowhere:nothing")
+    assert code == 2
+    assert said.startswith("error: run_dir is for one run; name a sweep's directory")
+    assert sys.argv[1] == 'data.path="a.txt","b.txt"'
+
+
 def test_a_part_of_a_data_set_is_a_text_of_the_librarys():
     assert quote("data.split=train[:10%]") == 'data.split="train[:10%]"'
     assert quote("data.subset=20231101.de") == 'data.subset="20231101.de"'
@@ -367,6 +384,7 @@ def refused(script, *arguments):
             "hydra.output_subdir=false: litchar sets this key itself; ",
         ),
         ("train", "hydra/sweeper=basic", "hydra/sweeper=basic: litchar sets this key itself; "),
+        ("generate", "hydra.mode=MULTIRUN", "hydra.mode=MULTIRUN: litchar sets this key itself; "),
         ("train", "model.n_layers=3", "model.n_layers: there is no such key; did you mean model.n"),
     ],
 )

@@ -38,7 +38,16 @@ from litchar.errors import (
     is_users,
 )
 from litchar.launched import launched
-from litchar.overrides import OVERRIDE, Known, check, check_composed, explain, quote, readable
+from litchar.overrides import (
+    OVERRIDE,
+    Known,
+    check,
+    check_composed,
+    explain,
+    is_multirun,
+    quote,
+    readable,
+)
 from litchar.training.run_dir import remove_traces
 
 # Resolvers for configurations; here, so that a worker that unpickles a `Task` has them too.
@@ -97,7 +106,7 @@ def no_multirun(arguments: list[str], conf: Path, config_name: str) -> list[str]
     Raises:
         UserError: `-m` or `--multirun` was given.
     """
-    if {"-m", "--multirun"} & set(arguments):
+    if is_multirun(arguments):
         raise UserError(f"-m: {config_name} takes one value per key; leave -m out")
     return arguments
 
@@ -170,9 +179,9 @@ def _set_up(conf: Path, config_name: str) -> None:
         "keys_of_script", lambda: keys_of_script(conf, config_name), replace=True
     )
     Plugins.instance().register(StudyExperiments)
-    sweeps = not {"-m", "--multirun"}.isdisjoint(sys.argv)
     # Overrides first: argparse accepts none after an option that follows another override.
     arguments = sorted(sys.argv[1:], key=lambda argument: not OVERRIDE.match(argument))
+    sweeps = is_multirun(arguments)
     sys.argv[1:] = [quote(argument, sweeps) for argument in arguments]
     signals.install()
     if sys.stdout is None:  # closed

@@ -1,5 +1,6 @@
 """Overrides: quoting KEY=VALUE for Hydra, and checking keys against those that exist."""
 
+import argparse
 import difflib
 import functools
 import os
@@ -118,9 +119,7 @@ def check(arguments: list[str], conf: Path, config_name: str) -> None:
     Raises:
         UserError: the command line has one of them.
     """
-    parser = get_args_parser()
-    parser.error = _refuse  # type: ignore[method-assign]  # it would print its usage, and exit
-    for word in parser.parse_known_args(arguments)[1]:
+    for word in _parsed(arguments)[1]:
         if word.startswith("-"):
             raise UserError(f"{word}: there is no such option; keys have no dashes: KEY=VALUE")
     for argument in arguments:
@@ -139,8 +138,25 @@ def check(arguments: list[str], conf: Path, config_name: str) -> None:
             _check_added(name, _keys(conf, config_name))
 
 
+def is_multirun(arguments: list[str]) -> bool:
+    """Return whether a command line asks Hydra for a sweep: by `-m`, or as it may be spelt.
+
+    Raises:
+        UserError: an option lacks its value, or has a wrong one.
+    """
+    return bool(_parsed(arguments)[0].multirun)
+
+
+def _parsed(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Return a command line as Hydra reads it, and the words that it does not know."""
+    parser = get_args_parser()
+    parser.error = _refuse  # type: ignore[method-assign]  # it would print its usage, and exit
+    return parser.parse_known_args(arguments)
+
+
 # Keys of Hydra's that a command line may not set, and what to do instead.
 SET_HERE = {
+    "hydra.mode": "for a sweep, use train.py -m",
     "hydra.run.dir": "name the directory of a run with run_dir=DIRECTORY",
     "hydra.output_subdir": "a run keeps what was typed in its .hydra",
     "hydra.job.chdir": "paths on a command line are relative to where you type it",

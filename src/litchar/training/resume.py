@@ -40,7 +40,7 @@ def redirect(arguments: list[str], conf: Path, config_name: str) -> list[str]:
     parsed = OverridesParser.create().parse_overrides(overrides)
     given = {override.key_or_group: str(override.input_line) for override in parsed}
     of_a_sweep = next((key for key in given if key.startswith("sweep.")), None)
-    if of_a_sweep and "hydra.mode" not in given:
+    if of_a_sweep:
         raise UserError(f"{given[of_a_sweep]}: this is not a sweep; add -m and lists of values")
     if not {"resume", "run_dir", "experiment"} & given.keys():
         return arguments
