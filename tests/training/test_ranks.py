@@ -421,6 +421,19 @@ def test_a_launchers_ranks_wait_for_no_run_that_was_refused(monkeypatch):
     assert json.loads(store.get("run 0")) == {"config": "seed: 3\n", "run_dir": "run"}
 
 
+def test_a_launchers_rank_that_a_signal_ends_has_left(monkeypatch, tmp_path):
+    store, ended = HashStore(), Mock(side_effect=Interrupted(signal.SIGTERM))
+    monkeypatch.setattr(ranks, "launched", lambda: Place(1, 1, 0, 2))
+    monkeypatch.setattr(ranks, "launchers_store", lambda: store)
+    store.set("run 0", json.dumps({"config": "seed: 3", "run_dir": str(tmp_path)}))
+    with pytest.raises(Interrupted):
+        ranks.follow_runs(ended)
+    assert store.add("left", 0) == 1  # or rank 0 would wait for it
+    store = Mock(check=ended, add=Mock(side_effect=[1, RuntimeError]))  # whose server is gone
+    with pytest.raises(Interrupted):
+        ranks.follow_runs(ended)
+
+
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 
 

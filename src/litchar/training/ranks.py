@@ -345,6 +345,14 @@ def follow_runs(prepare: Prepare) -> int:
     assert place is not None
     store = launchers_store()
     store.add("joined", 1)
+    try:
+        return _follow_runs(prepare, place, store)
+    finally:
+        with contextlib.suppress(RuntimeError):  # the store is gone if rank 0 was killed
+            store.add("left", 1)
+
+
+def _follow_runs(prepare: Prepare, place: Place, store: Store) -> int:
     code = 0
     for number in itertools.count():
         job = json.loads(_wait_for(store, _key("run", number)))
@@ -361,7 +369,6 @@ def follow_runs(prepare: Prepare) -> int:
             except Exception as error:  # report it before the others notice that this rank is gone
                 _report(error, place.rank, store, number)
                 code = 1
-    store.add("left", 1)
     return code
 
 
