@@ -25,7 +25,8 @@ from litchar.cli import Task, hydra_main
 from litchar.errors import UserError
 from litchar.overrides import quote
 from litchar.training.resume import redirect
-from litchar.training.sweep import NAME_BYTES, identity, job_name, make_plan
+from litchar.training.summary import write_summary
+from litchar.training.sweep import NAME_BYTES, identity, job_name, make_plan, recorded
 
 SMALL = (
     "data.block_size=8",
@@ -243,6 +244,14 @@ def with_callback(monkeypatch):
         monkeypatch.setattr(litchar.training.run, "make_trainer", make_trainer)
 
     return with_callback
+
+
+@pytest.mark.parametrize("content", ["null", "[]", "[1]", ""])
+def test_a_summary_that_is_no_object_counts_for_nothing(tmp_path, content):
+    (tmp_path / "summary.json").write_text(content)
+    assert recorded(tmp_path) is None
+    assert write_summary(tmp_path, status="failed")["status"] == "failed"
+    assert recorded(tmp_path).status == "failed"
 
 
 def test_failures_end_alone_are_recorded_and_tried_again_when_asked(sweep, with_callback):

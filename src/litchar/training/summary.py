@@ -48,7 +48,8 @@ def write_summary(run_dir: Path, **changes: Any) -> dict[str, Any]:
     """
     place = run_dir / "summary.json"
     summary = dict.fromkeys(KEYS)
-    with contextlib.suppress(FileNotFoundError, ValueError):  # ValueError: a power cut emptied it
+    # ValueError: a power cut emptied it; TypeError: it is no object.
+    with contextlib.suppress(FileNotFoundError, ValueError, TypeError):
         summary |= json.loads(place.read_text())
     for key, value in changes.items():
         if key not in summary:

@@ -236,7 +236,7 @@ def recorded(job: Path) -> Outcome | None:
     try:
         summary = json.loads((job / "summary.json").read_text())
         status, error = summary["status"], summary["error"]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):  # TypeError: it is no object
         return None
     if status not in ("completed", "diverged", "failed"):
         return None
