@@ -509,7 +509,7 @@ CALLBACKS = "lightning.pytorch.callbacks"
         (["data.seed=null"], "data.seed=None: must be a whole number"),
         (["data.seed=1.5"], "data.seed=1.5: must be a whole number"),
         (["data.seed=abc"], "data.seed=abc: must be a whole number"),
-        (["profile=true", "trainer.profiler=pytorch"], "leave one out"),
+        (["profile=true", "trainer.profiler=PyTorch"], "leave one out"),
         (
             ["trainer.check_val_every_n_epoch=1", "trainer.limit_train_batches=5"],
             "trainer.val_check_interval=10 is longer than",
@@ -809,7 +809,7 @@ def test_a_models_own_n_layer_may_be_a_list(own, text_file):
 
 
 @pytest.mark.parametrize(
-    "name", ["simple", "advanced", pytest.param("pytorch", marks=pytest.mark.slow)]
+    "name", ["Simple", "advanced", pytest.param("pytorch", marks=pytest.mark.slow)]
 )
 def test_lightnings_profilers_write_into_the_run(train, name):
     (written,) = (train(f"trainer.profiler={name}") / "profile").glob("fit-*.txt")
@@ -882,6 +882,7 @@ def test_every_bit_of_seed_and_batch_chooses_what_dropout_drops():
         "scheduler.warmup_steps=-1",
         "trainer.val_check_interval=0.5",
         "trainer.precision=nonsense",
+        "trainer.profiler=fast",
         "model._target_=litchar.models.Transfomer",
         "optimizer._target_=litchar.training.optimizers.moun",
         "scheduler._target_=litchar.training.schedule.wsd",

@@ -60,7 +60,7 @@ def check_settings(config: DictConfig) -> None:
         value = OmegaConf.select(config, key)
         if (value is not None or key in NEEDED) and not (is_number(value) and fits(value)):
             raise UserError(f"{key}={value}: must be {what}")
-    if config.profile and config.trainer.profiler == "pytorch":
+    if config.profile and str(config.trainer.profiler).lower() == "pytorch":
         raise UserError(
             "profile=true and trainer.profiler=pytorch: both use torch's profiler, which cannot "
             "run twice at once; leave one out"

@@ -6,7 +6,6 @@ import math
 import threading
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -26,12 +25,7 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.callbacks import ProgressBar as AnyProgressBar
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.profilers import (
-    AdvancedProfiler,
-    PassThroughProfiler,
-    PyTorchProfiler,
-    SimpleProfiler,
-)
+from lightning.pytorch.profilers import PassThroughProfiler
 from omegaconf import DictConfig
 
 from litchar import signals
@@ -86,7 +80,7 @@ def make_trainer(
         _convert_="all",  # max_time may be a dictionary
         default_root_dir=str(run_dir),
         plugins=[files, Environment(place)],
-        profiler=make_profiler(config.trainer.profiler, run_dir / "profile"),
+        profiler=config.trainer.profiler or NoProfiler(),
         logger=entries(config, "logger", Logger),
         callbacks=[
             metrics,
@@ -98,6 +92,8 @@ def make_trainer(
             *([checkpoints] if config.trainer.enable_checkpointing else []),
         ],
     )
+    if isinstance(name := config.trainer.profiler, str):  # else to a log that nobody sees
+        trainer.profiler.dirpath, trainer.profiler.filename = str(run_dir / "profile"), name
     interval = config.trainer.val_check_interval
     if trainer._val_check_time_interval is not None and trainer._val_check_time_interval <= 0:
         raise UserError(f"trainer.val_check_interval={interval}: must be above zero")
@@ -166,17 +162,6 @@ REFUSED = {
     LearningRateFinder: "compare some with -m optimizer.lr=1e-3,3e-3 or scripts/tune.py",
     StochasticWeightAveraging: "its average is never scored or saved; use EMAWeightAveraging",
 }
-
-
-def make_profiler(name: str | None, directory: Path) -> Any:
-    """Return Lightning's profiler `name`, made to write into `directory`: by default its figures go
-    to a log that nobody sees. None profiles nothing; an unknown name is returned as it is."""
-    if name is None:
-        return NoProfiler()
-    return PROFILERS[name](directory, name) if name in PROFILERS else name
-
-
-PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
 
 
 class NoProfiler(PassThroughProfiler):
