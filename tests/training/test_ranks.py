@@ -282,6 +282,19 @@ def test_a_signal_before_the_run_has_begun_waits_for_no_rank(monkeypatch):
     assert next(call[0] for call in follower.method_calls if call[0] != "poll") == "kill"
 
 
+def test_a_full_disk_keeps_no_run_waiting_for_a_dead_rank(monkeypatch, capsys):
+    ended = Mock()
+    monkeypatch.setattr(ranks.os, "_exit", ended)
+    monkeypatch.setattr(ranks, "write_summary", Mock(side_effect=OSError))
+    leader = ranks.Leader(Place(world_size=2), Path("run"))
+    leader._store, leader._over = HashStore(), Mock(wait=Mock(return_value=False))
+    leader._processes = [Mock(poll=Mock(return_value=-9))]
+    leader._watch()
+    ended.assert_called_once_with(1)
+    said = "error: rank 1 was killed by signal 9, which ended the run\n"
+    assert capsys.readouterr().err == said
+
+
 def test_a_batch_that_ranks_cannot_share_leaves_nothing_behind(train, tmp_path):
     with pytest.raises(UserError, match="batch_size=7 cannot be shared by 2 devices"):
         train(*TWO, "data.batch_size=7", name="run")

@@ -309,7 +309,8 @@ class Leader:
             if any(process.poll() for process in self._processes):
                 if not self._over.wait(STUCK_SECONDS):
                     failure = str(self._failure())
-                    write_summary(self.run_dir, status="failed", error=failure)
+                    with contextlib.suppress(OSError):  # a full disk must not keep it waiting
+                        write_summary(self.run_dir, status="failed", error=failure)
                     print(f"error: {failure}", file=sys.stderr, flush=True)
                     os._exit(1)
                 return
