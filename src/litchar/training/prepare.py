@@ -49,7 +49,6 @@ class Setup:
         config: the configuration, with open values filled in from the device and the text.
         run_dir: where rank 0 writes the run's record.
         resumed: the checkpoint to resume from, if any.
-        parent: the checkpoint to take initial weights from, if any; None for a resumed run.
     """
 
     config: DictConfig
@@ -58,14 +57,12 @@ class Setup:
     data: TextDataModule
     module: LanguageModel
     resumed: Checkpoint | None
-    parent: Checkpoint | None
 
     def for_the_others(self) -> DictConfig:
         """Return the configuration from which the other ranks prepare the same run."""
         config = self.config.copy()
         config.name = literal(str(config.name))  # only this process can resolve ${hydra:...}
         config.resume = self.resumed and literal(str(self.resumed.path))
-        config.init_from = self.parent and literal(str(self.parent.path))
         return config
 
 
@@ -122,7 +119,7 @@ def prepare(config: DictConfig, run_dir: Path, place: Place, terminal: Terminal)
     module = LanguageModel(
         model, vocabulary, optimizer, schedule, card, config.seed, data.text.weights
     )
-    return Setup(config, run_dir, device, data, module, resumed, parent)
+    return Setup(config, run_dir, device, data, module, resumed)
 
 
 def find_resumed(resume: str | None, run_dir: Path, terminal: Terminal) -> Checkpoint | None:
