@@ -23,7 +23,7 @@ from litchar.data.windows import SequentialWindows
 from litchar.errors import check_integer
 from litchar.text import Vocabulary
 from litchar.training.callbacks import is_validation, language_model, metrics_of, tensorboards
-from litchar.training.checkpointing import is_validated
+from litchar.training.checkpointing import validation_follows
 from litchar.training.sharding import full
 
 # The Custom Scalars page: category -> chart -> its kind, and patterns of the tags that it shows.
@@ -77,7 +77,7 @@ class Layers(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         """Copy the weights if a validation follows this step."""
-        if is_validated(trainer) or trainer.global_step + 1 == trainer.max_steps:
+        if validation_follows(trainer) or trainer.global_step + 1 == trainer.max_steps:
             self._before = {
                 layer: [(parameter, parameter.detach().clone()) for parameter in parameters]
                 for layer, parameters in parameters_by_layer(language_model(trainer).model).items()

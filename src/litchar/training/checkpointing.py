@@ -164,7 +164,7 @@ class Checkpoints(CheckpointCallback):
         elif self._stops and not accumulates:
             self._stops, trainer.should_stop = False, True
         is_due = signum or is_time or trainer.fit_loop.done
-        if is_due and not is_validated(trainer) and not accumulates:
+        if is_due and not validation_follows(trainer) and not accumulates:
             self._save(trainer, signum)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -281,8 +281,8 @@ class Agreement:
         return tuple(self._asked.tolist())
 
 
-def is_validated(trainer: L.Trainer) -> bool:
-    """Return whether validation follows the batch that has just ended."""
+def validation_follows(trainer: L.Trainer) -> bool:
+    """Return whether validation follows the current batch, which may have just ended."""
     loop = trainer.fit_loop
     assert loop._data_fetcher is not None
     return loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
