@@ -281,10 +281,10 @@ def _record(ready: Ready, **figures: Any) -> dict[str, Any]:
 
 def _record_failure(ready: Ready, error: BaseException) -> None:
     """Write why the run ended into the summary; after a signal, print what was saved."""
-    reason = f"signal {error.signum}" if isinstance(error, Interrupted) else str(error)
+    why = f"signal {error.signum}" if isinstance(error, Interrupted) else str(error)
     with contextlib.suppress(OSError):  # a full disk must not hide what happened
         figures = ready.metrics.figures(ready.trainer)
-        _record(ready, **figures, status=_status_after(error), error=reason)
+        _record(ready, **figures, status=_status_after(error), error=why)
     if isinstance(error, Interrupted):
         step, run_dir = ready.trainer.global_step, ready.setup.run_dir
         where = "nothing was saved"
