@@ -3,10 +3,12 @@ import errno
 import resource
 import threading
 import time
+from unittest.mock import Mock
 
 import pytest
 from lightning.pytorch.callbacks import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.tensorboard import FileWriter
 
 from conftest import scalars
 from litchar.training.loggers import MetricsCSV, TensorBoard
@@ -105,6 +107,19 @@ def test_a_curve_outlives_a_file_that_could_not_be_written(tmp_path):
     logger.log_metrics({"train/loss": 1.0}, step=3)
     logger.finalize("success")
     assert scalars(tmp_path) == {"train/loss": [(1, 3.0), (3, 1.0)]}
+
+
+def test_hyperparameters_that_cannot_be_written_end_no_run(tmp_path, monkeypatch):
+    logger = TensorBoard(tmp_path, name="", version="")
+    with monkeypatch.context() as full:
+        full.setattr(FileWriter, "add_summary", Mock(side_effect=OSError(errno.ENOSPC, "full")))
+        logger.log_hyperparams({"seed": 1}, {"best_val_loss": 2.0})
+    logger.log_hyperparams({"lists": [], "path": "\udcff"}, {"best_val_loss": 2.0})
+    logger.finalize("success")
+    found = EventAccumulator(str(tmp_path)).Reload()
+    shown = found.summary_metadata["_hparams_/session_start_info"].plugin_data.content
+    assert b"[]" in shown
+    assert rb"\udcff" in shown
 
 
 def test_a_curve_goes_on_though_the_clock_was_set_back(tmp_path, monkeypatch):

@@ -53,6 +53,20 @@ class TensorBoard(TensorBoardLogger):
         self._or_begin_anew(lambda: super(TensorBoard, self).log_metrics(metrics, step))
 
     @rank_zero_only
+    def log_hyperparams(
+        self, params: Any, metrics: dict[str, Any] | None = None, step: int | None = None
+    ) -> None:
+        """Keep hyperparameters; with final metrics, write a row of the HParams page."""
+        # As strings: Lightning's logger drops empty lists, and TensorBoard accepts only UTF-8.
+        shown = {
+            key: value
+            if isinstance(value, int | float | Mapping)
+            else str(value).encode(errors="backslashreplace").decode()
+            for key, value in params.items()
+        }
+        self._or_begin_anew(lambda: super(TensorBoard, self).log_hyperparams(shown, metrics, step))
+
+    @rank_zero_only
     def log_text(self, tag: str, text: str, step: int) -> None:
         """Write plain text, indented so that no Markdown or HTML in it is interpreted."""
         self.log_markdown(tag, "\n".join("    " + line for line in text.splitlines()), step)

@@ -215,13 +215,6 @@ def train(ready: Ready, sweep: Path | None = None) -> dict[str, Any]:
         if sweep is None
         else swept_settings(sweep, settings, HydraConfig.get().runtime.choices)
     )
-    # As strings: Lightning's logger drops empty lists, and TensorBoard accepts only UTF-8.
-    shown = {
-        key: value
-        if isinstance(value, int | float)
-        else str(value).encode(errors="backslashreplace").decode()
-        for key, value in shown.items()
-    }
     summary = _record(
         ready,
         status="running",
