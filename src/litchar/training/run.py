@@ -19,8 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from litchar import signals
 from litchar.checkpoints.checkpoint import best_of
-from litchar.data import TextDataModule
-from litchar.device import device_name, device_of
+from litchar.device import device_of
 from litchar.errors import (
     BusyError,
     DivergedError,
@@ -33,23 +32,19 @@ from litchar.errors import (
 )
 from litchar.launched import Place
 from litchar.terminal import Terminal
-from litchar.text.store import boundaries
 from litchar.text.yardsticks import quick_yardsticks
 from litchar.training import environment, process
 from litchar.training.callbacks import Metrics, Samples, flops_per_token, tensorboards
 from litchar.training.checkpointing import Checkpoints, link_or_copy
 from litchar.training.compilation import compile_or_say_why_not, load_kernels
 from litchar.training.loggers import MetricsCSV, TensorBoard, hyperparameters
-from litchar.training.outcome import print_outcome
+from litchar.training.outcome import headline, print_outcome
 from litchar.training.prepare import Setup, prepare
 from litchar.training.ranks import Leader, follow_runs, settle_devices
 from litchar.training.run_dir import remove_traces, sole_owner
 from litchar.training.summary import final_metrics, write_summary
 from litchar.training.sweep import Outcome, recorded, swept_settings
-from litchar.training.trainer import (
-    make_trainer,
-    quiet_libraries,
-)
+from litchar.training.trainer import make_trainer, quiet_libraries
 
 
 def main(config: DictConfig) -> float | Outcome | None:
@@ -195,9 +190,9 @@ def made_ready(
     place = settle_devices(config.trainer, device_of(config.trainer.accelerator))
     with Leader(place, run_dir) as leader:
         setup = prepare(config, run_dir, place, terminal)
-        made = make_trainer(setup, place, terminal, callbacks)
+        trainer, metrics, samples = make_trainer(setup, place, terminal, callbacks)
         leader.begin(setup.for_the_others(), setup.device)
-        yield Ready(setup, *made, leader, terminal)
+        yield Ready(setup, trainer, metrics, samples, leader, terminal)
 
 
 def train(ready: Ready, sweep: Path | None = None) -> dict[str, Any]:
@@ -229,7 +224,7 @@ def train(ready: Ready, sweep: Path | None = None) -> dict[str, Any]:
     )
     environment.record(run_dir, module.card["provenance"])
     OmegaConf.save(config, run_dir / "config.yaml", resolve=True)
-    terminal.say(_headline(setup, ready.leader.place, summary))
+    terminal.say(headline(setup, ready.leader.place, summary))
     terminal.say(str(run_dir))
 
     try:
@@ -342,45 +337,6 @@ def _status_after(error: BaseException) -> str:
     if isinstance(error, Interrupted):
         return "interrupted"
     return "diverged" if isinstance(error, DivergedError) else "failed"
-
-
-def _headline(setup: Setup, place: Place, summary: dict[str, Any]) -> str:
-    """Return the lines printed when training begins: text, model, device and precision."""
-    store = setup.data.store
-    ranks = f"{place.world_size} ranks, each on " if place.world_size > 1 else ""
-    lines = [
-        f"{setup.data.text.corpus}: {len(store.tokens):,} {store.vocabulary.unit}s, "
-        f"a vocabulary of {len(store.vocabulary)}",
-        *store.changes,
-        *_mixture(setup.data),
-        *([] if store.vocabulary.document is None else [_documents(setup.data)]),
-        f"{type(setup.module.model).__name__}: {summary['parameters']:,} parameters; "
-        f"{ranks}{device_name(setup.device)}, {summary['precision']}",
-    ]
-    if setup.resumed is not None:
-        resumed = setup.resumed
-        lines.append(f"Resuming from {resumed.path.name}, step {resumed.step:,}")
-    return "\n".join(lines)
-
-
-def _mixture(data: TextDataModule) -> list[str]:
-    """Return a line for each corpus of a mixture: its weight and its size."""
-    weights = data.text.weights.items()
-    return [
-        f"{name}: {weight:.1%} of the windows, {stop - start:,} {data.text.unit}s to train on"
-        for (name, weight), (start, stop) in zip(weights, data.parts("train"), strict=False)
-    ]
-
-
-def _documents(data: TextDataModule) -> str:
-    """Return a line with the number of documents and their share in each split."""
-    counts = {name: len(boundaries(ids.numpy())) - 1 for name, ids in data.splits.items()}
-    whole = len(data.store.tokens) - 1
-    shares = (
-        f"{counts[name]:,} {name} ({(len(ids) - 1) / whole:.1%})"
-        for name, ids in data.splits.items()
-    )
-    return f"{sum(counts.values()):,} documents: {', '.join(shares)}"
 
 
 def _smaller_batch(setup: Setup, step: int) -> str:
