@@ -30,7 +30,7 @@ from litchar.checkpoints import Checkpoint, load
 from litchar.errors import DivergedError, Interrupted, RankError, UserError
 from litchar.launched import Place, launched
 from litchar.training import ranks
-from litchar.training.ranks import settle_devices
+from litchar.training.devices import settle_devices
 
 SETTING = ("scheduler=constant", "trainer.max_steps=20", "trainer.val_check_interval=10")
 TWO = ("trainer=ddp", "trainer.devices=2")

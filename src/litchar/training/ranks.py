@@ -6,6 +6,20 @@ to the other ranks, which take the same steps, print nothing, and write only the
 run's log. The ranks meet through a key-value store, which sets up their process group and carries
 the reason if one of them fails.
 
+The keys of the store; N counts runs, as the ranks of a launcher may serve many:
+
+============  ============================================  ==============================
+key           value, and who writes it                      who waits for it
+============  ============================================  ==============================
+`joined`      how many other ranks came: each of them       rank 0, before it exits
+`run N`       the run, or null after the last: rank 0       the others
+`ready N`     how many are ready for the run: each of them  rank 0, before the run begins
+`group N`     prefix of the process group's own keys        all, as they join the group
+`failures N`  how many ranks failed: each that fails        nobody, but only the first tells why
+`failure N`   who failed first, and why: that rank          rank 0, until ready or if it fails
+`left`        how many other ranks ended: each of them      rank 0, before it exits
+============  ============================================  ==============================
+
 Lightning's own launcher runs the command line again for each rank. For a sweep that would be the
 whole sweep, and each rank would compose a run directory of its own (Lightning issue 11300).
 """
@@ -23,13 +37,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-from lightning.pytorch.accelerators import CPUAccelerator, CUDAAccelerator
 from omegaconf import DictConfig, OmegaConf
 from torch.distributed import (  # type: ignore[attr-defined]
     HashStore,
@@ -44,7 +56,6 @@ from litchar.errors import (
     Interrupted,
     RankError,
     UserError,
-    check_integer,
     first_line,
     is_users,
     reason,
@@ -87,83 +98,6 @@ class Environment(LightningEnvironment):
 
 # Prepares a run, and returns its device and the function that trains it.
 Prepare = Callable[[Place, DictConfig, Path], tuple[torch.device, Callable[[], None]]]
-
-
-# The number of devices
-
-
-def settle_devices(trainer: DictConfig, device: torch.device) -> Place:
-    """Return the place of this process, the leading one, in the run that `trainer` describes.
-
-    `trainer.devices=auto` is replaced by a number: of the processes on each machine if a launcher
-    started them, else of CUDA GPUs (1 without any).
-
-    Raises:
-        UserError: the settings are invalid, or this machine cannot satisfy them.
-    """
-    check_integer("trainer.num_nodes", trainer.num_nodes, 1)
-    strategy = str(OmegaConf.select(trainer, "strategy._target_") or trainer.strategy)
-    if strategy.rpartition(".")[2].lower().startswith("fsdp"):
-        raise UserError(
-            f"trainer.strategy={strategy}: to shard a model, use trainer=fsdp (fully_shard), on "
-            "GPUs and CPUs alike"
-        )
-    if any(word in strategy for word in ("spawn", "fork", "notebook")):
-        raise UserError(f"trainer.strategy={strategy}: is not supported; use trainer=ddp")
-    place = launched()
-    if trainer.devices == "auto":
-        started = place.world_size // trainer.num_nodes if place else None
-        trainer.devices = started or 1
-        if device.type == "cuda":
-            there = torch.cuda.device_count()
-            trainer.devices = min(started or there, there)
-    count = _count(trainer.devices, device)
-    if place is None and trainer.num_nodes > 1:
-        raise UserError(
-            f"trainer.num_nodes={trainer.num_nodes}: start one process for each device of each "
-            "machine, with torchrun or srun"
-        )
-    if device.type == "mps" and (count > 1 or strategy != "auto"):
-        raise UserError(
-            f"trainer.devices={trainer.devices}, trainer.strategy={strategy}: an Apple GPU trains "
-            "alone; leave both out"
-        )
-    world_size = count * trainer.num_nodes
-    interval = trainer.val_check_interval
-    if world_size > 1 and interval is not None and not isinstance(interval, int | float):
-        raise UserError(
-            f"trainer.val_check_interval={interval}: ranks have their own clocks and would "
-            "validate at different steps; count batches"
-        )
-    if place is not None and place.world_size != world_size:
-        raise UserError(
-            f"trainer.devices={trainer.devices} and trainer.num_nodes={trainer.num_nodes} ask for "
-            f"{world_size} processes, but {place.world_size} were started; make these equal"
-        )
-    return place or Place(world_size=world_size)
-
-
-def _count(devices: Any, device: torch.device) -> int:
-    """Return the number of devices that `trainer.devices` asks for on one machine."""
-    try:
-        if device.type == "cuda":
-            if isinstance(devices, int) and devices > torch.cuda.device_count():
-                raise UserError(
-                    f"trainer.devices={devices}: this machine has {torch.cuda.device_count()} "
-                    "GPUs; ask for fewer, or add trainer.accelerator=cpu"
-                )
-            plain = list(devices) if OmegaConf.is_list(devices) else devices
-            chosen = CUDAAccelerator.parse_devices(plain)
-            if not chosen:
-                raise UserError(
-                    f"trainer.devices={devices}: selects no GPU; set trainer.accelerator=cpu"
-                )
-            return len(chosen)
-        if device.type == "mps":
-            return 1 if devices in (1, "1", -1, [0]) else 2
-        return CPUAccelerator.parse_devices(devices)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"trainer.devices={devices}: {error}") from None
 
 
 # Rank 0

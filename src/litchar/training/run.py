@@ -37,10 +37,11 @@ from litchar.training import environment, process
 from litchar.training.callbacks import Metrics, Samples, flops_per_token, tensorboards
 from litchar.training.checkpointing import Checkpoints, link_or_copy
 from litchar.training.compilation import compile_or_say_why_not, load_kernels
+from litchar.training.devices import settle_devices
 from litchar.training.loggers import MetricsCSV, TensorBoard, hyperparameters
 from litchar.training.outcome import headline, print_outcome
 from litchar.training.prepare import Setup, prepare
-from litchar.training.ranks import Leader, follow_runs, settle_devices
+from litchar.training.ranks import Leader, follow_runs
 from litchar.training.run_dir import remove_traces, sole_owner
 from litchar.training.summary import final_metrics, write_summary
 from litchar.training.sweep import Outcome, recorded, swept_settings
