@@ -19,10 +19,10 @@ from litchar.checkpoints import Checkpoint, load
 from litchar.errors import Interrupted, UserError, is_users
 from litchar.models import Transformer
 from litchar.training.callbacks import sample
+from litchar.training.checks import check_settings
 from litchar.training.resolve import (
-    check_settings,
     is_length_open,
-    resolve_device,
+    resolve_by_device,
     resolve_dropout,
     resolve_steps,
 )
@@ -142,7 +142,7 @@ def test_a_short_text_is_not_gone_through_without_end_unless_told(
 ):
     config = compose("data.batch_size=8", "data.block_size=125", "trainer.accelerator=cpu", *given)
     by_default = is_length_open(config)
-    resolve_device(config)
+    resolve_by_device(config)
     resolve_steps(config, characters, characters // 9, by_default)
     assert config.trainer.max_steps == steps
 

@@ -121,12 +121,12 @@ def time_bare_loop(script: str, experiment: str, form: str, steps: int) -> float
     from litchar.training.compilation import compiled_loss
     from litchar.training.module import mean_loss
     from litchar.training.replay import ReplayedLoss
-    from litchar.training.resolve import resolve_device, resolve_dropout
+    from litchar.training.resolve import resolve_by_device, resolve_dropout
 
     conf = Path(script).resolve().parents[1] / "conf"
     with hydra.initialize_config_dir(str(conf), version_base="1.3"):
         config = hydra.compose("train", [f"experiment={experiment}", "data=ml"])
-    device = resolve_device(config)
+    device = resolve_by_device(config)
     store = open_store(bundled("ml.txt"))
     resolve_dropout(config, len(store.tokens), len(store.vocabulary))
     tokens = torch.from_numpy(store.tokens.astype("int64")).to(device)

@@ -28,11 +28,12 @@ from litchar.overrides import literal, without_passwords
 from litchar.terminal import Terminal
 from litchar.text import Vocabulary
 from litchar.training import environment
+from litchar.training.checks import check_settings
 from litchar.training.module import LanguageModel
 from litchar.training.resolve import (
     is_length_open,
     resolve_as_before,
-    resolve_device,
+    resolve_by_device,
     resolve_dropout,
     resolve_parent,
     resolve_paths,
@@ -69,6 +70,13 @@ class Setup:
 def prepare(config: DictConfig, run_dir: Path, place: Place, terminal: Terminal) -> Setup:
     """Fill in what `config` leaves open, open the text and build the model.
 
+    What is open is filled in from, in this order,
+
+    1. the run that is resumed,
+    2. the checkpoint to begin from,
+    3. the defaults of the device, once all that is set is valid,
+    4. the text.
+
     Nothing is written to the run directory.
 
     Raises:
@@ -87,8 +95,9 @@ def prepare(config: DictConfig, run_dir: Path, place: Place, terminal: Terminal)
         resolve_as_before(config, resumed.config, resumed.path)
     resolve_paths(config)
     parent = resolve_parent(config) if resumed is None else None
+    check_settings(config)
     by_default = is_length_open(config)
-    device = resolve_device(config)
+    device = resolve_by_device(config)
     set_matmul_precision(config.float32_matmul_precision, device)
     L.seed_everything(config.seed, verbose=False)
     data = make_data_module(config.data)

@@ -34,11 +34,11 @@ from litchar.launched import Place
 from litchar.terminal import Terminal
 from litchar.training.callbacks import Metrics, Samples
 from litchar.training.checkpointing import AtomicCheckpointIO, Checkpoints
+from litchar.training.checks import check_whole_steps, is_endless
 from litchar.training.prepare import Setup
 from litchar.training.profile import Profile
 from litchar.training.progress import ProgressBar
 from litchar.training.ranks import Environment
-from litchar.training.resolve import check_whole_steps, is_endless
 from litchar.training.sharding import ShardedStrategy
 
 

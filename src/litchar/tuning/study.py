@@ -19,7 +19,8 @@ from optuna.storages import BaseStorage
 
 from litchar.errors import UserError
 from litchar.text.split import BATCHED_BY, Text
-from litchar.training.resolve import resolve_device, resolve_paths
+from litchar.training.checks import check_settings
+from litchar.training.resolve import resolve_by_device, resolve_paths
 from litchar.training.settings import changes, differences, flatten, plain, within
 from litchar.tuning.space import Value, override, read_space
 
@@ -69,7 +70,8 @@ class Search:
             raise UserError(
                 "init_from=latest: trials could start from one another; name a checkpoint"
             )
-        resolve_device(settings)
+        check_settings(settings)
+        resolve_by_device(settings)
         search.identity.update(
             space=dict(flatten(plain(config.tune.space, resolve=True))),
             pruner=plain(config.tune.pruner, resolve=True),
