@@ -114,6 +114,12 @@ def test_an_empty_path_is_not_the_working_directory(argument):
     assert quote("prompt=") == 'prompt=""'
 
 
+def test_a_directory_that_hydra_would_not_create_as_it_stands_is_refused():
+    with pytest.raises(UserError, match=r"as the value of a key; .* write 'run_dir=\"a/\${b}\"'$"):
+        quote("run_dir=a/${b}")
+    assert quote('run_dir="a/${seed}"') == 'run_dir="a/${seed}"'
+
+
 def test_a_list_where_one_place_is_taken_is_a_name():
     assert quote("prompts=[a,b]") == 'prompts="[a,b]"'
     assert quote("stop=[a,b]") == "stop=[a,b]"

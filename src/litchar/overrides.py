@@ -62,8 +62,8 @@ def quote(argument: str, sweeps: bool = False) -> str:
         sweeps: comma-separated paths are a sweep's, unless they name one file together.
 
     Raises:
-        UserError: a path is empty, which would mean the working directory, or null where one is
-            required.
+        UserError: a path is empty, which would mean the working directory, null where one is
+            required, or one that Hydra would not create as it stands.
     """
     key, equals, value = argument.partition("=")
     name = key.lstrip("+")
@@ -73,6 +73,11 @@ def quote(argument: str, sweeps: bool = False) -> str:
         raise UserError(f"{argument}: runs must be stored; name a directory or leave it out")
     if not equals or name not in TEXTS | PATHS or _QUOTED.fullmatch(value):
         return argument
+    if name in PLACES and "${" in value:  # it resolves the name again, however it is escaped
+        raise UserError(
+            f"{argument}: Hydra reads ${{...}} in the name of a directory as the value of a key; "
+            f"choose another name, or if you mean that value, write '{key}=\"{value}\"'"
+        )
     listed = name in LISTS and value[:1] == "[" and value[-1:] == "]"
     if sweeps and name in LISTS and re.search(r"(\A|,)\[.*\](,|\Z)", value):  # several lists
         listed = True

@@ -123,4 +123,4 @@ def unfinished_runs(config: DictConfig) -> Iterator[Path]:
 
 
 def _quoted(place: str | Path) -> str:
-    return quote(f"run_dir={place}").partition("=")[2]
+    return quote(f"resume={place}").partition("=")[2]
