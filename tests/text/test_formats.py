@@ -350,6 +350,16 @@ def test_of_rows_it_has_to_be_said_what_is_the_text_unless_bytes_are(tmp_path):
     assert bytes(Text(path=str(path), unit="byte").open().tokens) == path.read_bytes()
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
+def test_a_document_of_bytes_is_any_file_as_it_is(tmp_path, name):
+    place = put(tmp_path / name, b"\xff{}\n")
+    document = Text(path=[str(place)] * 2, unit="byte", document="file", val_fraction=0.5)
+    tokens = document.open().tokens
+    assert document.open().vocabulary.decode(tokens) == 2 * "\n\ufffd{}\n" + "\n"
+    with pytest.raises(UserError, match=name):  # of characters, it is rows
+        open_store(Corpus([place]), Encoding(document="file"))
+
+
 def test_the_bytes_of_rows_are_those_of_their_text(tmp_path):
     path = put(tmp_path / "a.jsonl.gz", gzip.compress(jsonl([{"text": "é"}, {"text": "b"}])))
     assert b"".join(Corpus([path], field="text").read_bytes()) == "é\nb\n".encode()

@@ -135,19 +135,20 @@ class Corpus:
         Raises:
             UserError: neither is set; the message names those that the file has.
         """
-        for path in self.paths:
-            if self.field is None and self.column is None:
+        if not self._of_rows:
+            for path in self.paths:
                 next(self._rows(path) or iter(()), None)
 
     def parts(self, document: str | None) -> "Iterator[Corpus]":
-        """Yield the parts that are read independently: each file if a document is a line; each
-        file, or each row of files of rows, if it is a file; the whole corpus without documents.
+        """Yield the parts that are read independently: the whole corpus without documents; each
+        file if a document is a line; if it is a file, each row where a field or column is set,
+        else each file.
         """
         if document is None:
             yield self
             return
         for path in self.paths:
-            rows = self._rows(path) if document == "file" else None
+            rows = self._rows(path) if document == "file" and self._of_rows else None
             if rows is None:
                 one = copy.copy(self)  # keeps the subclass
                 one.paths = [path]
@@ -162,7 +163,7 @@ class Corpus:
         Raises:
             UserError: a file cannot be read, or is not what its name and the settings say.
         """
-        if self.field is not None or self.column is not None:
+        if self._of_rows:
             yield from (text.encode() for text in self.read())
             return
         for path in self.paths:
@@ -183,6 +184,11 @@ class Corpus:
     def changes(self, document: str | None) -> list[str]:
         """Return a report of what cleaning changes: empty here, see `litchar.text.cleaning`."""
         return []
+
+    @property
+    def _of_rows(self) -> bool:
+        """Whether the text is a field or column of rows, rather than whole files."""
+        return self.field is not None or self.column is not None
 
     def _rows(self, path: Path) -> Iterator[str] | None:
         """Return the rows of a JSON-lines or Parquet file; None for other files."""
