@@ -15,6 +15,7 @@ from servers import running, save, untrained
 
 from conftest import composed
 from litchar.generation import Sampling, generate
+from litchar.serving.batching import Batcher
 from litchar.serving.playground import Playground, Run, build, sign
 from litchar.text import Vocabulary
 
@@ -318,7 +319,7 @@ def test_more_texts_than_there_is_room_for_are_refused_until_one_ends(url):
         for page in "abc":  # two are written, one waits
             request = client.build_request("POST", f"{url}/write", data=endless | {"page": page})
             held.append(client.send(request, stream=True))
-        assert "Too many texts are being written" in httpx.post(f"{url}/write", data=FORM).text
+        assert "too many texts are waiting; try again" in httpx.post(f"{url}/write", data=FORM).text
         for page in "abc":
             assert httpx.post(f"{url}/stop", data={"page": page}).status_code == 204
         assert all("Stopped." in answer.read().decode() for answer in held)
@@ -335,3 +336,11 @@ def test_a_damaged_or_deleted_run_is_named(url, directory):
         shutil.rmtree(run)
     answer = httpx.post(f"{url}/write", data=FORM | {"run": "runs/broken"})
     assert "runs/broken: this run no longer exists" in answer.text
+
+
+def test_a_playground_that_ends_says_so(url, monkeypatch):
+    closed = Batcher(1, 1)
+    closed.close()
+    monkeypatch.setattr(Batcher, "write", closed.write)
+    answer = httpx.post(f"{url}/write", data=FORM)
+    assert 'role="alert">the server is ending</p>' in answer.text

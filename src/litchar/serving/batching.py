@@ -24,6 +24,9 @@ from litchar.serving.pieces import Piece
 class FullError(Exception):
     """The queue of waiting texts is full."""
 
+    def __init__(self) -> None:
+        super().__init__("too many texts are waiting; try again")
+
 
 class StoppedError(Exception):
     """The user stopped the text."""
@@ -31,6 +34,9 @@ class StoppedError(Exception):
 
 class ClosedError(Exception):
     """The batcher was closed before the text was finished."""
+
+    def __init__(self) -> None:
+        super().__init__("the server is ending")
 
 
 @dataclass(frozen=True)

@@ -459,11 +459,11 @@ def answer_errors(app: FastAPI) -> None:
 
     @app.exception_handler(FullError)
     async def busy(_: Request, error: FullError) -> Response:
-        return refusal("too many texts are waiting; try again", HTTPStatus.TOO_MANY_REQUESTS)
+        return refusal(str(error), HTTPStatus.TOO_MANY_REQUESTS)
 
     @app.exception_handler(ClosedError)
     async def closed(_: Request, error: ClosedError) -> Response:
-        return refusal("the server is ending", HTTPStatus.SERVICE_UNAVAILABLE)
+        return refusal(str(error), HTTPStatus.SERVICE_UNAVAILABLE)
 
     @app.exception_handler(Exception)
     async def failed(_: Request, error: Exception) -> Response:
@@ -540,9 +540,10 @@ async def events(
             yield event(head | {"choices": [], "usage": usage(choices)})
         yield "data: [DONE]\n\n"
     except Exception as error:
-        message = "the server is ending" if isinstance(error, ClosedError) else "the server failed"
+        closed = isinstance(error, ClosedError)
+        message = str(error) if closed else "the server failed"
         yield event({"error": {"message": message, "type": "server_error"}})
-        if not isinstance(error, ClosedError):
+        if not closed:
             raise
     finally:
         pumping.cancel()

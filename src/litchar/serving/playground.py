@@ -348,12 +348,7 @@ def build(playground: Playground) -> FastAPI:
             prompt, seed, order = playground.order(loaded, form)
             (stream,) = playground.batcher.write([order])
         except (UserError, FullError, ClosedError, OSError) as error:
-            said = (
-                "Too many texts are being written; try again."
-                if isinstance(error, FullError)
-                else str(error)
-            )
-            shown = f'<p class="error" role="alert">{escaped(said)}</p>'
+            shown = f'<p class="error" role="alert">{escaped(str(error))}</p>'
             return HTMLResponse(head() + shown, HTTPStatus.BAD_REQUEST)
         key = form.get("page", "") or secrets.token_hex(8)
         if key in playground.under_way:
