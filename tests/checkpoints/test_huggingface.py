@@ -349,9 +349,10 @@ def test_a_form_that_transformers_has_not_is_refused_by_its_option(saved, tmp_pa
 def test_what_an_export_has_not_written_is_not_replaced(saved, tmp_path):
     path, output = saved(), tmp_path / "out"
     output.mkdir()
-    (output / "config.json").write_text('{"model_type": "gpt2"}')
-    with pytest.raises(UserError, match=r"holds files that litchar did not export"):
-        export(path, output)
+    for content in ("5", '"litchar"', '{"model_type": "gpt2"}'):
+        (output / "config.json").write_text(content)
+        with pytest.raises(UserError, match=r"holds files that litchar did not export"):
+            export(path, output)
     assert os.listdir(output) == ["config.json"]
     (output / "config.json").unlink()
     export(path, output)  # an empty one is filled

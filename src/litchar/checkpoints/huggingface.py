@@ -79,9 +79,10 @@ def check_place(output: Path) -> None:
 
 def _is_ours(config: Path) -> bool:
     try:
-        return "litchar" in json.loads(config.read_text(encoding="utf-8"))
+        content = json.loads(config.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
+    return isinstance(content, dict) and "litchar" in content
 
 
 def write_huggingface(
