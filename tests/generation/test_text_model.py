@@ -18,9 +18,10 @@ from litchar.checkpoints import Checkpoint
 from litchar.errors import UserError
 from litchar.generation.lean import LeanReader
 from litchar.generation.readers import Prepared
-from litchar.generation.scoring import log_probs_of
+from litchar.generation.scoring import Score, log_probs_of
 from litchar.generation.text_model import TextModel
 from litchar.generation.writing import Settings, write
+from litchar.text import ByteVocabulary
 
 TINY = ("trainer.max_steps=2", "trainer.val_check_interval=1")
 
@@ -99,6 +100,15 @@ def test_the_mean_of_a_score_is_that_of_the_characters_it_counts(train, text_fil
     assert broken.bits_per_character == pytest.approx(-broken.log_probs.sum() / np.log(2))
     with pytest.raises(UserError, match="needs 2 characters"):
         model.score("日")
+
+
+def test_the_most_surprising_are_as_many_as_were_asked_for():
+    vocabulary = ByteVocabulary()
+    ids = vocabulary.encode("é" + "a" * 12)  # whose first character is not predicted
+    score = Score(vocabulary, ids, np.full(len(ids) - 1, -1.0))
+    lines = score.most_surprising(10)
+    assert len(lines) == 10
+    assert all("'a'" in line.partition(" after ")[0] for line in lines)
 
 
 def test_a_document_is_scored_behind_its_boundary_as_the_evaluation_does(train, text_file):

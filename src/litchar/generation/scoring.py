@@ -91,8 +91,8 @@ class Score:
     def surprises(self) -> Iterator[tuple[str, float, int]]:
         """Yield each character, its surprise in bits and its index in the text.
 
-        A character that was not predicted has 0 bits. One made of several bytes has the sum of
-        their surprises.
+        One made of several bytes has the sum of their surprises. The first byte or character has
+        none if it was not predicted.
         """
         place = 0
         for piece, start, stop in characters(self.vocabulary, self.ids):
@@ -111,11 +111,11 @@ class Score:
 
     def most_surprising(self, most: int = 10) -> list[str]:
         """Return one line for each of the most surprising characters, most surprising first."""
-        ranked = sorted(self.surprises(), key=lambda surprise: -surprise[1])
+        predicted = (found for found in self.surprises() if found[2] >= self.n_given)
+        ranked = sorted(predicted, key=lambda surprise: -surprise[1])
         return [
             f"{bits:5.1f} bits: {piece!r} after {self.text[max(0, place - 20) : place]!r}"
             for piece, bits, place in ranked[:most]
-            if place >= self.n_given
         ]
 
 
