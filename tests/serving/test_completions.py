@@ -218,7 +218,7 @@ def test_models_and_health(client, server):
         ({"prompt": [-1]}, "prompt", "token -1 is not one of the 10"),
         ({"prompt": "a" * 101}, "prompt", "101 tokens, but this server reads at most 100"),
         ({"prompt": ["a", 1]}, "prompt", "valid string"),
-        ({"prompt": []}, "n", "1 to 308 texts"),
+        ({"prompt": []}, "prompt", "prompt: the list is empty"),
         ({"n": 400}, "n", "1 to 308 texts"),
         ({"n": 155, "echo": True, "logprobs": 0}, "n", "1 to 308 texts, not 310; with echo"),
         ({"n": 0}, "n", "greater than or equal to 1"),

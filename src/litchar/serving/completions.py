@@ -190,9 +190,11 @@ class Completions:
                 raise RefusedError(f"{name} is not supported", name)
         if request.stream_options is not None and not request.stream:
             raise RefusedError("stream_options needs stream", "stream_options")
+        if not request.prompts():
+            raise RefusedError("prompt: the list is empty", "prompt")
         n_texts = len(request.prompts()) * (request.n or 1)
         most = limits.at_once + limits.waiting
-        if not 0 < n_texts <= most:
+        if n_texts > most:
             raise RefusedError(
                 f"prompt, n: a request may have 1 to {most} texts, not {n_texts}", "n"
             )
