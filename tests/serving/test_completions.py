@@ -8,6 +8,7 @@ import json
 import math
 import threading
 import time
+import weakref
 from pathlib import Path
 
 import httpx
@@ -339,6 +340,26 @@ def asked(url: str, **body):
     connection.request("POST", "/v1/completions", json.dumps(body), headers)
     with contextlib.closing(connection):
         yield connection
+
+
+def test_a_text_that_has_ended_keeps_no_cache(complete, server, monkeypatch):
+    """A full GPU memory does not trigger the collector."""
+    url, served = server
+    opened, left = served.model.open, []
+
+    def watched(*sizes):
+        reader = opened(*sizes)
+        left.append(weakref.ref(reader))
+        return reader
+
+    monkeypatch.setattr(served.model, "open", watched)
+    gc.disable()
+    try:
+        complete(max_tokens=5)
+        wait_until(url, writing=0)
+        assert [reader() for reader in left] == [None]
+    finally:
+        gc.enable()
 
 
 def test_of_several_texts_of_which_one_fails_none_goes_on(directory, monkeypatch):

@@ -60,7 +60,8 @@ class Settings(Sampling):
 class Writing:
     """A text being written: iterate it for its pieces, after which its attributes are final.
 
-    It is written once: a second iteration continues where the first stopped.
+    It is written once: a second iteration continues where the first stopped. Ids may also be added
+    one by one, without steps.
 
     Args:
         steps: each sampled id, with the model's log-probability of it.
@@ -72,7 +73,8 @@ class Writing:
         text: the text so far, without the prompt and the stop string.
         log_probs: log-probability of each sampled id in nats, including those of a stop string.
         ids: the sampled ids.
-        finish: why it ended: `end` of the document, `stop` (a stop string), or `length`.
+        finish: why it ended: `end` of the document, `stop` (a stop string), or `length`; None
+            before.
         prompt: the prompt, as the model read it.
     """
 
@@ -93,35 +95,44 @@ class Writing:
         self.text = ""
         self.log_probs: list[float] = []
         self.ids: list[int] = []
-        self.finish = "length"
-        # Where to resume; a generator kept here would form a cycle that keeps the KV cache alive.
+        self.finish: str | None = None
         self._decode = vocabulary.decoder()
         self._held = ""  # the end of the text, which may be the start of a stop string
 
     def __iter__(self) -> Iterator[str]:
-        decode, held = self._decode, self._held
         for token, log_prob in self.steps:
-            self.log_probs.append(log_prob)
-            self.ids.append(token)
-            if self.vocabulary.document and token == BOUNDARY:
-                self.finish = "end"
-                held += decode([], final=True)
-                break
-            held += decode([token])
-            found = [at for stop in self.stop if (at := held.find(stop)) >= 0]
-            if found:
-                self.finish = "stop"
-                held = held[: min(found)]
-                break
-            ready = len(held) - max((_overlap(held, stop) for stop in self.stop), default=0)
-            piece, held = held[:ready], held[ready:]
-            self.text, self._held = self.text + piece, held
-            yield piece
-        else:
-            held += decode([], final=True)
+            yield self.add(token, log_prob)
+            if self.finish:
+                return
+        if not self.finish:
+            yield self.end("length")
+
+    def add(self, token: int, log_prob: float) -> str:
+        """Add a sampled id; return the part of the text that is final now."""
+        self.ids.append(token)
+        self.log_probs.append(log_prob)
+        if self.vocabulary.document and token == BOUNDARY:
+            return self.end("end")
+        self._held += self._decode([token])
+        found = [at for stop in self.stop if (at := self._held.find(stop)) >= 0]
+        if found:
+            self._held = self._held[: min(found)]
+            return self.end("stop")
+        ready = len(self._held) - max((_overlap(self._held, s) for s in self.stop), default=0)
+        piece, self._held = self._held[:ready], self._held[ready:]
+        self.text += piece
+        return piece
+
+    def end(self, finish: str) -> str:
+        """End the text for the reason `finish`; return what was held back of it."""
+        if finish != "stop":
+            self._held += self._decode([], final=True)
+        piece, self._held = self._held, ""
+        self.text += piece
+        self.finish = finish
         # The generator suspended in `steps` would keep the KV cache alive as long as this text.
-        self.text, self._held, self.steps = self.text + held, "", iter(())
-        yield held
+        self.steps = iter(())
+        return piece
 
     def whole(self) -> str:
         """Write to the end and return the text."""

@@ -49,14 +49,14 @@ class Order:
         length: maximum number of ids to generate.
         choose: takes the ids since its last call, (1, T), and the logits after them, (1, V), and
             returns the next id: (1,)
-        follow: turns the steps into pieces.
+        follow: takes each step, and whether it is the last, and returns its piece.
     """
 
     model: Prepared
     prompt: np.ndarray
     length: int
     choose: Callable[[np.ndarray, np.ndarray], np.ndarray]
-    follow: Callable[[Iterator[Step]], Iterator[Piece]]
+    follow: Callable[[Step, bool], Piece]
 
 
 def given(ids: np.ndarray) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
@@ -207,10 +207,7 @@ class Batcher:
 
 
 def _staying(texts: list["_Text"]) -> list["_Text"]:
-    """Return the texts that continue; release the memory of the others."""
-    for text in texts:
-        if text.ended or text.stream.cancelled:
-            text.leave()
+    """Return the texts that continue."""
     return [text for text in texts if not (text.ended or text.stream.cancelled)]
 
 
@@ -235,31 +232,17 @@ class _Text:
         self.ended = False
         self.idx = self.order.prompt[None].astype(np.int64)
         self._n_left = self.order.length
-        self._pieces = self.order.follow(self._steps())
 
     def open(self) -> None:
         """Open the reader."""
         with torch.inference_mode():
             self.reader = self.order.model.open(1, self.idx.shape[1] + self.order.length)
 
-    def leave(self) -> None:
-        """Break the reference cycle that would keep the cache alive until garbage collection."""
-        self._pieces = iter(())
-
     def take(self, logits: np.ndarray) -> None:
-        """Choose the next id, and pass on the pieces that are now final."""
+        """Choose the next id, and pass on its piece."""
         ids = self.order.choose(self.idx, logits)
-        self._step = Step(ids, logits)
         self.idx = ids[:, None]
-        # Each piece takes one step; what was held back follows after the last step.
-        for piece in self._pieces:
-            self.stream.put(piece)
-            if piece.finish:
-                self.ended = True
-            if self.ended or self._n_left:
-                return
-
-    def _steps(self) -> Iterator[Step]:
-        while self._n_left:
-            self._n_left -= 1
-            yield self._step
+        self._n_left -= 1
+        piece = self.order.follow(Step(ids, logits), self._n_left == 0)
+        self.stream.put(piece)
+        self.ended = piece.finish is not None

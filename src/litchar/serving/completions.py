@@ -25,7 +25,7 @@ from litchar.generation.readers import Prepared
 from litchar.generation.sampling import Chooser, Sampling
 from litchar.generation.writing import beginning
 from litchar.serving.batching import Batcher, ClosedError, FullError, Order, Stream, given
-from litchar.serving.pieces import Token, Tokens, read, token_name, written
+from litchar.serving.pieces import Pieces, Token, Tokens, read, token_name
 from litchar.text.vocabulary import describe
 
 MOST_LIKELIEST = 20  # upper limit on `logprobs`
@@ -314,17 +314,16 @@ class Choice:
             if len(begun) == len(prompt):
                 self.prompt_tokens.append(of_prompt.first(int(prompt[0])))
             if len(begun) > 1:
-                choose = given(begun[1:])
-                follow = partial(read, tokens=of_prompt)
-                self.orders.append(Order(model, begun[:1], len(begun) - 1, choose, follow))
+                rest, tell = begun[1:], partial(read, tokens=of_prompt)
+                self.orders.append(Order(model, begun[:1], len(rest), given(rest), tell))
         length = served.limits.max_tokens if request.max_tokens is None else request.max_tokens
         if length:
             stop = [served.cleaned(text) for text in request.stops()]
             offset = len(self.echo or "")
             tokens = Tokens(vocabulary, n_likeliest, offset) if self.logprobs else None
-            follow = partial(written, vocabulary=vocabulary, stop=stop, tokens=tokens)
-            chooser = Chooser(sampling, [seed], len(begun) - len(prompt))
-            self.orders.append(Order(model, begun, length, chooser.choose, follow))
+            follow = Pieces(vocabulary, stop, tokens).next
+            choose = Chooser(sampling, [seed], len(begun) - len(prompt)).choose
+            self.orders.append(Order(model, begun, length, choose, follow))
         self.length = length
 
     async def parts(self) -> AsyncIterator[dict[str, Any]]:
@@ -339,7 +338,7 @@ class Choice:
                 yield self._part(self.echo, tokens, None if self.length else "length")
             if self.length:
                 async for pieces in streams.pop():
-                    self.n_written += sum(piece.n_ids for piece in pieces)
+                    self.n_written += len(pieces)
                     finish = pieces[-1].finish
                     yield self._part(
                         "".join(piece.text for piece in pieces),

@@ -1,6 +1,6 @@
 """Pieces: the parts of a text that reach a client or a browser while it is being generated."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -30,18 +30,16 @@ class Token(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """A part of a text.
+    """A part of a text: what one id more made final.
 
     Attributes:
         text: the new text.
         tokens: its tokens.
-        n_ids: number of ids sampled for it, including those of a stop string.
         finish: None except in the last piece: `end` of the document, `stop`, or `length`.
     """
 
     text: str
     tokens: list[Token]
-    n_ids: int
     finish: str | None
 
 
@@ -90,40 +88,32 @@ class Tokens:
         return Token(token, token_name(self.vocabulary, token), offset, log_prob, likeliest)
 
 
-def written(
-    steps: Iterator[Step], vocabulary: Vocabulary, stop: Sequence[str], tokens: Tokens | None
-) -> Iterator[Piece]:
-    """Yield a text as it is sampled, holding back what may turn out to be a stop string.
+class Pieces:
+    """Makes the pieces of one text, holding back what may turn out to be a stop string.
 
     Args:
         tokens: describes its tokens, if requested.
     """
-    offset = 0 if tokens is None else tokens.offset
-    held: list[Token] = []
-    n_ids, exhausted = 0, False
 
-    def pairs() -> Iterator[tuple[int, float]]:
-        nonlocal n_ids, exhausted
-        for step in steps:
-            n_ids += 1
-            if tokens is not None:
-                held.append(tokens.next(step))
-            yield int(step.ids[0]), np.nan
-        exhausted = True
+    def __init__(self, vocabulary: Vocabulary, stop: Sequence[str], tokens: Tokens | None) -> None:
+        self.writing = Writing(iter(()), vocabulary, stop)
+        self.tokens = tokens
+        self.offset = 0 if tokens is None else tokens.offset
+        self._held: list[Token] = []
 
-    writing = Writing(pairs(), vocabulary, stop)
-    for text in writing:
-        finish = writing.finish if exhausted or writing.finish != "length" else None
-        ready = [token for token in held if token.offset - offset < len(writing.text)]
-        held = held[len(ready) :]
-        yield Piece(text, ready, n_ids, finish)
-        n_ids = 0
-        if finish:
-            return
+    def next(self, step: Step, last: bool) -> Piece:
+        """Return the piece that a step completes; `last` if the text ends with it."""
+        if self.tokens is not None:
+            self._held.append(self.tokens.next(step))
+        text = self.writing.add(int(step.ids[0]), np.nan)
+        if last and not self.writing.finish:
+            text += self.writing.end("length")
+        length = len(self.writing.text)
+        ready = [token for token in self._held if token.offset - self.offset < length]
+        self._held = self._held[len(ready) :]
+        return Piece(text, ready, self.writing.finish)
 
 
-def read(steps: Iterator[Step], tokens: Tokens) -> Iterator[Piece]:
-    """Yield the token of each step of a given text, such as a prompt, and no text."""
-    for step in steps:
-        yield Piece("", [tokens.next(step)], 0, None)
-    yield Piece("", [], 0, "length")
+def read(step: Step, last: bool, tokens: Tokens) -> Piece:
+    """Return the piece of a step of a given text, such as a prompt: its token, and no text."""
+    return Piece("", [tokens.next(step)], "length" if last else None)

@@ -12,7 +12,7 @@ import math
 import secrets
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, fields
-from functools import lru_cache, partial
+from functools import lru_cache
 from http import HTTPStatus
 from itertools import pairwise
 from pathlib import Path
@@ -41,7 +41,7 @@ from litchar.generation.scoring import COLOURS
 from litchar.generation.writing import Settings, beginning, typed
 from litchar.serving import host
 from litchar.serving.batching import Batcher, ClosedError, FullError, Order, StoppedError, Stream
-from litchar.serving.pieces import Piece, Token, Tokens, token_name, written
+from litchar.serving.pieces import Piece, Pieces, Token, Tokens, token_name
 from litchar.text import Vocabulary
 from litchar.text.vocabulary import describe, printable
 
@@ -164,12 +164,8 @@ class Playground:
         stop = cleaned(typed(form.get("stop", "")))
         ids = vocabulary.encode(prompt)
         begun = beginning(vocabulary, ids)
-        follow = partial(
-            written,
-            vocabulary=vocabulary,
-            stop=[stop] if stop else [],
-            tokens=Tokens(vocabulary, N_LIKELIEST),
-        )
+        tokens = Tokens(vocabulary, N_LIKELIEST)
+        follow = Pieces(vocabulary, [stop] if stop else [], tokens).next
         choose = Chooser(settings, [settings.seed], len(begun) - len(ids)).choose
         order = Order(loaded.model, begun, settings.max_new_tokens, choose, follow)
         return vocabulary.decode(ids), settings.seed, order
