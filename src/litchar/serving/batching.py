@@ -72,8 +72,7 @@ class Stream:
         self.order = order
         self.cancelled = False
         self._loop = asyncio.get_running_loop()
-        self._arrived = asyncio.Event()
-        self._pieces: deque[Piece | Exception] = deque()
+        self._pieces: asyncio.Queue[Piece | Exception] = asyncio.Queue()
 
     def cancel(self) -> None:
         """Declare that nobody is waiting for the rest."""
@@ -83,15 +82,11 @@ class Stream:
         """End the iteration with StoppedError, after the pieces that have arrived so far."""
         self.cancel()
         self.put(StoppedError())
-        self._arrived.set()  # even if `put` took the loop to be notified already
 
     def put(self, piece: Piece | Exception) -> None:
-        """Pass a piece, or the error that ended the text, to the event loop from another thread."""
-        self._pieces.append(piece)
-        if len(self._pieces) > 1:
-            return  # the loop has been notified already
+        """Pass a piece, or the error that ended the text, to the event loop from any thread."""
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is listening
-            self._loop.call_soon_threadsafe(self._arrived.set)
+            self._loop.call_soon_threadsafe(self._pieces.put_nowait, piece)
 
     async def __aiter__(self) -> AsyncIterator[list[Piece]]:
         """Yield the pieces that arrived since the last iteration, up to the final one.
@@ -99,23 +94,21 @@ class Stream:
         Raises:
             Exception: the error that ended the text.
         """
-        finished, error = False, None
         try:
-            while not finished and error is None:
-                await self._arrived.wait()
-                self._arrived.clear()
+            finished = False
+            while not finished:
+                arrived = await self._pieces.get()
                 pieces: list[Piece] = []
-                while self._pieces and error is None:
-                    piece = self._pieces.popleft()
-                    if isinstance(piece, Exception):
-                        error = piece
-                    else:
-                        pieces.append(piece)
+                while isinstance(arrived, Piece):
+                    pieces.append(arrived)
+                    if self._pieces.empty():
+                        break
+                    arrived = self._pieces.get_nowait()
                 if pieces:
-                    finished = pieces[-1].finish is not None
                     yield pieces
-            if error is not None:
-                raise error
+                if isinstance(arrived, Exception):
+                    raise arrived
+                finished = pieces[-1].finish is not None
         finally:
             self.cancel()
 
