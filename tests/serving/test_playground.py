@@ -287,6 +287,16 @@ def test_a_prompt_is_shown_as_the_model_reads_it(url, directory):
     assert "☃" not in answer.text
 
 
+def test_half_of_a_character_is_shown_as_its_number(url, directory):
+    half = Vocabulary(["\udce9"])
+    place = directory / "outputs/runs/half/checkpoints/best.ckpt"
+    save(place, half, untrained(half))
+    answer = httpx.post(f"{url}/write", data=FORM | {"run": "runs/half", "prompt": ""})
+    shutil.rmtree(place.parents[1])
+    assert answer.text.count(r">\xdce9</span>") == 10
+    assert "10 characters, 0.00 bits each" in answer.text
+
+
 def test_a_checkpoint_in_no_directory_has_its_path_for_a_name():
     assert Run("/model.ckpt", Path("/model.ckpt")).label == "/model.ckpt"
 

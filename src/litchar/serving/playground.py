@@ -236,11 +236,6 @@ def escaped(text: str) -> str:
     return html.escape(printable(text))
 
 
-def encoded(text: str) -> bytes:
-    """Return a text as UTF-8, with lone surrogates replaced by question marks."""
-    return text.encode("utf-8", "replace")
-
-
 class Guard:
     """Middleware that adds security headers and refuses forms posted from other sites."""
 
@@ -355,20 +350,20 @@ def build(playground: Playground) -> FastAPI:
 
     async def text_page(
         begin: str, vocabulary: Vocabulary, prompt: str, seed: int, stream: Stream, key: str
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncIterator[str]:
         characters = Characters(vocabulary)
         try:
-            yield encoded(f"{begin}<pre><b>{escaped(prompt)}</b>")
+            yield f"{begin}<pre><b>{escaped(prompt)}</b>"
             said = ENDS["stopped"]
             try:
                 async for pieces in stream:
-                    yield encoded("".join(map(characters.show, pieces)))
+                    yield "".join(map(characters.show, pieces))
                     if pieces[-1].finish:
                         said = ENDS[pieces[-1].finish]
             except (StoppedError, ClosedError):
                 pass
             end = f"{characters.summary()}, seed {seed}. {said}"
-            yield encoded(f'</pre><p class="end" role="status">{end}</p>')
+            yield f'</pre><p class="end" role="status">{end}</p>'
         finally:
             stream.cancel()
             if playground.under_way.get(key) is stream:
