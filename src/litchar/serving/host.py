@@ -50,6 +50,8 @@ def is_loopback(listening: socket.socket) -> bool:
 class Server(uvicorn.Server):
     """A server that runs until SIGINT or SIGTERM, which then takes its usual course.
 
+    If only this machine can reach it, it answers to this machine's own names only.
+
     Args:
         said: message for the terminal once the server accepts requests.
         shutdown_seconds: grace period for texts in progress.
@@ -64,7 +66,13 @@ class Server(uvicorn.Server):
         shutdown_seconds: int,
         close: Callable[[], None],
     ) -> None:
-        self.said = said + open_to(app, listening)
+        if is_loopback(listening):
+            # Against DNS rebinding: a foreign page may point its own host name at this machine.
+            names = ["localhost", "127.0.0.1", "[::1]", "::1", listening.getsockname()[0]]
+            app.add_middleware(TrustedHostMiddleware, allowed_hosts=names)
+        else:
+            said += "\nAnyone who can reach this address can use it: there is no password."
+        self.said = said
         config = uvicorn.Config(
             app,
             log_level="warning",
@@ -91,13 +99,3 @@ class Server(uvicorn.Server):
         """Accept no more requests, and wait for those in progress."""
         asyncio.get_running_loop().call_later(self.shutdown_seconds, self.close)
         await super().shutdown(sockets)
-
-
-def open_to(app: FastAPI, listening: socket.socket) -> str:
-    """Restrict `app` to local host names on a loopback socket; otherwise return a warning."""
-    if is_loopback(listening):
-        # Against DNS rebinding: a foreign page may point its own host name at this machine.
-        names = ["localhost", "127.0.0.1", "[::1]", "::1", listening.getsockname()[0]]
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=names)
-        return ""
-    return "\nAnyone who can reach this address can use it: there is no password."
