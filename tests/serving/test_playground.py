@@ -1,5 +1,6 @@
 """The playground, in a real browser."""
 
+import asyncio
 import os
 import re
 import shutil
@@ -295,6 +296,25 @@ def test_half_of_a_character_is_shown_as_its_number(url, directory):
     shutil.rmtree(place.parents[1])
     assert answer.text.count(r">\xdce9</span>") == 10
     assert "10 characters, 0.00 bits each" in answer.text
+
+
+def test_the_disk_is_read_beside_the_event_loop(url, monkeypatch):
+    """A slow one would hold up all texts."""
+    on_loop = []
+
+    def watched(read):
+        def reading(self):
+            on_loop.append(asyncio._get_running_loop() is not None)
+            return read(self)
+
+        return reading
+
+    monkeypatch.setattr(Playground, "runs", watched(Playground.runs))
+    monkeypatch.setattr(Run, "label", property(watched(Run.label.fget)))
+    assert "loss 1.500: runs/letters" in httpx.get(url).text
+    assert "10 characters, " in httpx.post(f"{url}/write", data=FORM).text
+    assert len(on_loop) == 5
+    assert not any(on_loop)
 
 
 def test_a_checkpoint_in_no_directory_has_its_path_for_a_name():

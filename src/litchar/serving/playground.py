@@ -134,12 +134,14 @@ class Playground:
         Raises:
             UserError: there is no such run, or its checkpoint is invalid.
         """
+        async with self._loading:
+            return await asyncio.to_thread(self._load, name)
+
+    def _load(self, name: str) -> Loaded:
         path = next((run.path for run in self.runs() if run.name == name), None)
         if path is None:
             raise UserError(f"{name}: this run no longer exists; reload the page")
-        async with self._loading:
-            changed_ns = path.stat().st_mtime_ns
-            return await asyncio.to_thread(load, path, changed_ns, self.device)
+        return load(path, path.stat().st_mtime_ns, self.device)
 
     def order(self, loaded: Loaded, form: Mapping[str, str]) -> tuple[str, int, Order]:
         """Return a form's prompt, as the model reads it, the seed and the order for the batcher.
@@ -306,11 +308,11 @@ def build(playground: Playground) -> FastAPI:
     pages = Environment(loader=loader, autoescape=True, finalize=lambda x: "" if x is None else x)
 
     @app.get("/")
-    async def page() -> HTMLResponse:
+    def page() -> HTMLResponse:  # in a thread, since it reads all runs
         return HTMLResponse(
             pages.get_template("playground.html").render(
                 page=secrets.token_hex(8),
-                runs=await asyncio.to_thread(playground.runs),
+                runs=playground.runs(),
                 chosen=playground.chosen,
                 config=playground.config,
             )
