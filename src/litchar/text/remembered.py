@@ -87,6 +87,17 @@ def remembered(paths: Sequence[Path], about: str, compute: Callable[[], str]) ->
     return found
 
 
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, as hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def known_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file; a large one is read again only if it has changed."""
+    return remembered([path], "", lambda: file_sha256(path))
+
+
 def keep(place: Path, text: str) -> None:
     """Write `text` to the cache, or do nothing if that fails: it is computed again next time."""
     with contextlib.suppress(OSError, UserError):

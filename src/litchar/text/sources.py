@@ -18,9 +18,8 @@ from litchar.atomic import atomic_write, remove_drafts
 from litchar.errors import UserError, extra, first_line
 from litchar.text.corpus import CHUNK_BYTES, Corpus
 from litchar.text.formats import ROWS_AT_ONCE, check_column, column_rows
-from litchar.text.remembered import cache_dir, make_cache
+from litchar.text.remembered import cache_dir, file_sha256, known_sha256, make_cache
 from litchar.text.remote import save
-from litchar.text.store import file_sha256, known_sha256
 
 if TYPE_CHECKING:
     import datasets

@@ -17,7 +17,7 @@ from litchar.errors import UserError, is_disk_full
 from litchar.text.cleaning import rare_line
 from litchar.text.corpus import Corpus
 from litchar.text.mixture import Mixture, Splitting, arrange
-from litchar.text.remembered import cache_dir, make_cache, remembered, unwritable
+from litchar.text.remembered import cache_dir, file_sha256, known_sha256, make_cache, unwritable
 from litchar.text.vocabulary import (
     BOUNDARY,
     REPLACEMENT,
@@ -182,17 +182,6 @@ def _encode_to(path: Path, corpus: Corpus, vocabulary: Vocabulary, shuffle: bool
         path.rename(ordered)
         _save(path, vocabulary.dtype, _shuffled(np.load(ordered, mmap_mode="r")))
         ordered.unlink()
-
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, as hexadecimal digits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def known_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file; a large one is read again only if it has changed."""
-    return remembered([path], "", lambda: file_sha256(path))
 
 
 def _save(path: Path, dtype: np.dtype, pieces: Iterable[np.ndarray]) -> None:
