@@ -6,7 +6,7 @@ from typing import Any
 
 from litchar.analysis.runs import Run
 from litchar.overrides import without_passwords
-from litchar.text.mixture import read_mixture
+from litchar.text.mixture import mixture_weights
 from litchar.text.split import BATCHED_BY, SPLIT_BY
 from litchar.training.settings import flatten, within
 from litchar.training.sweep import identity
@@ -122,7 +122,7 @@ def part_validated(run: Run) -> dict[str, Any]:
 def weights_of(run: Run) -> dict[str, float]:
     """Return the weight of each corpus of a run's mixture; empty if it has none."""
     mixture = run.settings.get("data.mixture")
-    return read_mixture(mixture) if mixture else {}
+    return mixture_weights(mixture) if mixture else {}
 
 
 def name_of_text(run: Run) -> str:

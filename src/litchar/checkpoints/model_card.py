@@ -8,7 +8,7 @@ from torch import nn
 
 from litchar.checkpoints.checkpoint import Checkpoint
 from litchar.models import block_size_of
-from litchar.text.mixture import read_mixture
+from litchar.text.mixture import mixture_weights
 from litchar.text.vocabulary import printable
 
 LOSSES = {  # by their names in a checkpoint
@@ -89,7 +89,7 @@ def text_of(checkpoint: Checkpoint) -> str:
     data = checkpoint.config.get("data", {})
     source = data.get("source") or {}
     if mixture := data.get("mixture"):
-        names = list(read_mixture(mixture))
+        names = list(mixture_weights(mixture))
     elif paths := data.get("path"):
         names = [Path(path).name for path in ([paths] if isinstance(paths, str) else paths)]
     elif name := data.get("name"):  # of a data set, or its directory's path

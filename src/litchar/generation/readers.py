@@ -48,7 +48,7 @@ class Prepared:
                 self.lean = LeanTransformer(model)
             if weight.is_cuda and weight.dtype == torch.float32 and model.block_size > 1:
                 self._try_fused(model)
-            self.cached = self.fused is not None or self._caches_what_the_model_does(model)
+            self.cached = self.fused is not None or self._agrees(model)
 
     def _try_fused(self, model: Transformer) -> None:
         """Have Triton compute the steps if it can."""
@@ -56,7 +56,7 @@ class Prepared:
             from litchar.generation.fused import FusedStep
 
             self.fused = FusedStep(model.head.weight.device)
-            if not self._caches_what_the_model_does(model):
+            if not self._agrees(model):
                 self.fused = None
         except torch.OutOfMemoryError:
             raise
@@ -65,7 +65,7 @@ class Prepared:
             warnings.warn(f"generating without Triton: {first_line(error)}", stacklevel=2)
 
     @torch.inference_mode()
-    def _caches_what_the_model_does(self, model: Transformer) -> bool:
+    def _agrees(self, model: Transformer) -> bool:
         """Return whether the fast readers, which reimplement the forward pass, match the model's
         own: someone may have changed only `litchar.models.transformer`."""
         idx = np.arange(min(256, model.block_size))[None] % model.token_embedding.num_embeddings

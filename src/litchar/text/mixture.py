@@ -111,7 +111,7 @@ def arrange(
     return iter(pieces), ranges
 
 
-def read_mixture(entries: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def mixture_weights(entries: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Return the weight of each corpus of `data.mixture` by name; the weights sum to 1.
 
     A corpus is called by its `name`, or else by the last part of its path.

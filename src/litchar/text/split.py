@@ -12,7 +12,7 @@ from litchar.errors import UserError, check_flag, check_integer
 from litchar.overrides import nearest
 from litchar.text.cleaning import Cleaning
 from litchar.text.corpus import Corpus
-from litchar.text.mixture import Mixture, Splitting, read_mixture
+from litchar.text.mixture import Mixture, Splitting, mixture_weights
 from litchar.text.sources import HuggingFace
 from litchar.text.store import Encoding, TokenStore, boundaries, find_store, open_store
 from litchar.text.vocabulary import DOCUMENTS, UNITS, Vocabulary
@@ -134,7 +134,7 @@ class Text:
             if value is not None and not isinstance(value, str):
                 raise UserError(f"data.{name}={value}: must be text")
         if self.mixture is not None:
-            read_mixture(self.mixture)
+            mixture_weights(self.mixture)
             for key, value in (("path", self.path), ("name", self.name)):
                 if value is not None:
                     raise UserError(
@@ -194,7 +194,7 @@ class Text:
     def weights(self) -> dict[str, float]:
         """The corpora of a mixture and their shares of the training windows; empty without a
         mixture."""
-        return {} if self.mixture is None else read_mixture(self.mixture)
+        return {} if self.mixture is None else mixture_weights(self.mixture)
 
     def _entry(self, entry: Mapping[str, Any]) -> Corpus:
         """Return one corpus of the mixture; missing keys default to the settings of the text."""
