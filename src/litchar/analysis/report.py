@@ -83,11 +83,11 @@ def find(name: str) -> Path:
     Raises:
         UserError: `name` is `latest`, and there is no run.
     """
-    from litchar.training.environment import ROOT
+    from litchar.checkpoints import default_outputs
 
     if name != "latest":
         return Path(os.path.expanduser(name))
-    outputs = Path(os.environ.get("LITCHAR_OUTPUTS", ROOT / "outputs"))
+    outputs = default_outputs()
     places = ("runs/*/summary.json", "sweeps/*/*/summary.json")
     runs = [summary.parent for place in places for summary in outputs.glob(place)]
     if not runs:

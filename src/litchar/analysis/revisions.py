@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from litchar.analysis.statistics import LEVEL, Row, welch
-from litchar.checkpoints import load
+from litchar.checkpoints import default_outputs, load
 from litchar.errors import UserError
 from litchar.terminal import Terminal
 from litchar.training.environment import ROOT, git
@@ -114,7 +114,7 @@ def _run(name: str, code: Path, arguments: list[str]) -> None:
     """
     command = [sys.executable, str(code / "scripts" / "train.py"), *arguments]
     path = os.pathsep.join(filter(None, [str(code / "src"), os.environ.get("PYTHONPATH")]))
-    outputs = os.environ.get("LITCHAR_OUTPUTS", str(ROOT / "outputs"))
+    outputs = str(default_outputs())
     environment = os.environ | {"PYTHONPATH": path, "LITCHAR_OUTPUTS": outputs}
     process = subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

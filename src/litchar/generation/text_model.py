@@ -1,7 +1,6 @@
 """The Python interface to a trained model: what `litchar.load` returns and generate.py uses."""
 
 import html
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -11,15 +10,13 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from litchar.checkpoints import Checkpoint, find
+from litchar.checkpoints import Checkpoint, default_outputs, find
 from litchar.device import choose_device
 from litchar.errors import UserError
 from litchar.generation.readers import Prepared
 from litchar.generation.scoring import Score, log_probs_of
 from litchar.generation.writing import Settings, Writing, beginning, write
 from litchar.text import Vocabulary
-
-OUTPUTS = Path(__file__).resolve().parents[3] / "outputs"  # of the checkout
 
 
 @dataclass(frozen=True, repr=False)
@@ -49,9 +46,8 @@ class TextModel:
         Raises:
             UserError: there is no such checkpoint, it is damaged, or there is no such device.
         """
-        outputs = outputs or Path(os.environ.get("LITCHAR_OUTPUTS", OUTPUTS))
         chosen = choose_device(device)
-        loaded = Checkpoint.load(find(checkpoint, outputs))
+        loaded = Checkpoint.load(find(checkpoint, outputs or default_outputs()))
         return cls(loaded, loaded.build_model(chosen))
 
     @property
