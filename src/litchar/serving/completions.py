@@ -264,7 +264,7 @@ class Completions:
             for prompt in prompts
             for i in range(request.n or 1)
         ]
-        orders = [order for choice in choices for order in choice.orders]
+        orders = [order for choice in choices for order in choice.orders.values()]
         most = self.limits.at_once + self.limits.waiting
         if len(orders) > most:  # it would never fit
             raise RefusedError(
@@ -272,9 +272,9 @@ class Completions:
                 "and logprobs, a prompt counts too",
                 "n",
             )
-        streams = self.batcher.write(orders)
+        streams = iter(self.batcher.write(orders))
         for choice in choices:
-            choice.streams, streams = streams[: len(choice.orders)], streams[len(choice.orders) :]
+            choice.streams = {name: next(streams) for name in choice.orders}
         return choices
 
 
@@ -282,8 +282,8 @@ class Choice:
     """One text of a request, in the protocol's form.
 
     Attributes:
-        orders: orders for the batcher: to score the prompt, if its log-probabilities are requested,
-            and to generate what follows.
+        orders: orders for the batcher: `prompt`, to score it, if its log-probabilities are
+            requested, and `text`, to generate what follows, if anything.
         streams: the streams of the orders.
         n_read: number of prompt tokens, counted in the first choice of each prompt only.
         n_written: number of sampled tokens.
@@ -302,8 +302,8 @@ class Choice:
         self.vocabulary = vocabulary
         self.logprobs = request.logprobs is not None
         self.echo = vocabulary.decode(prompt) if request.echo else None
-        self.orders: list[Order] = []
-        self.streams: list[Stream] = []
+        self.orders: dict[str, Order] = {}
+        self.streams: dict[str, Stream] = {}
         self.n_read = 0 if again else len(prompt)
         self.n_written = 0
         self.prompt_tokens: list[Token] = []  # at first only the one without context
@@ -315,7 +315,7 @@ class Choice:
                 self.prompt_tokens.append(of_prompt.first(int(prompt[0])))
             if len(begun) > 1:
                 rest, tell = begun[1:], partial(read, tokens=of_prompt)
-                self.orders.append(Order(model, begun[:1], len(rest), given(rest), tell))
+                self.orders["prompt"] = Order(model, begun[:1], len(rest), given(rest), tell)
         length = served.limits.max_tokens if request.max_tokens is None else request.max_tokens
         if length:
             stop = [served.cleaned(text) for text in request.stops()]
@@ -323,21 +323,19 @@ class Choice:
             tokens = Tokens(vocabulary, n_likeliest, offset) if self.logprobs else None
             follow = Pieces(vocabulary, stop, tokens).next
             choose = Chooser(sampling, [seed], len(begun) - len(prompt)).choose
-            self.orders.append(Order(model, begun, length, choose, follow))
-        self.length = length
+            self.orders["text"] = Order(model, begun, length, choose, follow)
 
     async def parts(self) -> AsyncIterator[dict[str, Any]]:
         """Yield the text in parts, each an entry of the protocol's `choices`."""
-        streams = list(self.streams)
         try:
+            if "prompt" in self.streams:
+                async for pieces in self.streams["prompt"]:
+                    self.prompt_tokens += [token for piece in pieces for token in piece.tokens]
             if self.echo is not None:
-                tokens = self.prompt_tokens
-                if len(streams) > bool(self.length):
-                    async for pieces in streams.pop(0):
-                        tokens += [token for piece in pieces for token in piece.tokens]
-                yield self._part(self.echo, tokens, None if self.length else "length")
-            if self.length:
-                async for pieces in streams.pop():
+                finish = None if "text" in self.streams else "length"
+                yield self._part(self.echo, self.prompt_tokens, finish)
+            if "text" in self.streams:
+                async for pieces in self.streams["text"]:
                     self.n_written += len(pieces)
                     finish = pieces[-1].finish
                     yield self._part(
@@ -360,7 +358,7 @@ class Choice:
 
     def cancel(self) -> None:
         """Declare that nobody is waiting for the rest."""
-        for stream in self.streams:
+        for stream in self.streams.values():
             stream.cancel()
 
     def _part(self, text: str, tokens: list[Token], finish: str | None) -> dict[str, Any]:
