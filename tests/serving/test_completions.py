@@ -21,8 +21,9 @@ from servers import running, save, untrained
 from litchar.checkpoints import Checkpoint
 from litchar.generation import Sampling, generate
 from litchar.generation.readers import Prepared
-from litchar.serving.completions import Completions, Limits, RefusedError, build
+from litchar.serving.completions import Completions, Limits, build
 from litchar.serving.pieces import token_name
+from litchar.serving.protocol import RefusedError
 from litchar.text import ByteVocabulary, Vocabulary
 
 LETTERS = Vocabulary("abcdefgh \n")

@@ -1,21 +1,18 @@
-"""The OpenAI completions protocol: /v1/completions, /v1/models, /health."""
+"""A server of OpenAI's completions protocol: /v1/completions, /v1/models, /health."""
 
 import asyncio
 import json
-import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Sequence, Sized
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import numpy as np
 from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response, StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field
+from fastapi.responses import Response, StreamingResponse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -24,12 +21,11 @@ from litchar.errors import UserError
 from litchar.generation.readers import Prepared
 from litchar.generation.sampling import Chooser, Sampling
 from litchar.generation.writing import beginning
-from litchar.serving.batching import Batcher, ClosedError, FullError, Order, Stream, given
+from litchar.serving.batching import Batcher, ClosedError, Order, Stream, given
 from litchar.serving.pieces import Pieces, Token, Tokens, read, token_name
+from litchar.serving.protocol import CompletionRequest, RefusedError, StreamOptions, answer_errors
 from litchar.text.vocabulary import describe
 
-MOST_LIKELIEST = 20  # upper limit on `logprobs`
-MOST_SEED = 2**63 - 1
 MOST_STOPS, LONGEST_STOP = 16, 256  # each is searched for after every token
 CLIENT_CLOSED_REQUEST = 499  # as in nginx's log
 T = TypeVar("T")
@@ -52,89 +48,6 @@ class Limits:
     at_once: int
     waiting: int
     body_bytes: int
-
-
-class StreamOptions(BaseModel):
-    """What a stream contains besides the text."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    include_usage: bool | None = False
-    include_obfuscation: bool | None = None  # would pad events; ignored
-
-
-class CompletionRequest(BaseModel):
-    """A request, with OpenAI's field names, or this package's where OpenAI has none."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    model: str
-    prompt: str | list[str] | list[int] | list[list[int]] | None = ""
-    max_tokens: int | None = Field(default=16, ge=0)
-    n: int | None = Field(default=1, ge=1)
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    seed: int | None = Field(default=None, ge=0, le=MOST_SEED)
-    stop: str | list[str] | None = None
-    stream: bool | None = False
-    stream_options: StreamOptions | None = None
-    logprobs: int | None = Field(default=None, ge=0, le=MOST_LIKELIEST)
-    echo: bool | None = False
-    user: str | None = None  # for the client's own records
-    # Unsupported fields, accepted with values that change nothing.
-    best_of: int | None = None
-    frequency_penalty: float | None = 0
-    presence_penalty: float | None = 0
-    logit_bias: dict[str, float] | None = None
-    suffix: str | None = None
-
-    def sampling(self) -> Sampling:
-        """Return the sampling settings; null means a setting's default.
-
-        Raises:
-            UserError: a setting is out of range.
-        """
-        names = {"temperature", "top_p", "top_k", "min_p", "repetition_penalty"}
-        return Sampling(**self.model_dump(include=names, exclude_none=True))
-
-    def stops(self) -> list[str]:
-        """Return the stop strings."""
-        return [self.stop] if isinstance(self.stop, str) else self.stop or []
-
-    def prompts(self) -> Sequence[str | Sequence[int]]:
-        """Return the prompts, as texts or as ids."""
-        prompt = "" if self.prompt is None else self.prompt
-        if isinstance(prompt, str):
-            return [prompt]
-        if prompt and isinstance(prompt[0], int):
-            return [prompt]
-        return cast(list[str] | list[list[int]], prompt)
-
-
-class RefusedError(Exception):
-    """A request was refused; the message says why."""
-
-    def __init__(
-        self, message: str, param: str | None = None, code: str | None = None, status: int = 400
-    ) -> None:
-        super().__init__(message)
-        self.param = param
-        self.code = code
-        self.status = status
-
-
-def refusal(
-    message: str, status: int, param: str | None = None, code: str | None = None
-) -> JSONResponse:
-    """Return an error in the format that OpenAI's clients parse."""
-    kind = "invalid_request_error" if status < HTTPStatus.INTERNAL_SERVER_ERROR else "server_error"
-    if status == HTTPStatus.TOO_MANY_REQUESTS:
-        kind = "rate_limit_error"
-    error = {"message": message, "type": kind, "param": param, "code": code}
-    return JSONResponse({"error": error}, status)
 
 
 class Completions:
@@ -428,45 +341,6 @@ def build(served: Completions) -> FastAPI:
         return Response(json.dumps(answer), media_type="application/json")  # lone surrogates too
 
     return app
-
-
-def answer_errors(app: FastAPI) -> None:
-    """Make `app` report errors in the format that OpenAI's clients parse."""
-
-    @app.exception_handler(RefusedError)
-    async def refused(_: Request, error: RefusedError) -> Response:
-        return refusal(str(error), error.status, error.param, error.code)
-
-    @app.exception_handler(RequestValidationError)
-    async def unfit(request: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
-        kind = request.headers.get("content-type", "").partition(";")[0].lower()
-        if not re.fullmatch(r"application/(.+\+)?json", kind.strip()):
-            return refusal("send JSON, with Content-Type: application/json", HTTPStatus.BAD_REQUEST)
-        if first["type"] == "json_invalid":
-            return refusal(f"the body is not JSON: {first['ctx']['error']}", HTTPStatus.BAD_REQUEST)
-        param = next(map(str, first["loc"][1:]), None)
-        if first["type"] == "extra_forbidden":  # which may be within another
-            param = ".".join(map(str, first["loc"][1:]))
-        return refusal(f"{param or 'the body'}: {first['msg']}", HTTPStatus.BAD_REQUEST, param)
-
-    @app.exception_handler(HTTPException)
-    async def http(_: Request, error: HTTPException) -> Response:
-        if error.__cause__:  # why FastAPI could not read the body
-            return refusal(f"the body is not JSON: {error.__cause__}", error.status_code)
-        return refusal(str(error.detail), error.status_code)
-
-    @app.exception_handler(FullError)
-    async def busy(_: Request, error: FullError) -> Response:
-        return refusal(str(error), HTTPStatus.TOO_MANY_REQUESTS)
-
-    @app.exception_handler(ClosedError)
-    async def closed(_: Request, error: ClosedError) -> Response:
-        return refusal(str(error), HTTPStatus.SERVICE_UNAVAILABLE)
-
-    @app.exception_handler(Exception)
-    async def failed(_: Request, error: Exception) -> Response:
-        return refusal("the server failed; see its log", HTTPStatus.INTERNAL_SERVER_ERROR)
 
 
 class BodyLimit:
