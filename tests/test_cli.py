@@ -367,30 +367,30 @@ def refused(script, *arguments):
         (
             "train",
             "hydra.run.dir=/x",
-            "hydra.run.dir=/x: litchar sets this key itself; name the directory of a run",
+            "hydra.run.dir=/x: not a key for command lines; name the directory of a run",
         ),
         (
             "train",
             "++hydra.output_subdir=null",
-            "++hydra.output_subdir=null: litchar sets this key itself; ",
+            "++hydra.output_subdir=null: not a key for command lines; ",
         ),
         (
             "train",
             "hydra.job.chdir=true",
-            "hydra.job.chdir=true: litchar sets this key itself; paths on a command",
+            "hydra.job.chdir=true: not a key for command lines; paths on a command",
         ),
         (
             "train",
             "hydra.sweep.subdir=a",
-            "hydra.sweep.subdir=a: litchar sets this key itself; a job's directory",
+            "hydra.sweep.subdir=a: not a key for command lines; a job's directory",
         ),
         (
             "train",
             "hydra.output_subdir=false",
-            "hydra.output_subdir=false: litchar sets this key itself; ",
+            "hydra.output_subdir=false: not a key for command lines; ",
         ),
-        ("train", "hydra/sweeper=basic", "hydra/sweeper=basic: litchar sets this key itself; "),
-        ("generate", "hydra.mode=MULTIRUN", "hydra.mode=MULTIRUN: litchar sets this key itself; "),
+        ("train", "hydra/sweeper=basic", "hydra/sweeper=basic: not a key for command lines; "),
+        ("generate", "hydra.mode=MULTIRUN", "hydra.mode=MULTIRUN: not a key for command lines; "),
         ("train", "model.n_layers=3", "model.n_layers: there is no such key; did you mean model.n"),
     ],
 )

@@ -136,7 +136,7 @@ def check(arguments: list[str], conf: Path, config_name: str) -> None:
         if (prefix and not name) or argument.startswith("="):
             raise UserError(f"{argument}: there is no key before the value; write KEY=VALUE")
         if name in SET_HERE and argument not in ("hydra.job.chdir=false", "hydra/sweeper=resuming"):
-            raise UserError(f"{argument}: litchar sets this key itself; {SET_HERE[name]}")
+            raise UserError(f"{argument}: not a key for command lines; {SET_HERE[name]}")
         if re.fullmatch(r"\++\w+=[\w/]+", argument) and _keys(conf, config_name).get(name):
             raise UserError(f"{argument}: this group is there; write {argument.lstrip('+')}")
         if "+" in prefix:
@@ -240,7 +240,7 @@ def check_composed(config: DictConfig, known: Known, choices: Mapping[str, str |
                 f"{key}={choices[key]}: this file sets keys under {key}, which nothing reads; its "
                 "first line must be # @package _global_"
             )
-        used = rf"\$\{{{re.escape(key)}[}}.\[]"  # in an interpolation
+        used = rf"\$\{{\s*{re.escape(key)}\s*[}}.\[]"  # in an interpolation
         if key not in known and not re.search(used, OmegaConf.to_yaml(config)):
             raise UserError(f"{key}: there is no such key or group{nearest(key, list(known))}")
         below, node = known.get(key), config._get_node(key)

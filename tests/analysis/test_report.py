@@ -345,9 +345,19 @@ def test_any_figures_may_be_missing(hostile_run, tmp_path):
     for name in whole:
         for left in ({name: whole[name]}, {k: v for k, v in whole.items() if k != name}):
             (tmp_path / "summary.json").write_text(json.dumps(left))
-            assert "Run it again" in run_report(Run.load(tmp_path), None, "cpu")
+            page = run_report(Run.load(tmp_path), None, "cpu")
+            for loss in ("best_val_loss", "val_loss", "train_loss"):
+                assert loss not in left or f"{left[loss]:.4f} nats per character" in page
             for kind in COSTS:
                 compare([tmp_path], At(kind, 1))
+
+
+def test_a_run_without_a_step_has_no_speed(hostile_run, tmp_path):
+    none = dict.fromkeys(("steps", "characters_seen", "train_seconds", "characters_per_second"), 0)
+    (tmp_path / "summary.json").write_text(json.dumps(summary(hostile_run) | none))
+    page = run_report(Run.load(tmp_path), None, "cpu")
+    assert "per second" not in page
+    assert "seen" not in page
 
 
 @pytest.mark.parametrize("damaged", ["hydra: 5", "hydra: {runtime: {choices: [a]}}"])

@@ -1,6 +1,7 @@
 """The recorded environment of a run, and the process state reset before it."""
 
 import json
+import shutil
 import subprocess
 import sys
 import types
@@ -24,6 +25,7 @@ def checkout(tmp_path, monkeypatch):
 
     (root / "src/old.py").write_text("old = 1\n")
     (root / ".gitignore").write_text("*.log\n")
+    (root / "README.md").write_text("what it is\n")
     git("init", "-q")
     git("add", ".")
     git("commit", "-qm", "One file.")
@@ -65,6 +67,7 @@ def test_git_writes_nothing_into_a_checkout_that_may_be_anothers(checkout):
     "variables",
     [
         {"GIT_DIR": "{}/other/.git", "GIT_INDEX_FILE": "{}/other/.git/index"},  # as in a hook
+        {"GIT_INDEX_FILE": "{}/other/.git/index.lock"},  # as in one of `git commit --all`
         {"GIT_TEST_ASSUME_DIFFERENT_OWNER": "1"},  # as in a container
         {"GIT_CONFIG_GLOBAL": "{}/settings"},
         {"GIT_EXTERNAL_DIFF": "/bin/true"},
@@ -76,7 +79,9 @@ def test_what_git_is_told_elsewhere_changes_no_record(checkout, tmp_path, monkey
     revision = git("rev-parse", "HEAD").decode().strip()
     plain = git("diff", "HEAD")
     git("clone", "-q", str(root), str(tmp_path / "other"))
-    git("-C", str(tmp_path / "other"), "commit", "-q", "--allow-empty", "-m", "Not ours.")
+    git("-C", str(tmp_path / "other"), "rm", "-q", "README.md")
+    git("-C", str(tmp_path / "other"), "commit", "-q", "-m", "Not ours.")
+    shutil.copy(tmp_path / "other/.git/index", tmp_path / "other/.git/index.lock")
     (tmp_path / "settings").write_text(
         "[diff]\nnoprefix = true\nexternal = /bin/true\n[color]\nui = always\n"
     )

@@ -181,11 +181,14 @@ AVERAGE = "+callbacks.ema._target_=lightning.pytorch.callbacks.EMAWeightAveragin
 @pytest.mark.parametrize(
     "setting",
     [
-        pytest.param(("trainer.val_check_interval=5",), marks=pytest.mark.slow),
+        ("trainer.val_check_interval=5",),
         # The last step is not validated: within an epoch, at the end of one, and where the weights
         # are replaced by their average.
         (UNVALIDATED, "trainer.limit_train_batches=4", "trainer.accumulate_grad_batches=2"),
-        (*EVERY_OTHER, "trainer.val_check_interval=4", "trainer.accumulate_grad_batches=2"),
+        pytest.param(
+            (*EVERY_OTHER, "trainer.val_check_interval=4", "trainer.accumulate_grad_batches=2"),
+            marks=pytest.mark.slow,
+        ),
         (UNVALIDATED, AVERAGE, "+callbacks.ema.decay=0.8"),
     ],
 )

@@ -197,8 +197,8 @@ def _tiles(run: Run, yardsticks: Sequence[Yardstick]) -> Iterator[tuple[str, str
         train = lowest.get("train/eval_loss")
         gap = f"; training text: {train:.3f}" if train is not None else ""
         yield f"{loss:.3f}", f"the same in nats per {unit}{gap}"
-    if spent := run.known("train_seconds", "characters_per_second"):
-        seconds, per_second = spent
+    seconds, per_second = run.known("train_seconds", "characters_per_second") or (0, 0)
+    if seconds:
         speed = f"{per_second / 1e6:.1f} million" if per_second >= 1e6 else f"{per_second:,.0f}"
         yield duration(seconds), f"of steps, {speed} {unit}s per second"
 
@@ -275,14 +275,15 @@ def _losses(run: Run) -> Iterator[Figure]:
         if (loss := summary.get(value)) is not None:
             yield name, f"{loss:.4f} nats per {unit}", words
 
-    if best := run.known("best_val_loss", "best_val_bpc", "best_step"):
-        loss, bpc, step = best
-        in_bits = f"{bpc:.3f} bits per character"
-        if summary.get("best_val_bpb") is not None:
-            in_bits += f", {summary['best_val_bpb']:.3f} per byte"
-        as_good = f"{in_bits}; as unsure as among {perplexity(loss):.1f} equally likely {unit}s"
-        yield "best validation loss", f"{loss:.4f} nats per {unit}, step {step:,}", as_good
-    if summary.get("val_loss") != summary.get("best_val_loss"):
+    best, step = summary.get("best_val_loss"), summary.get("best_step")
+    if best is not None:
+        nats = f"{best:.4f} nats per {unit}" + ("" if step is None else f", step {step:,}")
+        units = {"best_val_bpc": "bits per character", "best_val_bpb": "per byte"}
+        known = ((summary.get(name), words) for name, words in units.items())
+        bits = [f"{value:.3f} {words}" for value, words in known if value is not None]
+        among = f"as unsure as among {perplexity(best):.1f} equally likely {unit}s"
+        yield "best validation loss", nats, "; ".join(filter(None, [", ".join(bits), among]))
+    if summary.get("val_loss") != best:
         words = "the further above the best, the more of the training text the model knows by heart"
         yield from losses("last validation loss", "val_loss", words)
     yield from losses(
@@ -318,14 +319,15 @@ def _spent(run: Run, probed: Probed | None) -> Iterator[Figure]:
     summary, unit = run.summary, run.unit
     if summary.get("seconds_to_target") is not None:
         yield "target", f"reached after {summary['seconds_to_target']:.1f} s of steps", ""
-    if taken := run.known("steps", "characters_seen"):
-        steps, seen = taken
+    steps, seen = run.known("steps", "characters_seen") or (0, 0)
+    if steps:
         words = f"{seen:,} {unit}s seen"
         if probed and probed.train is not None:
             words += f", {seen / len(probed.train):.1f} times the training text"
         yield "steps", f"{steps:,}", words
-    if spent := run.known("train_seconds", "total_seconds", "characters_per_second"):
-        seconds, total, speed = spent
+    known = run.known("train_seconds", "total_seconds", "characters_per_second")
+    seconds, total, speed = known or (0, 0, 0)
+    if seconds:
         words = f"{speed:,.0f} {unit}s per second; {duration(total)} from start to end"
         yield "time", f"{duration(seconds)} of steps", words
     if summary.get("peak_memory_bytes"):

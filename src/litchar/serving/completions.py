@@ -227,16 +227,16 @@ class Choice:
             if len(begun) == len(prompt):
                 self.prompt_tokens.append(of_prompt.first(int(prompt[0])))
             if len(begun) > 1:
-                rest, tell = begun[1:], partial(read, tokens=of_prompt)
-                self.orders["prompt"] = Order(model, begun[:1], len(rest), given(rest), tell)
+                rest, follow = begun[1:], partial(read, tokens=of_prompt)
+                self.orders["prompt"] = Order(model, begun[:1], len(rest), given(rest), follow)
         length = served.limits.max_tokens if request.max_tokens is None else request.max_tokens
         if length:
             stop = [served.cleaned(text) for text in request.stops()]
             offset = len(self.echo or "")
             tokens = Tokens(vocabulary, n_likeliest, offset) if self.logprobs else None
-            follow = Pieces(vocabulary, stop, tokens).next
-            choose = Chooser(sampling, [seed], len(begun) - len(prompt)).choose
-            self.orders["text"] = Order(model, begun, length, choose, follow)
+            pieces = Pieces(vocabulary, stop, tokens)
+            chooser = Chooser(sampling, [seed], len(begun) - len(prompt))
+            self.orders["text"] = Order(model, begun, length, chooser.choose, pieces.next)
 
     async def parts(self) -> AsyncIterator[dict[str, Any]]:
         """Yield the text in parts, each an entry of the protocol's `choices`."""

@@ -62,7 +62,7 @@ def _difference() -> bytes:
     with tempfile.TemporaryDirectory() as directory:
         # Use a copy of the index, to leave what is staged alone. Its mtime, which `copy2` keeps,
         # tells git which files to look into.
-        shutil.copy2(index, directory)
+        shutil.copy2(index, Path(directory, "index"))
         # New objects go there as well: the checkout may be read-only, or another user's.
         (Path(directory) / "info").mkdir()
         objects = os.fsencode(_git_path("objects"))
@@ -93,7 +93,10 @@ def git(*arguments: str) -> list[str]:
 
 
 def _git(*arguments: str, variables: Mapping[str, str] | None = None) -> bytes:
-    environment = os.environ | (variables or {})
+    # In a hook, these two would be those of the commit that is being made.
+    hooks = ("GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY")
+    inherited = {name: value for name, value in os.environ.items() if name not in hooks}
+    environment = {**inherited, **(variables or {})}
     try:
         return subprocess.run(
             git(*arguments), capture_output=True, check=True, env=environment

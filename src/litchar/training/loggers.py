@@ -60,7 +60,7 @@ class TensorBoard(TensorBoardLogger):
         # As strings: Lightning's logger drops empty lists, and TensorBoard accepts only UTF-8.
         shown = {
             key: value
-            if isinstance(value, int | float | Mapping)
+            if isinstance(value, int | float)
             else str(value).encode(errors="backslashreplace").decode()
             for key, value in params.items()
         }
