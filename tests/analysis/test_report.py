@@ -128,6 +128,9 @@ def test_a_report_is_readable_in_the_dark_and_on_a_phone(opened, tmp_path):
         line = opened.locator("#curve-val-loss path").first
         return (*opened.evaluate(style), line.evaluate("line => getComputedStyle(line).stroke"))
 
+    font = "e => getComputedStyle(e).fontFamily"
+    texts = opened.locator(".top svg g text").evaluate_all(f"all => all.map({font})")
+    assert set(texts) == {opened.locator("body").evaluate(font)}  # not matplotlib's
     light = colours()
     opened.screenshot(path=tmp_path / "light.png", full_page=True)
     opened.emulate_media(color_scheme="dark")
