@@ -20,9 +20,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from litchar.cli import Task
 from litchar.errors import Interrupted
 from litchar.overrides import check_composed
+from litchar.run_dir import is_busy
+from litchar.settings import plain
 from litchar.terminal import Terminal
-from litchar.training.run_dir import is_busy
-from litchar.training.settings import plain
 from litchar.training.sweep import (
     Outcome,
     Plan,

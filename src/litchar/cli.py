@@ -48,7 +48,7 @@ from litchar.overrides import (
     quote,
     readable,
 )
-from litchar.training.run_dir import remove_traces
+from litchar.run_dir import remove_traces
 
 # Resolvers for configurations; here, so that a worker that unpickles a `Task` has them too.
 OmegaConf.register_new_resolver(  # keeps run directories distinct

@@ -15,7 +15,7 @@ from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 
 from litchar.errors import UserError, causes, reason
-from litchar.training.settings import read_yaml
+from litchar.settings import read_yaml
 
 # Keys whose values are free text, which Hydra's grammar must not parse.
 TEXTS = frozenset({"prompt", "unknown", "name", "score"})

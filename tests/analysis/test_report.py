@@ -19,16 +19,23 @@ from litchar.analysis import probe, report
 from litchar.analysis.comparison import compare
 from litchar.analysis.copying import LENGTHS, find_copied, longest_copied
 from litchar.analysis.evaluate import data_of, exact_loss
-from litchar.analysis.run_report import _again, changed_settings, run_report
+from litchar.analysis.run_report import (
+    _again,
+    _figures,
+    _sentences,
+    _tiles,
+    changed_settings,
+    run_report,
+)
 from litchar.analysis.runs import REPORT, Run
 from litchar.analysis.statistics import COSTS, At
 from litchar.analysis.surprise import most_surprising, surprise
 from litchar.analysis.surprise_sections import PASSAGE
 from litchar.checkpoints import Checkpoint
 from litchar.errors import UserError
+from litchar.settings import differences
 from litchar.text.vocabulary import printable
 from litchar.training.module import size_table
-from litchar.training.settings import differences
 
 ATTACK = """<script>document.title='run'</script><img src=x onerror="document.title='x'">&lt;"""
 LINES = (
@@ -348,7 +355,8 @@ def test_any_figures_may_be_missing(hostile_run, tmp_path):
     for name in whole:
         for left in ({name: whole[name]}, {k: v for k, v in whole.items() if k != name}):
             (tmp_path / "summary.json").write_text(json.dumps(left))
-            page = run_report(Run.load(tmp_path), None, "cpu")
+            run = Run.load(tmp_path)
+            page = str([*_tiles(run, ()), *_figures(run, None), *_sentences(run, None, ())])
             for loss in ("best_val_loss", "val_loss", "train_loss"):
                 assert loss not in left or f"{left[loss]:.4f} nats per character" in page
             for kind in COSTS:

@@ -25,10 +25,10 @@ from litchar import cli
 from litchar.checkpoints import Checkpoint, load, save
 from litchar.errors import DivergedError, Interrupted, UserError, is_disk_full
 from litchar.overrides import quote
+from litchar.run_dir import is_busy, sole_owner
 from litchar.training.callbacks import Metrics
 from litchar.training.resolve import resolve_as_before
 from litchar.training.resume import redirect, run_of
-from litchar.training.run_dir import is_busy, sole_owner
 
 CONF = ROOT / "conf"
 

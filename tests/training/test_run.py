@@ -18,6 +18,7 @@ from litchar import signals
 from litchar.checkpoints import Checkpoint, load
 from litchar.errors import Interrupted, UserError, is_users
 from litchar.models import Transformer
+from litchar.settings import flatten, within
 from litchar.training.callbacks import sample
 from litchar.training.checks import check_settings
 from litchar.training.resolve import (
@@ -26,7 +27,6 @@ from litchar.training.resolve import (
     resolve_dropout,
     resolve_steps,
 )
-from litchar.training.settings import flatten, within
 from litchar.training.summary import KEYS
 
 

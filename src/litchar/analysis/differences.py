@@ -6,9 +6,9 @@ from typing import Any
 
 from litchar.analysis.runs import Run
 from litchar.overrides import without_passwords
+from litchar.settings import flatten, within
 from litchar.text.mixture import mixture_weights
 from litchar.text.split import BATCHED_BY, SPLIT_BY
-from litchar.training.settings import flatten, within
 from litchar.training.sweep import identity
 
 SEEDS = ("seed", "data.seed")

@@ -42,12 +42,12 @@ from litchar.device import choose_device
 from litchar.errors import UserError
 from litchar.generation.scoring import characters
 from litchar.overrides import without_passwords
+from litchar.settings import flatten
 from litchar.text.vocabulary import printable
 from litchar.text.yardsticks import Yardstick
 from litchar.training.environment import ROOT
 from litchar.training.module import perplexity
 from litchar.training.outcome import together, verdict
-from litchar.training.settings import flatten
 
 COPIED_FROM = 16  # tokens of the shortest passage that is marked as copied
 SAMPLES = 6  # shown of those along training

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from litchar.errors import UserError
+from litchar.settings import flatten, read_yaml
 from litchar.text import Vocabulary
-from litchar.training.settings import flatten, read_yaml
 
 REPORT = "report.html"  # in the directory of a run or a sweep
 

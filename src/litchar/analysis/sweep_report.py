@@ -27,8 +27,8 @@ from litchar.analysis.page import (
 from litchar.analysis.runs import REPORT, Run, options_of
 from litchar.analysis.statistics import Row
 from litchar.overrides import without_passwords
+from litchar.settings import read_yaml
 from litchar.text.vocabulary import printable
-from litchar.training.settings import read_yaml
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

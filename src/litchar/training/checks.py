@@ -7,7 +7,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from litchar.checkpoints.checkpoint import MODELS, trusted
 from litchar.errors import UserError, check_flag, check_integer, is_number
-from litchar.training.settings import flatten, plain, within
+from litchar.settings import flatten, plain, within
 
 
 def check_settings(config: DictConfig) -> None:

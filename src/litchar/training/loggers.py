@@ -20,7 +20,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 
 from litchar.atomic import atomic_write
-from litchar.training.settings import flatten, within
+from litchar.settings import flatten, within
 
 EVENTS = "events.out.tfevents"  # prefix of TensorBoard's files; a timestamp follows
 

@@ -25,6 +25,7 @@ from litchar.device import set_matmul_precision
 from litchar.errors import UserError, is_out_of_memory
 from litchar.launched import Place
 from litchar.overrides import literal, without_passwords
+from litchar.settings import differences, plain, read_yaml
 from litchar.terminal import Terminal
 from litchar.text import Vocabulary
 from litchar.training import environment
@@ -39,7 +40,6 @@ from litchar.training.resolve import (
     resolve_paths,
     resolve_steps,
 )
-from litchar.training.settings import differences, plain, read_yaml
 
 
 @dataclass(frozen=True)

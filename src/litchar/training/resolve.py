@@ -14,8 +14,8 @@ from litchar.checkpoints import Checkpoint, find
 from litchar.device import device_of
 from litchar.errors import UserError
 from litchar.overrides import literal
+from litchar.settings import MAY_CHANGE, absolute_paths, flatten, plain, within
 from litchar.training.checks import check_epochs, check_whole_steps
-from litchar.training.settings import MAY_CHANGE, absolute_paths, flatten, plain, within
 
 
 def resolve_by_device(config: DictConfig) -> torch.device:

@@ -15,8 +15,8 @@ from omegaconf import DictConfig
 
 from litchar.errors import BusyError, UserError
 from litchar.overrides import quote
-from litchar.training.run_dir import is_busy
-from litchar.training.settings import differences, plain, read_yaml
+from litchar.run_dir import is_busy
+from litchar.settings import differences, plain, read_yaml
 
 
 def redirect(arguments: list[str], conf: Path, config_name: str) -> list[str]:

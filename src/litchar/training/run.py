@@ -31,6 +31,7 @@ from litchar.errors import (
     reason,
 )
 from litchar.launched import Place
+from litchar.run_dir import remove_traces, sole_owner
 from litchar.terminal import Terminal
 from litchar.text.yardsticks import quick_yardsticks
 from litchar.training import environment, process
@@ -42,7 +43,6 @@ from litchar.training.loggers import MetricsCSV, TensorBoard, hyperparameters
 from litchar.training.outcome import headline, print_outcome
 from litchar.training.prepare import Setup, prepare
 from litchar.training.ranks import Leader, follow_runs
-from litchar.training.run_dir import remove_traces, sole_owner
 from litchar.training.summary import final_metrics, write_summary
 from litchar.training.sweep import Outcome, recorded, swept_settings
 from litchar.training.trainer import make_trainer, quiet_libraries

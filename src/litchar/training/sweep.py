@@ -17,10 +17,10 @@ from omegaconf import DictConfig
 
 from litchar.atomic import atomic_write
 from litchar.errors import JobsFailedError, UserError, check_flag
+from litchar.run_dir import is_busy
+from litchar.settings import FREE, absolute_paths, changes, flatten, within
 from litchar.terminal import Terminal
 from litchar.training.resume import output_subdir
-from litchar.training.run_dir import is_busy
-from litchar.training.settings import FREE, absolute_paths, changes, flatten, within
 
 NAME_BYTES = 100  # at most in the name of a job's directory, before its digest
 

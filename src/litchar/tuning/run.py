@@ -33,11 +33,11 @@ from litchar.errors import (
 from litchar.errors import reason as said
 from litchar.launched import launched
 from litchar.overrides import literal, without_passwords
+from litchar.run_dir import is_busy
 from litchar.terminal import Terminal
 from litchar.training import run as training
 from litchar.training.callbacks import is_validation, metrics_of
 from litchar.training.devices import settle_devices
-from litchar.training.run_dir import is_busy
 from litchar.training.trainer import quiet_libraries
 from litchar.tuning.report import print_report, shown, write_report
 from litchar.tuning.space import Value, suggest

@@ -18,10 +18,10 @@ from optuna.distributions import BaseDistribution
 from optuna.storages import BaseStorage
 
 from litchar.errors import UserError
+from litchar.settings import changes, differences, flatten, plain, within
 from litchar.text.split import BATCHED_BY, Text
 from litchar.training.checks import check_settings
 from litchar.training.resolve import resolve_by_device, resolve_paths
-from litchar.training.settings import changes, differences, flatten, plain, within
 from litchar.tuning.space import Value, override, read_space
 
 # Keys that may change in a resumed run, but not between the trials of a study.

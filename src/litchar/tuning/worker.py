@@ -17,7 +17,7 @@ from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from litchar.training.run_dir import is_locked
+from litchar.run_dir import is_locked
 from litchar.tuning.slots import FINISHED, filled, is_mine, lost, place, root
 
 POLL_SECONDS = 1.0  # between checks on other workers' trials, when none is left to take

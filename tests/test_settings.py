@@ -6,7 +6,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from conftest import ROOT
-from litchar.training.settings import read_yaml
+from litchar.settings import read_yaml
 
 AWKWARD = {
     "numbers": [1e-5, -1e30, 0.0, 3, True, None, "1e-3", "1.5", "007", "0x1f", "1_000", "12:30:45"],
