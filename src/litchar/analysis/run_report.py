@@ -16,7 +16,6 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from litchar.analysis import surprise_sections
 from litchar.analysis.characters import label_of
 from litchar.analysis.curves import loss_figure, small_figure
 from litchar.analysis.page import (
@@ -31,6 +30,7 @@ from litchar.analysis.page import (
 )
 from litchar.analysis.probe import Overlap, Probed, probe
 from litchar.analysis.runs import Run
+from litchar.analysis.surprise_sections import STYLE as SURPRISE_STYLE
 from litchar.analysis.surprise_sections import (
     confusion_section,
     passages_section,
@@ -56,7 +56,7 @@ MOST_MAPS = 64
 Figure = tuple[str, str, str]  # its name, its value, and its meaning in words
 
 STYLE = (
-    surprise_sections.STYLE
+    SURPRISE_STYLE
     + """
 .top { display: grid; grid-template-columns: minmax(0, 3fr) minmax(11rem, 1fr); gap: 1.2rem;
   align-items: center; margin: 1rem 0; }
