@@ -363,6 +363,14 @@ def test_any_figures_may_be_missing(hostile_run, tmp_path):
                 compare([tmp_path], At(kind, 1))
 
 
+def test_a_summary_that_is_none_has_no_status_in_words_of_python(tmp_path):
+    (tmp_path / "summary.json").write_text("[1]")
+    run = Run.load(tmp_path)
+    assert "It ended as unknown." in run_report(run, None, "cpu")
+    assert ("status", "unknown", "") in _figures(run, None)
+    assert list(compare([tmp_path]).reasons.values()) == ["unknown at step 0"]
+
+
 def test_a_run_without_a_step_has_no_speed(hostile_run, tmp_path):
     none = dict.fromkeys(("steps", "characters_seen", "train_seconds", "characters_per_second"), 0)
     (tmp_path / "summary.json").write_text(json.dumps(summary(hostile_run) | none))

@@ -145,7 +145,7 @@ def _top(run: Run, probed: Probed | None, yardsticks: Sequence[Yardstick]) -> st
 
 def _sentences(run: Run, probed: Probed | None, yardsticks: Sequence[Yardstick]) -> Iterator[str]:
     """Yield the verdict: what was trained, how good it is, its curve, whether it copies."""
-    summary, status = run.summary, run.summary.get("status")
+    summary, status = run.summary, run.status
     model = str(run.config.get("model", {}).get("_target_", "A model")).rpartition(".")[2]
     size = f" of {summary['parameters']:,} parameters" if summary.get("parameters") else ""
     steps = summary.get("steps") or 0
@@ -162,7 +162,7 @@ def _sentences(run: Run, probed: Probed | None, yardsticks: Sequence[Yardstick])
             "running": "It is still training, or was killed.",
             "interrupted": f"It was interrupted{reason}; resume=auto continues it.",
             "diverged": f"It diverged: {summary.get('error')}.",
-        }.get(str(status), f"It ended as {status}{reason}.")
+        }.get(status, f"It ended as {status}{reason}.")
     elif len(run.history) > 1:
         yield f"The curve: {verdict(run.history, best, yardsticks)}."
     if probed and probed.written and probed.held_out:
@@ -265,7 +265,7 @@ def _figures(run: Run, probed: Probed | None) -> Iterator[Figure]:
     yield from _spent(run, probed)
     yield "device", str(summary.get("device")), f"precision {summary.get('precision')}"
     yield "seed", str(summary.get("seed")), ""
-    yield "status", str(summary.get("status")), str(summary.get("error") or "")
+    yield "status", run.status, str(summary.get("error") or "")
 
 
 def _losses(run: Run) -> Iterator[Figure]:

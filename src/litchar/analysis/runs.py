@@ -92,8 +92,8 @@ class Run:
 
     @property
     def status(self) -> str:
-        """Its status in `summary.json`: `running`, `completed`, `failed` ..."""
-        return str(self.summary.get("status"))
+        """Its status in `summary.json`: `running`, `completed`, `failed` ...; else `unknown`."""
+        return self.summary.get("status") or "unknown"
 
     @property
     def unit(self) -> str:
