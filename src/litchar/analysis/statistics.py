@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from mpmath import betainc, findroot
 
 from litchar.analysis.differences import short, shown
 from litchar.analysis.runs import Run
@@ -97,7 +97,7 @@ class Row:
     @property
     def interval(self) -> tuple[float, float]:
         """The 95% confidence interval of the mean, from Student's t; nan of a single run."""
-        half = stats.t.ppf(0.975, self.n - 1) * self.sd / math.sqrt(self.n)
+        half = two_sided_t(self.n - 1) * self.sd / math.sqrt(self.n)
         return self.mean - half, self.mean + half
 
     def figure(self, name: str) -> float:
@@ -180,7 +180,28 @@ def welch(one: np.ndarray, other: np.ndarray) -> float:
         return math.nan
     if one.std() == other.std() == 0:  # without variance, any difference counts
         return float(one[0] == other[0])
-    return float(stats.ttest_ind(one, other, equal_var=False).pvalue)
+    a, b = (sample.var(ddof=1) / len(sample) for sample in (one, other))
+    degrees = (a + b) ** 2 / (a**2 / (len(one) - 1) + b**2 / (len(other) - 1))
+    return two_sided_p(float(one.mean() - other.mean()) / math.sqrt(a + b), degrees)
+
+
+def two_sided_p(t: float, degrees: float) -> float:
+    """Return the probability that Student's t lies at least as far from 0 as `t`; nan of nan.
+
+    (scipy has it as well, but where scipy is installed torchmetrics, and so every start of every
+    script, imports a good part of it.)
+    """
+    if math.isnan(t):  # mpmath would not end
+        return math.nan
+    return float(betainc(degrees / 2, 0.5, 0, degrees / (degrees + t**2), regularized=True))
+
+
+def two_sided_t(degrees: int) -> float:
+    """Return the t beyond which Student's t lies with a probability of 5%; nan without degrees."""
+    if degrees < 1:
+        return math.nan
+    bracket = 1.9, 13  # of a normal distribution, and of one degree: 1.96 and 12.7
+    return float(findroot(lambda t: two_sided_p(t, degrees) - 0.05, bracket, solver="anderson"))
 
 
 def power_law(rows: list[Row]) -> PowerLaw | None:
@@ -194,11 +215,10 @@ def power_law(rows: list[Row]) -> PowerLaw | None:
         return None
     points = sorted((row.figure("flops"), row.mean) for row in best.values())
     flops, losses = np.array(points).T
-    fit = stats.linregress(np.log(flops), np.log(losses))
-    half = stats.t.ppf(0.975, len(points) - 2) * fit.stderr
-    exponent = -float(fit.slope)
-    factor = math.exp(fit.intercept)
-    return PowerLaw(factor, exponent, exponent - half, exponent + half, flops, losses)
+    (slope, intercept), covariance = np.polyfit(np.log(flops), np.log(losses), 1, cov=True)
+    half = two_sided_t(len(points) - 2) * math.sqrt(covariance[0, 0])
+    exponent = -float(slope)
+    return PowerLaw(math.exp(intercept), exponent, exponent - half, exponent + half, flops, losses)
 
 
 def same_flops(rows: Iterable[Row]) -> bool:
