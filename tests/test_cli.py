@@ -545,7 +545,8 @@ def loaded(script: str, *arguments: str) -> tuple[str, str]:
         f"import runpy, sys; sys.argv = [{script!r}, *sys.argv[1:]]\n"
         f"try: runpy.run_path({str(ROOT / 'scripts' / script)!r}, run_name='__main__')\n"
         "except SystemExit: pass\n"
-        "print([m for m in ('torch', 'lightning', 'tensorboard', 'numpy') if m in sys.modules])"
+        "heavy = 'torch', 'torch._dynamo', 'lightning', 'tensorboard', 'numpy'\n"
+        "print([m for m in heavy if m in sys.modules])"
     )
     result = subprocess.run(
         [sys.executable, "-c", check, *arguments], capture_output=True, text=True, check=True
@@ -571,6 +572,12 @@ def test_runs_are_compared_without_torch(train, tmp_path):
     printed, packages = loaded("compare.py", str(train()), "--out", str(tmp_path / "out"))
     assert packages == "['numpy']"
     assert "report.html" in printed
+
+
+def test_generating_imports_no_compiler(train):
+    printed, packages = loaded("generate.py", f"checkpoint={train()}", "device=cpu", "prompt=1 and")
+    assert packages == "['torch', 'numpy']"
+    assert printed.startswith("1 and")
 
 
 def test_imports_are_not_looked_through_for_garbage():

@@ -10,16 +10,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from litchar.checkpoints.files import load
 from litchar.errors import UserError, first_line
+from litchar.models.checks import MOST_BUFFER_BYTES
 from litchar.text import Vocabulary
 from litchar.text.cleaning import Cleaning
 
 FORMAT = 1
 MODELS = "litchar.models."  # where a checkpoint's model may come from
 MOST_SHARED = 1000  # layers allowed even of a model with fewer weights: layers may share them
-MOST_BUFFER_BYTES = 1 << 30  # of buffers computed when a model is built: rotary tables and the like
 
 
 def make_card(
@@ -145,7 +146,7 @@ class Checkpoint:
             layers = self.model_settings.get("n_layer")
             if isinstance(layers, int) and layers > max(MOST_SHARED, len(self.weights)):
                 raise ValueError(f"{layers} layers, and {len(self.weights)} weights")
-            with torch.device("meta"):
+            with torch.device("meta"), _Undrawn():
                 expected = self._new_model()
             _check_weights(self.weights, expected)
 
@@ -267,6 +268,24 @@ def trusted(target: object, prefix: str, place: str | Path) -> Callable[..., Any
     raise UserError(
         f"{place}: it names {target!r}, which is not one of {prefix}*; it was not built"
     )
+
+
+class _Undrawn(TorchFunctionMode):
+    """Skips `torch.nn.init`: to draw weights on the meta device, which has none, torch imports its
+    compiler, for a quarter of the time that `generate.py` takes to start."""
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Call a function, unless it is one of those: they return their tensor."""
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def check_plain(name: str, tensor: object) -> None:

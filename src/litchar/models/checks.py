@@ -3,6 +3,8 @@
 import math
 from collections.abc import Sequence
 
+MOST_BUFFER_BYTES = 1 << 30  # of what is computed when a model is built: rotary tables and the like
+
 
 def check_sizes(**sizes: int) -> None:
     """Raise ValueError unless each is an integer of at least 1."""

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from litchar.models.checks import (
+    MOST_BUFFER_BYTES,
     check_choice,
     check_flags,
     check_not_negative,
@@ -369,6 +370,8 @@ class Rotary(nn.Module):
 
     def __init__(self, head_size: int, block_size: int, theta: float) -> None:
         super().__init__()
+        if 2 * 4 * block_size * head_size > MOST_BUFFER_BYTES:
+            raise ValueError(f"block_size={block_size}: rotary tables would take more than 1 GiB")
         self.head_size = head_size
         self.theta = theta
         cos, sin = self.tables(block_size)
@@ -376,13 +379,16 @@ class Rotary(nn.Module):
         self.register_buffer("sin", sin, persistent=False)
 
     def frequencies(self) -> Tensor:
-        """Return the angle per position of each pair, in radians: (D / 2,) float64."""
-        exponents = -torch.arange(0, self.head_size, 2).double() / self.head_size
+        """Return the angle per position of each pair, in radians: (D / 2,) float64, on the CPU:
+        Apple's GPUs have no float64, and on the meta device torch would import its compiler."""
+        exponents = -torch.arange(0, self.head_size, 2, device="cpu").double() / self.head_size
         return torch.pow(self.theta, exponents)
 
     def tables(self, length: int) -> tuple[Tensor, Tensor]:
-        """Return `cos` and `sin` of `rotate` for positions below `length`: (length, 1, D) each."""
-        angles = torch.outer(torch.arange(length).double(), self.frequencies())[:, None]
+        """Return `cos` and `sin` of `rotate` for positions below `length`: (length, 1, D) each, on
+        the CPU."""
+        positions = torch.arange(length, device="cpu").double()
+        angles = torch.outer(positions, self.frequencies())[:, None]
         cos, sin = angles.cos().float(), angles.sin().float()
         return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
