@@ -284,9 +284,9 @@ def test_train_generate_and_evaluate_from_any_directory(
     two = generated("prompt=1", "max_new_tokens=5", "num_samples=2", "temperature=0")
     assert two.out.count("-" * 8) == 1
 
-    scored = script("evaluate.py", "split=val")
-    assert scored.returncode == 0, scored.stderr
-    nats = float(scored.stdout.split(" nats per character")[0].split()[-1])
+    scored, packages = loaded("evaluate.py", "split=val")
+    assert packages == "['torch', 'numpy']"
+    nats = float(scored.split(" nats per character")[0].split()[-1])
     assert nats == pytest.approx(figures["best_val_loss"], abs=1e-5)
 
     other = tmp_path / "other.txt"

@@ -10,8 +10,8 @@ from conftest import assert_same_run, summary
 from litchar.errors import Interrupted
 from litchar.generation.readers import Prepared, WindowReader
 from litchar.generation.sampling import Chooser, Sampling, generate
+from litchar.losses import mean_loss
 from litchar.models import Recurrent, Transformer
-from litchar.training.module import mean_loss
 from litchar.training.optimizers import muon, orthogonalize
 from litchar.training.replay import ReplayedLoss
 

@@ -4,10 +4,10 @@ import math
 
 import pytest
 
-from litchar.analysis.evaluate import data_of
+from litchar.analysis.evaluate import splits_of
 from litchar.checkpoints import Checkpoint
 from litchar.errors import UserError
-from litchar.training.module import perplexity
+from litchar.losses import perplexity
 
 
 def test_a_loss_whose_perplexity_no_float_holds_is_shown_all_the_same():
@@ -36,7 +36,7 @@ def test_what_would_be_ignored_or_cannot_be_is_refused(loss_of, text_file, overr
 def test_a_setting_that_older_versions_passed_over_hides_no_text(train):
     checkpoint = Checkpoint.load(train("trainer.max_steps=2") / "checkpoints" / "best.ckpt")
     checkpoint.config["data"]["split"] = "train[:10%]"
-    assert set(data_of(checkpoint).splits) == {"train", "val"}
+    assert set(splits_of(checkpoint)) == {"train", "val"}
 
 
 def test_a_split_that_a_run_does_not_have_is_refused_with_those_it_has(train, loss_of):

@@ -18,7 +18,7 @@ from litchar import signals
 from litchar.analysis import probe, report
 from litchar.analysis.comparison import compare
 from litchar.analysis.copying import LENGTHS, find_copied, longest_copied
-from litchar.analysis.evaluate import data_of, exact_loss
+from litchar.analysis.evaluate import exact_loss, splits_of
 from litchar.analysis.run_report import (
     _again,
     _figures,
@@ -33,9 +33,9 @@ from litchar.analysis.surprise import most_surprising, surprise
 from litchar.analysis.surprise_sections import PASSAGE
 from litchar.checkpoints import Checkpoint
 from litchar.errors import UserError
+from litchar.losses import size_table
 from litchar.settings import differences
 from litchar.text.vocabulary import printable
-from litchar.training.module import size_table
 
 ATTACK = """<script>document.title='run'</script><img src=x onerror="document.title='x'">&lt;"""
 LINES = (
@@ -114,7 +114,7 @@ def test_a_report_shows_a_run_in_a_browser(opened, hostile_run):
 
 def test_a_report_colours_each_character_of_a_passage(opened, hostile_run):
     checkpoint = Checkpoint.load(hostile_run / "checkpoints" / "best.ckpt")
-    text = checkpoint.vocabulary.decode(data_of(checkpoint).splits["val"].numpy())
+    text = checkpoint.vocabulary.decode(splits_of(checkpoint)["val"].numpy())
     spans = opened.locator("#surprise > span")
     start = 1 + text.index("\n", 255)
     assert spans.count() == len(text[start : start + PASSAGE])
@@ -157,7 +157,7 @@ def test_a_report_is_readable_in_the_dark_and_on_a_phone(opened, tmp_path):
 def test_the_surprises_of_a_text_add_up_to_its_exact_loss(hostile_run):
     checkpoint = Checkpoint.load(hostile_run / "checkpoints" / "best.ckpt")
     model, device = checkpoint.build_model(), torch.device("cpu")
-    tokens = data_of(checkpoint).splits["val"][:1001]
+    tokens = splits_of(checkpoint)["val"][:1001]
     for stride in (None, 24):
         found = surprise(model, tokens, 8, device, stride)
         exact = exact_loss(model, tokens, 8, device, size_table(checkpoint.vocabulary), stride)

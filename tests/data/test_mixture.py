@@ -43,9 +43,9 @@ def module(paths, *weights, **changes) -> TextDataModule:
 def windows(
     data: TextDataModule, batch_size: int = 4, starts: np.ndarray | None = None
 ) -> RandomWindows:
-    parts = zip(data.text.weights.values(), data.parts("train"), strict=True)
+    parts = zip(data.text.weights.values(), data.splits.parts("train"), strict=True)
     return RandomWindows(
-        Span(data.store.tokens, 0, len(data.splits["train"])),
+        Span(data.splits.store.tokens, 0, len(data.splits["train"])),
         data.block_size,
         batch_size,
         3,
@@ -57,18 +57,18 @@ def windows(
 def test_each_corpus_is_split_by_itself_with_one_vocabulary(texts):
     data = module(texts, 2, 1, val_fraction=0.1, test_fraction=0.05)
     lower, upper = (path.read_text() for path in texts)
-    assert data.store.vocabulary.characters == "".join(sorted(LOWER + UPPER))
-    decode = data.store.vocabulary.decode
+    assert data.splits.store.vocabulary.characters == "".join(sorted(LOWER + UPPER))
+    decode = data.splits.store.vocabulary.decode
     assert decode(data.splits["train"].numpy()) == lower[:5100] + upper[:1700]
     assert decode(data.splits["val"].numpy()) == lower[5100:5700] + upper[1700:1900]
     assert decode(data.splits["test"].numpy()) == lower[5700:] + upper[1900:]
-    assert data.parts("val") == [(0, 600), (600, 800)]
+    assert data.splits.parts("val") == [(0, 600), (600, 800)]
 
 
 @pytest.mark.parametrize("weights", [(2, 1), (1, 9)])
 def test_windows_come_from_the_corpora_by_weight_and_from_one_each(texts, weights):
     data = module(texts, *weights)
-    decode = data.store.vocabulary.decode
+    decode = data.splits.store.vocabulary.decode
     inputs, targets = windows(data, 4000)[0]
     rows = [decode(row) + decode(target)[-1] for row, target in zip(inputs, targets, strict=True)]
     lower = [row for row in rows if set(row) <= set(LOWER)]

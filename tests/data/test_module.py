@@ -114,7 +114,7 @@ def equal(batches, others) -> bool:
 
 def texts_of(data: TextDataModule, batches) -> tuple[list[str], list[str]]:
     """Return batches' inputs and non-ignored targets as texts, without windows past the end."""
-    decode = data.store.vocabulary.decode
+    decode = data.splits.store.vocabulary.decode
     pairs = [pair for batch in batches for pair in zip(*batch, strict=True)]
     rows = [(x, y[y != IGNORED]) for x, y in pairs]
     rows = [(x[: len(y)], y) for x, y in rows if len(y)]
@@ -258,7 +258,7 @@ def test_the_splits_of_tiny_shakespeare_have_their_published_sizes(make_data, tm
 def test_splits_are_views_of_the_memory_map(make_data):
     data = make_data()
     data.setup()
-    start = data.store.tokens.ctypes.data
+    start = data.splits.store.tokens.ctypes.data
     assert data.splits["train"].data_ptr() == start
     assert data.splits["val"].data_ptr() == start + 902
 
@@ -266,10 +266,10 @@ def test_splits_are_views_of_the_memory_map(make_data):
 def test_a_second_setup_keeps_the_store(make_data, path):
     data = make_data()
     data.setup("fit")
-    store = data.store
+    store = data.splits.store
     path.write_text("something else")
     data.setup("test")
-    assert data.store is store
+    assert data.splits.store is store
 
 
 # What is refused
@@ -340,7 +340,7 @@ def test_the_pattern_says_which_files_of_a_directory_are_the_text(make_data, tmp
     (folder / "b.txt").write_text("not this")
     data = make_data(path=str(folder), pattern="*.md")
     data.setup()
-    assert data.store.vocabulary.decode(data.store.tokens) == "one two " * 20
+    assert data.splits.store.vocabulary.decode(data.splits.store.tokens) == "one two " * 20
 
 
 def test_a_path_goes_before_the_source(make_data, path):
@@ -349,7 +349,7 @@ def test_a_path_goes_before_the_source(make_data, path):
 
     data = make_data(source=never)
     data.setup()
-    assert data.store.vocabulary.decode(data.store.tokens) == path.read_text()
+    assert data.splits.store.vocabulary.decode(data.splits.store.tokens) == path.read_text()
 
 
 def test_a_batch_that_the_devices_cannot_share_is_refused(make_data, make_trainer):

@@ -12,9 +12,9 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 import litchar.models
 from conftest import summary
 from litchar.errors import UserError
+from litchar.losses import mean_loss
 from litchar.models import Recurrent, Transformer
 from litchar.training import compilation
-from litchar.training.module import mean_loss
 from litchar.training.replay import ReplayedLoss
 
 

@@ -205,7 +205,7 @@ def data_module(trainer: L.Trainer) -> TextDataModule:
 
 def vocabulary_of(trainer: L.Trainer) -> Vocabulary:
     """Return the vocabulary of the run's text."""
-    return data_module(trainer).store.vocabulary
+    return data_module(trainer).splits.store.vocabulary
 
 
 def is_drawn(trainer: L.Trainer) -> bool:

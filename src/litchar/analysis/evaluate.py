@@ -12,17 +12,17 @@ from torch import Tensor, nn
 from litchar.analysis.documents import check_place, document_losses, print_documents
 from litchar.checkpoints import Checkpoint, find
 from litchar.checkpoints.checkpoint import trusted
-from litchar.data import TextDataModule
+from litchar.data.splits import Splits
 from litchar.data.windows import SequentialWindows
 from litchar.device import choose_device
 from litchar.errors import UserError, check_integer
+from litchar.losses import bits, perplexity, size_table, summed_loss
 from litchar.models import block_size_of
 from litchar.terminal import Terminal
-from litchar.text import Corpus
-from litchar.text.split import stray
+from litchar.text import Corpus, Text
+from litchar.text.split import BATCHED_BY, stray
 from litchar.text.store import count_codes, encode_corpus
 from litchar.text.vocabulary import describe
-from litchar.training.module import bits, perplexity, size_table, summed_loss
 
 SPLITS = ("train", "val", "test")
 
@@ -98,21 +98,20 @@ def split_of(checkpoint: Checkpoint, name: str) -> Tensor:
     Raises:
         UserError: the text is gone or has changed, or has no such split.
     """
-    splits = data_of(checkpoint).splits
+    splits = splits_of(checkpoint)
     if name not in splits:
         raise UserError(f"split={name}: this run only has {', '.join(splits)}")
     return splits[name]
 
 
-def data_of(checkpoint: Checkpoint) -> TextDataModule:
-    """Return the text that `checkpoint` was trained on, and its splits.
+def splits_of(checkpoint: Checkpoint) -> Splits:
+    """Return the splits of the text that `checkpoint` was trained on.
 
     Raises:
         UserError: the text is gone or has changed, or the checkpoint does not say which it was.
     """
     try:
         settings = dict(checkpoint.config["data"])
-        settings.pop("_target_")
         if source := settings.pop("source", None):
             source = dict(source)
             try:
@@ -121,21 +120,20 @@ def data_of(checkpoint: Checkpoint) -> TextDataModule:
                 raise UserError(f"{error}; name its text by path: data.path=FILE") from None
             source.pop("_partial_")
             settings["source"] = partial(function, **source)
-        for name in stray(settings):  # which older versions ignored
-            del settings[name]
-        data = TextDataModule(**settings)
-        data.setup()
+        for name in (*stray(settings), *BATCHED_BY):  # older versions ignored what is stray
+            settings.pop(name, None)
+        splits = Splits(Text(**settings))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             f"{checkpoint.path}: it does not say which text it was trained on ({error!r}); name "
             "one by path: data.path=FILE"
         ) from None
-    if data.store.fingerprint != checkpoint.provenance["fingerprint"]:
+    if splits.store.fingerprint != checkpoint.provenance["fingerprint"]:
         raise UserError(
-            f"{data.text.corpus} has changed since {checkpoint.path} was trained on it; score it "
+            f"{splits.text.corpus} has changed since {checkpoint.path} was trained on it; score it "
             "as a new text: data.path=FILE"
         )
-    return data
+    return splits
 
 
 def encode_known(checkpoint: Checkpoint, corpus: Corpus) -> tuple[Tensor, str, int, float]:

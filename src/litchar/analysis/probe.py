@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from litchar.analysis.attention import attention_maps, fixed_line
 from litchar.analysis.copying import Copied, CopiedPassage, find_copied, longest_copied
-from litchar.analysis.evaluate import data_of
+from litchar.analysis.evaluate import splits_of
 from litchar.analysis.surprise import Surprise, surprise
 from litchar.checkpoints import Checkpoint
-from litchar.data import TextDataModule
-from litchar.errors import UserError
+from litchar.data.splits import Splits
+from litchar.errors import UserError, check_integer
 from litchar.generation import generate
 from litchar.models import block_size_of
 from litchar.text import Vocabulary
@@ -65,11 +65,11 @@ class Probed:
     mixed: bool = False
 
 
-def probe(path: Path, data: TextDataModule | None, device: torch.device) -> Probed:
+def probe(path: Path, splits: Splits | None, device: torch.device) -> Probed:
     """Probe the model of the checkpoint at `path`.
 
     Args:
-        data: its text, if it is open already: then whatever takes more than seconds is skipped.
+        splits: of its text, if that is open: then whatever takes more than seconds is skipped.
 
     Raises:
         UserError: the checkpoint cannot be loaded.
@@ -77,14 +77,16 @@ def probe(path: Path, data: TextDataModule | None, device: torch.device) -> Prob
     checkpoint = Checkpoint.load(path)
     model, vocabulary = checkpoint.build_model(device), checkpoint.vocabulary
     block_size = block_size_of(model)
-    hurries = data is not None
+    hurries = splits is not None
     texts = write(model)
     try:
-        data = data or data_of(checkpoint)
+        splits = splits or splits_of(checkpoint)
+        batch_size = checkpoint.config["data"].get("val_batch_size")
+        check_integer("data.val_batch_size", batch_size, 1)
     except UserError as error:
         line = texts[0][: min(LINE, block_size)]
         return Probed(vocabulary, texts, line, _attention(model, line, device), str(error))
-    parts, train = beginnings(data), data.splits["train"].numpy()
+    parts, train = beginnings(splits), splits["train"].numpy()
     val, held_out = torch.cat(parts), [part.numpy() for part in parts]
     line = fixed_line(vocabulary, val.numpy(), min(LINE, block_size))
     stride = block_size - block_size // 4  # the rest of each window is context only
@@ -94,22 +96,22 @@ def probe(path: Path, data: TextDataModule | None, device: torch.device) -> Prob
         texts,
         line,
         _attention(model, line, device),
-        surprise=surprise(model, val, data.val_batch_size, device, stride),
+        surprise=surprise(model, val, batch_size, device, stride),
         written=overlap(texts, train, len(vocabulary)) if searched else None,
         held_out=overlap(held_out, train, len(vocabulary)) if searched else None,
         train=train,
-        yardsticks=quick_yardsticks(data.text, data.store),
-        mixed=bool(data.text.weights),
+        yardsticks=quick_yardsticks(splits.text, splits.store),
+        mixed=bool(splits.text.weights),
     )
 
 
-def beginnings(data: TextDataModule) -> list[Tensor]:
+def beginnings(splits: Splits) -> list[Tensor]:
     """Return the first `SCORED` tokens of validation text, or all if it has fewer; of a mixture,
     the first of each text in proportion to its weight. Ids, each (N,)."""
-    weights = list(data.text.weights.values()) or [1.0]
+    weights = list(splits.text.weights.values()) or [1.0]
     return [
-        data.splits["val"][start : min(stop, start + round(SCORED * weight))]
-        for weight, (start, stop) in zip(weights, data.parts("val"), strict=True)
+        splits["val"][start : min(stop, start + round(SCORED * weight))]
+        for weight, (start, stop) in zip(weights, splits.parts("val"), strict=True)
     ]
 
 

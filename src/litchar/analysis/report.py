@@ -14,7 +14,7 @@ from litchar.errors import UserError
 from litchar.terminal import Terminal
 
 if TYPE_CHECKING:
-    import litchar.data
+    from litchar.data.splits import Splits
 
 
 @exit_codes()
@@ -46,13 +46,11 @@ def main(arguments: list[str] | None = None) -> None:
         terminal.say(str(path))
 
 
-def write_report(
-    place: Path, data: "litchar.data.TextDataModule | None" = None, device: str | None = None
-) -> Path:
+def write_report(place: Path, splits: "Splits | None" = None, device: str | None = None) -> Path:
     """Write the report of the run or the sweep at `place` into its directory; return its path.
 
     Args:
-        data: the run's text, if it is open already: then whatever takes more than seconds is
+        splits: of the run's text, if it is open already: then whatever takes more than seconds is
             skipped.
         device: to run the model on; by default the best available.
 
@@ -71,7 +69,7 @@ def write_report(
 
             return write_sweep_report(compare([place]), place)
         run = Run.load(place)
-        write_page(path, run.name, run_report(run, data, device), STYLE)
+        write_page(path, run.name, run_report(run, splits, device), STYLE)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from None
     return path

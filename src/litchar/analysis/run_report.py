@@ -37,16 +37,16 @@ from litchar.analysis.surprise_sections import (
     surprise_section,
 )
 from litchar.checkpoints.checkpoint import best_of
-from litchar.data import TextDataModule
+from litchar.data.splits import Splits
 from litchar.device import choose_device
 from litchar.errors import UserError
 from litchar.generation.scoring import characters
+from litchar.losses import perplexity
 from litchar.overrides import without_passwords
 from litchar.settings import flatten
 from litchar.text.vocabulary import printable
 from litchar.text.yardsticks import Yardstick
 from litchar.training.environment import ROOT
-from litchar.training.module import perplexity
 from litchar.training.outcome import together, verdict
 
 COPIED_FROM = 16  # tokens of the shortest passage that is marked as copied
@@ -81,11 +81,11 @@ mark { background: rgba(var(--mark), .35); color: inherit; border-radius: 2px; }
 )
 
 
-def run_report(run: Run, data: TextDataModule | None, device: str | None) -> str:
+def run_report(run: Run, splits: Splits | None, device: str | None) -> str:
     """Return the report of a run as the body of a page.
 
     Args:
-        data: the run's text, if it is open already.
+        splits: of the run's text, if it is open already.
         device: to run the model on; None: the best available.
 
     Raises:
@@ -95,7 +95,7 @@ def run_report(run: Run, data: TextDataModule | None, device: str | None) -> str
     probed, lack = None, "This run has no checkpoint, so there is no model to look at."
     if (checkpoint := best_of(run.path)) is not None:
         try:
-            probed = probe(checkpoint, data, chosen)
+            probed = probe(checkpoint, splits, chosen)
             lack = probed.lack
         except UserError as error:
             lack = str(error)

@@ -221,8 +221,8 @@ def _timed(
     import torch.distributed as dist
     from torch.nn.parallel import DistributedDataParallel
 
+    from litchar.losses import mean_loss
     from litchar.models import Transformer
-    from litchar.training.module import mean_loss
 
     torch.set_num_threads(1)
     meeting = f"file://{directory}/meeting"

@@ -116,10 +116,10 @@ def time_bare_loop(script: str, experiment: str, form: str, steps: int) -> float
     import torch
 
     from litchar.data.windows import gather
+    from litchar.losses import mean_loss
     from litchar.text import open_store
     from litchar.text.sources import bundled
     from litchar.training.compilation import compiled_loss
-    from litchar.training.module import mean_loss
     from litchar.training.replay import ReplayedLoss
     from litchar.training.resolve import resolve_by_device, resolve_dropout
 

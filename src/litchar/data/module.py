@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from litchar import signals
+from litchar.data.splits import Splits
 from litchar.data.windows import Batch, RandomWindows, SequentialWindows, Span, document_starts
 from litchar.errors import UserError, check_flag, check_integer
-from litchar.text import Text, TokenStore
+from litchar.text import Text
 
 # uint8 is the only unsigned type that CUDA can index.
 INDEXED_AS = {torch.uint16: torch.int32, torch.uint32: torch.int64}
@@ -64,16 +65,14 @@ class TextDataModule(L.LightningDataModule):
         self.start_at_document = start_at_document
         self.num_workers = num_workers
         self.seed = seed
-        self._store: TokenStore | None = None
-        self.splits: dict[str, Tensor] = {}
-        self._spans: dict[str, Span] = {}
+        self._splits: Splits | None = None
         self._resident: dict[str, Tensor] = {}  # splits copied to the accelerator
 
     # Setting up
 
     def setup(self, stage: str | None = None) -> None:
-        """Open the token store and split it; a second call does nothing."""
-        if self._store is not None:
+        """Open the text and split it; a second call does nothing."""
+        if self._splits is not None:
             return
         for name in ("block_size", "batch_size", "val_batch_size", "num_workers", "train_sample"):
             least = 0 if name in ("num_workers", "train_sample") else 1
@@ -85,10 +84,7 @@ class TextDataModule(L.LightningDataModule):
                 "data.start_at_document=true, but data.document is not set; say what a document "
                 "is: data.document=line"
             )
-        self._store = self.text.open()
-        bounds = self.text.bounds_in(self.store)
-        self._spans = {name: Span(self.store.tokens, *bound) for name, bound in bounds.items()}
-        self.splits = {name: span.tokens for name, span in self._spans.items()}
+        self._splits = Splits(self.text)
         self._check_parts()
         shortest = min(self.splits, key=lambda name: len(self.splits[name]))
         if len(self.splits[shortest]) <= self.block_size:
@@ -105,13 +101,13 @@ class TextDataModule(L.LightningDataModule):
             )
 
     @property
-    def store(self) -> TokenStore:
-        """The token store of the text, available after `setup`."""
-        assert self._store is not None
-        return self._store
+    def splits(self) -> Splits:
+        """The splits of the text, available after `setup`."""
+        assert self._splits is not None
+        return self._splits
 
     def _check_parts(self) -> None:
-        for split, parts in self.store.ranges.items():
+        for split, parts in self.splits.store.ranges.items():
             for name, (start, stop) in zip(self.text.weights, parts, strict=True):
                 if stop - start <= self.block_size:
                     raise UserError(
@@ -119,13 +115,6 @@ class TextDataModule(L.LightningDataModule):
                         f"split, too few for data.block_size={self.block_size}; leave it out, or "
                         "lower data.block_size"
                     )
-
-    def parts(self, split: str) -> list[tuple[int, int]]:
-        """Return (start, stop) of each corpus within a split: one pair unless it is a mixture."""
-        ranges = self.store.ranges.get(split)
-        if ranges is None:
-            return [(0, len(self.splits[split]))]
-        return [(start - ranges[0][0], stop - ranges[0][0]) for start, stop in ranges]
 
     def check_shared_by(self, world_size: int) -> None:
         """Check that a batch divides evenly among the ranks.
@@ -164,7 +153,7 @@ class TextDataModule(L.LightningDataModule):
             mixture=[
                 (weight, *part)
                 for weight, part in zip(
-                    self.text.weights.values(), self.parts("train"), strict=False
+                    self.text.weights.values(), self.splits.parts("train"), strict=False
                 )
             ],
         )
@@ -192,7 +181,7 @@ class TextDataModule(L.LightningDataModule):
 
     def _sequential(self, name: str, sample: int | None = None) -> list[DataLoader[Batch]]:
         """Return a loader for each corpus of a split, or of a sample of `sample` tokens."""
-        parts = self.parts(name)
+        parts = self.splits.parts(name)
         loaders = []
         for start, stop in parts:
             stride = None
@@ -234,8 +223,8 @@ class TextDataModule(L.LightningDataModule):
             self._resident[name] = tokens.to(dtype).to(self.trainer.strategy.root_device)
         if name in self._resident:
             return self._resident[name][start:stop]
-        first = self._spans[name].start
-        return Span(self.store.tokens, first + start, first + stop)
+        first = self.splits.spans[name].start
+        return Span(self.splits.store.tokens, first + start, first + stop)
 
     def _has_room(self, n_bytes: int) -> bool:
         """Return whether the accelerator has room for a split of this size: on CUDA, if it takes at

@@ -12,8 +12,9 @@ from torch import nn
 
 from litchar.data import TextDataModule
 from litchar.errors import first_line
+from litchar.losses import mean_loss
 from litchar.terminal import Terminal
-from litchar.training.module import LanguageModel, mean_loss
+from litchar.training.module import LanguageModel
 from litchar.training.replay import Loss, ReplayedLoss
 
 

@@ -4,33 +4,36 @@ import math
 import shlex
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 from rich.text import Text
 
-from litchar.data import TextDataModule
+from litchar.data.splits import Splits
 from litchar.device import device_name
 from litchar.launched import Place
 from litchar.terminal import Terminal
 from litchar.text.store import boundaries
 from litchar.text.vocabulary import printable
 from litchar.text.yardsticks import Yardstick
-from litchar.training.prepare import Setup
+
+if TYPE_CHECKING:  # a report, which tells of an outcome as well, needs no Lightning
+    from litchar.training.prepare import Setup
 
 ENOUGH = 5  # validations needed to call a curve flat
 
 
-def headline(setup: Setup, place: Place, summary: dict[str, Any]) -> str:
+def headline(setup: "Setup", place: Place, summary: dict[str, Any]) -> str:
     """Return the lines printed when training begins: text, model, device and precision."""
-    store = setup.data.store
+    splits = setup.data.splits
+    store = splits.store
     ranks = f"{place.world_size} ranks, each on " if place.world_size > 1 else ""
     lines = [
-        f"{setup.data.text.corpus}: {len(store.tokens):,} {store.vocabulary.unit}s, "
+        f"{splits.text.corpus}: {len(store.tokens):,} {store.vocabulary.unit}s, "
         f"a vocabulary of {len(store.vocabulary)}",
         *store.changes,
-        *_mixture(setup.data),
-        *([] if store.vocabulary.document is None else [_documents(setup.data)]),
+        *_mixture(splits),
+        *([] if store.vocabulary.document is None else [_documents(splits)]),
         f"{type(setup.module.model).__name__}: {summary['parameters']:,} parameters; "
         f"{ranks}{device_name(setup.device)}, {summary['precision']}",
     ]
@@ -40,22 +43,21 @@ def headline(setup: Setup, place: Place, summary: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _mixture(data: TextDataModule) -> list[str]:
+def _mixture(splits: Splits) -> list[str]:
     """Return a line for each corpus of a mixture: its weight and its size."""
-    weights = data.text.weights.items()
+    weights = splits.text.weights.items()
     return [
-        f"{name}: {weight:.1%} of the windows, {stop - start:,} {data.text.unit}s to train on"
-        for (name, weight), (start, stop) in zip(weights, data.parts("train"), strict=False)
+        f"{name}: {weight:.1%} of the windows, {stop - start:,} {splits.text.unit}s to train on"
+        for (name, weight), (start, stop) in zip(weights, splits.parts("train"), strict=False)
     ]
 
 
-def _documents(data: TextDataModule) -> str:
+def _documents(splits: Splits) -> str:
     """Return a line with the number of documents and their share in each split."""
-    counts = {name: len(boundaries(ids.numpy())) - 1 for name, ids in data.splits.items()}
-    whole = len(data.store.tokens) - 1
+    counts = {name: len(boundaries(ids.numpy())) - 1 for name, ids in splits.items()}
+    whole = len(splits.store.tokens) - 1
     shares = (
-        f"{counts[name]:,} {name} ({(len(ids) - 1) / whole:.1%})"
-        for name, ids in data.splits.items()
+        f"{counts[name]:,} {name} ({(len(ids) - 1) / whole:.1%})" for name, ids in splits.items()
     )
     return f"{sum(counts.values()):,} documents: {', '.join(shares)}"
 

@@ -103,22 +103,23 @@ def prepare(config: DictConfig, run_dir: Path, place: Place, terminal: Terminal)
     data = make_data_module(config.data)
     data.setup()
     data.check_shared_by(place.world_size)
+    store = data.splits.store
     resolve_steps(config, len(data.splits["train"]), len(data.splits["val"]), by_default)
-    resolve_dropout(config, len(data.splits["train"]), len(data.store.vocabulary))
+    resolve_dropout(config, len(data.splits["train"]), len(store.vocabulary))
     settings = plain(config, resolve=True)
     if resumed is not None:
-        check_same_run(resumed, settings, data.store.fingerprint)
+        check_same_run(resumed, settings, store.fingerprint)
 
-    vocabulary, block_size = data.store.vocabulary, config.data.block_size
+    vocabulary, block_size = store.vocabulary, config.data.block_size
     build = functools.partial(_build_model, config.model, block_size=block_size)
     model = build(len(vocabulary))
     card = make_card(
         vocabulary,
         settings["model"] | {"vocab_size": len(vocabulary), "block_size": block_size},
         settings,
-        fingerprint=data.store.fingerprint,
+        fingerprint=store.fingerprint,
         text=str(data.text.corpus),
-        changes=data.store.changes,
+        changes=store.changes,
         **environment.describe(device),
     )
     _check_checkpoints(model, card)

@@ -88,7 +88,7 @@ def run(config: DictConfig, run_dir: Path, callbacks: Sequence[Callback] = ()) -
             raise
         summary = train(ready)
         data, history = ready.setup.data, ready.metrics.history
-        yardsticks = quick_yardsticks(data.text, data.store)
+        yardsticks = quick_yardsticks(data.text, data.splits.store)
         report = _write_report(ready)
         print_outcome(terminal, summary, history, ready.samples.text, yardsticks, run_dir, report)
     return cast(float | None, summary["best_val_loss"])
@@ -217,8 +217,8 @@ def train(ready: Ready, sweep: Path | None = None) -> dict[str, Any]:
         error=None,
         parameters=sum(parameter.numel() for parameter in module.model.parameters()),
         flops_per_token=flops_per_token(module.model),
-        vocab_size=len(data.store.vocabulary),
-        unit=data.store.vocabulary.unit,
+        vocab_size=len(data.splits.store.vocabulary),
+        unit=data.splits.store.vocabulary.unit,
         device=str(trainer.strategy.root_device),
         precision=str(trainer.precision),
         seed=config.seed,
@@ -327,7 +327,7 @@ def _write_report(ready: Ready) -> Path | None:
     try:
         from litchar.analysis.report import write_report  # imported only when needed
 
-        return write_report(setup.run_dir, setup.data, str(setup.device))
+        return write_report(setup.run_dir, setup.data.splits, str(setup.device))
     except Exception as error:  # whatever it is, the run itself is safe
         again = f"python scripts/report.py {shlex.quote(str(setup.run_dir))}"
         ready.terminal.say(f"No report ({error}); to write it later: {again}")

@@ -55,7 +55,7 @@ def make_trainer(
     config, run_dir = setup.config, setup.run_dir
     characters_per_batch = config.data.batch_size * config.data.block_size
     metrics = Metrics(run_dir, characters_per_batch, config.target_val_loss)
-    samples = Samples(run_dir / "samples.txt", setup.data.store.vocabulary, config.seed)
+    samples = Samples(run_dir / "samples.txt", setup.data.splits.store.vocabulary, config.seed)
     files = AtomicCheckpointIO()
     checkpoints = Checkpoints(
         run_dir / "checkpoints", files, metrics, config.checkpoint.every_seconds, terminal
