@@ -340,6 +340,20 @@ def test_a_report_says_what_it_cannot_show(hostile_run, tmp_path):
     assert config.data.path not in page
 
 
+def test_a_report_shows_the_rest_of_what_must_not_be_read(hostile_run, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied", "/home/another/a.txt")
+
+    run_dir = tmp_path / "run"
+    shutil.copytree(hostile_run, run_dir, ignore=shutil.ignore_patterns(REPORT))
+    monkeypatch.setattr("litchar.analysis.probe.data_of", refuse)
+    page = written(run_dir)
+    assert "Permission denied: &#x27;/home/another/a.txt" in page
+    assert "layer 1, head 1" in page
+    monkeypatch.setattr("litchar.analysis.probe.Checkpoint.load", refuse)
+    assert "Permission denied: &#x27;/home/another/a.txt" in written(run_dir)
+
+
 def test_a_run_of_another_tool_has_a_report(tmp_path):
     foreign = {"status": "completed", "best_val_loss": "abc", "steps": "x", "parameters": None}
     (tmp_path / "summary.json").write_text(json.dumps(foreign | {"characters_seen": 5}))

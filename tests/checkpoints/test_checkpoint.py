@@ -63,6 +63,19 @@ def test_a_failed_save_keeps_the_one_before_and_leaves_nothing(content, save, mo
     assert os.listdir(path.parent) == ["model.ckpt"]
 
 
+@pytest.mark.parametrize("reason", [PermissionError(13, "Permission denied"), MemoryError()])
+def test_what_cannot_be_read_now_is_not_called_damaged(content, save, monkeypatch, reason):
+    """Else a run would go on from an older checkpoint, and delete its best."""
+
+    def refuse(*_, **__):
+        raise reason
+
+    path = save(content)
+    monkeypatch.setattr(torch, "load", refuse)
+    with pytest.raises(type(reason)):
+        Checkpoint.load(path)
+
+
 def test_a_file_system_that_cannot_flush_a_directory_is_saved_to(content, save, monkeypatch):
     def flush(descriptor):
         if stat.S_ISDIR(os.fstat(descriptor).st_mode):

@@ -83,7 +83,7 @@ def probe(path: Path, splits: Splits | None, device: torch.device) -> Probed:
         splits = splits or splits_of(checkpoint)
         batch_size = checkpoint.config["data"].get("val_batch_size")
         check_integer("data.val_batch_size", batch_size, 1)
-    except UserError as error:
+    except (UserError, PermissionError) as error:  # another user's text
         line = texts[0][: min(LINE, block_size)]
         return Probed(vocabulary, texts, line, _attention(model, line, device), str(error))
     parts, train = beginnings(splits), splits["train"].numpy()

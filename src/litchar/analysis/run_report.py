@@ -97,7 +97,7 @@ def run_report(run: Run, splits: Splits | None, device: str | None) -> str:
         try:
             probed = probe(checkpoint, splits, chosen)
             lack = probed.lack
-        except UserError as error:
+        except (UserError, PermissionError) as error:
             lack = str(error)
     return "".join(_sections(run, probed, lack))
 

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 import torch
 
 from litchar.atomic import atomic_write
-from litchar.errors import UserError, first_line
+from litchar.errors import UserError, first_line, is_out_of_memory
 
 # A checkpoint is torch's zip archive, followed by these bytes and the SHA-256 of the archive. Zip
 # readers search backwards for the end record, whatever follows it, so `torch.load` opens it too.
@@ -57,6 +57,7 @@ def read(path: Path, map_location: Any = "cpu") -> Any:
 
     Raises:
         UserError: the file is missing, damaged, or not an archive of plain data.
+        PermissionError: it must not be read.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint")
@@ -66,6 +67,8 @@ def read(path: Path, map_location: Any = "cpu") -> Any:
             file.seek(0)
             return torch.load(file, map_location=map_location, weights_only=True)
     except Exception as error:  # torch raises many kinds for a bad file
+        if isinstance(error, PermissionError) or is_out_of_memory(error):
+            raise  # the file may be whole
         reason = first_line(error).split(". ")[0]
         raise UserError(
             f"{path}: not a complete checkpoint of plain data, so it was not loaded ({reason})"
