@@ -63,6 +63,21 @@ def test_git_writes_nothing_into_a_checkout_that_may_be_anothers(checkout):
     assert sorted((root / ".git").rglob("*")) == before
 
 
+def test_the_difference_needs_no_index_that_one_may_read(checkout, monkeypatch):
+    """As where the owner of a shared checkout has a strict umask."""
+    root, _ = checkout
+    (root / "src/old.py").write_text("old = 2\n")
+    (root / "src/new.py").write_text("new = 1\n")
+    before = environment._difference()
+
+    def refuse(source, _):
+        raise PermissionError(13, "Permission denied", str(source))
+
+    monkeypatch.setattr("litchar.training.environment.shutil.copy2", refuse)
+    assert b"+new = 1" in before
+    assert environment._difference() == before
+
+
 @pytest.mark.parametrize(
     "variables",
     [

@@ -60,14 +60,17 @@ def _difference() -> bytes:
     if not index.is_file():
         return b""
     with tempfile.TemporaryDirectory() as directory:
-        # Use a copy of the index, to leave what is staged alone. Its mtime, which `copy2` keeps,
-        # tells git which files to look into.
-        shutil.copy2(index, Path(directory, "index"))
         # New objects go there as well: the checkout may be read-only, or another user's.
         (Path(directory) / "info").mkdir()
         objects = os.fsencode(_git_path("objects"))
         (Path(directory) / "info" / "alternates").write_bytes(objects + b"\n")
         aside = {"GIT_INDEX_FILE": f"{directory}/index", "GIT_OBJECT_DIRECTORY": directory}
+        # Use a copy of the index, to leave what is staged alone. Its mtime, which `copy2` keeps,
+        # tells git which files to look into.
+        try:
+            shutil.copy2(index, Path(directory, "index"))
+        except PermissionError:  # git writes it with the umask of whoever ran git last
+            _git("read-tree", "HEAD", variables=aside)
         new = [name for name in CODE if (ROOT / name).is_dir()]
         _git("add", "--intent-to-add", "--", *new, variables=aside)
         # In the form that `git apply` reads, whatever the user's settings.
