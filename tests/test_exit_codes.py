@@ -4,6 +4,8 @@ import argparse
 import errno
 import os
 import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -44,6 +46,35 @@ def test_a_wrong_command_line_is_refused_in_one_line(capsys, main, arguments):
     assert line.startswith("error: ")
     assert line.count("\n") == 1
     assert "--help" in line or "at least 1" in line
+
+
+def test_output_that_has_no_room_changes_no_exit_code(tmp_path):
+    """Python would try again to write it at exit, complain, and end with 120."""
+    code = (
+        "import resource; from litchar.cli import exit_with\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0)); print('lost'); exit_with('no room')"
+    )
+    with open(tmp_path / "output", "wb") as output:
+        ended = subprocess.run(
+            [sys.executable, "-c", code],
+            stdout=output,
+            stderr=subprocess.PIPE,
+            env=os.environ | {"PYTHONUNBUFFERED": ""},
+            check=False,
+        )
+    assert (ended.returncode, ended.stderr) == (2, b"error: no room\n")
+
+
+def test_a_directory_that_is_gone_is_named_in_one_line(tmp_path, monkeypatch, capsys):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    for main in (lambda: cli.hydra_main(__file__, "train", "nowhere:nothing"), compare.main):
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 2
+        said = capsys.readouterr().err
+        assert said == "error: the current directory was deleted; change to another\n"
 
 
 def test_a_name_that_no_file_can_have_is_named_in_one_line(capsys):

@@ -161,7 +161,11 @@ def hydra_main(
 
 def check_checkout(script: str) -> None:
     """Refuse a script whose checkout (a worktree, say) is not the installed one: it would run the
-    installed code instead of its own."""
+    installed code instead of its own. Refuse also to start in a directory that is gone."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        exit_with("the current directory was deleted; change to another")
     root, package = Path(script).resolve().parents[1], Path(__file__).resolve().parents[1]
     if not ((root / "src/litchar").is_dir() and (package.parent / "conf").is_dir()):
         return
@@ -317,4 +321,8 @@ def exit_with(message: str, code: int = 2) -> NoReturn:
     from litchar.terminal import visible
 
     print("error: " + visible(" ".join(message.split())), file=sys.stderr)
+    try:
+        print(end="", flush=True)
+    except OSError:  # its disk is full, or its reader gone: Python would fail again at exit, by 120
+        os.dup2(os.open(os.devnull, os.O_WRONLY), _STDOUT)
     sys.exit(code)
