@@ -219,3 +219,5 @@ def test_latest_passes_over_what_one_may_not_look_into(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "stat", allowed)
     assert find("latest", tmp_path) == tmp_path / "runs/mine/checkpoints/best.ckpt"
+    with pytest.raises(PermissionError):  # it is named, and may have one
+        find(tmp_path / "runs/private", tmp_path)

@@ -201,6 +201,7 @@ def find(checkpoint: str | os.PathLike[str] | None, outputs: Path, key: str = "c
 
     Raises:
         UserError: `checkpoint` is None, or the directory or `outputs` has no checkpoint.
+        PermissionError: one may not look into the directory.
     """
     if checkpoint is None:
         raise UserError(f"{key}=null: give a file, a run's directory, or latest")
@@ -216,6 +217,8 @@ def find(checkpoint: str | os.PathLike[str] | None, outputs: Path, key: str = "c
     if path.is_dir():
         best = best_of(path)
         if best is None:
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                os.stat(path / "checkpoints" / "best.ckpt")  # says so if one may not look
             raise UserError(f"{key}={checkpoint}: this directory has no checkpoints/best.ckpt")
         return best
     return path
