@@ -2,6 +2,7 @@
 
 import errno
 import gc
+import io
 import os
 import random
 import re
@@ -23,6 +24,7 @@ from litchar.analysis import compare
 from litchar.checkpoints import Checkpoint
 from litchar.cli import check_checkout, hydra_main, lasting_imports
 from litchar.errors import UserError, is_users
+from litchar.generation.run import prompts_of
 from litchar.overrides import check, check_composed, explain, quote, readable
 from litchar.training.resume import redirect
 
@@ -149,6 +151,23 @@ def test_a_script_runs_with_its_output_closed(monkeypatch):
     monkeypatch.setattr(sys, "stdout", None)
     hydra_main(str(ROOT / "scripts/export.py"), "export", "said:run")
     assert sys.stdout.isatty() is False
+
+
+def test_what_is_piped_in_is_utf8_in_any_locale(monkeypatch, capsys):
+    def piped(data: bytes) -> None:
+        stdin = io.TextIOWrapper(io.BytesIO(data), encoding="ascii", errors="surrogateescape")
+        monkeypatch.setattr(sys, "stdin", stdin)
+        monkeypatch.setattr(sys, "argv", ["generate.py"])
+        hydra_main(str(ROOT / "scripts/generate.py"), "generate", "piped:run")
+
+    run = types.SimpleNamespace(run=lambda config: print(prompts_of(config)))
+    monkeypatch.setitem(sys.modules, "piped", run)
+    piped("für\n".encode())
+    assert capsys.readouterr().out == "['für']\n"
+    with pytest.raises(SystemExit) as ended:
+        piped("für".encode("latin-1"))
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "error: standard input: not UTF-8 at byte 1\n"
 
 
 @pytest.mark.parametrize("place", [["--config-dir", "{}/b=c"], ["--config-dir={}/b=c"], []])

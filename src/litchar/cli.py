@@ -193,6 +193,9 @@ def _set_up(conf: Path, config_name: str) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # an unencodable character must not end a run
             stream.reconfigure(errors="backslashreplace")
+    if isinstance(sys.stdin, io.TextIOWrapper) and not sys.stdin.isatty():
+        # Some locales would have it ASCII, and let through what is not.
+        sys.stdin.reconfigure(encoding="utf-8", errors="strict")
 
 
 def _exit_on(error: Exception, started: bool, conf: Path, config_name: str) -> NoReturn:
