@@ -758,9 +758,10 @@ def test_a_model_whose_layers_are_one_is_opened_again(train, monkeypatch, names)
 class Own(nn.Module):
     """A model with settings of its own, which can read a tensor's value, impossible on `meta`."""
 
-    def __init__(self, vocab_size, block_size, n_layer=1, reads=False, dropout=0.0):
+    def __init__(self, vocab_size, block_size, n_layer=1, reads=False, keeps=True, dropout=0.0):
         super().__init__()
-        self.block_size = block_size
+        if keeps:
+            self.block_size = block_size
         self.rate = torch.linspace(0, 1, 3)[1].item() if reads else 0.0
         self.head = nn.Embedding(vocab_size + 1, vocab_size)  # the last row is of no character
 
@@ -801,6 +802,11 @@ def test_a_model_whose_checkpoints_could_not_be_opened_is_refused(own, text_file
     said = rf"a checkpoint of this model: .* {fit}: .*meta tensors; docs/models.md lists"
     with pytest.raises(UserError, match=said):
         own(text_file, "+model.reads=true", f"+model.dropout={dropout}")
+
+
+def test_a_model_that_does_not_keep_its_block_size_is_refused_before_it_trains(own, text_file):
+    with pytest.raises(UserError, match=r"Own has no block_size, .*; docs/models.md lists"):
+        own(text_file, "+model.keeps=false")
 
 
 def test_a_models_own_n_layer_may_be_a_list(own, text_file):

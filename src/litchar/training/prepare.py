@@ -24,6 +24,7 @@ from litchar.data import TextDataModule, make_data_module
 from litchar.device import set_matmul_precision
 from litchar.errors import UserError, is_out_of_memory
 from litchar.launched import Place
+from litchar.models import block_size_of
 from litchar.overrides import literal, without_passwords
 from litchar.settings import differences, plain, read_yaml
 from litchar.terminal import Terminal
@@ -226,16 +227,18 @@ def _build_model(settings: DictConfig, vocab_size: int, block_size: int) -> torc
 
 
 def _check_checkpoints(model: torch.nn.Module, card: dict[str, Any]) -> None:
-    """Refuse a model, such as a user's own class, whose checkpoints could not be loaded again.
+    """Refuse a model, such as a user's own class, whose checkpoints could not be loaded again, or
+    which could not be sampled from at the first validation.
 
     Raises:
-        UserError: a checkpoint of this model could not be loaded.
+        UserError: a checkpoint of this model could not be loaded, or it has no `block_size`.
     """
     weights = {f"model.{name}": weight for name, weight in model.state_dict().items()}
     saved = {"litchar": card, "global_step": 0, "state_dict": weights}
     try:
+        block_size_of(model)
         Checkpoint.of(saved, Path("a checkpoint of this model")).check_model()
-    except UserError as error:
+    except (TypeError, UserError) as error:
         raise UserError(f"{error}; docs/models.md lists what a model needs") from None
 
 
