@@ -130,6 +130,15 @@ def test_a_single_seed_says_nothing_of_noise(made, tmp_path, capsys):
     assert (tmp_path / "sweep/sweep.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_runs_that_stopped_at_a_target_are_not_told_apart_by_their_losses(made, tmp_path):
+    made("a", 1.99, seconds_to_target=20.0)
+    made("b", 1.97, seed=2, seconds_to_target=10.0)
+    made("c", 2.03, seed=3)
+    (note,) = compare([tmp_path / "sweep"]).notes
+    assert note.startswith("2 runs stopped at their target_val_loss")
+    assert not compare([tmp_path / "sweep"], At("steps", 300)).notes
+
+
 def test_equal_losses_have_no_noise_and_any_difference_is_one(made, tmp_path):
     for layers, loss in ((1, 2.0), (2, 2.0), (3, 2.5)):
         for seed in (1, 2):

@@ -104,6 +104,12 @@ def compare(paths: Sequence[Path], at: At | None = None) -> Comparison:
             "their losses cannot be compared: each has its own table"
         )
     notes += revisions_of(runs)
+    stopped = sum(bool(run.known("seconds_to_target")) for run in runs if run.path in losses)
+    if stopped and at is None:
+        notes.append(
+            f"{stopped} runs stopped at their target_val_loss: by how much a loss passed it says "
+            "little; compare their seconds"
+        )
     unfinished = [run for run in runs if run.path in losses and run.status != "completed"]
     if unfinished:
         notes.append(
