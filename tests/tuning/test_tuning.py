@@ -335,7 +335,11 @@ def test_another_search_under_the_same_name_is_refused(tune, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["+tune.space.optimizer.lrr={type:float,low:1,high:2}"], "tune.space.optimizer.lrr"),
+        (["+tune.space.optimizer.lrr={type:float,low:1,high:2}"], "~tune.space.optimizer.lrr"),
+        (
+            ["+tune.space.data.val_batch_size={type:categorical,choices:[2,4]}"],
+            "tune.space.data.val_batch_size: trainer.limit_val_batches=2",
+        ),
         (
             ["+tune.space.data.val_fraction={type:float,low:0.1,high:0.5}"],
             "tune.space.data.val_fraction: losses on different texts cannot be compared",

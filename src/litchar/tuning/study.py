@@ -136,7 +136,7 @@ def _check_line(parsed: Sequence[Override], space: Collection[str], name: str) -
 
 def _check_space(space: Mapping[str, BaseDistribution], fixed: DictConfig) -> None:
     """Refuse to search keys that do not exist, null as a config group's choice, and keys that
-    change the text: losses on different texts cannot be compared.
+    change the text, or the part of it that is scored: such losses cannot be compared.
 
     Args:
         fixed: the training configuration.
@@ -147,10 +147,19 @@ def _check_space(space: Mapping[str, BaseDistribution], fixed: DictConfig) -> No
     groups = GlobalHydra.instance().config_loader().list_groups("")
     for key in space:
         if key not in groups and OmegaConf.select(fixed, key, default=groups) is groups:
-            raise UserError(f"tune.space.{key}: there is no such key to search")
+            raise UserError(
+                f"tune.space.{key}: there is no such key to search; remove it from the space: "
+                f"~tune.space.{key}"
+            )
         if within(key, ["data"]) and not within(key, [f"data.{name}" for name in BATCHED_BY]):
             raise UserError(
                 f"tune.space.{key}: losses on different texts cannot be compared; search other keys"
+            )
+        limit = fixed.trainer.limit_val_batches
+        if key in ("data.block_size", "data.val_batch_size") and limit is not None:
+            raise UserError(
+                f"tune.space.{key}: trainer.limit_val_batches={limit} makes it decide which part "
+                "of the validation split is scored: losses cannot be compared; leave out one"
             )
         if key in groups and None in getattr(space[key], "choices", ()):
             raise UserError(f"tune.space.{key}: a group's choices are names of files, not null")
