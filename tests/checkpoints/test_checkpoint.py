@@ -1,9 +1,11 @@
+import collections
 import errno
 import os
 import pickle
 import resource
 import stat
 
+import numpy as np
 import pytest
 import torch
 
@@ -37,6 +39,15 @@ def save(tmp_path):
         return path
 
     return save
+
+
+@pytest.mark.parametrize("kept", [np.float64(1.5), collections.deque([1])])
+def test_what_could_not_be_loaded_again_is_not_saved(save, content, tmp_path, kept):
+    before = save(content).read_bytes()
+    with pytest.raises(UserError, match=r"model\.ckpt: not saved: .* a callback .* plain data"):
+        save(content | {"callbacks": {"Mine": {"best": kept}}})
+    (left,) = tmp_path.iterdir()
+    assert left.read_bytes() == before
 
 
 def test_a_checkpoint_is_enough_to_build_the_model_again(content, save):

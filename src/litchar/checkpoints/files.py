@@ -3,6 +3,8 @@
 import errno
 import hashlib
 import os
+import pickle
+import re
 import zipfile
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -25,6 +27,7 @@ def save(checkpoint: dict[str, Any], path: Path) -> None:
 
     Raises:
         OSError: the file cannot be written.
+        UserError: `checkpoint` is not of plain data, so that it could not be loaded again.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as draft, open(draft, "w+b") as file:
@@ -37,6 +40,16 @@ def save(checkpoint: dict[str, Any], path: Path) -> None:
         file.write(SEAL + _sha256(file, file.tell()))
         file.flush()
         os.fsync(file.fileno())
+        file.seek(0)
+        try:  # on `meta`, where no weight takes any time
+            torch.load(file, map_location="meta", weights_only=True)
+        except pickle.UnpicklingError as error:
+            found = re.search(r"GLOBAL (\S+)", str(error))
+            raise UserError(
+                f"{path}: not saved: the state of a callback or the optimizer holds a "
+                f"{found[1] if found else 'strange object'}, but only plain data could be loaded "
+                "again: numbers, strings, lists, dictionaries and tensors"
+            ) from None
     flush_directory(path.parent)
 
 
