@@ -346,7 +346,7 @@ def test_a_report_shows_the_rest_of_what_must_not_be_read(hostile_run, tmp_path,
 
     run_dir = tmp_path / "run"
     shutil.copytree(hostile_run, run_dir, ignore=shutil.ignore_patterns(REPORT))
-    monkeypatch.setattr("litchar.analysis.probe.data_of", refuse)
+    monkeypatch.setattr("litchar.analysis.probe.splits_of", refuse)
     page = written(run_dir)
     assert "Permission denied: &#x27;/home/another/a.txt" in page
     assert "layer 1, head 1" in page
