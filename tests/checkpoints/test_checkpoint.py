@@ -50,6 +50,13 @@ def test_what_could_not_be_loaded_again_is_not_saved(save, content, tmp_path, ke
     assert left.read_bytes() == before
 
 
+@pytest.mark.filterwarnings("ignore:.*nested tensors:UserWarning")
+def test_a_tensor_that_the_meta_device_lacks_is_saved(save, content):
+    kept = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])
+    path = save(content | {"callbacks": {"Mine": {"kept": kept}}})
+    assert torch.equal(checkpoints.load(path)["callbacks"]["Mine"]["kept"][1], torch.ones(3))
+
+
 def test_a_checkpoint_is_enough_to_build_the_model_again(content, save):
     checkpoint = Checkpoint.load(save(content))
     assert checkpoint.step == 7

@@ -50,6 +50,8 @@ def save(checkpoint: dict[str, Any], path: Path) -> None:
                 f"{found[1] if found else 'strange object'}, but only plain data could be loaded "
                 "again: numbers, strings, lists, dictionaries and tensors"
             ) from None
+        except NotImplementedError:  # `meta` lacks some rare kinds of tensors
+            pass
     flush_directory(path.parent)
 
 
