@@ -903,6 +903,17 @@ def test_a_wrong_setting_is_the_users_error(train, tmp_path, setting):
     assert not (tmp_path / "outputs/runs/run").exists()
 
 
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied", "a"), MemoryError()])
+def test_a_run_that_the_system_refuses_leaves_nothing(train, tmp_path, monkeypatch, error):
+    def refuse(*_):
+        raise error
+
+    monkeypatch.setattr("litchar.training.prepare.resolve_parent", refuse)
+    with pytest.raises(type(error)):
+        train()
+    assert not (tmp_path / "outputs/runs/run").exists()
+
+
 def test_a_share_of_the_validation_batches_may_be_less_than_one_of_the_training_sample(train):
     figures = summary(train("trainer.limit_val_batches=0.5", "data.train_sample=256"))
     assert figures["val_loss"] > 0  # of one batch of two

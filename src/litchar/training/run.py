@@ -83,7 +83,7 @@ def run(config: DictConfig, run_dir: Path, callbacks: Sequence[Callback] = ()) -
         try:
             ready = leaving.enter_context(made_ready(config, run_dir, terminal, callbacks))
         except Exception as error:
-            if is_users(error):
+            if is_users(error) or isinstance(error, PermissionError) or is_out_of_memory(error):
                 remove_traces(run_dir)
             raise
         summary = train(ready)
