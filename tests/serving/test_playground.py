@@ -16,6 +16,7 @@ from servers import running, save, untrained
 
 from conftest import composed
 from litchar.generation import Sampling, generate
+from litchar.serving import playground
 from litchar.serving.batching import Batcher
 from litchar.serving.playground import Playground, Run, build, sign
 from litchar.text import Vocabulary
@@ -366,6 +367,19 @@ def test_a_damaged_or_deleted_run_is_named(url, directory):
         shutil.rmtree(run)
     answer = httpx.post(f"{url}/write", data=FORM | {"run": "runs/broken"})
     assert "runs/broken: this run no longer exists" in answer.text
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes")]
+)
+def test_a_run_for_which_there_is_no_memory_is_named(url, monkeypatch, error):
+    def refuse(*_):
+        raise error
+
+    monkeypatch.setattr(playground, "load", refuse)
+    answer = httpx.post(f"{url}/write", data=FORM)
+    assert answer.status_code == 400
+    assert 'role="alert">runs/letters: out of memory (' in answer.text
 
 
 def test_a_playground_that_ends_says_so(url, monkeypatch):

@@ -34,7 +34,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from litchar.checkpoints import Checkpoint, find, trained
 from litchar.device import choose_device
-from litchar.errors import UserError, check_integer
+from litchar.errors import UserError, check_integer, first_line, is_out_of_memory
 from litchar.generation.readers import Prepared
 from litchar.generation.sampling import Chooser
 from litchar.generation.scoring import COLOURS
@@ -132,7 +132,7 @@ class Playground:
         """Return the model of a run.
 
         Raises:
-            UserError: there is no such run, or its checkpoint is invalid.
+            UserError: there is no such run, its checkpoint is invalid, or memory ran out.
         """
         async with self._loading:
             return await asyncio.to_thread(self._load, name)
@@ -141,7 +141,12 @@ class Playground:
         path = next((run.path for run in self.runs() if run.name == name), None)
         if path is None:
             raise UserError(f"{name}: this run no longer exists; reload the page")
-        return load(path, path.stat().st_mtime_ns, self.device)
+        try:
+            return load(path, path.stat().st_mtime_ns, self.device)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise UserError(f"{name}: out of memory ({first_line(error)})") from None
 
     def order(self, loaded: Loaded, form: Mapping[str, str]) -> tuple[str, int, Order]:
         """Return a form's prompt, as the model reads it, the seed and the order for the batcher.
