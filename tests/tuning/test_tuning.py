@@ -376,6 +376,17 @@ def test_what_no_trial_can_mend_is_refused(tune, tmp_path, arguments, words):
     assert not [*tmp_path.glob("outputs/runs/*"), *tmp_path.glob("outputs/tune/*/trials/*")]
 
 
+def test_how_much_is_validated_is_not_searched(tune):
+    small = tuple(setting for setting in SMALL if "limit_val_batches" not in setting)
+    with pytest.raises(UserError, match="losses on different parts of the validation split"):
+        tune("+tune.space.trainer.limit_val_batches={type:categorical,choices:[1,2]}", small=small)
+
+
+def test_all_batches_are_no_limit_of_validation(tune):
+    space = "+tune.space.data.val_batch_size={type:categorical,choices:[2,4]}"
+    assert len(tune("trainer.limit_val_batches=1.0", space, "tune.trials=1")) == 1
+
+
 def test_the_processes_of_one_run_are_no_workers_of_a_study(tune, tmp_path, monkeypatch):
     names = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
     for name, value in {**dict.fromkeys(names, "0"), "WORLD_SIZE": "2"}.items():

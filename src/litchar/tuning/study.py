@@ -155,8 +155,14 @@ def _check_space(space: Mapping[str, BaseDistribution], fixed: DictConfig) -> No
             raise UserError(
                 f"tune.space.{key}: losses on different texts cannot be compared; search other keys"
             )
+        if key == "trainer.limit_val_batches":
+            raise UserError(
+                f"tune.space.{key}: losses on different parts of the validation split cannot be "
+                "compared; search other keys"
+            )
         limit = fixed.trainer.limit_val_batches
-        if key in ("data.block_size", "data.val_batch_size") and limit is not None:
+        limited = limit is not None and not (isinstance(limit, float) and limit == 1)
+        if key in ("data.block_size", "data.val_batch_size") and limited:
             raise UserError(
                 f"tune.space.{key}: trainer.limit_val_batches={limit} makes it decide which part "
                 "of the validation split is scored: losses cannot be compared; leave out one"
