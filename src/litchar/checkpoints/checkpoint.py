@@ -137,7 +137,7 @@ class Checkpoint:
         return self.cleaning(text)
 
     def check_model(self) -> None:
-        """Check that the weights fit the model, without allocating memory for it.
+        """Check that the weights fit the model, without allocating memory for its weights.
 
         Raises:
             UserError: the weights do not match the model's settings.

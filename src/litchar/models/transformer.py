@@ -371,7 +371,10 @@ class Rotary(nn.Module):
     def __init__(self, head_size: int, block_size: int, theta: float) -> None:
         super().__init__()
         if 2 * 4 * block_size * head_size > MOST_BUFFER_BYTES:
-            raise ValueError(f"block_size={block_size}: rotary tables would take more than 1 GiB")
+            raise ValueError(
+                f"block_size={block_size} and n_embd / n_head = {head_size}: rotary tables would "
+                "take more than 1 GiB"
+            )
         self.head_size = head_size
         self.theta = theta
         cos, sin = self.tables(block_size)
