@@ -22,6 +22,7 @@ def load(checkpoint: "str | PathLike[str]" = "latest", device: str | None = None
     Raises:
         litchar.errors.UserError: the checkpoint does not exist or is damaged, or there is no such
             device.
+        PermissionError: the checkpoint must not be read.
     """
     from litchar.generation.text_model import TextModel  # imports torch, which takes seconds
 

@@ -77,6 +77,7 @@ class Checkpoint:
 
         Raises:
             UserError: the file is missing, damaged, not a litchar checkpoint, or of a newer format.
+            PermissionError: it must not be read.
         """
         path = Path(os.path.expanduser(path))
         return cls.of(load(path), path)
@@ -217,8 +218,12 @@ def find(checkpoint: str | os.PathLike[str] | None, outputs: Path, key: str = "c
     if path.is_dir():
         best = best_of(path)
         if best is None:
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                os.stat(path / "checkpoints" / "best.ckpt")  # says so if one may not look
+            try:
+                os.stat(path / "checkpoints" / "best.ckpt")
+            except PermissionError:
+                raise
+            except OSError:
+                pass  # there is none
             raise UserError(f"{key}={checkpoint}: this directory has no checkpoints/best.ckpt")
         return best
     return path

@@ -45,6 +45,7 @@ class TextModel:
 
         Raises:
             UserError: there is no such checkpoint, it is damaged, or there is no such device.
+            PermissionError: the checkpoint must not be read.
         """
         chosen = choose_device(device)
         loaded = Checkpoint.load(find(checkpoint, outputs or default_outputs()))

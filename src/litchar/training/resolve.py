@@ -214,7 +214,7 @@ def resolve_dropout(config: DictConfig, train_characters: int, vocab_size: int) 
     config.model.update(dict.fromkeys(left_open, 0.0))
     sizes = {"vocab_size": vocab_size, "block_size": config.data.block_size}
     try:
-        with torch.device("meta"):  # takes no memory and draws no random numbers
+        with torch.device("meta"):  # allocates no weights and draws no random numbers
             model: torch.nn.Module = instantiate(config.model, **sizes)
     except InstantiationException:
         return  # building the model will say why
