@@ -11,6 +11,7 @@ import zipfile
 import pytest
 import torch
 
+import litchar.models
 from litchar import checkpoints
 from litchar.checkpoints import Checkpoint
 from litchar.checkpoints.checkpoint import MODELS, make_card
@@ -151,6 +152,29 @@ def test_what_does_not_fit_is_refused_before_memory_is_taken(content, tmp_path, 
     torch.save(content, path)
     before = peak_kilobytes()
     assert words in refused(path)
+    assert peak_kilobytes() - before < 200_000
+
+
+class Masked(torch.nn.Module):
+    """A model of one's own with a table that grows with the square of its context."""
+
+    def __init__(self, vocab_size, block_size):
+        super().__init__()
+        self.block_size = block_size
+        self.head = torch.nn.Embedding(vocab_size, vocab_size)
+        self.register_buffer("mask", torch.ones(block_size, block_size), persistent=False)
+
+
+def test_buffers_that_would_take_too_much_memory_are_refused(content, tmp_path, monkeypatch):
+    monkeypatch.setattr(Masked, "__module__", "litchar.models")
+    monkeypatch.setattr(litchar.models, "Masked", Masked, raising=False)
+    model = {"_target_": f"{MODELS}Masked", "vocab_size": 5, "block_size": 2**15}
+    content["litchar"]["model"] = model
+    content["state_dict"] = {"model.head.weight": torch.zeros(5, 5)}
+    path = tmp_path / "odd.ckpt"
+    torch.save(content, path)
+    before = peak_kilobytes()
+    assert "buffers" in refused(path)
     assert peak_kilobytes() - before < 200_000
 
 

@@ -188,8 +188,8 @@ def welch(one: np.ndarray, other: np.ndarray) -> float:
 def two_sided_p(t: float, degrees: float) -> float:
     """Return the probability that Student's t lies at least as far from 0 as `t`; nan of nan.
 
-    (scipy has it as well, but where scipy is installed torchmetrics, and so every start of every
-    script, imports a good part of it.)
+    (SciPy has it as well, but where SciPy is installed torchmetrics, and so Lightning, and so every
+    training, imports a good part of it.)
     """
     if math.isnan(t):  # mpmath would not end
         return math.nan

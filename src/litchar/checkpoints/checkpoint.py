@@ -280,7 +280,7 @@ def trusted(target: object, prefix: str, place: str | Path) -> Callable[..., Any
 
 class _Undrawn(TorchFunctionMode):
     """Skips `torch.nn.init`: to draw weights on the meta device, which has none, torch imports its
-    compiler, for a quarter of the time that `generate.py` takes to start."""
+    compiler, which was almost half of the time that `generate.py` took to start."""
 
     def __torch_function__(
         self,
