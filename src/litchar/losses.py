@@ -8,14 +8,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from litchar.data.windows import IGNORED
+from litchar.errors import UserError
 from litchar.text import Vocabulary
 
 
 def mean_loss(model: nn.Module, idx: Tensor, targets: Tensor) -> Tensor:
     """Return the mean loss of a batch in nats per token: () float32."""
-    logits = model(idx)  # (B, T, V)
-    logits, targets = logits.flatten(0, 1).float(), targets.flatten()
-    return F.cross_entropy(logits, targets, ignore_index=IGNORED)
+    logits = _flat_logits(model, idx)
+    return F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORED)
 
 
 def summed_loss(model: nn.Module, idx: Tensor, targets: Tensor, sizes: Tensor) -> Tensor:
@@ -27,9 +27,27 @@ def summed_loss(model: nn.Module, idx: Tensor, targets: Tensor, sizes: Tensor) -
     Returns:
         (4,) float32
     """
-    logits = model(idx).flatten(0, 1).float()
+    logits = _flat_logits(model, idx)
     loss = F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORED, reduction="sum")
     return torch.cat((loss[None], (targets != IGNORED).sum()[None], sizes[targets].sum((0, 1))))
+
+
+def _flat_logits(model: nn.Module, idx: Tensor) -> Tensor:
+    """Return a model's logits in one row per target: (B, T) int64 -> (B T, V) float32.
+
+    Raises:
+        UserError: the model, such as a user's own class, returns anything but (B, T, V).
+    """
+    logits = model(idx)
+    shape = tuple(getattr(logits, "shape", ()))
+    if len(shape) != 3 or shape[:2] != idx.shape:
+        returned = f"a tensor of shape {shape}" if shape else f"a {type(logits).__name__}"
+        raise UserError(
+            f"model: {type(model).__name__}.forward returned {returned} for ids of shape "
+            f"{tuple(idx.shape)}; it must return logits (B, T, V) for ids (B, T) (docs/models.md)"
+        )
+    flat: Tensor = logits.flatten(0, 1).float()
+    return flat
 
 
 def size_table(vocabulary: Vocabulary) -> Tensor:

@@ -758,15 +758,26 @@ def test_a_model_whose_layers_are_one_is_opened_again(train, monkeypatch, names)
 class Own(nn.Module):
     """A model with settings of its own, which can read a tensor's value, impossible on `meta`."""
 
-    def __init__(self, vocab_size, block_size, n_layer=1, reads=False, keeps=True, dropout=0.0):
+    def __init__(
+        self, vocab_size, block_size, n_layer=1, reads=False, keeps=True, dropout=0.0, gives=""
+    ):
         super().__init__()
+        self.gives = gives
         if keeps:
             self.block_size = block_size
         self.rate = torch.linspace(0, 1, 3)[1].item() if reads else 0.0
         self.head = nn.Embedding(vocab_size + 1, vocab_size)  # the last row is of no character
 
     def forward(self, idx):
-        return self.head(idx)
+        logits = self.head(idx)
+        match self.gives:
+            case "a pair":
+                return logits, None
+            case "the last":
+                return logits[:, [-1]]
+            case "what follows":
+                return logits + logits.roll(-1, 1)
+        return logits
 
 
 @pytest.fixture
@@ -807,6 +818,22 @@ def test_a_model_whose_checkpoints_could_not_be_opened_is_refused(own, text_file
 def test_a_model_that_does_not_keep_its_block_size_is_refused_before_it_trains(own, text_file):
     with pytest.raises(UserError, match=r"Own has no block_size, .*; docs/models.md lists"):
         own(text_file, "+model.keeps=false")
+
+
+@pytest.mark.parametrize(
+    ("gives", "what"),
+    [("a pair", "a tuple"), ("the last", r"a tensor of shape \(8, 1, 15\)")],
+)
+def test_a_model_that_does_not_return_all_logits_is_refused(own, text_file, gives, what):
+    with pytest.raises(UserError, match=rf"Own\.forward returned {what} for ids of .*\(8, 16\)"):
+        own(text_file, f"+model.gives={gives}")
+
+
+def test_a_model_that_reads_ahead_is_refused_at_its_first_validation(own, text_file, tmp_path):
+    with pytest.raises(UserError, match="what Own predicts depends on later characters"):
+        own(text_file, "+model.gives=what follows")
+    ended = summary(tmp_path / "outputs/runs/run")
+    assert (ended["status"], ended.get("val_loss")) == ("failed", None)
 
 
 def test_a_models_own_n_layer_may_be_a_list(own, text_file):

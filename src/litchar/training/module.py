@@ -11,9 +11,12 @@ from torch import Tensor, nn
 
 from litchar.data.windows import IGNORED, Batch
 from litchar.losses import figures_of, mean_loss, mixed_figures, size_table, summed_loss
+from litchar.models.causality import check_causal
 from litchar.text import Vocabulary
 from litchar.training.replay import Loss, ReplayedLoss
 from litchar.training.sharding import ShardedStrategy, shard
+
+MOVED = 10  # steps after which no weight is what it was initialised to, even behind a zero
 
 
 class LanguageModel(L.LightningModule):
@@ -51,6 +54,7 @@ class LanguageModel(L.LightningModule):
         self.losses: dict[str, float] = {}
         self.sizes = size_table(vocabulary)  # no buffer: callbacks would average it
         self._generator: torch.Generator | None = None
+        self._is_causal = False  # not known yet
         self._sums: list[list[Tensor]] = []
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -139,7 +143,14 @@ class LanguageModel(L.LightningModule):
         self.sizes = self.sizes.to(self.device)
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Add a batch's loss and sizes to the sums of its loader."""
+        """Add a batch's loss and sizes to the sums of its loader.
+
+        Raises:
+            UserError: the model sees what it is to predict; found out at the first validation.
+        """
+        if not self._is_causal and self.trainer.global_step >= MOVED:
+            check_causal(self.model, batch[0])
+            self._is_causal = True
         if dataloader_idx == len(self._sums):
             self._sums.append([])
         self._sums[dataloader_idx].append(summed_loss(self.model, *batch, self.sizes))

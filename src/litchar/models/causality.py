@@ -1,0 +1,40 @@
+"""Whether what a model predicts depends on anything but what precedes."""
+
+import torch
+from torch import Tensor, nn
+
+from litchar.errors import UserError
+
+WINDOWS = 8  # that are tried at once
+
+
+@torch.no_grad()
+def check_causal(model: nn.Module, idx: Tensor) -> None:
+    """Refuse a model that sees what it is to predict, and so has a loss that means nothing.
+
+    Each window is read a second time with other ids from some position on, a different one per
+    window, and the logits before that position compared. They may differ by rounding: by the root
+    of their type's precision, relative to the largest.
+
+    Args:
+        model: in evaluation mode, with weights that are no longer those it began with: outputs
+            that begin at zero hide what they would add.
+        idx: windows that are as different as those of a validation batch: (B, T) int64.
+
+    Raises:
+        UserError: the logits differ.
+    """
+    idx = idx[:WINDOWS]
+    B, T = idx.shape  # noqa: N806
+    position = torch.arange(T, device=idx.device)
+    start = (1 + torch.arange(B, device=idx.device)) * T // (B + 1)
+    before = position < start[:, None]  # (B, T)
+    other = torch.where(before, idx, idx.roll(1, 1))
+    logits, others = model(idx), model(other)
+    moved = (logits - others).abs().amax(-1)[before]
+    if (moved > torch.finfo(logits.dtype).eps ** 0.5 * logits.abs().max()).any():
+        raise UserError(
+            f"model: what {type(model).__name__} predicts depends on later characters (or on the "
+            "other windows of a batch, or on chance), so its loss means nothing; logits must "
+            "depend only on the ids up to their position (docs/models.md)"
+        )

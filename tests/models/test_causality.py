@@ -1,0 +1,97 @@
+"""Models that see what they are to predict are told from those that do not."""
+
+import pytest
+import torch
+from torch import nn
+
+from litchar.errors import UserError
+from litchar.models import Bigram, Recurrent, Transformer
+from litchar.models.causality import check_causal
+
+V, C, B, T = 11, 8, 6, 16
+
+
+class Model(nn.Module):
+    """An embedding, what `mixed` makes of a (B, T, C) stream, and a head."""
+
+    def __init__(self, mixed) -> None:
+        super().__init__()
+        self.embedding, self.mixed, self.head = nn.Embedding(V, C), mixed, nn.Linear(C, V)
+
+    def forward(self, idx):
+        mixed = self.mixed(self.embedding(idx))
+        return self.head(mixed[0] if isinstance(mixed, tuple) else mixed)
+
+
+class Attention(nn.MultiheadAttention):
+    """Self-attention that may see `ahead` positions ahead, all if None."""
+
+    def __init__(self, ahead: int | None, batch_first: bool = True) -> None:
+        super().__init__(C, 2, batch_first=batch_first)
+        self.ahead = ahead
+
+    def forward(self, x):
+        hidden = None
+        if self.ahead is not None:
+            hidden = torch.ones(T, T, dtype=torch.bool).triu(1 + self.ahead)
+        return super().forward(x, x, x, attn_mask=hidden)
+
+
+class Lambda(nn.Module):
+    def __init__(self, function) -> None:
+        super().__init__()
+        self.forward = function
+
+
+def norm_over_positions(x):
+    return x / x.pow(2).mean((1, 2), keepdim=True).sqrt()
+
+
+def in_chunks_of_four(x):
+    return x + x.unflatten(1, (-1, 4)).mean(2).repeat_interleave(4, 1)
+
+
+def check(model: nn.Module) -> None:
+    generator = torch.Generator().manual_seed(2)
+    check_causal(model.eval(), torch.randint(V, (B, T), generator=generator))
+
+
+@pytest.mark.parametrize(
+    "mixed",
+    [
+        lambda: Attention(None),
+        lambda: Attention(1),
+        lambda: Attention(None, batch_first=False),
+        lambda: nn.GRU(C, C),
+        lambda: nn.GRU(C, C // 2, batch_first=True, bidirectional=True),
+        lambda: Lambda(norm_over_positions),
+        lambda: Lambda(in_chunks_of_four),
+        lambda: Lambda(lambda x: x + torch.rand_like(x)),
+    ],
+)
+def test_a_model_that_sees_what_it_should_not_is_refused(mixed):
+    torch.manual_seed(0)
+    with pytest.raises(UserError, match="what Model predicts depends on later characters"):
+        check(Model(mixed()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Model(Attention(0)),
+        lambda: Model(nn.GRU(C, C, batch_first=True)),
+        lambda: Model(nn.LayerNorm(C)),
+        lambda: Bigram(V, T),
+        lambda: Recurrent(V, T, n_layer=2, n_embd=C, cell="lstm"),
+        lambda: Transformer(V, T, 2, 2, C, init="torch", ngrams=[[2, 40, 4]]),
+        lambda: Transformer(V, T, 2, 2, C, init="gpt2", position="learned", norm="layer"),
+    ],
+)
+def test_a_causal_model_is_taken(make, dtype):
+    torch.manual_seed(0)
+    check(make().to(dtype))
+
+
+def test_a_single_position_has_nothing_behind_it():
+    check_causal(Bigram(V, 1), torch.zeros(3, 1, dtype=torch.long))
