@@ -144,16 +144,23 @@ def compose():
 
 @pytest.fixture
 def train(compose, text_file, tmp_path):
-    """Train a small transformer on `text_file` in this process; return its run directory."""
-    small = (f"data.path={text_file}", *SMALL)
-    quick = ("report=false",)  # tests of the report set report=true
+    """Train a small transformer on `text_file` in this process; return its run directory.
 
-    def train(*overrides: str, name: str = "run", only: bool = False) -> Path:
+    Tests of the report set report=true. Without its dashboard, which changes no figure of a run
+    (`tests/analysis/test_dashboard.py`), a run takes two thirds of the time.
+    """
+    small = (f"data.path={text_file}", *SMALL)
+
+    def train(
+        *overrides: str, name: str = "run", only: bool = False, dashboard: bool = False
+    ) -> Path:
         from litchar.training.run import run
 
         signals.reset()
         run_dir = tmp_path / "outputs" / "runs" / name
         run_dir.mkdir(parents=True, exist_ok=True)
+        chosen = dashboard or any(o.startswith(("callbacks", "~callbacks")) for o in overrides)
+        quick = ("report=false", *(() if chosen else ("callbacks=none",)))
         run(compose(*quick, *(() if only else small), *overrides), run_dir)
         return run_dir
 

@@ -699,6 +699,7 @@ def test_a_signal_saves_and_ends_with_its_exit_code(endless, signum):
     assert "Traceback" not in output
 
 
+@pytest.mark.slow
 def test_a_run_outlives_whoever_reads_what_it_prints(endless):
     process, run_dir = endless("trainer.max_steps=100", "trainer.log_every_n_steps=20")
     process.stdout.close()

@@ -35,7 +35,7 @@ def tensorboard(tmp_path):
 
 
 def test_every_page_shows_what_a_run_wrote(train, request, tmp_path):
-    run_dir = train("trainer.max_steps=40", "data.block_size=32")
+    run_dir = train("trainer.max_steps=40", "data.block_size=32", dashboard=True)
     address = request.getfixturevalue("tensorboard")
     page: Page = request.getfixturevalue("page")
     page.set_viewport_size({"width": 1400, "height": 1000})

@@ -1,6 +1,7 @@
 """TensorBoard data besides curves; tests/test_tensorboard.py views it in a browser."""
 
 import csv
+import functools
 import json
 from io import BytesIO
 
@@ -27,6 +28,11 @@ from litchar.checkpoints import Checkpoint, load
 from litchar.errors import UserError
 from litchar.text import Vocabulary
 from litchar.training.loggers import TensorBoard, hyperparameters
+
+
+@pytest.fixture
+def train(train):
+    return functools.partial(train, dashboard=True)
 
 
 def events(run_dir):

@@ -96,12 +96,13 @@ print(json.loads(extra["litchar.symbols"]), extra["litchar.block_size"])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides",
     [
         ("model.n_head=2", "model.n_layer=1", "model.ngrams=[[2,50,4]]", "model.logit_cap=5.0"),
-        pytest.param(("model=gpt2", "model.n_head=2"), marks=pytest.mark.slow),
-        pytest.param(("model=bigram",), marks=pytest.mark.slow),
+        ("model=gpt2", "model.n_head=2"),
+        ("model=bigram",),
     ],
     ids=["transformer", "gpt2", "bigram"],
 )

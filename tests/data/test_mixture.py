@@ -92,7 +92,7 @@ def test_a_loss_for_each_corpus_one_for_all_and_the_mean_by_weight(train, texts,
     mixture = (
         f"data.mixture=[{{path:{texts[0]},weight:3}},{{path:{texts[1]},weight:1,name:capitals}}]"
     )
-    run_dir = train("data.path=null", mixture, "data.test_fraction=0.05")
+    run_dir = train("data.path=null", mixture, "data.test_fraction=0.05", dashboard=True)
     with open(run_dir / "metrics.csv", newline="") as file:
         row = [row for row in csv.DictReader(file) if row["val/loss"]][-1]
     lower, upper = (float(row[f"val/loss_{name}"]) for name in ("lower.txt", "capitals"))

@@ -75,6 +75,7 @@ def test_every_test_that_a_document_names_is_there():
     assert named <= there
 
 
+@pytest.mark.slow
 def test_the_documents_text_and_optimizer_are_added_and_trained_with(checkout):
     added = [len(content.splitlines()) for _, content, _ in examples(ROOT / "CONTRIBUTING.md")]
     assert len(added) == 4

@@ -53,8 +53,9 @@ def assert_same_curve(run_dir: Path, other: Path, steps: int = 10**9) -> None:
         assert row == pytest.approx(expected, **NOISE)
 
 
-@pytest.mark.parametrize("trainer", ["ddp", "fsdp"])
+@pytest.mark.parametrize("trainer", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
 def test_two_ranks_train_as_one_device_does_and_one_device_goes_on(train, trainer):
+    train = functools.partial(train, dashboard=True)
     one = train(*SETTING, name="one")
     two = train(*SETTING, f"trainer={trainer}", "trainer.devices=2", name="two")
     assert_same_curve(two, one)
@@ -128,9 +129,8 @@ def on_rank(rank: int, step: int, signum: int) -> tuple[str, ...]:
     )
 
 
-@pytest.mark.parametrize(
-    "rank", [0, pytest.param(1, marks=pytest.mark.slow)]
-)  # a launcher may tell any
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])  # a launcher may tell any
 def test_a_signal_to_one_rank_ends_all_with_one_checkpoint(train, rank):
     dropout = "model.dropout=0.2"
     whole = train(*SETTING, dropout, name="whole")

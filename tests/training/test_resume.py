@@ -59,7 +59,7 @@ SCHEDULED = (
     ("step", "setting"),
     [
         pytest.param(1, (), marks=pytest.mark.slow),
-        (7, ("data.num_workers=2",)),  # within an interval
+        (7, ("callbacks=default", "data.num_workers=2")),  # within an interval
         pytest.param(10, (), marks=pytest.mark.slow),  # as validation is due
         pytest.param(20, ("callbacks=early_stopping",), marks=pytest.mark.slow),
         (12, ("trainer.accumulate_grad_batches=2",)),

@@ -20,7 +20,8 @@ def path(tmp_path):
 
 @pytest.mark.parametrize("unit", ["character", "byte"])
 def test_bits_are_those_of_the_split_whatever_the_token(train, loss_of, path, capsys, unit):
-    run_dir = train(f"data.path={path}", f"data.unit={unit}", "data.test_fraction=0.1")
+    setting = (f"data.path={path}", f"data.unit={unit}", "data.test_fraction=0.1")
+    run_dir = train(*setting, dashboard=True)
     figures = summary(run_dir)
     whole = TEXT if unit == "character" else TEXT.encode()
     ends = int(len(whole) * 0.8), int(len(whole) * 0.9)
