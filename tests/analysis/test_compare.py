@@ -135,7 +135,7 @@ def test_runs_that_stopped_at_a_target_are_not_told_apart_by_their_losses(made, 
     made("b", 1.97, seed=2, seconds_to_target=10.0)
     made("c", 2.03, seed=3)
     (note,) = compare([tmp_path / "sweep"]).notes
-    assert note.startswith("2 runs stopped at their target_val_loss")
+    assert "2 of 3 runs stopped at their target_val_loss" in note
     assert not compare([tmp_path / "sweep"], At("steps", 300)).notes
 
 
@@ -365,7 +365,7 @@ def test_seeds_of_the_windows_alone_are_seeds(made, tmp_path):
     comparison = compare([tmp_path / "sweep"])
     (row,) = comparison.tables[0].rows
     assert (row.n, row.label) == (3, "all runs")
-    assert "1 runs repeat a seed" in comparison.notes[0]
+    assert "not counted again, as they repeat a seed of the same settings: 1" in comparison.notes
 
 
 def test_a_seed_that_no_configuration_tells_is_that_of_the_summary(made, tmp_path):

@@ -97,7 +97,7 @@ def compare(paths: Sequence[Path], at: At | None = None) -> Comparison:
     ]
     notes: list[str] = []
     if repeats := len(losses) - sum(row.n for table in tables for row in table.rows):
-        notes.append(f"{repeats} runs repeat a seed of the same settings and are not counted again")
+        notes.append(f"not counted again, as they repeat a seed of the same settings: {repeats}")
     if len(tables) > 1:
         notes.append(
             "the runs use different texts, units, splits, parts of a text or mixture weights, so "
@@ -107,8 +107,8 @@ def compare(paths: Sequence[Path], at: At | None = None) -> Comparison:
     stopped = sum(bool(run.known("seconds_to_target")) for run in runs if run.path in losses)
     if stopped and at is None:
         notes.append(
-            f"{stopped} runs stopped at their target_val_loss: by how much a loss passed it says "
-            "little; compare their seconds"
+            f"{stopped} of {len(losses)} runs stopped at their target_val_loss: by how much a loss "
+            "passed it says little; compare their seconds"
         )
     unfinished = [run for run in runs if run.path in losses and run.status != "completed"]
     if unfinished:
