@@ -44,11 +44,23 @@ class Lambda(nn.Module):
 
 
 def norm_over_positions(x):
-    return x / x.pow(2).mean((1, 2), keepdim=True).sqrt()
+    return (x - x.mean(1, keepdim=True)) / x.std(1, keepdim=True)
 
 
 def in_chunks_of_four(x):
     return x + x.unflatten(1, (-1, 4)).mean(2).repeat_interleave(4, 1)
+
+
+class LongConvolution(nn.Module):
+    """A causal convolution by FFT, which passes rounding errors to earlier positions too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.filter = nn.Parameter(torch.randn(T, C))
+
+    def forward(self, x):
+        x, weights = (torch.fft.rfft(part.float(), 2 * T, dim=-2) for part in (x, self.filter))
+        return torch.fft.irfft(x * weights, 2 * T, dim=-2)[:, :T].to(self.filter.dtype)
 
 
 def check(model: nn.Module) -> None:
@@ -56,6 +68,7 @@ def check(model: nn.Module) -> None:
     check_causal(model.eval(), torch.randint(V, (B, T), generator=generator))
 
 
+@pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize(
     "mixed",
     [
@@ -69,12 +82,17 @@ def check(model: nn.Module) -> None:
         lambda: Lambda(lambda x: x + torch.rand_like(x)),
     ],
 )
-def test_a_model_that_sees_what_it_should_not_is_refused(mixed):
+def test_a_model_that_sees_what_it_should_not_is_refused(mixed, autocast):
     torch.manual_seed(0)
-    with pytest.raises(UserError, match="what Model predicts depends on later characters"):
+    said = "what Model predicts depends on later characters"
+    with (
+        torch.autocast("cpu", torch.bfloat16, enabled=autocast),
+        pytest.raises(UserError, match=said),
+    ):
         check(Model(mixed()))
 
 
+@pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
     "make",
@@ -82,15 +100,17 @@ def test_a_model_that_sees_what_it_should_not_is_refused(mixed):
         lambda: Model(Attention(0)),
         lambda: Model(nn.GRU(C, C, batch_first=True)),
         lambda: Model(nn.LayerNorm(C)),
+        lambda: Model(LongConvolution()),
         lambda: Bigram(V, T),
-        lambda: Recurrent(V, T, n_layer=2, n_embd=C, cell="lstm"),
+        lambda: Recurrent(V, T, n_layer=2, n_embd=C, cell="gru"),
         lambda: Transformer(V, T, 2, 2, C, init="torch", ngrams=[[2, 40, 4]]),
         lambda: Transformer(V, T, 2, 2, C, init="gpt2", position="learned", norm="layer"),
     ],
 )
-def test_a_causal_model_is_taken(make, dtype):
+def test_a_causal_model_is_taken(make, dtype, autocast):
     torch.manual_seed(0)
-    check(make().to(dtype))
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        check(make().to(dtype))
 
 
 def test_a_single_position_has_nothing_behind_it():

@@ -8,6 +8,7 @@ from torch import nn
 
 from conftest import summary
 from litchar.checkpoints import Checkpoint
+from litchar.errors import UserError
 from litchar.models import Recurrent
 
 
@@ -105,6 +106,18 @@ def test_it_is_trained_kept_and_gone_on_with_like_any_model(train, text_file, ce
     assert summary(whole)["val_loss"] < math.log(15) - 0.5
     model = Checkpoint.load(whole / "checkpoints/best.ckpt").build_model()
     assert isinstance(model.layers, nn.GRU if cell == "gru" else nn.LSTM)
+
+
+def test_a_precision_in_which_the_cpu_cannot_run_a_model_is_named(train, text_file, monkeypatch):
+    def lstm(*_):
+        raise RuntimeError("could not create a primitive descriptor for the LSTM forward")
+
+    monkeypatch.setattr(nn.LSTM, "forward", lstm)
+    line = ("model=lstm", "model.n_embd=8", f"data.path={text_file}", "trainer.accelerator=cpu")
+    with pytest.raises(UserError, match=r"trainer\.precision=bf16-mixed: this CPU cannot"):
+        train(*line, "trainer.precision=bf16-mixed", only=True)
+    with pytest.raises(RuntimeError, match="primitive descriptor"):
+        train(*line, only=True)
 
 
 @pytest.mark.parametrize("cell", ["gru", "lstm"])

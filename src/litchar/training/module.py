@@ -16,8 +16,6 @@ from litchar.text import Vocabulary
 from litchar.training.replay import Loss, ReplayedLoss
 from litchar.training.sharding import ShardedStrategy, shard
 
-MOVED = 10  # steps after which no weight is what it was initialised to, even behind a zero
-
 
 class LanguageModel(L.LightningModule):
     """Trains a model to predict the next token.
@@ -54,7 +52,6 @@ class LanguageModel(L.LightningModule):
         self.losses: dict[str, float] = {}
         self.sizes = size_table(vocabulary)  # no buffer: callbacks would average it
         self._generator: torch.Generator | None = None
-        self._is_causal = False  # not known yet
         self._sums: list[list[Tensor]] = []
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -146,11 +143,10 @@ class LanguageModel(L.LightningModule):
         """Add a batch's loss and sizes to the sums of its loader.
 
         Raises:
-            UserError: the model sees what it is to predict; found out at the first validation.
+            UserError: the model sees what it is to predict.
         """
-        if not self._is_causal and self.trainer.global_step >= MOVED:
+        if batch_idx == dataloader_idx == 0:
             check_causal(self.model, batch[0])
-            self._is_causal = True
         if dataloader_idx == len(self._sums):
             self._sums.append([])
         self._sums[dataloader_idx].append(summed_loss(self.model, *batch, self.sizes))

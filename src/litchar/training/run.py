@@ -314,6 +314,11 @@ def fit_and_test(setup: Setup, trainer: L.Trainer, terminal: Terminal) -> None:
     except (MemoryError, RuntimeError, ValueError, ModuleNotFoundError) as error:
         if any(words in str(error) for words in IMPOSSIBLE):
             raise UserError(f"callbacks: {error}") from None
+        if "could not create a primitive" in str(error) and trainer.precision != "32-true":
+            raise UserError(  # oneDNN, such as of an LSTM in bfloat16 on a CPU without it
+                f"trainer.precision={trainer.precision}: this CPU cannot run the model so; "
+                "use trainer.precision=32-true"
+            ) from None
         if not is_out_of_memory(error):
             raise
         raise UserError(_smaller_batch(setup, trainer.global_step)) from None
