@@ -8,6 +8,7 @@ import math
 import os
 import pty
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -103,9 +104,17 @@ def test_a_text_read_in_parts_is_the_same():
     assert writing.finish == "stop"
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """Where a run lies that tests share."""
+    return tmp_path_factory.mktemp("kept") / "run"
+
+
 @pytest.fixture
-def run_dir(train):
-    return train("trainer.max_steps=2", "trainer.val_check_interval=2")
+def run_dir(train, kept):
+    if not kept.exists():
+        shutil.move(train("trainer.max_steps=2", "trainer.val_check_interval=2"), kept)
+    return kept
 
 
 @pytest.fixture
