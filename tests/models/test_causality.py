@@ -113,5 +113,11 @@ def test_a_causal_model_is_taken(make, dtype, autocast):
         check(make().to(dtype))
 
 
+def test_it_shows_in_windows_of_a_single_character_too():
+    torch.manual_seed(0)
+    with pytest.raises(UserError, match="depends on later characters"):
+        check_causal(Model(Attention(1)).eval(), torch.ones(B, T, dtype=torch.long))
+
+
 def test_a_single_position_has_nothing_behind_it():
     check_causal(Bigram(V, 1), torch.zeros(3, 1, dtype=torch.long))
