@@ -1,6 +1,7 @@
 """Tests that need a GPU: `pytest -m gpu` on a machine that has one."""
 
 import copy
+import functools
 
 import numpy as np
 import pytest
@@ -20,6 +21,11 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
 ]
 GPU = ("trainer.accelerator=gpu", "model.dropout=0.1", "data.block_size=32")
+
+
+@pytest.fixture
+def train(train):
+    return functools.partial(train, dashboard=True)
 
 
 def test_a_gpu_run_is_compiled_in_bf16_and_learns_what_the_cpu_learns(train):

@@ -77,7 +77,7 @@ def test_comments_and_docstrings_are_read_as_they_stand(tmp_path, monkeypatch):
 
 
 def test_every_curve_of_a_run_is_explained(train):
-    run_dir = train()
+    run_dir = train(dashboard=True)
     for tag in scalars(run_dir / "tensorboard"):
         tag = re.sub(r"^(weights/\w+|activations/\w+)/.+", r"\1/<layer>", tag)
         tag = re.sub(r"^final/\w+", "final/<figure>", tag)

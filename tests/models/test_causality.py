@@ -1,5 +1,7 @@
 """Models that see what they are to predict are told from those that do not."""
 
+import functools
+
 import pytest
 import torch
 from torch import nn
@@ -47,8 +49,8 @@ def norm_over_positions(x):
     return (x - x.mean(1, keepdim=True)) / x.std(1, keepdim=True)
 
 
-def in_chunks_of_four(x):
-    return x + x.unflatten(1, (-1, 4)).mean(2).repeat_interleave(4, 1)
+def in_chunks(x, size=4):
+    return x + x.unflatten(1, (-1, size)).mean(2).repeat_interleave(size, 1)
 
 
 class LongConvolution(nn.Module):
@@ -63,9 +65,9 @@ class LongConvolution(nn.Module):
         return torch.fft.irfft(x * weights, 2 * T, dim=-2)[:, :T].to(self.filter.dtype)
 
 
-def check(model: nn.Module) -> None:
+def check(model: nn.Module, length: int = T) -> None:
     generator = torch.Generator().manual_seed(2)
-    check_causal(model.eval(), torch.randint(V, (B, T), generator=generator))
+    check_causal(model.eval(), torch.randint(V, (B, length), generator=generator))
 
 
 @pytest.mark.parametrize("autocast", [False, True])
@@ -78,7 +80,7 @@ def check(model: nn.Module) -> None:
         lambda: nn.GRU(C, C),
         lambda: nn.GRU(C, C // 2, batch_first=True, bidirectional=True),
         lambda: Lambda(norm_over_positions),
-        lambda: Lambda(in_chunks_of_four),
+        lambda: Lambda(in_chunks),
         lambda: Lambda(lambda x: x + torch.rand_like(x)),
     ],
 )
@@ -111,6 +113,48 @@ def test_a_causal_model_is_taken(make, dtype, autocast):
     torch.manual_seed(0)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         check(make().to(dtype))
+
+
+def test_chunks_that_divide_a_window_are_seen():
+    torch.manual_seed(0)
+    with pytest.raises(UserError, match="depends on later characters"):
+        check(Model(Lambda(functools.partial(in_chunks, size=16))), length=80)
+
+
+@pytest.mark.parametrize("never", [-1e9, -torch.inf])
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_an_id_that_is_never_predicted_hides_nothing(never, ahead):
+    torch.manual_seed(0)
+    model = Model(Attention(ahead))
+    third = torch.arange(V) == 3
+    model.head.register_forward_hook(lambda _, __, logits: logits.masked_fill(third, never))
+    if ahead:
+        with pytest.raises(UserError, match="depends on later characters"):
+            check(model)
+    else:
+        check(model)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_logits_may_be_less_precise_than_their_type(dtype, autocast):
+    """As the FFT's in float32 are in a model of float64, or in one of bfloat16 at its end."""
+    torch.manual_seed(0)
+    model = Model(LongConvolution()).to(dtype)
+    at_least = torch.promote_types(dtype, torch.float32)
+    model.head.register_forward_hook(lambda _, __, logits: logits.to(at_least))
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        check(model)
+
+
+def test_what_rounding_may_explain_is_taken():
+    torch.manual_seed(0)
+    model = Model(Lambda(lambda x: x + 0.01 * x.mean(1, keepdim=True)))
+    model.head.register_forward_hook(lambda _, __, logits: logits.float())
+    with torch.autocast("cpu", torch.bfloat16):
+        check(model)
+    with pytest.raises(UserError, match="depends on later characters"):
+        check(model)
 
 
 def test_it_shows_in_windows_of_a_single_character_too():

@@ -330,7 +330,7 @@ def test_debug_overfit_learns_one_batch_by_heart(train):
 
 
 def test_debug_fast_takes_every_path_in_seconds(train):
-    figures = summary(train("debug=fast", only=True))
+    figures = summary(train("debug=fast", only=True, dashboard=True))
     assert figures["status"] == "completed"
     assert figures["test_loss"] is not None
     assert figures["train_seconds"] < 30
@@ -775,6 +775,8 @@ class Own(nn.Module):
                 return logits, None
             case "the last":
                 return logits[:, [-1]]
+            case "the last in evaluation":
+                return logits if self.training else logits[:, [-1]]
             case "what follows":
                 return logits + logits.roll(-1, 1)
         return logits
@@ -822,10 +824,16 @@ def test_a_model_that_does_not_keep_its_block_size_is_refused_before_it_trains(o
 
 @pytest.mark.parametrize(
     ("gives", "what"),
-    [("a pair", "a tuple"), ("the last", r"a tensor of shape \(8, 1, 15\)")],
+    [
+        ("a pair", "a tuple"),
+        ("the last", r"a tensor of shape \(8, 1, 15\)"),
+        ("the last in evaluation", r"a tensor of shape \(\d+, 1, 15\)"),
+    ],
 )
 def test_a_model_that_does_not_return_all_logits_is_refused(own, text_file, gives, what):
-    with pytest.raises(UserError, match=rf"Own\.forward returned {what} for ids of .*\(8, 16\)"):
+    with pytest.raises(
+        UserError, match=rf"Own\.forward returned {what} for ids of shape \(\d+, 16\)"
+    ):
         own(text_file, f"+model.gives={gives}")
 
 
@@ -834,6 +842,13 @@ def test_a_model_that_reads_ahead_is_refused_at_its_first_validation(own, text_f
         own(text_file, "+model.gives=what follows")
     ended = summary(tmp_path / "outputs/runs/run")
     assert (ended["status"], ended.get("val_loss")) == ("failed", None)
+
+
+def test_each_validation_looks_for_what_reads_ahead(train, monkeypatch):
+    looked = []
+    monkeypatch.setattr("litchar.training.module.check_causal", lambda *_: looked.append(1))
+    train()
+    assert len(looked) == 2
 
 
 def test_a_models_own_n_layer_may_be_a_list(own, text_file):
@@ -850,7 +865,7 @@ def test_lightnings_profilers_write_into_the_run(train, name):
 
 
 def test_a_trial_of_validation_is_none(train):
-    run_dir = train("trainer.num_sanity_val_steps=1")
+    run_dir = train("trainer.num_sanity_val_steps=1", dashboard=True)
     with open(run_dir / "metrics.csv", newline="") as file:
         assert next(int(row["step"]) for row in csv.DictReader(file)) == 1
     assert "step 0" not in (run_dir / "samples.txt").read_text()
@@ -969,7 +984,7 @@ def test_a_share_of_the_validation_batches_may_be_less_than_one_of_the_training_
 )
 @pytest.mark.filterwarnings("error::UserWarning")
 def test_what_the_trainer_takes_a_run_takes(train, setting, steps):
-    run_dir = train(setting)
+    run_dir = train(setting, dashboard="bf16" in setting)
     assert summary(run_dir)["status"] == "completed"
     assert summary(run_dir)["steps"] == steps
     if setting == "trainer.limit_val_batches=0":

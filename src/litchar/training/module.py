@@ -143,13 +143,13 @@ class LanguageModel(L.LightningModule):
         """Add a batch's loss and sizes to the sums of its loader.
 
         Raises:
-            UserError: the model sees what it is to predict.
+            UserError: the model sees what it is to predict, or does not return all logits.
         """
-        if batch_idx == dataloader_idx == 0:
-            check_causal(self.model, batch[0])
         if dataloader_idx == len(self._sums):
             self._sums.append([])
         self._sums[dataloader_idx].append(summed_loss(self.model, *batch, self.sizes))
+        if batch_idx == dataloader_idx == 0:
+            check_causal(self.model, batch[0])
 
     def on_validation_epoch_end(self) -> None:
         """Set `losses` from the loaders, in order: validation split, training sample."""
