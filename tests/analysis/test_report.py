@@ -377,8 +377,9 @@ def test_any_figures_may_be_missing(hostile_run, tmp_path):
                 compare([tmp_path], At(kind, 1))
 
 
-def test_a_summary_that_is_none_has_no_status_in_words_of_python(tmp_path):
-    (tmp_path / "summary.json").write_text("[1]")
+@pytest.mark.parametrize("damaged", ["[1]", "[" * 100_000])
+def test_a_summary_that_is_none_has_no_status_in_words_of_python(tmp_path, damaged):
+    (tmp_path / "summary.json").write_text(damaged)
     run = Run.load(tmp_path)
     assert "It ended as unknown." in run_report(run, None, "cpu")
     assert ("status", "unknown", "") in _figures(run, None)

@@ -544,6 +544,20 @@ def test_a_trial_whose_mark_a_power_cut_has_emptied_goes_on(tune, tmp_path, monk
     assert outcomes(tune("tune.trials=1"))[-1] == "completed"
 
 
+def test_a_trial_that_was_never_validated_is_refused_though_its_worker_was_killed(
+    tune, monkeypatch
+):
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    line = ("tune.trials=1", "trainer.limit_val_batches=0")
+    with monkeypatch.context() as patch:
+        patch.setattr(Worker, "finish", killed)
+        with pytest.raises(KeyboardInterrupt):
+            tune(*line)
+    assert outcomes(tune(*line))[-1] == "infeasible"
+
+
 def test_a_full_disk_ends_a_study_and_is_not_the_settings_fault(tune, monkeypatch):
     def full(*_):
         raise UserError("the end was not saved") from OSError(errno.ENOSPC, "No space left")

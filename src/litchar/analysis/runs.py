@@ -1,7 +1,6 @@
 """The contents of a run's directory as plain data; any of its files may be missing."""
 
 import csv
-import json
 import math
 import re
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from litchar.errors import UserError
-from litchar.settings import flatten, read_yaml
+from litchar.settings import flatten, read_json, read_yaml
 from litchar.text import Vocabulary
 
 REPORT = "report.html"  # in the directory of a run or a sweep
@@ -60,7 +59,7 @@ class Run:
             _config(path / "config.yaml"),
             _config(typed / "config.yaml"),
             _overrides(path),
-            _json(path / "environment.json"),
+            read_json(path / "environment.json"),
         )
 
     @cached_property
@@ -146,20 +145,12 @@ def options_of(recorded: Any) -> list[str]:
     return ["--config-dir", found[0]] if found else []
 
 
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 def _summary(path: Path) -> dict[str, Any]:
     """Return the entries of `summary.json` that are words or numbers, as they should be."""
     words = {"status", "error", "unit", "device", "precision", "checkpoint"}
     return {
         key: value
-        for key, value in _json(path).items()
+        for key, value in read_json(path).items()
         if value is None or isinstance(value, str if key in words else int | float)
     }
 

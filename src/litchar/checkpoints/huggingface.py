@@ -16,6 +16,7 @@ from litchar.checkpoints.checkpoint import Checkpoint
 from litchar.checkpoints.model_card import model_card
 from litchar.errors import UserError
 from litchar.models import Transformer, block_size_of
+from litchar.settings import read_json
 from litchar.text import Vocabulary
 from litchar.text.cleaning import SIGMA, Cleaning
 from litchar.text.vocabulary import BOUNDARY, BOUNDARY_TOKEN, REPLACEMENT
@@ -71,18 +72,10 @@ def check_place(output: Path) -> None:
     if output.resolve() == Path.cwd():
         raise UserError(f"output={output}: is the current directory; name a new one")
     found = {entry.name for entry in output.iterdir()} if output.is_dir() else set()
-    if found and not (found <= FILES and _is_ours(output / "config.json")):
+    if found and not (found <= FILES and "litchar" in read_json(output / "config.json")):
         raise UserError(
             f"output={output}: holds files that litchar did not export; name a new directory"
         )
-
-
-def _is_ours(config: Path) -> bool:
-    try:
-        content = json.loads(config.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(content, dict) and "litchar" in content
 
 
 def write_huggingface(

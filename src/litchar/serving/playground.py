@@ -7,7 +7,6 @@ each character's probability is in an attribute that CSS shows.
 
 import asyncio
 import html
-import json
 import math
 import secrets
 from collections.abc import AsyncIterator, Mapping
@@ -42,6 +41,7 @@ from litchar.generation.writing import Settings, beginning, typed
 from litchar.serving import host
 from litchar.serving.batching import Batcher, ClosedError, FullError, Order, StoppedError, Stream
 from litchar.serving.pieces import Piece, Pieces, Token, Tokens, token_name
+from litchar.settings import read_json
 from litchar.text import Vocabulary
 from litchar.text.vocabulary import describe, printable
 
@@ -98,10 +98,10 @@ class Run:
     def label(self) -> str:
         """The label in the list: the validation loss, if known, and the name."""
         try:
-            summary = json.loads((self.path.parents[1] / "summary.json").read_text())
+            summary = read_json(self.path.parents[1] / "summary.json")
             return f"loss {summary['best_val_loss']:.3f}: {self.name}"
         # The file need not be in a run directory, and its summary may contain anything.
-        except (OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError):
+        except (ValueError, LookupError, TypeError, OverflowError):
             return self.name
 
 

@@ -34,6 +34,7 @@ from litchar.errors import reason as said
 from litchar.launched import launched
 from litchar.overrides import literal, without_passwords
 from litchar.run_dir import is_busy
+from litchar.settings import read_json
 from litchar.terminal import Terminal
 from litchar.training import run as training
 from litchar.training.callbacks import is_validation, metrics_of
@@ -181,7 +182,7 @@ class Watch(Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the trial into the run's directory; a run that was pruned before stays pruned."""
         run_dir = Path(trainer.default_root_dir)
-        self._pruned_at = _marked(run_dir).get("pruned_at")
+        self._pruned_at = read_json(run_dir / "trial.json").get("pruned_at")
         if self._pruned_at is None:
             _mark(run_dir, **self.about, outcome=None)
         elif trainer.global_step >= self._pruned_at:
@@ -237,25 +238,17 @@ def _train(search: Search, values: Mapping[str, Value], run_dir: Path, watch: Wa
 
 def _result(run_dir: Path) -> tuple[float, bool] | None:
     """Return the best validation loss of a completed run and whether it was pruned, else None."""
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        summary = json.loads((run_dir / "summary.json").read_text())
-        if summary["status"] == "completed":
-            return float(summary["best_val_loss"]), _marked(run_dir)["outcome"] == "pruned"
-    return None
+    summary, mark = (read_json(run_dir / name) for name in ("summary.json", "trial.json"))
+    loss = summary.get("best_val_loss")
+    if summary.get("status") != "completed" or loss is None or "outcome" not in mark:
+        return None
+    return float(loss), mark["outcome"] == "pruned"
 
 
 def _mark(run_dir: Path, **mark: Any) -> None:
     """Write into a run's directory which trial it belongs to, and the trial's outcome."""
     with atomic_write(run_dir / "trial.json") as draft:
         draft.write_text(json.dumps(mark, indent=2) + "\n")
-
-
-def _marked(run_dir: Path) -> dict[str, Any]:
-    """Return what `_mark` wrote; empty if it wrote nothing, or a power cut emptied the file."""
-    mark: dict[str, Any] = {}
-    with contextlib.suppress(OSError, ValueError):
-        mark = json.loads((run_dir / "trial.json").read_text())
-    return mark
 
 
 def _free_run_dir(runs: Path, slot: int, number: int) -> Path:
