@@ -48,10 +48,7 @@ def run(config: DictConfig) -> None:
         if not output.parent.is_dir():
             raise UserError(f"output={output}: there is no directory {output.parent}")
         chosen.check_place(output)
-    except OSError as error:
-        raise UserError(f"output={output}: cannot be written ({error.strerror})") from None
-    model = checkpoint.build_model()
-    try:
+        model = checkpoint.build_model()
         with extra(chosen.extra, f"format={config.format}"), atomic_write(output) as draft:
             difference = largest_difference(model, chosen.write(checkpoint, model, draft))
             if not difference <= MOST_DIFFERENCE:
