@@ -95,8 +95,7 @@ def draw_maps(maps: np.ndarray, labels: list[str]) -> Image.Image:
     for place, title in enumerate(titles):
         middle = max(0, place - 1) * (LINE + side) + (LINE if place else 0) + LINE // 2
         draw.text((CELL, middle), title, FUTURE - 1, ImageFont.load_default(13), anchor="lm")
-    image = Image.frombytes("P", image.size, image.tobytes())  # the same bytes, as palette indices
-    image.putpalette(_palette())
+    image.putpalette(_palette())  # its greys become indices
     return image
 
 

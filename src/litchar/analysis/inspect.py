@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 from omegaconf import DictConfig
-from rich.text import Text as Line
 
 from litchar.analysis.characters import (
     count_line_ends,
@@ -334,4 +333,4 @@ def _print(terminal: Terminal, section: Section) -> None:
     if len(section.rows) > section.most:
         terminal.print(f"and {len(section.rows) - section.most:,} more on the page", style="dim")
     if section.note:
-        terminal.print(Line(section.note, "dim"))
+        terminal.print(section.note, style="dim")

@@ -59,9 +59,8 @@ def surprise_section(found: Surprise, vocabulary: Vocabulary) -> str:
 def _begin(found: Surprise, vocabulary: Vocabulary) -> int:
     """Return where the passage begins: at a line start, after some context if there is room."""
     room = max(1, len(found.ids) - PASSAGE)
-    newline = vocabulary.encode("\n", "skip")[:1]
-    lines = 1 + np.flatnonzero(found.ids[:room] == newline) if len(newline) else np.zeros(0, int)
-    lines = lines[lines < room]
+    newlines = np.isin(found.ids[: room - 1], vocabulary.encode("\n", "skip"))
+    lines = 1 + np.flatnonzero(newlines)
     late = lines[lines >= min(256, room // 2)]
     return int(late[0]) if len(late) else 1
 
