@@ -150,12 +150,13 @@ def text_block(text: str) -> str:
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return a table of texts; `#` and a space before a heading right-align its column."""
+    return table_of(columns, (cells(columns, row) for row in rows))
+
+
+def cells(columns: Sequence[str], row: Sequence[str]) -> list[str]:
+    """Return a row of texts as the cells of a table with these headings."""
     kinds = _kinds(columns)
-    cells = (
-        [f"<td{kind}>{escape(cell)}</td>" for kind, cell in zip(kinds, row, strict=True)]
-        for row in rows
-    )
-    return table_of(columns, cells)
+    return [f"<td{kind}>{escape(cell)}</td>" for kind, cell in zip(kinds, row, strict=True)]
 
 
 def table_of(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -13,6 +13,7 @@ from litchar.analysis.comparison_plot import COLORS, label_of_losses, panels_of
 from litchar.analysis.comparison_tables import cells_of, differs, in_words
 from litchar.analysis.differences import seed_of, shown
 from litchar.analysis.page import (
+    cells,
     drawing,
     duration,
     escape,
@@ -130,25 +131,19 @@ def _tiles(found: Table) -> str:
 
 def _runs(directory: Path, comparison: Comparison) -> str:
     """Return a table of all runs, with links to their reports that survive moving the sweep."""
+    columns = ("# seed", "status", "# best loss", "# steps", "# time")
     rows = []
     for run in sorted(comparison.runs, key=_loss):
         summary = run.summary
-        cells = [
+        texts = (
             seed_of(run),
             run.status,
             f"{summary['best_val_loss']:.4f}" if summary.get("best_val_loss") else "",
             f"{summary['steps']:,}" if summary.get("steps") else "",
             duration(summary["train_seconds"]) if summary.get("train_seconds") else "",
-        ]
-        kinds = ("n", "", "n", "n", "n")
-        rows.append(
-            [
-                f"<td>{_link(directory, run)}</td>",
-                *(f'<td class="{k}">{escape(c)}</td>' for k, c in zip(kinds, cells, strict=True)),
-            ]
         )
-    columns = ("run", "# seed", "status", "# best loss", "# steps", "# time")
-    return section("Runs", f'<div class="runs">{table_of(columns, rows)}</div>')
+        rows.append([f"<td>{_link(directory, run)}</td>", *cells(columns, texts)])
+    return section("Runs", f'<div class="runs">{table_of(("run", *columns), rows)}</div>')
 
 
 def _loss(run: Run) -> float:
