@@ -1,5 +1,6 @@
 """Losses over seeds: means, intervals, tests and power laws; and what runs cost."""
 
+import contextlib
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,7 +13,6 @@ from litchar.analysis.differences import short, shown
 from litchar.analysis.runs import Run
 from litchar.errors import UserError
 
-COSTS = ("steps", "characters", "seconds", "flops")
 LEVEL = 0.05  # a difference with a smaller p counts as larger than seed noise
 
 # Figures that grow during a run, and the kind of cost that each measures.
@@ -22,6 +22,7 @@ GROWING = {
     "train_seconds": "seconds",
     "flops": "flops",
 }
+COSTS = tuple(GROWING.values())
 
 
 @dataclass(frozen=True)
@@ -39,15 +40,10 @@ class At:
             UserError: the kind is unknown, or the value is not a finite number above 0.
         """
         kind, _, value = text.partition("=")
-        try:
-            at = cls(kind, float(value))
-        except ValueError:
-            at = cls(kind, math.nan)
-        if kind not in COSTS or not (math.isfinite(at.value) and at.value > 0):
-            raise UserError(
-                f"--at {text}: write one of {', '.join(COSTS)} and a number: steps=1000"
-            )
-        return at
+        with contextlib.suppress(ValueError):
+            if kind in COSTS and 0 < float(value) < math.inf:
+                return cls(kind, float(value))
+        raise UserError(f"--at {text}: write one of {', '.join(COSTS)} and a number: steps=1000")
 
     def __str__(self) -> str:
         return f"{self.kind}={self.value:g}"

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import fields
 from http import HTTPStatus
 from typing import cast
 
@@ -61,7 +62,7 @@ class CompletionRequest(BaseModel):
         Raises:
             UserError: a setting is out of range.
         """
-        names = {"temperature", "top_p", "top_k", "min_p", "repetition_penalty"}
+        names = {field.name for field in fields(Sampling)}
         return Sampling(**self.model_dump(include=names, exclude_none=True))
 
     def stops(self) -> list[str]:
