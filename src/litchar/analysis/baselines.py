@@ -49,10 +49,6 @@ def run(config: DictConfig) -> list[Yardstick]:
     return found
 
 
-def _gzip(data: bytes) -> bytes:
-    return gzip.compress(data, 9, mtime=0)
-
-
 def _xz(data: bytes) -> bytes:
     dictionary = min(max(len(data), 4096), 1 << 26)  # 64 MiB as for -9, less for smaller data
     preset = 9 | lzma.PRESET_EXTREME
@@ -61,7 +57,7 @@ def _xz(data: bytes) -> bytes:
 
 
 COMPRESSORS = {
-    "gzip -9": _gzip,
+    "gzip -9": lambda data: gzip.compress(data, 9, mtime=0),
     "bzip2 -9": lambda data: bz2.compress(data, 9),
     "xz -9e": _xz,
     "zstd --ultra -22": lambda data: zstd.compress(data, level=22),

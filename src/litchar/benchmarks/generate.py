@@ -1,8 +1,8 @@
 """Sample text: milliseconds per step, compared with nanoGPT's own loop if --peer names it."""
 
 import argparse
-import importlib.util
 import math
+import runpy
 import statistics
 import time
 from collections.abc import Callable
@@ -125,13 +125,11 @@ def _ours(device: "torch.device", sizes: dict[str, Any], kind: str) -> Sample:
 def _peer(directory: Path, device: "torch.device", sizes: dict[str, Any], mixed: bool) -> Sample:
     import torch
 
-    spec = importlib.util.spec_from_file_location("peer_model", directory / "model.py")
-    if spec is None or spec.loader is None or not (directory / "model.py").is_file():
+    if not (directory / "model.py").is_file():
         raise UserError(f"--peer={directory}: there is no model.py of nanoGPT")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.GPTConfig(vocab_size=VOCAB_SIZE, bias=False, dropout=0.0, **sizes)
-    model = module.GPT(config).to(device).eval()
+    theirs = runpy.run_path(str(directory / "model.py"))
+    config = theirs["GPTConfig"](vocab_size=VOCAB_SIZE, bias=False, dropout=0.0, **sizes)
+    model = theirs["GPT"](config).to(device).eval()
 
     def sample(batch: int, n: int) -> float:
         idx = torch.zeros((batch, config.block_size), dtype=torch.int64, device=device)
