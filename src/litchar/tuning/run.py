@@ -41,6 +41,7 @@ from litchar.training.callbacks import is_validation, metrics_of
 from litchar.training.devices import settle_devices
 from litchar.training.trainer import quiet_libraries
 from litchar.tuning.report import print_report, shown, write_report
+from litchar.tuning.slots import root
 from litchar.tuning.space import Value, suggest
 from litchar.tuning.storage import open_storage
 from litchar.tuning.study import Search, check_same_search, open_study, study_directory
@@ -123,7 +124,7 @@ def run_trial(
     except ImportError as error:  # the sampler needs a package that is missing
         worker.finish(trial, "interrupted")
         raise UserError(f"tune.sampler: {said(error)}") from None
-    slot = trial.user_attrs.get("root", trial.number)
+    slot = root(trial)
     settings = ", ".join(f"{key}={shown(value)}" for key, value in values.items())
     terminal.say(f"trial {slot}: {settings}")
     about = {"study": trial.study.study_name, "trial": slot, "values": values}

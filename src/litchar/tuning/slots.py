@@ -9,12 +9,12 @@ least one sees the other, and both come to the same answer.
 
 from collections.abc import Sequence
 
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import BaseTrial, FrozenTrial, TrialState
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
-def root(trial: FrozenTrial) -> int:
+def root(trial: BaseTrial) -> int:
     """Return the number of the slot that `trial` is for: the number of the slot's first trial."""
     return int(trial.user_attrs.get("root", trial.number))
 

@@ -45,16 +45,12 @@ def read_space(space: Mapping[str, Any]) -> dict[str, BaseDistribution]:
 
 def suggest(trial: Trial, space: Mapping[str, BaseDistribution]) -> dict[str, Value]:
     """Return the values that the sampler suggests for `trial`, or those that it already has."""
-    values: dict[str, Value] = {}
-    for key, distribution in space.items():
-        if isinstance(distribution, CategoricalDistribution):
-            values[key] = trial.suggest_categorical(key, distribution.choices)
-        elif isinstance(distribution, FloatDistribution | IntDistribution):
-            is_int = isinstance(distribution, IntDistribution)
-            number: Callable[..., float] = trial.suggest_int if is_int else trial.suggest_float
-            low, high = distribution.low, distribution.high
-            values[key] = number(key, low, high, step=distribution.step, log=distribution.log)
-    return values
+    suggested: dict[type[BaseDistribution], Callable[..., Value]] = {
+        FloatDistribution: trial.suggest_float,
+        IntDistribution: trial.suggest_int,
+        CategoricalDistribution: trial.suggest_categorical,
+    }
+    return {key: suggested[type(kind)](key, **vars(kind)) for key, kind in space.items()}
 
 
 def override(key: str, value: Value) -> str:
