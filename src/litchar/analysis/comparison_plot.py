@@ -208,11 +208,9 @@ def _curves(axes: "Axes", table: Table) -> None:
             )
     ends = [run.history[-1]["val/loss"] for row in rows for run in row.runs if run.history]
     starts = [run.history[0]["val/loss"] for row in rows for run in row.runs if run.history]
-    if ends and max(starts) > max(ends):  # zoom in on the end, where runs are compared
-        low = min(ends)
-        axes.set_ylim(
-            low - 0.05 * (max(starts) - low), min(max(starts), low + 4 * _spread(ends, starts))
-        )
+    if ends and max(starts) > max(ends):  # leave out what rises above all beginnings
+        low, high = min(ends), max(starts)
+        axes.set_ylim(low - 0.05 * (high - low), high)
     handles, labels = axes.get_legend_handles_labels()
     names = ", ".join(short(key) for key in table.keys)
     legend = axes.legend(
@@ -222,11 +220,6 @@ def _curves(axes: "Axes", table: Table) -> None:
     axes.set_xlabel("step")
     whole_steps(axes)
     axes.set_title("validation loss, best row first")
-
-
-def _spread(ends: list[float], starts: list[float]) -> float:
-    """Return the range of the curves' ends, but at least a quarter of the whole descent."""
-    return max(max(ends) - min(ends), 0.25 * (max(starts) - min(ends)))
 
 
 def _law(axes: "Axes", law: PowerLaw) -> None:
