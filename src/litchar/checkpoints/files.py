@@ -55,19 +55,19 @@ def save(checkpoint: dict[str, Any], path: Path) -> None:
     flush_directory(path.parent)
 
 
-def load(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
+def load(path: Path) -> dict[str, Any]:
     """Return the content of a litchar checkpoint: tensors and plain data; no code in it is run.
 
     Raises:
         UserError: the file is missing, damaged, not of plain data, or not a litchar checkpoint.
     """
-    data = read(path, map_location)
+    data = read(path)
     if not isinstance(data, dict) or "litchar" not in data or "state_dict" not in data:
         raise UserError(f"{path}: not a checkpoint that litchar wrote")
     return data
 
 
-def read(path: Path, map_location: Any = "cpu") -> Any:
+def read(path: Path) -> Any:
     """Return the content of any `torch.save` file of tensors and plain data; no code in it is run.
 
     Raises:
@@ -80,7 +80,7 @@ def read(path: Path, map_location: Any = "cpu") -> Any:
         with open(path, "rb") as file:
             _check(file)
             file.seek(0)
-            return torch.load(file, map_location=map_location, weights_only=True)
+            return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a bad file
         if isinstance(error, PermissionError) or is_out_of_memory(error):
             raise  # the file may be whole

@@ -54,7 +54,7 @@ class AtomicCheckpointIO(CheckpointIO):
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
         """Return the checkpoint at `path`, without executing any code in it."""
-        return load(Path(path), map_location or "cpu")
+        return load(Path(path))
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Delete the checkpoint at `path`, unless its replacement could not be saved."""
