@@ -101,10 +101,8 @@ def draw_maps(maps: np.ndarray, labels: list[str]) -> Image.Image:
 
 def _palette() -> bytes:
     """Return the palette: white to dark blue, then light grey for `FUTURE`."""
-    white, blue = np.array([255, 255, 255]), np.array([8, 40, 104])
-    share = np.arange(FUTURE)[:, None] / (FUTURE - 1)
-    colours = np.rint(white + share * (blue - white)).astype(np.uint8)
-    return bytes(colours.ravel().tolist()) + bytes([236, 236, 236])
+    colours = np.linspace((255, 255, 255), (8, 40, 104), FUTURE)
+    return np.rint(colours).astype(np.uint8).tobytes() + bytes([236, 236, 236])
 
 
 @lru_cache(4096)

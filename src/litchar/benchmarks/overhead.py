@@ -89,11 +89,9 @@ def _under_the_trainer(options: argparse.Namespace) -> float:
         )
         characters: float = summary["characters_seen"] / summary["steps"]
         with open(next(Path(directory).glob("run*/metrics.csv"))) as file:
-            speeds = [float(speed) for row in csv.DictReader(file) if (speed := row[_SPEED])]
+            logged = (row["speed/chars_per_second"] for row in csv.DictReader(file))
+            speeds = [float(speed) for speed in logged if speed]
     return 1e3 * characters / statistics.median(speeds)
-
-
-_SPEED = "speed/chars_per_second"
 
 
 def _bare(options: argparse.Namespace, form: str) -> float:
