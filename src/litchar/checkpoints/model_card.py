@@ -130,10 +130,10 @@ def _prompt(checkpoint: Checkpoint) -> str:
 def _reading(checkpoint: Checkpoint, model: nn.Module) -> str:
     """Return what a user needs to know about the texts that the model reads."""
     vocabulary, context = checkpoint.vocabulary, block_size_of(model)
-    lines = ["Its tokens are the bytes of UTF-8."] if vocabulary.unit == "byte" else []
-    if vocabulary.unit == "character" and not vocabulary.replaces:
-        lines = ["A character outside its vocabulary is an error; none is ever left out."]
-    if vocabulary.replaces:
+    lines = ["A character outside its vocabulary is an error; none is ever left out."]
+    if vocabulary.unit == "byte":
+        lines = ["Its tokens are the bytes of UTF-8."]
+    elif vocabulary.replaces:
         lines = ["A character outside its vocabulary is read as U+FFFD."]
     if checkpoint.cleaning.normalize or checkpoint.cleaning.lowercase:
         lines.append("The tokenizer normalises text as the training text was normalised.")
