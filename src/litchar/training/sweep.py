@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from litchar.atomic import atomic_write
 from litchar.errors import JobsFailedError, UserError, check_flag
 from litchar.run_dir import is_busy
-from litchar.settings import FREE, absolute_paths, changes, flatten, within
+from litchar.settings import FREE, absolute_paths, changes, flatten, read_json, within
 from litchar.terminal import Terminal
 from litchar.training.resume import output_subdir
 
@@ -233,14 +233,10 @@ def swept_settings(
 
 def recorded(job: Path) -> Outcome | None:
     """Return the outcome of the job in this directory, or None if it has not ended."""
-    try:
-        summary = json.loads((job / "summary.json").read_text())
-        status, error = summary["status"], summary["error"]
-    except (OSError, ValueError, KeyError, TypeError):  # TypeError: it is no object
+    summary = read_json(job / "summary.json")
+    if (status := summary.get("status")) not in ("completed", "diverged", "failed"):
         return None
-    if status not in ("completed", "diverged", "failed"):
-        return None
-    return Outcome(job.name, status, summary.get("best_val_loss"), error)
+    return Outcome(job.name, status, summary.get("best_val_loss"), summary.get("error"))
 
 
 def wait_for(jobs: list[Path]) -> None:
