@@ -82,11 +82,11 @@ def _coloured(found: Surprise, vocabulary: Vocabulary, start: int, stop: int) ->
     return "".join(spans)
 
 
-def _visible(piece: str) -> str:
-    """Return a character as HTML, with a visible sign for a line end or a tab."""
+def _visible(text: str) -> str:
+    """Return a text as HTML, with a visible sign for each line end or tab."""
     signs = {"\n": "↵\n", "\t": "⇥\t"}
     return "".join(
-        f'<i class="sign">{signs[c]}</i>' if c in signs else escape(printable(c)) for c in piece
+        f'<i class="sign">{signs[c]}</i>' if c in signs else escape(printable(c)) for c in text
     )
 
 
@@ -94,20 +94,15 @@ def passages_section(found: Surprise, vocabulary: Vocabulary) -> str:
     """Return the passages that cost most."""
     rows = []
     for place in most_surprising(found.nats, SURPRISING, MOST_SURPRISING):
-        start, stop = place + 1, min(place + 1 + SURPRISING, len(found.ids))
+        start, stop = place + 1, place + 1 + SURPRISING
         bits = found.nats[place : place + SURPRISING].mean() / math.log(2)
-        before = vocabulary.decode(found.ids[max(0, start - AROUND) : start])
-        after = vocabulary.decode(found.ids[stop : stop + AROUND])
         passage = _coloured(found, vocabulary, start, stop)
-        quiet = (
-            '<span class="quiet">' + "".join(map(_visible, t)) + "</span>" for t in (before, after)
+        before, after = (
+            f'<span class="quiet">{_visible(vocabulary.decode(ids))}</span>'
+            for ids in (found.ids[max(0, start - AROUND) : start], found.ids[stop : stop + AROUND])
         )
-        rows.append(
-            (
-                f'<td class="n">{bits:.2f}</td>',
-                f'<td class="text" dir="auto">{next(quiet)}{passage}{next(quiet)}</td>',
-            )
-        )
+        text = f'<td class="text" dir="auto">{before}{passage}{after}</td>'
+        rows.append((f'<td class="n">{bits:.2f}</td>', text))
     note = (
         f"The sequences of {SURPRISING} {vocabulary.unit}s that cost most, in bits per "
         f"{vocabulary.unit}."
