@@ -22,13 +22,14 @@ def report_on(
     Raises:
         UserError: there is no run, or `directory` cannot be written.
     """
-    from litchar.analysis.comparison_plot import write_plot
-    from litchar.analysis.sweep_report import write_sweep_report
-
     comparison = compare(paths, at)
     print_comparison(comparison, console)
     if directory is None:
         return comparison
+
+    from litchar.analysis.comparison_plot import write_plot  # imports matplotlib
+    from litchar.analysis.sweep_report import write_sweep_report
+
     try:
         directory.mkdir(parents=True, exist_ok=True)
         write_tables(comparison, directory)

@@ -5,9 +5,13 @@ import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, NullFormatter, ScalarFormatter
 
 from litchar.analysis.comparison import Comparison, Table
 from litchar.analysis.curves import whole_steps
@@ -17,20 +21,13 @@ from litchar.analysis.statistics import PowerLaw, Row, cost
 from litchar.atomic import atomic_write
 from litchar.errors import is_number
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-    Panel = Callable[[Axes], None]
-
+Panel = Callable[[Axes], None]
 MOST_LINES = 8  # of one panel that get colours of their own
 COLORS = ("#3b6fb6", "#d1603d", "#3f9b6c", "#9467bd", "#c49a2c", "#4aa3c2", "#b5547f", "#7a7a7a")
 
 
 def write_plot(comparison: Comparison, path: Path) -> None:
     """Draw a row of panels for each table, of which there is at least one."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
     tables = comparison.tables
     settings = PLOT | {"grid.color": "0.92", "legend.fontsize": 8}
     with matplotlib.rc_context(settings), warnings.catch_warnings():
@@ -57,7 +54,7 @@ def label_of_losses(table: Table, comparison: Comparison) -> str:
     return f"validation loss, {measure}nats per {table.unit}"
 
 
-def panels_of(table: Table) -> "list[Panel]":
+def panels_of(table: Table) -> list[Panel]:
     """Return the functions that draw a table's panels.
 
     Each key has a panel, but two keys share one if the second has at most `MOST_LINES` values. The
@@ -98,7 +95,7 @@ def _is_finite(value: Any) -> bool:
     return is_number(value) and math.isfinite(value)
 
 
-def _losses(axes: "Axes", table: Table, key: str, lines: list[str]) -> None:
+def _losses(axes: Axes, table: Table, key: str, lines: list[str]) -> None:
     """Draw the losses against one key: a point per run, and a line through the means.
 
     Args:
@@ -132,7 +129,7 @@ def _losses(axes: "Axes", table: Table, key: str, lines: list[str]) -> None:
 
 
 def _line(
-    axes: "Axes", placed: list[tuple[float, Row]], style: str, color: str, label: str | None
+    axes: Axes, placed: list[tuple[float, Row]], style: str, color: str, label: str | None
 ) -> None:
     """Draw a point per run, and a line through the means of the best row at each place.
 
@@ -162,7 +159,7 @@ def _line(
     )
 
 
-def _mark(axes: "Axes", values: list[Any], places: list[float], numeric: bool) -> None:
+def _mark(axes: Axes, values: list[Any], places: list[float], numeric: bool) -> None:
     """Mark the values of a key at their places on the axis."""
     if numeric and len(places) > 1 and min(places) > 0 and max(places) / min(places) >= 8:
         axes.set_xscale("log")
@@ -186,7 +183,7 @@ def _label(text: str, most: int) -> str:
     return _cut(text, most).replace("$", r"\$")
 
 
-def _curves(axes: "Axes", table: Table) -> None:
+def _curves(axes: Axes, table: Table) -> None:
     """Draw each run's validation curve, in the colour of its row; the best on top."""
     rows = table.rows
     for i, row in reversed(list(enumerate(rows))):
@@ -222,14 +219,12 @@ def _curves(axes: "Axes", table: Table) -> None:
     axes.set_title("validation loss, best row first")
 
 
-def _law(axes: "Axes", law: PowerLaw) -> None:
+def _law(axes: Axes, law: PowerLaw) -> None:
     """Draw the best loss of each size against its FLOPs, and the fitted power law."""
     flops = np.geomspace(law.flops.min() / 1.3, law.flops.max() * 1.3, 50)
     axes.loglog(flops, law.factor * flops**-law.exponent, color=COLORS[0], linewidth=1.4)
     axes.loglog(law.flops, law.losses, "o", color=COLORS[0], markersize=5)
     axes.set_xlabel("training FLOPs")
-    from matplotlib.ticker import MaxNLocator, NullFormatter, ScalarFormatter
-
     sizes = law.flops if len(law.flops) <= 5 else law.flops[:: len(law.flops) - 1]
     axes.set_xticks(sizes, [f"{flops:.1e}" for flops in sizes])
     axes.xaxis.set_minor_formatter(NullFormatter())

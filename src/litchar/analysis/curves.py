@@ -2,16 +2,14 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from litchar.analysis.page import INK, SERIES
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.axes._secondary_axes import SecondaryAxis
-    from matplotlib.figure import Figure
 
 MOST_POINTS = 2000  # of a curve; longer ones are averaged down to this many
 
@@ -35,7 +33,7 @@ def loss_figure(
     characters_per_step: float | None,
     yardsticks: Sequence[tuple[str, float]],
     unit: str,
-) -> Callable[["Figure"], None]:
+) -> Callable[[Figure], None]:
     """Return a function that draws the losses against steps and characters, in nats and in bits.
 
     Args:
@@ -51,7 +49,7 @@ def loss_figure(
     elif unit == "byte":  # a mixture, whose bytes per character vary, or never validated
         yardsticks = ()  # they are per character
 
-    def draw(figure: "Figure") -> None:
+    def draw(figure: Figure) -> None:
         figure.set_layout_engine("none")  # any other would draw twice
         axes = figure.add_axes((0.09, 0.12, 0.82, 0.74))
         train, sampled = points(rows, "train/loss"), points(rows, "train/eval_loss")
@@ -75,14 +73,15 @@ def loss_figure(
         axes.set_ylabel(f"loss, nats per {unit}", labelpad=8)
         beside = axes.secondary_yaxis("right", functions=_scale(bits))
         beside.set_ylabel(f"bits per {measure}", labelpad=10)
-        _plain(beside)
+        beside.spines[:].set_visible(False)
+        beside.tick_params(length=0)
         if characters_per_step:
             _characters_on_top(axes, characters_per_step, unit)
 
     return draw
 
 
-def _limit(axes: "Axes", measured: Sequence[np.ndarray], otherwise: np.ndarray) -> None:
+def _limit(axes: Axes, measured: Sequence[np.ndarray], otherwise: np.ndarray) -> None:
     """Fit the axis to the measured losses, not to the descent of the first steps."""
     values = np.concatenate(measured)
     values = values if len(values) else otherwise
@@ -92,7 +91,7 @@ def _limit(axes: "Axes", measured: Sequence[np.ndarray], otherwise: np.ndarray) 
         axes.set_ylim(values.min() - room, values.max() + 2 * room)
 
 
-def _yardstick(axes: "Axes", name: str, height: float, curve: np.ndarray) -> None:
+def _yardstick(axes: Axes, name: str, height: float, curve: np.ndarray) -> None:
     """Draw a line at a loss if the axis spans it, labelled at the end further from `curve`."""
     lowest, highest = axes.get_ylim()
     if not lowest < height < highest:
@@ -111,21 +110,18 @@ def _yardstick(axes: "Axes", name: str, height: float, curve: np.ndarray) -> Non
     )
 
 
-def whole_steps(axes: "Axes") -> None:
+def whole_steps(axes: Axes) -> None:
     """Put ticks at whole steps only, at least one."""
-    from matplotlib.ticker import MaxNLocator
-
     locator = MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], integer=True, min_n_ticks=1)
     axes.xaxis.set_major_locator(locator)
 
 
-def _characters_on_top(axes: "Axes", characters_per_step: float, unit: str) -> None:
-    from matplotlib.ticker import EngFormatter
-
+def _characters_on_top(axes: Axes, characters_per_step: float, unit: str) -> None:
     top = axes.secondary_xaxis("top", functions=_scale(characters_per_step))
     top.set_xlabel(f"{unit}s seen")
     top.xaxis.set_major_formatter(EngFormatter(sep=""))
-    _plain(top)
+    top.spines[:].set_visible(False)
+    top.tick_params(length=0)
 
 
 def _scale(factor: float) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
@@ -133,21 +129,13 @@ def _scale(factor: float) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
     return lambda x: x * factor, lambda x: x / factor
 
 
-def _plain(axis: "SecondaryAxis") -> None:
-    for spine in axis.spines.values():
-        spine.set_visible(False)
-    axis.tick_params(length=0)
-
-
-def small_figure(rows: Sequence[Row], name: str, label: str) -> Callable[["Figure"], None] | None:
+def small_figure(rows: Sequence[Row], name: str, label: str) -> Callable[[Figure], None] | None:
     """Return a function that draws one figure of a run against its steps; None without points."""
     steps, values = points(rows, name)
     if not len(steps):
         return None
 
-    def draw(figure: "Figure") -> None:
-        from matplotlib.ticker import EngFormatter
-
+    def draw(figure: Figure) -> None:
         figure.set_layout_engine("none")  # any other would draw twice
         axes = figure.add_axes((0.14, 0.18, 0.83, 0.7))
         marker = "." if len(steps) == 1 else None

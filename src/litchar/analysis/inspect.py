@@ -19,7 +19,6 @@ from litchar.analysis.characters import (
     oddity,
 )
 from litchar.analysis.copying import standing
-from litchar.analysis.inspect_page import write_page
 from litchar.analysis.passages import (
     Passage,
     Repeats,
@@ -111,6 +110,8 @@ def run(config: DictConfig) -> list[Section]:
     for section in sections:
         _print(terminal, section)
     if config.page is not None:
+        from litchar.analysis.inspect_page import write_page  # imports matplotlib
+
         with terminal.status("Drawing"):
             write_page(Path(os.path.expanduser(config.page)), str(text.corpus), sections, found)
         terminal.say(f"\n{config.page}")

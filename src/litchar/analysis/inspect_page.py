@@ -1,28 +1,25 @@
 """The page that `scripts/inspect.py` writes: its tables, and plots of the results."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, NullFormatter
 
 from litchar.analysis import page
+from litchar.analysis.inspect import Inspected, Section
 from litchar.errors import UserError
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-    from litchar.analysis.inspect import Inspected, Section
-
-
-def write_page(path: Path, title: str, sections: list["Section"], found: "Inspected") -> None:
+def write_page(path: Path, title: str, sections: list[Section], found: Inspected) -> None:
     """Write the sections and the plots as a self-contained page.
 
     Raises:
         UserError: the page cannot be written.
     """
 
-    def plots(figure: "Figure") -> None:
+    def plots(figure: Figure) -> None:
         axes = figure.subplots(2, 2).flat
         for draw, place in zip((_counts, _lines, _overlap, _repeats), axes, strict=True):
             draw(place, found)
@@ -40,9 +37,7 @@ def write_page(path: Path, title: str, sections: list["Section"], found: "Inspec
         raise UserError(f"page={path}: cannot be written ({reason}); name another file") from None
 
 
-def _counts(axes: "Axes", found: "Inspected") -> None:
-    from matplotlib.ticker import EngFormatter, NullFormatter
-
+def _counts(axes: Axes, found: Inspected) -> None:
     counts = np.sort(found.counts)[::-1]
     counts = counts[counts > 0]
     marker = "." if len(counts) <= 300 else ""
@@ -53,9 +48,7 @@ def _counts(axes: "Axes", found: "Inspected") -> None:
     axes.set(title="Characters by rank", xlabel="rank", ylabel="count")
 
 
-def _lines(axes: "Axes", found: "Inspected") -> None:
-    from matplotlib.ticker import EngFormatter
-
+def _lines(axes: Axes, found: Inspected) -> None:
     lengths = found.lines
     longest = max(1, int(np.quantile(lengths, 0.995, method="inverted_cdf")))
     step = -(-(longest + 1) // 80)
@@ -64,7 +57,7 @@ def _lines(axes: "Axes", found: "Inspected") -> None:
     axes.set(title="Lengths of lines (the longest 0.5% together)", xlabel="length", ylabel="lines")
 
 
-def _overlap(axes: "Axes", found: "Inspected") -> None:
+def _overlap(axes: Axes, found: Inspected) -> None:
     for name, shares in found.overlap.items():
         axes.plot(list(shares), [100 * share for share in shares.values()], marker="o", label=name)
     axes.set(
@@ -76,9 +69,7 @@ def _overlap(axes: "Axes", found: "Inspected") -> None:
     axes.legend(frameon=False)
 
 
-def _repeats(axes: "Axes", found: "Inspected") -> None:
-    from matplotlib.ticker import EngFormatter
-
+def _repeats(axes: Axes, found: Inspected) -> None:
     length = len(found.store.tokens)
     edges = np.linspace(0, length, 101)
     places = found.windows.places

@@ -14,6 +14,7 @@ import numpy as np
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
+from PIL import Image
 from torch import Tensor
 
 from litchar.analysis.characters import label_of
@@ -411,8 +412,6 @@ def _attention(probed: Probed) -> str:
 
 def _map(title: str, weights: Tensor, labels: Sequence[str]) -> str:
     """Return a head's weights, (T, T), as an SVG picture with labelled rows and columns."""
-    from PIL import Image
-
     side, cell, edge = len(labels), 8, 12
     pixels = np.zeros((side, side, 4), np.uint8)
     pixels[..., :3] = (37, 118, 214)

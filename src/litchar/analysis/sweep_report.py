@@ -5,11 +5,12 @@ import os
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import quote
 
+from matplotlib.figure import Figure
+
 from litchar.analysis.comparison import Comparison, Table
-from litchar.analysis.comparison_plot import COLORS, label_of_losses, panels_of
+from litchar.analysis.comparison_plot import COLORS, Panel, label_of_losses, panels_of
 from litchar.analysis.comparison_tables import cells_of, differs, in_words
 from litchar.analysis.differences import seed_of, shown
 from litchar.analysis.page import (
@@ -30,11 +31,6 @@ from litchar.analysis.statistics import Row
 from litchar.overrides import without_passwords
 from litchar.settings import read_yaml
 from litchar.text.vocabulary import printable
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-    from litchar.analysis.comparison_plot import Panel
 
 
 def write_sweep_report(comparison: Comparison, directory: Path) -> Path:
@@ -77,8 +73,8 @@ def _top(found: Table, comparison: Comparison, titled: bool) -> str:
     )
 
 
-def _drawing(panel: "Panel", label: str = "") -> str:
-    def draw(figure: "Figure") -> None:
+def _drawing(panel: Panel, label: str = "") -> str:
+    def draw(figure: Figure) -> None:
         axes = figure.subplots()
         axes.set_ylabel(label)
         panel(axes)
