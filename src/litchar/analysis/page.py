@@ -5,12 +5,13 @@ import io
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import matplotlib
+from cycler import cycler
+from matplotlib.figure import Figure
 
 from litchar.atomic import atomic_write
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 STYLE = """
 :root { color-scheme: light dark; --paper: #fff; --ink: #1f2430; --soft: #5c6575; --line: #dfe3ea;
@@ -176,17 +177,13 @@ def _kinds(columns: Sequence[str]) -> list[str]:
     return [' class="n"' if heading.startswith("# ") else "" for heading in columns]
 
 
-def drawing(draw: Callable[["Figure"], Any], width: float, height: float) -> str:
+def drawing(draw: Callable[[Figure], Any], width: float, height: float) -> str:
     """Return what `draw` draws on a matplotlib figure as SVG, in the page's own colours and font.
 
     Args:
         draw: called with the empty figure.
         width: in inches, as in matplotlib; an inch is 72 units of the SVG.
     """
-    import matplotlib
-    from cycler import cycler
-    from matplotlib.figure import Figure
-
     settings = PLOT | {
         "svg.fonttype": "none",  # text stays text, in the page's own font
         "svg.hashsalt": "litchar",

@@ -7,11 +7,13 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import matplotlib.image
 import numpy as np
 import optuna
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override
+from matplotlib import pyplot as plt
 from omegaconf import OmegaConf
 from optuna.trial import FrozenTrial, TrialState
 
@@ -165,8 +167,6 @@ def _picture(study: optuna.Study) -> bytes:
 
     The parallel coordinates are left out: in matplotlib their many axes overlap.
     """
-    import matplotlib.image
-
     names = [name for name in _drawable(study) if name != "plot_parallel_coordinate"]
     with matplotlib.rc_context(), warnings.catch_warnings():  # Optuna changes the style globally
         warnings.simplefilter("ignore")  # about experimental functions and layouts
@@ -183,9 +183,6 @@ def _picture(study: optuna.Study) -> bytes:
 
 def _drawn(name: str, study: optuna.Study) -> np.ndarray:
     """Return one of Optuna's plots: (height, width, 4)."""
-    import matplotlib.image
-    import matplotlib.pyplot as plt
-
     axes = np.ravel(getattr(optuna.visualization.matplotlib, name)(study, **_named(name)))
     if name == "plot_intermediate_values":
         axes[0].set(xlabel="validation", ylabel="validation loss")
