@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from litchar.atomic import atomic_write, write_csv
-from litchar.data.windows import IGNORED, document_starts
+from litchar.data.windows import IGNORED, document_starts, gather
 from litchar.errors import UserError
 from litchar.models import block_size_of
 from litchar.terminal import Terminal
@@ -47,12 +47,11 @@ def document_losses(
     losses = np.zeros(len(edges) - 1)
     for first in Terminal().track(range(0, len(order), batch_size), "Documents"):
         batch = order[first : first + batch_size]
-        steps = torch.arange(int(lengths[batch].max()) + 1)
-        positions = torch.from_numpy(starts[batch])[:, None] + steps  # (B, T + 1)
-        beyond = steps[1:] > torch.from_numpy(lengths[batch])[:, None]
-        windows = tokens[positions.clamp(max=len(tokens) - 1)].long()
-        targets = windows[:, 1:].masked_fill(beyond, IGNORED).to(device)
-        logits = model(windows[:, :-1].to(device)).float()
+        longest = int(lengths[batch].max())
+        idx, targets = gather(tokens, torch.from_numpy(starts[batch]), longest)  # (B, T)
+        beyond = torch.arange(longest) >= torch.from_numpy(lengths[batch])[:, None]
+        targets = targets.masked_fill(beyond, IGNORED).to(device)
+        logits = model(idx.to(device)).float()
         loss = F.cross_entropy(
             logits.transpose(1, 2), targets, ignore_index=IGNORED, reduction="none"
         )
