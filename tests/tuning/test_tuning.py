@@ -343,6 +343,13 @@ def test_another_search_under_the_same_name_is_refused(tune, tmp_path):
             "tune.space.data.val_batch_size: trainer.limit_val_batches=2",
         ),
         (
+            [
+                "trainer.overfit_batches=1",
+                "+tune.space.data.val_batch_size={type:categorical,choices:[2,4]}",
+            ],
+            "tune.space.data.val_batch_size: trainer.overfit_batches=1",
+        ),
+        (
             ["+tune.space.data.val_fraction={type:float,low:0.1,high:0.5}"],
             "tune.space.data.val_fraction: losses on different texts cannot be compared",
         ),
@@ -378,10 +385,11 @@ def test_what_no_trial_can_mend_is_refused(tune, tmp_path, arguments, words):
     assert not [*tmp_path.glob("outputs/runs/*"), *tmp_path.glob("outputs/tune/*/trials/*")]
 
 
-def test_how_much_is_validated_is_not_searched(tune):
-    small = tuple(setting for setting in SMALL if "limit_val_batches" not in setting)
+@pytest.mark.parametrize("limit", ["limit_val_batches", "overfit_batches", "fast_dev_run"])
+def test_how_much_is_validated_is_not_searched(tune, limit):
+    small = tuple(setting for setting in SMALL if limit not in setting)
     with pytest.raises(UserError, match="losses on different parts of the validation split"):
-        tune("+tune.space.trainer.limit_val_batches={type:categorical,choices:[1,2]}", small=small)
+        tune(f"+tune.space.trainer.{limit}={{type:categorical,choices:[1,2]}}", small=small)
 
 
 def test_all_batches_are_no_limit_of_validation(tune):

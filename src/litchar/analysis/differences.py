@@ -1,7 +1,7 @@
 """Which settings tell runs apart, which runs can be compared, and what they are called."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from litchar.analysis.runs import Run
@@ -103,20 +103,30 @@ def comparable_by(run: Run) -> tuple[Any, ...]:
         run.unit,
         *split,
         weights,
-        *part_validated(run).values(),
+        *part_validated(run.settings).values(),
     )
 
 
-def part_validated(run: Run) -> dict[str, Any]:
+def part_validated(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that determine which part of the validation split a run is validated on;
-    empty if it is all of it."""
-    keys = ("trainer.limit_val_batches", "data.block_size", "data.val_batch_size")
-    part = {key.partition(".")[2]: run.settings.get(key) for key in keys}
-    for key in ("trainer.overfit_batches", "trainer.fast_dev_run"):  # limit validation, too
-        if batches := run.settings.get(key):
-            part["limit_val_batches"] = int(batches)
-    limit = part["limit_val_batches"]
-    return {} if limit is None or (isinstance(limit, float) and limit == 1) else part
+    empty if it is all of it.
+
+    Args:
+        settings: flat.
+    """
+    _, limit = validation_limit(settings)
+    if limit is None or (isinstance(limit, float) and limit == 1):
+        return {}
+    keys = ("data.block_size", "data.val_batch_size")
+    return {"limit_val_batches": limit} | {short(key): settings.get(key) for key in keys}
+
+
+def validation_limit(settings: Mapping[str, Any]) -> tuple[str, Any]:
+    """Return the setting that limits the batches of a validation, and their number or share."""
+    for key in ("trainer.fast_dev_run", "trainer.overfit_batches"):
+        if batches := settings.get(key):
+            return key, int(batches)
+    return "trainer.limit_val_batches", settings.get("trainer.limit_val_batches")
 
 
 def weights_of(run: Run) -> dict[str, float]:
@@ -140,7 +150,7 @@ def names_of_texts(runs: Sequence[Run]) -> list[str]:
         same = [i for i, other in enumerate(names) if other == name]
         settings = [
             {k: v for k, v in flatten(runs[i].config.get("data", {})) if not within(k, BATCHED_BY)}
-            | part_validated(runs[i])
+            | part_validated(runs[i].settings)
             for i in same
         ]
         keys = unlike(settings)

@@ -17,6 +17,7 @@ from optuna import Study, create_study, load_study
 from optuna.distributions import BaseDistribution
 from optuna.storages import BaseStorage
 
+from litchar.analysis.differences import part_validated, short, validation_limit
 from litchar.errors import UserError
 from litchar.settings import changes, differences, flatten, plain, within
 from litchar.text.split import BATCHED_BY, Text
@@ -145,6 +146,8 @@ def _check_space(space: Mapping[str, BaseDistribution], fixed: DictConfig) -> No
         UserError: the space has such a key or choice.
     """
     groups = GlobalHydra.instance().config_loader().list_groups("")
+    settings = dict(flatten(plain(fixed)))
+    part, (limiting, limit) = part_validated(settings), validation_limit(settings)
     for key in space:
         if key not in groups and OmegaConf.select(fixed, key, default=groups) is groups:
             raise UserError(
@@ -155,17 +158,15 @@ def _check_space(space: Mapping[str, BaseDistribution], fixed: DictConfig) -> No
             raise UserError(
                 f"tune.space.{key}: losses on different texts cannot be compared; search other keys"
             )
-        if key == "trainer.limit_val_batches":
+        if key in ("trainer.limit_val_batches", "trainer.overfit_batches", "trainer.fast_dev_run"):
             raise UserError(
                 f"tune.space.{key}: losses on different parts of the validation split cannot be "
                 "compared; search other keys"
             )
-        limit = fixed.trainer.limit_val_batches
-        limited = limit is not None and not (isinstance(limit, float) and limit == 1)
-        if key in ("data.block_size", "data.val_batch_size") and limited:
+        if short(key) in part:
             raise UserError(
-                f"tune.space.{key}: trainer.limit_val_batches={limit} makes it decide which part "
-                "of the validation split is scored: losses cannot be compared; leave out one"
+                f"tune.space.{key}: {limiting}={limit} makes it decide which part of the "
+                "validation split is scored: losses cannot be compared; leave out one"
             )
         if key in groups and None in getattr(space[key], "choices", ()):
             raise UserError(f"tune.space.{key}: a group's choices are names of files, not null")
