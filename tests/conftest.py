@@ -348,6 +348,20 @@ class FailAt(Callback):
             raise LookupError("lost the thread")
 
 
+class LeavesOut(Callback):
+    """Keeps the gradient from one rank's first feed-forward layer from a step on, counted from 1,
+    as if its part of the batch used another expert."""
+
+    def __init__(self, step: int, rank: int):
+        self.step = step
+        self.rank = rank
+
+    def on_train_batch_start(self, trainer, module, *_):
+        if trainer.global_step + 1 == self.step and trainer.global_rank == self.rank:
+            layer = module.model.blocks[0].feed_forward
+            layer.register_forward_hook(lambda layer, given, returned: returned.detach())
+
+
 class DeleteAt(Callback):
     """Deletes the run directory in the middle of a step."""
 

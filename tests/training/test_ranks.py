@@ -171,6 +171,35 @@ def test_a_failed_rank_says_why(train, tmp_path):
     assert summary(tmp_path / "outputs/runs/zero")["error"] == "lost the thread"
 
 
+def left_out(rank: int) -> tuple[str, ...]:
+    """Return overrides that keep the gradient from one layer of `rank` from step 2 on."""
+    return (
+        "+callbacks.out._target_=conftest.LeavesOut",
+        "+callbacks.out.step=2",
+        f"+callbacks.out.rank={rank}",
+    )
+
+
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
+def test_a_layer_that_one_rank_does_not_use_is_refused_by_ddp(train, tmp_path, rank):
+    """Else that rank goes on, and all wait in different collectives for ever."""
+    words = r"the loss of rank \d, step 2, does not use .*blocks\.0\.feed_forward.*find_unused"
+    with pytest.raises(UserError, match=words):
+        train(*SETTING, *TWO, *left_out(rank), name="run")
+    figures = summary(tmp_path / "outputs/runs/run")
+    assert figures["status"] == "failed"
+    assert "\n" not in figures["error"]
+
+
+@pytest.mark.slow
+def test_a_layer_that_one_rank_does_not_use_is_trained_where_it_can_be(train):
+    found = train(
+        *SETTING, *TWO, "trainer.strategy=ddp_find_unused_parameters_true", *left_out(1), name="ddp"
+    )
+    sharded = train(*SETTING, "trainer=fsdp", "trainer.devices=2", *left_out(1), name="fsdp")
+    assert_same_curve(sharded, found)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("trainer", ["ddp", "fsdp"])
 def test_a_full_disk_and_a_diverged_loss_end_alike_on_all_ranks(train, capsys, trainer):

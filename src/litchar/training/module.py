@@ -8,8 +8,10 @@ import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, WeightAveraging
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from litchar.data.windows import IGNORED, Batch
+from litchar.errors import UserError
 from litchar.losses import figures_of, mean_loss, mixed_figures, size_table, summed_loss
 from litchar.models.causality import check_causal
 from litchar.text import Vocabulary
@@ -119,6 +121,31 @@ class LanguageModel(L.LightningModule):
             self.mean_loss.backward()
         else:
             super().backward(loss, *args, **kwargs)
+
+    def on_after_backward(self) -> None:
+        """Refuse a model of which this rank's batch did not use every parameter, under plain DDP.
+
+        The other ranks would wait for the missing gradients, and this one for them in the next
+        collective, for ever: DDP itself looks only as the next batch goes forward.
+
+        Raises:
+            UserError: a parameter was not used.
+        """
+        model = self.trainer.strategy.model
+        if not isinstance(model, DistributedDataParallel):
+            return
+        try:
+            model._check_reducer_finalized()  # type: ignore[no-untyped-call]
+        except RuntimeError:
+            parameters = self.model.named_parameters()
+            unused = [name for name, p in parameters if p.requires_grad and p.grad is None]
+            names = ", ".join(unused[:1] or ["some parameters"]) + (", ..." if unused[1:] else "")
+            raise UserError(
+                f"model: the loss of rank {self.trainer.global_rank}, step "
+                f"{self.trainer.global_step + 1:,}, does not use {names}, for whose gradients "
+                "trainer=ddp would wait; set trainer.strategy=ddp_find_unused_parameters_true if "
+                "a batch need not use every parameter"
+            ) from None
 
     def _share_of_targets(self, targets: Tensor) -> Tensor:
         """Return this rank's share of a batch's targets, relative to an equal share.

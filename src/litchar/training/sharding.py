@@ -78,6 +78,10 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> None:
     for block in getattr(model, "blocks", ()):
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
+    if isinstance(model, FSDPModule) and hasattr(model, "set_reduce_scatter_unused_params"):
+        # Not in torch 2.9. Without it, ranks that use different parameters, such as different
+        # experts, add up gradients of different ones, or wait for each other for ever.
+        model.set_reduce_scatter_unused_params(True)
 
 
 def full(tensor: Tensor) -> Tensor:
