@@ -1,6 +1,9 @@
 """Signals that ask a run to end: it finishes the step and saves its state first."""
 
+import contextlib
 import signal
+import socket
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 from litchar.errors import Interrupted
@@ -37,6 +40,29 @@ def defer(deferred: bool) -> None:
 def received() -> int:
     """Return the pending signal, or 0."""
     return _state["received"]
+
+
+@contextlib.contextmanager
+def noted() -> Iterator[Callable[[], list[int]]]:
+    """Note signals as they arrive, even while the main thread is in C code, such as a collective,
+    where Python handles none. Gives a function that returns those noted since its last call."""
+    here, there = socket.socketpair()
+    here.setblocking(False)
+    there.setblocking(False)
+
+    def new() -> list[int]:
+        try:
+            return [signum for signum in here.recv(64) if signum in SIGNALS]
+        except OSError:  # none, or no longer noted
+            return []
+
+    before = signal.set_wakeup_fd(there.fileno(), warn_on_full_buffer=False)
+    try:
+        yield new
+    finally:
+        signal.set_wakeup_fd(before)
+        here.close()
+        there.close()
 
 
 def _handle(signum: int, frame: FrameType | None) -> None:

@@ -171,6 +171,54 @@ def test_a_failed_rank_says_why(train, tmp_path):
     assert summary(tmp_path / "outputs/runs/zero")["error"] == "lost the thread"
 
 
+def test_a_second_signal_ends_a_run_that_waits_for_a_rank_for_ever(train, tmp_path, monkeypatch):
+    """Rank 0 is in a collective, where Python handles no signal; rank 1 never joins it."""
+    monkeypatch.setattr(ranks, "NOTICE_SECONDS", 0.1)
+    over = threading.Event()
+
+    def insist() -> None:
+        while not over.wait(0.1) and not any(map(is_stopped, children(os.getpid()))):
+            pass
+        while not over.wait(0.7):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    insisting = threading.Thread(target=insist)
+    insisting.start()
+    try:
+        with pytest.raises(Interrupted) as stop:
+            train(*SETTING, *TWO, *on_rank(1, 13, signal.SIGSTOP), name="run")
+    finally:
+        over.set()
+        insisting.join()
+    assert stop.value.code == 128 + signal.SIGINT
+    assert not children(os.getpid())
+    assert summary(tmp_path / "outputs/runs/run")["status"] == "interrupted"
+    assert Checkpoint.load(tmp_path / "outputs/runs/run/checkpoints/last.ckpt").step == 10
+
+
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("heeded", [False, True])
+def test_a_signal_that_goes_unheeded_ends_the_run_and_one_that_is_heeded_only_if_repeated(
+    monkeypatch, tmp_path, times, heeded
+):
+    exit_, follower = Mock(), Mock(poll=Mock(return_value=None))
+    follower.kill = lambda: follower.poll.configure_mock(return_value=-9)
+    monkeypatch.setattr(ranks.os, "_exit", exit_)
+    monkeypatch.setattr(ranks, "HEED_SECONDS", 0)
+    monkeypatch.setattr(ranks, "NOTICE_SECONDS", 0)
+    monkeypatch.setattr(signals, "received", lambda: signal.SIGTERM * heeded)
+    leader = ranks.Leader(Place(world_size=2), tmp_path)
+    leader._store, leader._processes = HashStore(), [follower]
+    leader._over = Mock(wait=Mock(side_effect=[*[False] * 5, True]))
+    came = iter([[signal.SIGTERM]] * times)
+    leader._watch(lambda: next(came, []))
+    if heeded and times == 1:  # it saves, however long that takes
+        exit_.assert_not_called()
+    else:  # in NCCL; with Gloo, the death of the others ends the collective
+        exit_.assert_called_once_with(128 + signal.SIGTERM)
+        assert summary(tmp_path)["status"] == "interrupted"
+
+
 def left_out(rank: int) -> tuple[str, ...]:
     """Return overrides that keep the gradient from one layer of `rank` from step 2 on."""
     return (
@@ -318,7 +366,7 @@ def test_a_full_disk_keeps_no_run_waiting_for_a_dead_rank(monkeypatch, capsys):
     leader = ranks.Leader(Place(world_size=2), Path("run"))
     leader._store, leader._over = HashStore(), Mock(wait=Mock(return_value=False))
     leader._processes = [Mock(poll=Mock(return_value=-9))]
-    leader._watch()
+    leader._watch(list)
     ended.assert_called_once_with(1)
     said = "error: rank 1 was killed by signal 9, which ended the run\n"
     assert capsys.readouterr().err == said
@@ -422,6 +470,10 @@ def children(pid: int) -> list[int]:
 def is_alive(pid: int) -> bool:
     stat = Path(f"/proc/{pid}/stat")
     return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def is_stopped(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
 @pytest.mark.slow

@@ -30,6 +30,7 @@ import functools
 import itertools
 import json
 import logging
+import math
 import os
 import subprocess
 import sys
@@ -51,6 +52,7 @@ from torch.distributed import (  # type: ignore[attr-defined]
     rendezvous,
 )
 
+from litchar import signals
 from litchar.errors import (
     DivergedError,
     Interrupted,
@@ -67,6 +69,7 @@ START_SECONDS = 600  # for all ranks to import and to open the text
 END_SECONDS = 60  # for a rank to exit after the run has ended
 NOTICE_SECONDS = 5  # for a rank's end or failure to become known
 STUCK_SECONDS = 30  # before giving up on a dead rank, or reporting one that never came
+HEED_SECONDS = 60  # for a signal to reach Python, from within whatever C code it interrupts
 
 _numbers = itertools.count()  # numbers of the runs that this process leads
 _given_up = threading.Event()  # set when we stop waiting for ranks that never came
@@ -121,6 +124,7 @@ class Leader:
         self._leave = contextlib.ExitStack()
         self._over = threading.Event()
         self._begun = False
+        self._forced = 0  # the signal for which the other ranks were killed
 
     def __enter__(self) -> "Leader":
         if self.place.world_size == 1:
@@ -135,7 +139,8 @@ class Leader:
         torch.set_num_threads(threads)
         for rank in range(1, self.place.world_size):
             self._processes.append(_start(rank, self.place.world_size, store.port, threads))
-        threading.Thread(target=self._watch, daemon=True).start()
+        new_signals = self._leave.enter_context(signals.noted())
+        threading.Thread(target=self._watch, args=[new_signals], daemon=True).start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -208,6 +213,8 @@ class Leader:
         except (UserError, DivergedError):
             raise
         except Exception as error:
+            if self._forced:
+                raise Interrupted(self._forced) from error
             if self._store is None:
                 raise
             first = self._store.add(_key("failures", self._number), 1) == 1
@@ -237,17 +244,32 @@ class Leader:
                 return RankError(f"rank {rank} {how}, which ended the run")
         return None
 
-    def _watch(self) -> None:
-        """End this process if another rank died and a collective here waits for it for ever."""
+    def _watch(self, new_signals: Callable[[], list[int]]) -> None:
+        """End a run that waits in a collective for ever, where Python handles no signal: after the
+        death of a rank, a signal that goes unheeded, or a second one.
+
+        When the others are killed, the collective fails, which ends the run; or (NCCL) this does.
+        """
+        signum, again, deadline = 0, False, math.inf
         while not self._over.wait(0.5):
             if any(process.poll() for process in self._processes):
                 if not self._over.wait(STUCK_SECONDS):
-                    failure = str(self._failure())
+                    status, failure, code = "failed", str(self._failure()), 1
+                    if signum := self._forced:
+                        status, failure, code = "interrupted", f"signal {signum}", 128 + signum
                     with contextlib.suppress(OSError):  # a full disk must not keep it waiting
-                        write_summary(self.run_dir, status="failed", error=failure)
+                        write_summary(self.run_dir, status=status, error=failure)
                     print(f"error: {failure}", file=sys.stderr, flush=True)
-                    os._exit(1)
+                    os._exit(code)
                 return
+            if came := new_signals():
+                again, signum = signum > 0, came[-1]
+                seconds = NOTICE_SECONDS if again else HEED_SECONDS
+                deadline = min(deadline, time.monotonic() + seconds)
+            if time.monotonic() > deadline and (again or not signals.received()):
+                self._forced = signum
+                for process in self._processes:
+                    process.kill()
 
 
 def _start(rank: int, world_size: int, port: int, threads: int) -> "subprocess.Popen[bytes]":
