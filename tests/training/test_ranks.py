@@ -372,6 +372,22 @@ def test_a_full_disk_keeps_no_run_waiting_for_a_dead_rank(monkeypatch, capsys):
     assert capsys.readouterr().err == said
 
 
+@pytest.mark.parametrize(
+    ("codes", "kind", "words"),
+    [
+        ((1, 1), RuntimeError, "shapes"),  # the others failed likewise, or because of it
+        ((1, -9), RankError, "rank 2 was killed by signal 9"),  # which made rank 1 fail as well
+    ],
+)
+def test_the_first_cause_is_told_when_several_ranks_fail(monkeypatch, codes, kind, words):
+    monkeypatch.setattr(ranks, "NOTICE_SECONDS", 0)
+    leader = ranks.Leader(Place(world_size=3), Path("run"))
+    leader._store = HashStore()
+    leader._processes = [Mock(poll=Mock(return_value=code)) for code in codes]
+    with pytest.raises(kind, match=words), leader.explained():
+        raise RuntimeError("shapes do not match")
+
+
 def test_a_batch_that_ranks_cannot_share_leaves_nothing_behind(train, tmp_path):
     with pytest.raises(UserError, match="batch_size=7 cannot be shared by 2 devices"):
         train(*TWO, "data.batch_size=7", name="run")

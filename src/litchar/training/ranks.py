@@ -223,6 +223,9 @@ class Leader:
             deadline = time.monotonic() + NOTICE_SECONDS
             while (failure := self._failure()) is None and time.monotonic() < deadline:
                 time.sleep(0.05)
+            codes = {process.poll() for process in self._processes}
+            if first and failure is not None and codes <= {None, 0, 1}:
+                raise  # none was killed: the others failed after this one, often for its reason
             if failure is None and "peer" in str(error):
                 failure = RankError(
                     f"another rank ended, which ended the run ({first_line(error)})"
@@ -238,10 +241,11 @@ class Leader:
             failure = json.loads(self._store.get(_key("failure", self._number)))
             kind = UserError if failure["users"] else RankError
             return kind(f"rank {failure['rank']}: {failure['reason']}")
-        for rank, process in enumerate(self._processes, 1):
-            if code := process.poll():
-                how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
-                return RankError(f"rank {rank} {how}, which ended the run")
+        codes = [(process.poll(), rank) for rank, process in enumerate(self._processes, 1)]
+        code, rank = min(((code, rank) for code, rank in codes if code), default=(0, 0))
+        if code:  # one that was killed, if any: the others may have failed because of it
+            how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+            return RankError(f"rank {rank} {how}, which ended the run")
         return None
 
     def _watch(self, new_signals: Callable[[], list[int]]) -> None:
