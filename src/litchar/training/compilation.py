@@ -29,28 +29,21 @@ def compile_or_say_why_not(
     compiled = compiled_loss(device)
     buffers = {name: buffer.clone() for name, buffer in module.model.named_buffers()}
 
-    def launched() -> Loss:
+    what = "compiled"
+    try:
         idx, targets = (torch.zeros(shape, dtype=torch.long, device=device) for _ in range(2))
         with precision():
             torch.autograd.backward(compiled(module.model, idx, targets))
-        return compiled
-
-    def replayed() -> Loss:
-        return ReplayedLoss(compiled, module.model, shape, precision)
-
-    forms = {"compiled": launched}
-    if can_replay(module.model, trainer, device):
-        forms["replayed as a CUDA graph"] = replayed
-    for what, form in forms.items():
-        try:
-            module.mean_loss = form()
-        except torch.OutOfMemoryError:
-            raise  # uncompiled, it would need even more memory
-        except Exception as error:  # whatever the compiler raises, training can go on without it
-            cause = getattr(error, "inner_exception", error)  # the backend's own error
-            reason = f"{type(cause).__name__}: {first_line(cause)}"
-            terminal.say(f"Not {what} ({reason}); continuing without.")
-            break
+        module.mean_loss = compiled
+        if can_replay(module.model, trainer, device):
+            what = "replayed as a CUDA graph"
+            module.mean_loss = ReplayedLoss(compiled, module.model, shape, precision)
+    except torch.OutOfMemoryError:
+        raise  # uncompiled, it would need even more memory
+    except Exception as error:  # whatever the compiler raises, training can go on without it
+        cause = getattr(error, "inner_exception", error)  # the backend's own error
+        reason = f"{type(cause).__name__}: {first_line(cause)}"
+        terminal.say(f"Not {what} ({reason}); continuing without.")
     module.zero_grad(set_to_none=True)
     with torch.no_grad():
         for name, buffer in module.model.named_buffers():  # a forward pass may change them
