@@ -13,6 +13,7 @@ from typing import IO, TYPE_CHECKING, Any
 from backports import zstd
 
 from litchar.errors import UserError, extra, first_line
+from litchar.settings import flatten
 
 if TYPE_CHECKING:
     import pyarrow
@@ -134,22 +135,12 @@ def _value(row: dict[str, Any], field: str | None, where: str) -> Any:
         if value is None:
             break
         if not isinstance(value, dict) or part not in value:
-            names = ", ".join(text_fields(row)) or "none"
+            texts = (name for name, value in flatten(row) if isinstance(value, str))
+            names = ", ".join(texts) or "none"
             wrong = "data.field is not set" if field is None else f"data.field={field} not found"
             raise UserError(f"{where}: {wrong}; fields with text: {names}")
         value = value[part]
     return value
-
-
-def text_fields(row: dict[str, Any], prefix: str = "") -> list[str]:
-    """Return the dotted names of a row's text fields."""
-    names = []
-    for name, value in row.items():
-        if isinstance(value, dict):
-            names += text_fields(value, f"{prefix}{name}.")
-        elif isinstance(value, str):
-            names.append(prefix + name)
-    return names
 
 
 def parquet_rows(path: Path, column: str | None) -> Iterator[str]:
