@@ -40,12 +40,18 @@ def is_locked(file: Path) -> bool:
         return True
 
 
+def records(run_dir: Path) -> list[Path]:
+    """Return where Hydra recorded the command lines of a run, the latest first: those that resumed
+    it are in `.hydra/resumed-N`."""
+    resumed = (run_dir / ".hydra").glob("resumed-*")
+    last_first = sorted(resumed, key=lambda place: (len(place.name), place.name), reverse=True)
+    return [*last_first, run_dir / ".hydra"]
+
+
 def remove_traces(run_dir: Path) -> None:
-    """Delete what Hydra wrote for a refused run: its directory, or the newest `.hydra/resumed-N` if
-    the directory is an earlier run's."""
+    """Delete what Hydra wrote for a refused run: its directory, or only the latest record if the
+    directory is an earlier run's."""
     if {entry.name for entry in run_dir.iterdir()} <= {".hydra", ".lock", "train.log"}:
         shutil.rmtree(run_dir)
-        return
-    resumed = sorted(run_dir.glob(".hydra/resumed-*"), key=lambda path: path.stat().st_mtime_ns)
-    if resumed:
-        shutil.rmtree(resumed[-1])
+    elif (latest := records(run_dir)[0]).name != ".hydra":
+        shutil.rmtree(latest)

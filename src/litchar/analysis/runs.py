@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from litchar.errors import UserError
+from litchar.run_dir import records
 from litchar.settings import flatten, read_json, read_yaml
 from litchar.text import Vocabulary
 
@@ -50,7 +51,7 @@ class Run:
         if not is_run(path):
             what = "not a run's directory (it has no summary.json)"
             raise UserError(f"{path}: {what if path.is_dir() else 'no such directory'}")
-        typed = _lines(path)[0]
+        typed = records(path)[0]
         return cls(
             path,
             _summary(path / "summary.json"),
@@ -70,7 +71,7 @@ class Run:
     @cached_property
     def choices(self) -> dict[str, Any]:
         """The choice of each config group, as Hydra recorded it."""
-        recorded = _yaml(_lines(self.path)[0] / "hydra.yaml", dict)
+        recorded = _yaml(records(self.path)[0] / "hydra.yaml", dict)
         try:
             return dict(recorded["hydra"]["runtime"]["choices"])
         except (KeyError, TypeError, ValueError):  # missing or damaged
@@ -79,7 +80,7 @@ class Run:
     @cached_property
     def options(self) -> list[str]:
         """The command-line arguments that name a config directory beside `conf/`, if any."""
-        found = (options_of(_yaml(place / "hydra.yaml", dict)) for place in _lines(self.path))
+        found = (options_of(_yaml(place / "hydra.yaml", dict)) for place in records(self.path))
         return next(filter(None, found), [])
 
     @property
@@ -115,17 +116,10 @@ def is_run(path: Path) -> bool:
     return (path / "summary.json").is_file()
 
 
-def _lines(path: Path) -> list[Path]:
-    """Return where Hydra recorded the command lines of a run, the latest first."""
-    resumed = (path / ".hydra").glob("resumed-*")
-    last_first = sorted(resumed, key=lambda place: (len(place.name), place.name), reverse=True)
-    return [*last_first, path / ".hydra"]
-
-
 def _overrides(path: Path) -> list[str]:
     """Return a run's overrides, the latest of each key: resuming need not repeat them all."""
     typed: dict[str, str] = {}
-    for place in reversed(_lines(path)):
+    for place in reversed(records(path)):
         for override in map(str, _yaml(place / "overrides.yaml", list)):
             typed[override.partition("=")[0].lstrip("+")] = override
     return list(typed.values())

@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 
 from litchar.errors import BusyError, UserError
 from litchar.overrides import quote
-from litchar.run_dir import is_busy
+from litchar.run_dir import is_busy, records
 from litchar.settings import differences, plain, read_yaml
 
 
@@ -78,8 +78,7 @@ def output_subdir(run_dir: Path) -> list[str]:
     for a new run."""
     if not (run_dir / ".hydra").is_dir():
         return []
-    number = len(list((run_dir / ".hydra").glob("resumed-*"))) + 1
-    return [f"hydra.output_subdir=.hydra/resumed-{number}"]
+    return [f"hydra.output_subdir=.hydra/resumed-{len(records(run_dir))}"]
 
 
 def run_of(checkpoint: Path) -> Path | None:
