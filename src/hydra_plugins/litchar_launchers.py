@@ -122,8 +122,6 @@ class _Launcher(Launcher):
                 "torchrun and srun start one run's processes, but launcher starts many runs: use "
                 "only one of them"
             )
-        setup_globals()
-        Path(str(self.config.hydra.sweep.dir)).mkdir(parents=True, exist_ok=True)
         jobs = [
             Job(
                 self.hydra_context,
@@ -213,14 +211,11 @@ class ParallelLauncher(_Launcher):
                     i = waiting.pop(0)
                     running[workers.submit(_run, jobs[i])] = i
                 for future in wait(running, return_when="FIRST_COMPLETED").done:
-                    i = running[future]
-                    try:
-                        outcomes[i] = self.ended(jobs[i], future.result())
-                    except BrokenProcessPool:
+                    error = future.exception()
+                    if isinstance(error, BrokenProcessPool):
                         return outcomes, list(running.values())
-                    except Exception as error:
-                        outcomes[i] = self.ended(jobs[i], error)
-                    del running[future]
+                    i = running.pop(future)
+                    outcomes[i] = self.ended(jobs[i], error or future.result())
         except Interrupted as interrupted:  # the workers' own process groups did not get it
             for process in list(workers._processes):
                 with contextlib.suppress(ProcessLookupError):  # idle for too long
