@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
 from rich.text import Text
 
 from litchar.data.splits import Splits
@@ -133,12 +132,9 @@ def print_outcome(
         terminal.print("\nA sample:", style="bold")
         terminal.print(Text(printable(sample)), soft_wrap=True)
 
-    table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
     figures = _figures(summary, history, yardsticks)
-    for name, value in figures:
-        table.add_row(name, value)
+    table = terminal.table(("", ""), figures)
+    table.columns[0].style = "bold"
     terminal.print()
     terminal.print(table)
     width = max(len(name) for name, _ in figures)
