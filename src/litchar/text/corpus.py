@@ -72,35 +72,8 @@ class Corpus:
             if entry in (None, ""):
                 said = "null" if entry is None else "empty (an unset variable?)"
                 raise UserError(f"data.path is {said}, or has an entry that is; name a file")
-            if is_remote(entry):
-                found += fetch(str(entry), pattern)
-                continue
-            place = Path(os.path.expanduser(str(entry)))  # Hydra reads 1984 as a number
-            try:
-                place.exists()
-            except PermissionError:
-                raise
-            except OSError as error:  # name too long: it is the text, not its file
-                raise UserError(f"data.path: {error.strerror}: {str(entry)[:80]}...") from None
-            if place.is_dir():
-                matches = _matches(place, pattern)
-                if not matches:
-                    raise UserError(
-                        f"data.path={entry}: no file in this directory matches "
-                        f"data.pattern={pattern}; name another pattern, such as '**/*.md'"
-                    )
-                found += matches
-            elif place.is_file():
-                found.append(place)
-            elif place.exists():
-                raise UserError(
-                    f"data.path={entry}: neither a file nor a directory; a text is read several "
-                    "times, so save it to a file first"
-                )
-            else:
-                raise UserError(
-                    f"data.path={entry}: no such file or directory (looked in {Path.cwd()})"
-                )
+            entry = str(entry)  # Hydra reads 1984 as a number
+            found += fetch(entry, pattern) if is_remote(entry) else _local(entry, pattern)
         if not found:
             raise UserError("data.path names no file; give one: data.path=FILE")
         return cls(found, field, column)
@@ -263,6 +236,34 @@ def _decoded(path: Path) -> Iterator[str]:
                 yield text
             if not chunk:
                 break
+
+
+def _local(entry: str, pattern: str) -> list[Path]:
+    """Return the file that an entry of `data.path` names, or the files of that directory."""
+    place = Path(os.path.expanduser(entry))
+    try:
+        exists = place.exists()
+    except PermissionError:
+        raise
+    except OSError as error:  # name too long: it is the text, not its file
+        raise UserError(f"data.path: {error.strerror}: {entry[:80]}...") from None
+    if place.is_file():
+        return [place]
+    if not place.is_dir():
+        wrong = (
+            "neither a file nor a directory; a text is read several times, so save it to a file "
+            "first"
+            if exists
+            else f"no such file or directory (looked in {Path.cwd()})"
+        )
+        raise UserError(f"data.path={entry}: {wrong}")
+    matches = _matches(place, pattern)
+    if not matches:
+        raise UserError(
+            f"data.path={entry}: no file in this directory matches data.pattern={pattern}; name "
+            "another pattern, such as '**/*.md'"
+        )
+    return matches
 
 
 def _matches(directory: Path, pattern: str) -> list[Path]:
