@@ -490,6 +490,7 @@ CALLBACKS = "lightning.pytorch.callbacks"
         (["trainer.deterministic=x"], "trainer.deterministic=x: must be true, false or warn"),
         (["trainer.gradient_clip_val=-1"], "trainer.gradient_clip_val=-1"),
         (["trainer.limit_val_batches=true"], "trainer.limit_val_batches=True"),
+        (["trainer.val_check_interval=false"], "trainer.val_check_interval=False"),
         (["trainer.use_distributed_sampler=true"], "distributes batches itself"),
         (
             [

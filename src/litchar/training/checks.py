@@ -79,7 +79,7 @@ def _check_trainer(trainer: DictConfig) -> None:
         )
     for key in ("val_check_interval", *LIMITS):
         batches = trainer[key]
-        if isinstance(batches, bool) and key in LIMITS:
+        if isinstance(batches, bool):
             raise UserError(f"trainer.{key}={batches}: must be a number of batches, or a share")
         if isinstance(batches, float) and batches > 1 and batches.is_integer():
             trainer[key] = int(batches)  # but not 1.0, which means all of them to Lightning
