@@ -187,7 +187,7 @@ class Text:
             UserError: no text is named, or it does not exist.
         """
         if self.mixture is not None:
-            return Mixture([self._entry(entry) for entry in self.mixture], self.cleaning)
+            return Mixture([self._at(entry) for entry in self.mixture], self.cleaning)
         return self.cleaning.of(self._as_it_is())
 
     @property
@@ -196,24 +196,18 @@ class Text:
         mixture."""
         return {} if self.mixture is None else mixture_weights(self.mixture)
 
-    def _entry(self, entry: Mapping[str, Any]) -> Corpus:
-        """Return one corpus of the mixture; missing keys default to the settings of the text."""
-        return self._found(
-            entry["path"],
-            entry.get("pattern", self.pattern),
-            entry.get("field", self.field),
-            entry.get("column", self.column),
-        )
-
-    def _found(self, path: Any, pattern: str, field: str | None, column: str | None) -> Corpus:
-        corpus = Corpus.find(path, pattern, field, column)
+    def _at(self, entry: Mapping[str, Any]) -> Corpus:
+        """Return the corpus at a path, such as an entry of the mixture names; keys that are missing
+        there default to the settings of the text."""
+        how = {key: entry.get(key, getattr(self, key)) for key in ("pattern", "field", "column")}
+        corpus = Corpus.find(entry["path"], **how)
         if self.unit == Vocabulary.unit:  # else the tokens are the files' bytes
             corpus.check_rows()
         return corpus
 
     def _as_it_is(self) -> Corpus:
         if self.path is not None:
-            return self._found(self.path, self.pattern, self.field, self.column)
+            return self._at({"path": self.path})
         if self.name is not None:
             return HuggingFace(self.name, self.column, self.subset, self.split)
         if self.source is None:
