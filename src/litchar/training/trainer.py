@@ -98,30 +98,29 @@ def make_trainer(
     if trainer._val_check_time_interval is not None and trainer._val_check_time_interval <= 0:
         raise UserError(f"trainer.val_check_interval={interval}: must be above zero")
     for callback in trainer.callbacks:
-        seconds = callback._duration if isinstance(callback, Timer) else None
-        if seconds is not None and seconds <= 0:
-            raise UserError(f"trainer.max_time={config.trainer.max_time}: must be above zero")
-        if isinstance(callback, WeightAveraging) and isinstance(trainer.strategy, ShardedStrategy):
-            raise UserError(
-                f"callbacks: {type(callback).__name__} copies the whole model, which trainer=fsdp "
-                "shards; use trainer=ddp"
-            )
-        if isinstance(callback, GradientAccumulationScheduler):
-            whole = math.lcm(*callback.scheduling.values())  # whole steps under every factor
-            check_whole_steps(config.trainer, whole, "callbacks.*.scheduling")
-        _check_occasions(callback, config.trainer)
+        _check_callback(callback, trainer, config.trainer)
     # Lightning's own handlers exit with code 0, and with several ranks would communicate from
     # within whatever the signal interrupted.
     setattr(trainer._signal_connector, "register_signal_handlers", signals.install)  # noqa: B010
     return trainer, metrics, samples
 
 
-def _check_occasions(callback: Callback, trainer: DictConfig) -> None:
-    """Refuse a callback that would wait in vain: for the end of an endless epoch, or for a figure
-    that only loggers get."""
+def _check_callback(callback: Callback, trainer: L.Trainer, settings: DictConfig) -> None:
+    """Refuse a callback that cannot work in this run, or would wait in vain: for the end of an
+    endless epoch, or for a figure that only loggers get."""
     name = type(callback).__name__
-    changes = isinstance(callback, GradientAccumulationScheduler) and len(callback.scheduling) > 1
-    if (changes or isinstance(callback, ModelPruning)) and is_endless(trainer):
+    seconds = callback._duration if isinstance(callback, Timer) else None
+    if seconds is not None and seconds <= 0:
+        raise UserError(f"trainer.max_time={settings.max_time}: must be above zero")
+    if isinstance(callback, WeightAveraging) and isinstance(trainer.strategy, ShardedStrategy):
+        raise UserError(
+            f"callbacks: {name} copies the whole model, which trainer=fsdp shards; use trainer=ddp"
+        )
+    schedule = callback.scheduling if isinstance(callback, GradientAccumulationScheduler) else {}
+    if schedule:
+        whole = math.lcm(*schedule.values())  # whole steps under every factor
+        check_whole_steps(settings, whole, "callbacks.*.scheduling")
+    if (len(schedule) > 1 or isinstance(callback, ModelPruning)) and is_endless(settings):
         raise UserError(
             f"callbacks: {name} acts between epochs, which have no end here; set their length with "
             "trainer.limit_train_batches"
