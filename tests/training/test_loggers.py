@@ -11,6 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils.tensorboard import FileWriter
 
 from conftest import scalars
+from litchar.training import loggers
 from litchar.training.loggers import MetricsCSV, TensorBoard
 from litchar.training.trainer import quiet_libraries
 
@@ -52,6 +53,22 @@ def test_rows_of_one_step_are_joined_when_a_run_goes_on(tmp_path):
     path.write_text("step,a,b\n5,1.0,\n4,3.0,\n5,,2.0\n")
     MetricsCSV(path).cut(step=5)
     assert path.read_text().split() == ["step,a,b", "4,3.0,", "5,1.0,2.0"]
+
+
+def test_names_in_any_script_are_utf8_whatever_the_locale(tmp_path, monkeypatch):
+    def in_ascii(*arguments, **options):
+        return open(*arguments, **({"encoding": "ascii"} | options))
+
+    monkeypatch.setattr(loggers, "open", in_ascii, raising=False)
+    path = tmp_path / "metrics.csv"
+    for step in (1, 2, 3):
+        logger = MetricsCSV(path)
+        logger.cut(step)
+        logger.log_metrics({"val/loss_тексты": 2.0}, step)
+        logger.write()
+        logger.log_metrics({"val/loss_тексты": 1.0}, step + 1)
+        logger.write()
+    assert path.read_bytes().decode().split()[0] == "step,val/loss_тексты"
 
 
 def test_a_row_that_is_in_the_file_may_still_grow(tmp_path):

@@ -273,11 +273,11 @@ class MetricsCSV(Logger):
     def _read(self) -> list[dict[str, Any]]:
         if not self.path.exists():
             return []
-        with open(self.path, newline="") as file:
+        with open(self.path, newline="", encoding="utf-8") as file:
             return list(csv.DictReader(file))
 
     def _append(self, rows: list[dict[str, Any]]) -> None:
-        with open(self.path, "r+", newline="") as file:
+        with open(self.path, "r+", newline="", encoding="utf-8") as file:
             length = file.seek(0, os.SEEK_END)
             try:
                 csv.DictWriter(file, self._columns).writerows(rows)
@@ -288,7 +288,10 @@ class MetricsCSV(Logger):
 
     def _rewrite(self, rows: list[dict[str, Any]], columns: list[str]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(self.path) as draft, open(draft, "w", newline="") as file:
+        with (
+            atomic_write(self.path) as draft,
+            open(draft, "w", newline="", encoding="utf-8") as file,
+        ):
             writer = csv.DictWriter(file, columns)
             writer.writeheader()
             writer.writerows(rows)
