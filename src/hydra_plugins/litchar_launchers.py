@@ -32,8 +32,6 @@ from litchar.training.sweep import Outcome
 IDLE_SECONDS = 60  # after which an idle worker ends, even if its sweep was killed
 END_SECONDS = 60  # for workers to save and exit after a signal
 
-Returned = JobReturn | BaseException
-
 
 @dataclass(frozen=True)
 class Job:
@@ -133,21 +131,19 @@ class _Launcher(Launcher):
             )
             for number, overrides in enumerate(job_overrides)
         ]
-        return [
-            outcome if isinstance(outcome, JobReturn) else JobReturn(_return_value=outcome)
-            for outcome in self.run(jobs)
-        ]
+        return self.run(jobs)
 
-    def run(self, jobs: list[Job]) -> list[Returned]:
+    def run(self, jobs: list[Job]) -> list[JobReturn]:
         """Call each of `jobs` in another process, and return what they return or raise."""
         raise NotImplementedError
 
-    def ended(self, job: Job, returned: Returned) -> Returned:
+    def ended(self, job: Job, returned: JobReturn | BaseException) -> JobReturn:
         """Print how a job ended, and return its result; an error is cut to its first two lines."""
         if isinstance(returned, BaseException):  # submitit appends a whole log to its errors
             lines = str(returned).strip().split("\n")[:2]
-            returned = RuntimeError(" ".join(lines) or type(returned).__name__)
-        value = returned._return_value if isinstance(returned, JobReturn) else returned
+            error = RuntimeError(" ".join(lines) or type(returned).__name__)
+            returned = JobReturn(_return_value=error)
+        value = returned._return_value
         if not isinstance(value, Outcome):
             line = f"failed: {job.name}: {type(value).__name__}: {value}"
         elif value.status == "completed":
@@ -167,12 +163,12 @@ class ParallelLauncher(_Launcher):
         n_jobs: the number of jobs at once; null: the number of physical cores.
     """
 
-    def run(self, jobs: list[Job]) -> list[Returned]:
+    def run(self, jobs: list[Job]) -> list[JobReturn]:
         """Call all of `jobs`; those running when a process died are run again, one at a time.
 
         So a job that kills its process does not take others with it.
         """
-        outcomes: dict[int, Returned] = {}
+        outcomes: dict[int, JobReturn] = {}
         suspects: list[int] = []
         while left := [i for i in range(len(jobs)) if i not in outcomes]:
             at_once = [i for i in left if i not in suspects] or suspects[:1]
@@ -186,7 +182,7 @@ class ParallelLauncher(_Launcher):
                 suspects += running
         return [outcomes[i] for i in range(len(jobs))]
 
-    def _run_at_once(self, jobs: dict[int, Job]) -> tuple[dict[int, Returned], list[int]]:
+    def _run_at_once(self, jobs: dict[int, Job]) -> tuple[dict[int, JobReturn], list[int]]:
         """Return the results of `jobs`, and the jobs that were running when a process died."""
         from joblib.externals.loky import BrokenProcessPool, ProcessPoolExecutor, cpu_count, wait
 
@@ -202,7 +198,7 @@ class ParallelLauncher(_Launcher):
             initializer=_wait_for_jobs,
             env={"OMP_NUM_THREADS": threads},
         )
-        outcomes: dict[int, Returned] = {}
+        outcomes: dict[int, JobReturn] = {}
         waiting = list(jobs)
         running: dict[Future[JobReturn], int] = {}
         try:
@@ -260,7 +256,7 @@ class RayLauncher(_Launcher):
         with extra("ray", needed_for="launcher=ray"):
             import ray  # noqa: F401
 
-    def run(self, jobs: list[Job]) -> list[Returned]:
+    def run(self, jobs: list[Job]) -> list[JobReturn]:
         """Call all of `jobs` as Ray tasks."""
         import ray
 
@@ -268,7 +264,7 @@ class RayLauncher(_Launcher):
         signals.install()  # over Ray's own handler
         task: Any = ray.remote(**self.settings["remote"])(lambda job: job())
         tasks = {task.remote(job): job for job in jobs}
-        outcomes: dict[Any, Returned] = {}
+        outcomes: dict[Any, JobReturn] = {}
         signals.defer(True)  # Ray would turn an exception from a handler into an exit of its own
         try:
             while left := [one for one in tasks if one not in outcomes]:
@@ -318,10 +314,10 @@ class SlurmLauncher(_Launcher):
         )
         return executor
 
-    def run(self, jobs: list[Job]) -> list[Returned]:
+    def run(self, jobs: list[Job]) -> list[JobReturn]:
         """Submit all of `jobs`, and wait for them to end."""
         submitted = self._executor().map_array(_Resubmitted(), jobs)
-        outcomes: list[Returned] = []
+        outcomes: list[JobReturn] = []
         try:
             for job, one in zip(jobs, submitted, strict=True):
                 try:
