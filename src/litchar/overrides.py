@@ -124,7 +124,7 @@ def check(arguments: list[str], conf: Path, config_name: str) -> None:
     Raises:
         UserError: the command line has one of them.
     """
-    for word in _parsed(arguments)[1]:
+    for word in parsed_line(arguments)[1]:
         if word.startswith("-"):
             raise UserError(f"{word}: there is no such option; keys have no dashes: KEY=VALUE")
     for argument in arguments:
@@ -149,10 +149,10 @@ def is_multirun(arguments: list[str]) -> bool:
     Raises:
         UserError: an option lacks its value, or has a wrong one.
     """
-    return bool(_parsed(arguments)[0].multirun)
+    return bool(parsed_line(arguments)[0].multirun)
 
 
-def _parsed(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
+def parsed_line(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """Return a command line as Hydra reads it, and the words that it does not know."""
     parser = get_args_parser()
     parser.error = _refuse  # type: ignore[method-assign]  # it would print its usage, and exit

@@ -9,12 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import hydra
-from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
 from litchar.errors import BusyError, UserError
-from litchar.overrides import quote
+from litchar.overrides import parsed_line, quote
 from litchar.run_dir import is_busy, records
 from litchar.settings import differences, plain, read_yaml
 
@@ -31,7 +30,7 @@ def redirect(arguments: list[str], conf: Path, config_name: str) -> list[str]:
             or a `sweep.` key is given without `-m`.
         BusyError: another process is training in that directory.
     """
-    options = vars(get_args_parser().parse_args(arguments))
+    options = vars(parsed_line(arguments)[0])
     overrides, config_dir = options.pop("overrides"), options.pop("config_dir")
     n = len(overrides)  # they come first: argparse accepts none behind an option
     options.pop("run")  # the default anyway
@@ -58,8 +57,8 @@ def redirect(arguments: list[str], conf: Path, config_name: str) -> list[str]:
         run_dir = named or next(unfinished_runs(config), None)
     elif config.resume is not None:
         run_dir = run_of(Path(os.path.expanduser(config.resume)))
-    elsewhere = run_dir is None or named is None or run_dir.resolve() != named.resolve()
-    if named and elsewhere and (named / ".hydra").exists():
+    stays = named and run_dir and named.resolve() == run_dir.resolve()
+    if named and not stays and (named / ".hydra").exists():
         raise UserError(
             f"run_dir={config.run_dir} already holds a run; continue it (resume=auto), choose "
             "another directory, or delete it"
