@@ -9,7 +9,7 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
-from litchar.errors import UserError
+from litchar.errors import UserError, check_flag, check_integer
 from litchar.text.corpus import Corpus
 from litchar.text.vocabulary import REPLACEMENT, codepoints, count_into, describe, no_counts
 
@@ -40,12 +40,10 @@ class Cleaning:
     def __post_init__(self) -> None:
         if self.normalize not in (*FORMS, None, False):
             raise UserError(f"data.normalize={self.normalize}: must be {', '.join(FORMS)} or null")
-        if not isinstance(self.lowercase, bool | None):
-            raise UserError(f"data.lowercase={self.lowercase}: must be true or false")
-        if type(self.min_count) not in (int, type(None)) or (self.min_count or 0) < 0:
-            raise UserError(
-                f"data.min_count={self.min_count}: must be a whole number of at least 0"
-            )
+        if self.lowercase is not None:
+            check_flag("data.lowercase", self.lowercase)
+        if self.min_count is not None:
+            check_integer("data.min_count", self.min_count, 0)
 
     @classmethod
     def named_in(cls, settings: Mapping[str, Any]) -> "Cleaning":
