@@ -155,19 +155,16 @@ def _newest(directory: Path, terminal: Terminal) -> Checkpoint | None:
     Raises:
         UserError: there are checkpoints, but all are damaged.
     """
-    damaged = None
-    for name in ("last.ckpt", "previous.ckpt", "best.ckpt"):
-        path = directory / name
-        if not path.exists():
-            continue
+    paths = [directory / f"{name}.ckpt" for name in ("last", "previous", "best")]
+    there = [path for path in paths if path.exists()]
+    for path in there:
         try:
             data = load(path)
         except UserError as error:
-            damaged = error
             terminal.say(str(error))
         else:
             return Checkpoint.of(data, path)
-    if damaged:
+    if there:
         raise UserError(f"{directory}: every checkpoint is damaged; start over in another run_dir")
     return None
 
