@@ -97,12 +97,9 @@ class Run:
     @property
     def label(self) -> str:
         """The label in the list: the validation loss, if known, and the name."""
-        try:
-            summary = read_json(self.path.parents[1] / "summary.json")
-            return f"loss {summary['best_val_loss']:.3f}: {self.name}"
         # The file need not be in a run directory, and its summary may contain anything.
-        except (ValueError, LookupError, TypeError, OverflowError):
-            return self.name
+        loss = read_json(self.path.parent.parent / "summary.json").get("best_val_loss")
+        return f"loss {loss:.3f}: {self.name}" if isinstance(loss, float) else self.name
 
 
 class Playground:

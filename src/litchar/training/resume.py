@@ -3,7 +3,6 @@
 Nothing heavy is imported here; see `litchar.cli`.
 """
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ from omegaconf import DictConfig
 from litchar.errors import BusyError, UserError
 from litchar.overrides import parsed_line, quote
 from litchar.run_dir import is_busy, records
-from litchar.settings import differences, plain, read_yaml
+from litchar.settings import differences, plain, read_json, read_yaml
 
 
 def redirect(arguments: list[str], conf: Path, config_name: str) -> list[str]:
@@ -107,8 +106,8 @@ def unfinished_runs(config: DictConfig) -> Iterator[Path]:
     for place in sorted(runs, key=lambda run: run.stat().st_mtime_ns, reverse=True):
         began = place.parent / ".hydra" / "config.yaml"
         try:
-            status = json.loads(place.read_text())["status"]
-            if status in ("completed", "diverged") or not began.exists():
+            status = read_json(place).get("status")
+            if status in (None, "completed", "diverged") or not began.exists():
                 continue
             before = read_yaml(began)
             if differences(before, wanted, also=("data.path", "data.pattern", "init_from")):
