@@ -73,6 +73,11 @@ def test_two_ranks_train_as_one_device_does_and_one_device_goes_on(train, traine
     assert_same_curve(two, one)
 
 
+def test_a_sharded_model_whose_head_has_a_bias_trains_without_a_warning(train, recwarn):
+    train("trainer=fsdp", "model.head_bias=true", "trainer.max_steps=2")
+    assert not [warning for warning in recwarn if "FSDP" in str(warning.message)]
+
+
 @pytest.mark.slow
 def test_a_sweeps_ranks_get_their_job_and_nothing_else(tmp_path, text_file):
     """Two jobs of two ranks, from the command line, in a worker."""

@@ -184,6 +184,8 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", message="Please use the new API settings")  # torch 2.9
     warnings.filterwarnings("ignore", message="Synchronization debug mode")  # of replay.py
     warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
+    # Of logits from a layer with a bias; nothing here changes them in place.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     warnings.filterwarnings("ignore", message="You're using the WeightAveraging callback with")
     warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`")
     warnings.filterwarnings("ignore", category=DeprecationWarning)
