@@ -65,6 +65,16 @@ def _own_places(tmp_path, monkeypatch):
 
 
 @pytest.fixture(autouse=True, scope="session")
+def _places_of_shared_fixtures(tmp_path_factory):
+    """Give fixtures that are made before a test's own places a cache and outputs, too."""
+    place = tmp_path_factory.mktemp("shared")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LITCHAR_CACHE", str(place / "cache"))
+        patch.setenv("LITCHAR_OUTPUTS", str(place / "outputs"))
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
 def _configuration_is_parsed_once():
     """Parse each configuration once, where Hydra would do it each time."""
     load = OmegaConf.load

@@ -57,23 +57,20 @@ def hostile_run(tmp_path_factory):
     text.write_text(
         "".join(f"{LINES[i]} {draw.integers(100)}\n" for i in draw.integers(len(LINES), size=800))
     )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LITCHAR_CACHE", str(place / "cache"))
-        patch.setenv("LITCHAR_OUTPUTS", str(place / "outputs"))
-        config = composed(
-            "train",
-            "name=test",
-            f"data.path='{text}'",
-            *SMALL,
-            "data.block_size=32",
-            "trainer.max_steps=60",
-            "trainer.val_check_interval=15",
-        )
-        run_dir = place / "outputs" / "runs" / "hostile"
-        (run_dir / ".hydra").mkdir(parents=True)
-        OmegaConf.save(config, run_dir / ".hydra" / "config.yaml")  # as Hydra does
-        signals.reset()
-        run(config, run_dir)
+    config = composed(
+        "train",
+        "name=test",
+        f"data.path='{text}'",
+        *SMALL,
+        "data.block_size=32",
+        "trainer.max_steps=60",
+        "trainer.val_check_interval=15",
+    )
+    run_dir = place / "outputs" / "runs" / "hostile"
+    (run_dir / ".hydra").mkdir(parents=True)
+    OmegaConf.save(config, run_dir / ".hydra" / "config.yaml")  # as Hydra does
+    signals.reset()
+    run(config, run_dir)
     return run_dir
 
 
