@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -312,6 +312,18 @@ def _missing(key: str, typed: bool, conf: Path, config_name: str) -> str:
     if key not in keys:
         return f"there is no such key{nearest(key, list(keys))}"
     return f"the chosen {group} has no such key" if typed else f"is required; leave ~{key} out"
+
+
+def not_taken(group: str, settings: Mapping[Any, Any], error: BaseException) -> str | None:
+    """Return which of a group's keys the object that it builds does not take, and the closest key
+    beside it; None if `error`, raised in building it, is about something else."""
+    unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+    if unknown is None or unknown[1] not in settings:  # in building something else, then
+        return None
+    others = [str(name) for name in settings if name != unknown[1]]
+    close = difflib.get_close_matches(unknown[1], others, n=1)
+    mend = f"did you mean {group}.{close[0]}?" if close else "leave it out"
+    return f"{group}.{unknown[1]}: {settings['_target_']} takes no such argument; {mend}"
 
 
 def nearest(name: str, names: Sequence[str]) -> str:

@@ -618,6 +618,35 @@ CALLBACKS = "lightning.pytorch.callbacks"
             "EMAWeightAveraging copies the whole model",
         ),
         (["+logger.x.path=5"], "logger.x: its _target_ must name a Lightning Logger"),
+        (["+callbacks.x=mine.Talk"], "callbacks.x: its _target_ must name a Lightning Callback"),
+        (
+            [f"+callbacks.x._target_={CALLBACKS}.ThroughputMonitor"],
+            "^callbacks.x: ThroughputMonitor.* missing 1 required positional argument",
+        ),
+        (
+            ["+callbacks.x={_target_:litchar.analysis.dashboard.Layers,length:24,lenght:3}"],
+            r"^callbacks\.x\.lenght: litchar\.analysis\.dashboard\.Layers takes no such argument; "
+            r"did you mean callbacks\.x\.length\?$",
+        ),
+        (
+            ["+logger.tensorboard.flush_sec=3"],
+            r"^logger\.tensorboard\.flush_sec: .*\.TensorBoard takes no such argument; leave",
+        ),
+        (
+            ["+model.n_layers=2"],
+            r"^model\.n_layers: litchar\.models\.Transformer takes .*mean model\.n_layer\?$",
+        ),
+        (["+data.blocksize=2"], r"^data\.blocksize: .*; did you mean data\.block_size\?$"),
+        (["+optimizer.weight_decy=1"], r"^optimizer\.weight_decy: .*optimizer\.weight_decay\?$"),
+        (["+scheduler.warmup_step=1"], r"^scheduler\.warmup_step: .*scheduler\.warmup_steps\?$"),
+        (
+            ["optimizer._target_=torch.optim.SGD"],
+            r"^optimizer\.polar_steps: torch\.optim\.SGD takes no such argument; leave it out$",
+        ),
+        (
+            ["data._target_=types.SimpleNamespace"],
+            r"^data\._target_=types\.SimpleNamespace: must be litchar\.data\.TextDataModule or ",
+        ),
         (["model._target_=torch.nn.Linear"], "model._target_: it names 'torch.nn.Linear'"),
         (["+model.act._target_=torch.nn.GELU"], r"model.act._target_=torch.nn.GELU: .* plain data"),
         (["scheduler.final_factor=-3"], "final_factor=-3"),

@@ -15,6 +15,7 @@ from litchar import signals
 from litchar.data.splits import Splits
 from litchar.data.windows import Batch, RandomWindows, SequentialWindows, Span, document_starts
 from litchar.errors import UserError, check_flag, check_integer
+from litchar.overrides import not_taken
 from litchar.text import Text
 
 # uint8 is the only unsigned type that CUDA can index.
@@ -243,13 +244,18 @@ def make_data_module(settings: DictConfig) -> TextDataModule:
     The path bypasses `instantiate`, which would read `${...}` in it as an interpolation.
 
     Raises:
-        UserError: `settings` has an unknown key, or lacks one.
+        UserError: `settings` has an unknown key, lacks one, or describes something else.
     """
     try:
-        data: TextDataModule = instantiate(settings, path=None, _partial_=True)(path=settings.path)
-        return data
+        data = instantiate(settings, path=None, _partial_=True)(path=settings.path)
     except TypeError as error:
-        raise UserError(f"data: {error}") from None
+        raise UserError(not_taken("data", settings, error) or f"data: {error}") from None
+    if not isinstance(data, TextDataModule):
+        raise UserError(
+            f"data._target_={settings._target_}: must be litchar.data.TextDataModule or a class "
+            "derived from it; a text of your own is a data.source, see CONTRIBUTING.md"
+        )
+    return data
 
 
 class _FromHere(Sampler[int]):

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import inspect
 import io
 import math
 import os
@@ -18,6 +19,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
+from torch.utils.tensorboard import SummaryWriter
 
 from litchar.atomic import atomic_write
 from litchar.settings import flatten, within
@@ -32,6 +34,11 @@ class TensorBoard(TensorBoardLogger):
     a full disk or a deleted directory would end the run. Here the pending points are lost
     (`metrics.csv` has them all) and a new file is started.
     """
+
+    def __init__(self, save_dir: str, **settings: Any) -> None:
+        super().__init__(save_dir, **settings)
+        # Lightning passes on what it does not know itself, but only once training begins.
+        inspect.signature(SummaryWriter.__init__).bind(self, **self._kwargs)
 
     def cut(self, step: int) -> None:
         """Hide what a resumed run wrote after `step`.

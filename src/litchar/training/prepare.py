@@ -25,7 +25,7 @@ from litchar.device import set_matmul_precision
 from litchar.errors import UserError, is_out_of_memory
 from litchar.launched import Place
 from litchar.models import block_size_of
-from litchar.overrides import literal, without_passwords
+from litchar.overrides import literal, not_taken, without_passwords
 from litchar.settings import differences, plain, read_yaml
 from litchar.terminal import Terminal
 from litchar.text import Vocabulary
@@ -209,7 +209,7 @@ def _build_model(settings: DictConfig, vocab_size: int, block_size: int) -> torc
     """Return the model that `settings` describe.
 
     Raises:
-        UserError: there is not enough memory for the model.
+        UserError: there is not enough memory for the model, or it does not take a setting.
         InstantiationException: the model rejects its settings.
     """
     try:
@@ -219,6 +219,8 @@ def _build_model(settings: DictConfig, vocab_size: int, block_size: int) -> torc
             raise UserError(
                 "model: does not fit in memory; make it smaller, e.g. lower model.n_embd"
             ) from None
+        if line := not_taken("model", settings, error.__cause__ or error):
+            raise UserError(line) from None
         raise
     return model
 
@@ -279,7 +281,8 @@ def _optimizer_and_schedule(
     try:  # fail now rather than when training begins, or after the warm-up
         made = optimizer(model)
     except (TypeError, ValueError, ZeroDivisionError) as error:
-        raise UserError(f"optimizer: {error}") from None
+        line = not_taken("optimizer", config.optimizer, error)
+        raise UserError(line or f"optimizer: {error}") from None
     if not isinstance(made, torch.optim.Optimizer):
         raise UserError(
             f"optimizer: must return a torch.optim.Optimizer, not {type(made).__name__}"
@@ -289,7 +292,8 @@ def _optimizer_and_schedule(
             raise ValueError("its factor on the learning rate is not a finite number")
     except (TypeError, ValueError, ZeroDivisionError) as error:
         given = "".join(f", {key}={value}" for key, value in schedule.keywords.items())
-        raise UserError(f"scheduler{given}: {error}") from None
+        line = not_taken("scheduler", config.scheduler, error)
+        raise UserError(line or f"scheduler{given}: {error}") from None
     if config.trainer.max_steps < 0 and not _goes_on_for_ever(schedule):
         raise UserError(
             "scheduler: it needs to know the number of steps; set trainer.max_steps along with "

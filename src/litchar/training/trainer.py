@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.callbacks import (
@@ -31,6 +32,7 @@ from omegaconf import DictConfig
 from litchar import signals
 from litchar.errors import UserError
 from litchar.launched import Place
+from litchar.overrides import not_taken
 from litchar.terminal import Terminal
 from litchar.training.callbacks import Metrics, Samples
 from litchar.training.checkpointing import AtomicCheckpointIO, Checkpoints
@@ -137,13 +139,20 @@ def entries(config: DictConfig, group: str, kind: type) -> list[Any]:
     """Return the callbacks or loggers of a config group; null removes one of them, or all.
 
     Raises:
-        UserError: one is not an instance of `kind`, or is a `REFUSED` callback.
+        UserError: one is not an instance of `kind`, is given an argument that it does not take, or
+            is a `REFUSED` callback.
     """
     made = []
     for name, entry in (config.get(group) or {}).items():
         if entry is None:
             continue
-        made.append(instantiate(entry))
+        try:
+            made.append(instantiate(entry) if isinstance(entry, DictConfig) else entry)
+        except InstantiationException as error:
+            if not isinstance(cause := error.__cause__, TypeError):
+                raise
+            key = f"{group}.{name}"
+            raise UserError(not_taken(key, entry, cause) or f"{key}: {cause}") from None
         if not isinstance(made[-1], kind):
             raise UserError(
                 f"{group}.{name}: its _target_ must name a Lightning {kind.__name__}, or one of "
