@@ -337,6 +337,7 @@ def test_train_generate_and_evaluate_from_any_directory(
         (["seed=1", "--max_steps", "5"], "--max_steps: there is no such option"),
         (["optimizer.lr=["], "optimizer.lr=[: Hydra cannot parse this"),
         (["run_dir=/proc/nowhere"], "/proc/nowhere"),
+        (["--config-name", "mine"], "--config-name=mine: there is no such file in conf; leave it"),
     ],
 )
 def test_a_wrong_command_line_is_refused_in_one_line(main, arguments, words):

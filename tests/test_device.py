@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from litchar import device
-from litchar.device import capture, set_matmul_precision
+from litchar.device import capture, device_name, set_matmul_precision
 from litchar.errors import UserError
 from litchar.models import Transformer
 from litchar.training import callbacks
@@ -37,6 +37,12 @@ def test_products_are_float32_where_nothing_else_is_asked_for(rows, inner, colum
 def test_a_setting_is_torchs_own(setting):
     set_matmul_precision(setting, torch.device("cpu"))
     assert torch.get_float32_matmul_precision() == setting
+
+
+@pytest.mark.parametrize(("threads", "name"), [(1, "CPU, 1 thread"), (2, "CPU, 2 threads")])
+def test_one_thread_is_one(monkeypatch, threads, name):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert device_name(torch.device("cpu")) == name
 
 
 def test_a_gpu_keeps_torchs_default():

@@ -275,6 +275,8 @@ def explain(error: Exception, conf: Path, config_name: str) -> str:
         while "/" in group and not (conf / group).is_dir():  # experiment=tune/NAME
             group, _, part = group.rpartition("/")
             name = f"{part}/{name}"
+        if not group:
+            return f"--config-name={name}: there is no such file in conf; leave it out"
         return f"{group}={name}: there is no such file in conf/{group}" + nearest(
             name, [*(error.options or []), *_of_studies(group)]
         )

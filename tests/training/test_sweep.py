@@ -260,7 +260,7 @@ def test_failures_end_alone_are_recorded_and_tried_again_when_asked(sweep, with_
     with_callback({"n_embd-12": ExitAt(), "n_embd-16": DivergeOnce()})
     first = sweep(*line)
     assert first.code == 1
-    assert "3 of 4 jobs failed" in first.err
+    assert "3 of 4 jobs failed, the others completed; retry" in first.err
     assert first.err.count("\n") == 1
     reasons = {
         "n_embd-9": "not divisible",
@@ -295,6 +295,11 @@ def test_failures_end_alone_are_recorded_and_tried_again_when_asked(sweep, with_
     assert "1 of 4 jobs failed" in retried.err
     assert summary(first.job("n_embd-16"))["steps"] == 8
     assert everything(first.job("n_embd-8_")) == before[first.job("n_embd-8_")]
+
+
+def test_where_every_job_failed_no_other_is_said_to_be_completed(sweep):
+    failed = sweep("model.n_embd=9,11", "model.n_head=2")
+    assert failed.err == "error: 2 of 2 jobs failed; retry them with sweep.retry_failed=true\n"
 
 
 def in_a_fork(function):

@@ -279,8 +279,9 @@ def finish(plan: Plan, outcomes: list[Outcome]) -> list[Outcome]:
         if told.get(plan.directory.absolute() / outcome.job) != f"{outcome.status}: {why}":
             terminal.say(f"{outcome.status}: {outcome.job}: {why}")
     if failed:
+        others = ", the others completed" if len(failed) < len(outcomes) else ""
         raise JobsFailedError(
-            f"{len(failed)} of {len(outcomes)} jobs failed, the others completed; retry them with "
+            f"{len(failed)} of {len(outcomes)} jobs failed{others}; retry them with "
             "sweep.retry_failed=true"
         )
     return outcomes
