@@ -11,11 +11,12 @@ from typing import Any
 import lightning as L
 import numpy as np
 import optuna
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
 from optuna.pruners import BasePruner
-from optuna.samplers import BaseSampler, BruteForceSampler, GridSampler
+from optuna.samplers import BaseSampler
 
 from litchar.atomic import atomic_write
 from litchar.device import device_of
@@ -32,7 +33,7 @@ from litchar.errors import (
 )
 from litchar.errors import reason as said
 from litchar.launched import launched
-from litchar.overrides import literal, without_passwords
+from litchar.overrides import literal, not_taken, without_passwords
 from litchar.run_dir import is_busy
 from litchar.settings import read_json
 from litchar.terminal import Terminal
@@ -76,15 +77,18 @@ def run(config: DictConfig) -> None:
     search = Search.of(config)
 
     def make_sampler(number: int) -> BaseSampler:
-        sampler: BaseSampler = instantiate(tune.sampler, seed=sampler_seed(config.seed, number))
+        seed = sampler_seed(config.seed, number)
+        sampler: BaseSampler = _made("tune.sampler", tune.sampler, BaseSampler, seed=seed)
         return sampler
 
-    pruner, sampler = instantiate(tune.pruner), make_sampler(0)  # they reject invalid settings
-    if isinstance(sampler, GridSampler | BruteForceSampler):
+    name = str(tune.sampler.get("_target_")).rpartition(".")[2]
+    if name in ("GridSampler", "BruteForceSampler"):
         raise UserError(
-            f"tune.sampler: {type(sampler).__name__} tries every combination; use a sweep for "
-            "that: python scripts/train.py -m KEY=1,2,3"
+            f"tune.sampler: {name} tries every combination; use a sweep for that: "
+            "python scripts/train.py -m KEY=1,2,3"
         )
+    make_sampler(0)  # it rejects invalid settings, as the pruner does
+    pruner = _made("tune.pruner", tune.pruner, BasePruner)
     trainer = search.compose({}).trainer
     check_pruner(pruner, settle_devices(trainer, device_of(trainer.accelerator)).world_size)
     storage = open_storage(tune.storage, directory)
@@ -99,6 +103,24 @@ def run(config: DictConfig) -> None:
             _stop_if_all_are_refused(study)
     write_report(study, tune.trials, search, directory)
     print_report(study, tune.trials, directory, terminal)
+
+
+def _made(key: str, settings: DictConfig, kind: type, **given: Any) -> Any:
+    """Return the sampler or the pruner that `settings` describe.
+
+    Raises:
+        UserError: they describe something else, or it does not take one of them, or lacks one.
+    """
+    try:
+        made = instantiate(settings, **given)
+    except InstantiationException as error:
+        if not isinstance(cause := error.__cause__, TypeError):
+            raise
+        raise UserError(not_taken(key, settings, cause) or f"{key}: {cause}") from None
+    if not isinstance(made, kind):
+        one = kind.__module__.rpartition("._")[0]  # optuna.samplers, of optuna.samplers._base
+        raise UserError(f"{key}._target_={settings.get('_target_')}: must be one of {one}")
+    return made
 
 
 def check_pruner(pruner: BasePruner, world_size: int) -> None:
