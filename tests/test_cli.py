@@ -434,6 +434,20 @@ def test_a_key_of_another_choice_is_not_proposed_again():
 
 
 @pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["optimizer=adamw", "optimizer.weight_deca=1"], "did you mean optimizer.weight_decay?"),
+        (["callbacks=early_stopping", "callbacks.early_stopping.patienc=1"], "stopping.patience?"),
+        (["data=huggingface", "data.nam=x"], "did you mean data.name?"),
+        (["model=gru", "experimen=x"], "did you mean experiment?"),
+    ],
+)
+def test_a_key_that_is_proposed_is_one_of_the_files_that_are_chosen(arguments, line):
+    assert line in refused("train", *arguments)
+    assert "momentum" not in refused("train", "optimizer=adamw", "optimizer.momentu=1")
+
+
+@pytest.mark.parametrize(
     ("script", "argument", "line"),
     [
         ("train", "+checkpoint.every_second=5", "did you mean checkpoint.every_seconds?"),

@@ -5,7 +5,7 @@ import difflib
 import functools
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -289,7 +289,9 @@ def explain(error: Exception, conf: Path, config_name: str) -> str:
     misplaced = re.match(r"Could not override '([^']+)'", str(error))
     key = unknown or (misplaced and misplaced[1])
     if key and (misplaced or "is not in struct" in str(chain[-1])):
-        return f"{key}: {_missing(key, bool(misplaced), conf, config_name)}"
+        nodes = (getattr(cause, "parent_node", None) for cause in chain)
+        chosen = next((node._get_root() for node in nodes if node is not None), None)
+        return f"{key}: {_missing(key, bool(misplaced), conf, config_name, chosen)}"
     return reason(error)
 
 
@@ -299,11 +301,12 @@ def _of_studies(group: str) -> list[str]:
     return sorted(str(file.relative_to(place).with_suffix("")) for file in place.rglob("*.yaml"))
 
 
-def _missing(key: str, typed: bool, conf: Path, config_name: str) -> str:
+def _missing(key: str, typed: bool, conf: Path, config_name: str, chosen: DictConfig | None) -> str:
     """Return why there is no such key, and which one may have been meant.
 
     Args:
         typed: whether the command line sets it; if not, our own code looked it up.
+        chosen: the configuration that lacks it, if known: its groups may not be the default ones.
     """
     keys = _keys(conf, config_name)
     group = key.split(".")[0]
@@ -312,7 +315,9 @@ def _missing(key: str, typed: bool, conf: Path, config_name: str) -> str:
         has = f"; {key} has {', '.join(own)}" if own else nearest(key, list(keys))
         return f"{config_name} has no such group{has}"
     if key not in keys:
-        return f"there is no such key{nearest(key, list(keys))}"
+        groups = [name for name, is_group in keys.items() if is_group]
+        names = list(keys) if chosen is None else [*groups, *_dotted(chosen)]
+        return f"there is no such key{nearest(key, names)}"
     return f"the chosen {group} has no such key" if typed else f"is required; leave ~{key} out"
 
 
@@ -349,15 +354,15 @@ def _keys(conf: Path, config_name: str) -> dict[str, bool]:
     """
     with hydra.initialize_config_dir(str(conf), version_base="1.3"):
         config = hydra.compose(config_name, return_hydra_config=True)
-    keys = {group: True for group in _groups(conf) if group in config.hydra.runtime.choices}
+    groups = {group: True for group in _groups(conf) if group in config.hydra.runtime.choices}
+    return dict.fromkeys(_dotted(config), False) | groups
 
-    def walk(node: DictConfig, prefix: str) -> None:
-        for key in map(str, node):
-            if prefix or key != "hydra":
-                keys.setdefault(f"{prefix}{key}", False)
-                child = node._get_node(key)
-                if isinstance(child, DictConfig):
-                    walk(child, f"{prefix}{key}.")
 
-    walk(config, "")
-    return keys
+def _dotted(node: DictConfig, prefix: str = "") -> Iterator[str]:
+    """Yield the dotted keys of a configuration, without those of Hydra's own."""
+    for key in map(str, node):
+        if prefix or key != "hydra":
+            yield f"{prefix}{key}"
+            child = node._get_node(key)
+            if isinstance(child, DictConfig):
+                yield from _dotted(child, f"{prefix}{key}.")
