@@ -1,12 +1,16 @@
 """Several files read as one text."""
 
+import bz2
 import codecs
 import errno
+import gzip
+import lzma
 import os
 from pathlib import Path
 from unittest.mock import patch
 
 import pytest
+from backports import zstd
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -235,6 +239,23 @@ def test_a_text_in_place_of_its_file_is_refused():
 def test_the_advice_for_a_file_in_another_code_fits_it(tmp_path, mark, code):
     (tmp_path / "a.txt").write_bytes(mark + "ab".encode("utf-16-le"))
     with pytest.raises(UserError, match=f"iconv -f {code} -t UTF-8$"):
+        list(Corpus([tmp_path / "a.txt"]).read())
+
+
+@pytest.mark.parametrize(
+    ("packed", "advice"),
+    [
+        (gzip.compress, "name it FILE.gz"),
+        (lzma.compress, "name it FILE.xz"),
+        (zstd.compress, "name it FILE.zst"),
+        (bz2.compress, "unpack it with bunzip2"),
+    ],
+)
+def test_a_compressed_file_whose_name_does_not_say_so_is_not_to_be_converted(
+    tmp_path, packed, advice
+):
+    (tmp_path / "a.txt").write_bytes(packed(b"To be, or not to be, that is the question."))
+    with pytest.raises(UserError, match=f"a.txt: compressed, not text as it is; {advice}$"):
         list(Corpus([tmp_path / "a.txt"]).read())
 
 

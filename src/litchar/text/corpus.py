@@ -201,6 +201,16 @@ def as_lines(rows: Iterable[str]) -> Iterator[str]:
         yield "\n".join(held) + "\n"
 
 
+# What compressed files begin with, and what to do with one whose name does not say so.
+COMPRESSED = {
+    b"\x1f\x8b": "name it FILE.gz",
+    b"\xfd7zXZ": "name it FILE.xz",
+    b"\x28\xb5\x2f\xfd": "name it FILE.zst",
+    b"PK\x03\x04": "name it FILE.zip",
+    b"BZh": "unpack it with bunzip2",
+}
+
+
 def _decoded(path: Path) -> Iterator[str]:
     """Yield the text of a UTF-8 file in pieces.
 
@@ -220,6 +230,9 @@ def _decoded(path: Path) -> Iterator[str]:
             except UnicodeDecodeError as error:
                 # The decoder's input is what it held back of earlier chunks, then this chunk.
                 start = error.object if not offset else b""
+                for first_bytes, mend in COMPRESSED.items():
+                    if start.startswith(first_bytes):
+                        raise UserError(f"{path}: compressed, not text as it is; {mend}") from None
                 code = "UTF-16" if start[:2] in (b"\xff\xfe", b"\xfe\xff") else "WINDOWS-1252"
                 held_back = len(error.object) - len(chunk)
                 cut = "" if chunk else "it may be cut; if it is whole, "
