@@ -468,6 +468,23 @@ def test_a_report_is_written_whole_or_not_at_all(hostile_run, tmp_path, monkeypa
     assert not list(run_dir.glob(".draft*"))
 
 
+@pytest.mark.parametrize(
+    ("limit", "part"),
+    [
+        ("limit_val_batches=2", "only on a part of the validation text"),
+        ("overfit_batches=1", "only on the batches that it was trained on"),
+    ],
+)
+def test_losses_on_a_part_of_the_split_are_not_given_as_those_on_unseen_text(
+    train, capsys, limit, part
+):
+    run_dir = train(f"trainer.{limit}", "data.val_batch_size=4")
+    assert f"{part} (trainer.{limit})" in " ".join(capsys.readouterr().out.split())
+    page = run_report(Run.load(run_dir), None, "cpu")
+    assert f"It was validated {part} (trainer.{limit})." in page
+    assert "never saw" not in page
+
+
 def test_a_run_ends_well_without_its_report(train, monkeypatch, capsys):
     def broken(*_):
         raise RuntimeError("no ink")

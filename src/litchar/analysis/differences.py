@@ -1,7 +1,7 @@
 """Which settings tell runs apart, which runs can be compared, and what they are called."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from litchar.analysis.runs import Run
@@ -10,6 +10,7 @@ from litchar.settings import flatten, within
 from litchar.text.mixture import mixture_weights
 from litchar.text.split import BATCHED_BY, SPLIT_BY
 from litchar.training.sweep import identity
+from litchar.training.validated import part_validated
 
 SEEDS = ("seed", "data.seed")
 
@@ -105,28 +106,6 @@ def comparable_by(run: Run) -> tuple[Any, ...]:
         weights,
         *part_validated(run.settings).values(),
     )
-
-
-def part_validated(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that determine which part of the validation split a run is validated on;
-    empty if it is all of it.
-
-    Args:
-        settings: flat.
-    """
-    _, limit = validation_limit(settings)
-    if limit is None or (isinstance(limit, float) and limit == 1):
-        return {}
-    keys = ("data.block_size", "data.val_batch_size")
-    return {"limit_val_batches": limit} | {short(key): settings.get(key) for key in keys}
-
-
-def validation_limit(settings: Mapping[str, Any]) -> tuple[str, Any]:
-    """Return the setting that limits the batches of a validation, and their number or share."""
-    for key in ("trainer.fast_dev_run", "trainer.overfit_batches"):
-        if batches := settings.get(key):
-            return key, int(batches)
-    return "trainer.limit_val_batches", settings.get("trainer.limit_val_batches")
 
 
 def weights_of(run: Run) -> dict[str, float]:

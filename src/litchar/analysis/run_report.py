@@ -49,6 +49,7 @@ from litchar.text.vocabulary import printable
 from litchar.text.yardsticks import Yardstick
 from litchar.training.environment import ROOT
 from litchar.training.outcome import together, verdict
+from litchar.training.validated import validated_on
 
 COPIED_FROM = 16  # tokens of the shortest passage that is marked as copied
 SAMPLES = 6  # shown of those along training
@@ -154,6 +155,8 @@ def _sentences(run: Run, probed: Probed | None, yardsticks: Sequence[Yardstick])
     best = summary.get("best_val_bpc")
     if best is None:
         yield f"{began}; it was never validated."
+    elif part := validated_on(run.settings):
+        yield f"{began}: {best:.3f} bits per character. It was validated {part}."
     else:
         yield f"{began}: {best:.3f} bits per character on text that it never saw."
         yield from _beside(best, yardsticks)

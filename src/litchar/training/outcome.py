@@ -126,13 +126,18 @@ def print_outcome(
     yardsticks: list[Yardstick],
     run_dir: Path,
     report: Path | None = None,
+    part: str | None = None,
 ) -> None:
-    """Print the last sample, the metrics, where report and checkpoint are, and what to do next."""
+    """Print the last sample, the metrics, where report and checkpoint are, and what to do next.
+
+    Args:
+        part: see `validated_on`.
+    """
     if sample:  # empty if a finished run was resumed and had no step left
         terminal.print("\nA sample:", style="bold")
         terminal.print(Text(printable(sample)), soft_wrap=True)
 
-    figures = _figures(summary, history, yardsticks)
+    figures = _figures(summary, history, yardsticks, part)
     table = terminal.table(("", ""), figures)
     table.columns[0].style = "bold"
     terminal.print()
@@ -157,7 +162,10 @@ def print_outcome(
 
 
 def _figures(
-    summary: dict[str, Any], history: list[dict[str, float]], yardsticks: list[Yardstick]
+    summary: dict[str, Any],
+    history: list[dict[str, float]],
+    yardsticks: list[Yardstick],
+    part: str | None,
 ) -> list[tuple[str, str]]:
     rows = []
     unit = summary["unit"]
@@ -174,6 +182,8 @@ def _figures(
     if summary["best_val_loss"] is not None:  # None if no best checkpoint was saved
         best = f"{in_bits('best_val')} at step {summary['best_step']:,}"
         rows.append(("best val loss", best))
+        if part is not None:
+            rows.append(("validated", part))
     if summary["test_loss"] is not None:
         rows.append(("test loss", in_bits("test")))
     loss = together(history)

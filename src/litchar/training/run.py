@@ -32,6 +32,7 @@ from litchar.errors import (
 )
 from litchar.launched import Place
 from litchar.run_dir import remove_traces, sole_owner
+from litchar.settings import flatten, plain
 from litchar.terminal import Terminal
 from litchar.text.yardsticks import quick_yardsticks
 from litchar.training import environment, process
@@ -46,6 +47,7 @@ from litchar.training.ranks import Leader, follow_runs
 from litchar.training.summary import final_metrics, write_summary
 from litchar.training.sweep import Outcome, recorded, swept_settings
 from litchar.training.trainer import make_trainer, quiet_libraries
+from litchar.training.validated import validated_on
 
 
 def main(config: DictConfig) -> float | Outcome | None:
@@ -90,7 +92,9 @@ def run(config: DictConfig, run_dir: Path, callbacks: Sequence[Callback] = ()) -
         data, history = ready.setup.data, ready.metrics.history
         yardsticks = quick_yardsticks(data.text, data.splits.store)
         report = _write_report(ready)
-        print_outcome(terminal, summary, history, ready.samples.text, yardsticks, run_dir, report)
+        part = validated_on(dict(flatten(plain(ready.setup.config))))
+        sample = ready.samples.text
+        print_outcome(terminal, summary, history, sample, yardsticks, run_dir, report, part)
     return cast(float | None, summary["best_val_loss"])
 
 

@@ -17,12 +17,12 @@ from optuna import Study, create_study, load_study
 from optuna.distributions import BaseDistribution
 from optuna.storages import BaseStorage
 
-from litchar.analysis.differences import part_validated, short, validation_limit
 from litchar.errors import UserError
 from litchar.settings import changes, differences, flatten, plain, within
 from litchar.text.split import BATCHED_BY, Text
 from litchar.training.checks import check_settings
 from litchar.training.resolve import resolve_by_device, resolve_paths
+from litchar.training.validated import LIMITS, part_validated, validation_limit
 from litchar.tuning.space import Value, override, read_space
 
 # Keys that may change in a resumed run, but not between the trials of a study.
@@ -158,12 +158,12 @@ def _check_space(space: Mapping[str, BaseDistribution], fixed: DictConfig) -> No
             raise UserError(
                 f"tune.space.{key}: losses on different texts cannot be compared; search other keys"
             )
-        if key in ("trainer.limit_val_batches", "trainer.overfit_batches", "trainer.fast_dev_run"):
+        if key in LIMITS:
             raise UserError(
                 f"tune.space.{key}: losses on different parts of the validation split cannot be "
                 "compared; search other keys"
             )
-        if short(key) in part:
+        if key.removeprefix("data.") in part:
             raise UserError(
                 f"tune.space.{key}: {limiting}={limit} makes it decide which part of the "
                 "validation split is scored: losses cannot be compared; leave out one"
