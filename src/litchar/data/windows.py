@@ -14,6 +14,8 @@ from litchar.text.store import boundaries
 Batch = tuple[Tensor, Tensor]  # inputs and targets: (B, T) int64 each
 IGNORED = -1  # a target that the loss ignores
 LOT = 64  # batches whose offsets are drawn at once, which takes hardly longer than one batch's
+# Not every torch indexes these (2.9 does not): their bits are read as of the signed type.
+SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32}
 CHOICE = 1 << 64  # added to the seed: the key of the generator that picks a mixture's corpus
 
 
@@ -69,7 +71,10 @@ def gather(tokens: Tensor, offsets: Tensor, block_size: int) -> Batch:
     """
     positions = offsets[:, None] + torch.arange(block_size + 1, device=offsets.device)
     last = len(tokens) - 1
-    windows = tokens[positions.clamp(max=last)].long()  # (B, T + 1)
+    signed = SIGNED.get(tokens.dtype, tokens.dtype)
+    windows = tokens.view(signed)[positions.clamp(max=last)].long()  # (B, T + 1)
+    if signed is not tokens.dtype:
+        windows &= torch.iinfo(tokens.dtype).max
     # Both contiguous: torch.compile recompiles for other strides.
     inputs = windows[:, :-1].contiguous()
     return inputs, windows[:, 1:].masked_fill(positions[:, 1:] > last, IGNORED)
