@@ -23,6 +23,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from torch.distributed import HashStore
+from torch.distributed.fsdp import FSDPModule
 
 from conftest import ROOT, SMALL, scalars, summary, wait_until
 from litchar import signals
@@ -180,6 +181,7 @@ def test_a_second_signal_ends_a_run_that_waits_for_a_rank_for_ever(train, tmp_pa
     """Rank 0 is in a collective, where Python handles no signal; rank 1 never joins it."""
     monkeypatch.setattr(ranks, "NOTICE_SECONDS", 0.1)
     over = threading.Event()
+    before = {*children(os.getpid())}  # of other tests, such as a compiler's
 
     def insist() -> None:
         while not over.wait(0.1) and not any(map(is_stopped, children(os.getpid()))):
@@ -196,7 +198,7 @@ def test_a_second_signal_ends_a_run_that_waits_for_a_rank_for_ever(train, tmp_pa
         over.set()
         insisting.join()
     assert stop.value.code == 128 + signal.SIGINT
-    assert not children(os.getpid())
+    assert {*children(os.getpid())} <= before
     assert summary(tmp_path / "outputs/runs/run")["status"] == "interrupted"
     assert Checkpoint.load(tmp_path / "outputs/runs/run/checkpoints/last.ckpt").step == 10
 
@@ -249,8 +251,9 @@ def test_a_layer_that_one_rank_does_not_use_is_trained_where_it_can_be(train):
     found = train(
         *SETTING, *TWO, "trainer.strategy=ddp_find_unused_parameters_true", *left_out(1), name="ddp"
     )
-    sharded = train(*SETTING, "trainer=fsdp", "trainer.devices=2", *left_out(1), name="fsdp")
-    assert_same_curve(sharded, found)
+    if hasattr(FSDPModule, "set_reduce_scatter_unused_params"):  # not in torch 2.9
+        sharded = train(*SETTING, "trainer=fsdp", "trainer.devices=2", *left_out(1), name="fsdp")
+        assert_same_curve(sharded, found)
 
 
 @pytest.mark.slow
@@ -489,12 +492,19 @@ def children(pid: int) -> list[int]:
 
 
 def is_alive(pid: int) -> bool:
-    stat = Path(f"/proc/{pid}/stat")
-    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+    return state(pid) not in ("", "Z")
 
 
 def is_stopped(pid: int) -> bool:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+    return state(pid) == "T"
+
+
+def state(pid: int) -> str:
+    """Return the letter of a process's state; empty if it is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return ""
 
 
 @pytest.mark.slow

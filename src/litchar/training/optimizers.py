@@ -175,7 +175,8 @@ class Muon(torch.optim.Optimizer):
         all_steps = self._orthogonalize([updates for _, updates in alike], group["polar_steps"])
         for (parameters, _), steps in zip(alike, all_steps, strict=True):
             scale = 0.2 * math.sqrt(max(steps.shape[1:]))
-            torch._foreach_add_(list(parameters), list(steps.unbind()), alpha=-group["lr"] * scale)
+            each = [steps[i] for i in range(len(steps))]  # in torch 2.9, FSDP's have no `unbind`
+            torch._foreach_add_(list(parameters), each, alpha=-group["lr"] * scale)
 
     def _orthogonalize(self, alike: list[tuple[Tensor, ...]], polar_steps: int) -> list[Tensor]:
         """Orthogonalise matrices, in groups of one shape: (N, R, C) each.
