@@ -242,6 +242,20 @@ def test_the_advice_for_a_file_in_another_code_fits_it(tmp_path, mark, code):
         list(Corpus([tmp_path / "a.txt"]).read())
 
 
+@pytest.mark.parametrize("form", ["UTF-16LE", "UTF-16BE"])
+@pytest.mark.parametrize("text", ["To be, or\nnot to be", "Всё смешалось\n"])
+def test_utf16_without_a_mark_is_no_text_of_control_characters(tmp_path, text, form):
+    (tmp_path / "a.txt").write_bytes(text.encode(form))
+    with pytest.raises(UserError, match=f"a.txt: {form}, not .*iconv -f {form} -t UTF-8$"):
+        list(Corpus([tmp_path / "a.txt"]).read())
+
+
+@pytest.mark.parametrize("text", ["", "\0", "a\0", "".join(map(chr, range(32))) * 9, "\0" * 50])
+def test_control_characters_may_be_the_text(tmp_path, text):
+    (tmp_path / "a.txt").write_bytes(text.encode())
+    assert "".join(Corpus([tmp_path / "a.txt"]).read()) == text.replace("\r", "\n")
+
+
 @pytest.mark.parametrize(
     ("packed", "advice"),
     [

@@ -242,6 +242,11 @@ def _decoded(path: Path) -> Iterator[str]:
                     f"{offset - held_back + error.start}; {cut}convert the file, for example: "
                     f"iconv -f {code} -t UTF-8"
                 ) from None
+            if not offset and (form := _utf16(chunk)):
+                raise UserError(
+                    f"{path}: {form}, not UTF-8 text: every other byte is a control character; "
+                    f"convert the file, for example: iconv -f {form} -t UTF-8"
+                )
             offset += len(chunk)
             if text:
                 text, at_start = text.removeprefix("\ufeff") if at_start else text, False
@@ -249,6 +254,21 @@ def _decoded(path: Path) -> Iterator[str]:
                 yield text
             if not chunk:
                 break
+
+
+CONTROLS = bytes({*range(32)} - {*b"\t\n\v\f\r\x1b"})
+
+
+def _utf16(start: bytes) -> str | None:
+    """Return the form of UTF-16 in which a file begins, if it has no byte-order mark but its first
+    characters, such as Latin or Cyrillic ones, give it away: they are valid UTF-8, too."""
+    if len(start) < 16:  # too short to tell
+        return None
+    halves = start[::2], start[1::2]
+    even, odd = (1 - len(half.translate(None, CONTROLS)) / len(half) for half in halves)
+    if max(even, odd) < 0.9 or min(even, odd) > 0.25:
+        return None
+    return "UTF-16LE" if odd > even else "UTF-16BE"
 
 
 def _local(entry: str, pattern: str) -> list[Path]:
