@@ -834,7 +834,7 @@ def storm(kills, train, text_file, steps, seconds):
         "trainer.log_every_n_steps=7",
         "checkpoint.every_seconds=0.05",
     )
-    whole = train(*settings, name="whole", only=True)
+    whole = train(*settings, name="whole", only=True, dashboard=True)  # as from the command line
     run_dir = whole.parent / "storm"
     command = [sys.executable, str(ROOT / "scripts/train.py"), *settings]
     draw = random.Random(0)
@@ -859,7 +859,7 @@ def storm(kills, train, text_file, steps, seconds):
         assert process.returncode == -signal.SIGKILL, f"after {killed} kills: {output}"
         assert "not a complete checkpoint" not in output
         killed += 1
-    assert train(*settings, "resume=auto", name="storm", only=True) == run_dir
+    assert train(*settings, "resume=auto", name="storm", only=True, dashboard=True) == run_dir
     assert_same_run(whole, run_dir)
 
 
