@@ -349,6 +349,14 @@ def test_another_search_under_the_same_name_is_refused(tune, tmp_path):
             ],
             "tune.space.data.val_batch_size: trainer.overfit_batches=1",
         ),
+        (["trainer.overfit_batches=x"], "trainer.overfit_batches=x: must be a whole number"),
+        (
+            [
+                "trainer.fast_dev_run=x",
+                "+tune.space.data.val_batch_size={type:categorical,choices:[2,4]}",
+            ],
+            "tune.space.data.val_batch_size: trainer.fast_dev_run=x",
+        ),
         (
             ["+tune.space.data.val_fraction={type:float,low:0.1,high:0.5}"],
             "tune.space.data.val_fraction: losses on different texts cannot be compared",
@@ -400,6 +408,18 @@ def test_how_much_is_validated_is_not_searched(tune, limit):
 def test_all_batches_are_no_limit_of_validation(tune):
     space = "+tune.space.data.val_batch_size={type:categorical,choices:[2,4]}"
     assert len(tune("trainer.limit_val_batches=1.0", space, "tune.trials=1")) == 1
+
+
+def test_a_limit_of_validation_may_be_read_from_the_environment(tune):
+    space = "+tune.space.data.val_batch_size={type:categorical,choices:[2,4]}"
+    limit = "trainer.limit_val_batches=${oc.env:UNSET_LIMIT,null}"
+    assert len(tune(limit, space, "tune.trials=1")) == 1
+
+
+def test_a_limit_of_validation_counts_batches_of_the_data_not_what_else_has_their_name(tune):
+    space = "+tune.space.callbacks.mine.block_size={type:categorical,choices:[2,4]}"
+    mine = "+callbacks.mine={_target_:conftest.NotThere,block_size:4}"
+    assert outcomes(tune(mine, space, "tune.trials=1")) == ["infeasible"]  # as is this callback
 
 
 def test_the_processes_of_one_run_are_no_workers_of_a_study(tune, tmp_path, monkeypatch):

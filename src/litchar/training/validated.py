@@ -29,7 +29,7 @@ def validation_limit(settings: Mapping[str, Any]) -> tuple[str, Any]:
     *debugging, usual = LIMITS
     for key in debugging:
         if batches := settings.get(key):
-            return key, int(batches)
+            return key, 1 if batches is True else batches
     return usual, settings.get(usual)
 
 

@@ -66,12 +66,12 @@ class Search:
         _check_line(parsed, space, config.tune.name)
         search = cls(space, [str(given.input_line) for given in parsed], {})
         settings = search.compose({})
+        check_settings(settings)
         _check_space(space, settings)
         if settings.init_from == "latest":
             raise UserError(
                 "init_from=latest: trials could start from one another; name a checkpoint"
             )
-        check_settings(settings)
         resolve_by_device(settings)
         search.identity.update(
             space=dict(flatten(plain(config.tune.space, resolve=True))),
@@ -140,13 +140,13 @@ def _check_space(space: Mapping[str, BaseDistribution], fixed: DictConfig) -> No
     change the text, or the part of it that is scored: such losses cannot be compared.
 
     Args:
-        fixed: the training configuration.
+        fixed: the training configuration, checked.
 
     Raises:
         UserError: the space has such a key or choice.
     """
     groups = GlobalHydra.instance().config_loader().list_groups("")
-    settings = dict(flatten(plain(fixed)))
+    settings = dict(flatten(plain(fixed, resolve=True)))
     part, (limiting, limit) = part_validated(settings), validation_limit(settings)
     for key in space:
         if key not in groups and OmegaConf.select(fixed, key, default=groups) is groups:
