@@ -591,6 +591,13 @@ def test_a_trial_that_was_never_validated_is_refused_though_its_worker_was_kille
     assert outcomes(tune(*line))[-1] == "infeasible"
 
 
+@pytest.mark.parametrize("loss", ['"damaged"', "[1]", "9" * 400])
+def test_a_summary_whose_loss_is_none_is_of_no_finished_trial(tmp_path, loss):
+    (tmp_path / "summary.json").write_text(f'{{"status": "completed", "best_val_loss": {loss}}}')
+    (tmp_path / "trial.json").write_text('{"outcome": null}')
+    assert tuning._result(tmp_path) is None
+
+
 def test_a_full_disk_ends_a_study_and_is_not_the_settings_fault(tune, monkeypatch):
     def full(*_):
         raise UserError("the end was not saved") from OSError(errno.ENOSPC, "No space left")

@@ -263,9 +263,9 @@ def _result(run_dir: Path) -> tuple[float, bool] | None:
     """Return the best validation loss of a completed run and whether it was pruned, else None."""
     summary, mark = (read_json(run_dir / name) for name in ("summary.json", "trial.json"))
     loss = summary.get("best_val_loss")
-    if summary.get("status") != "completed" or loss is None or "outcome" not in mark:
+    if summary.get("status") != "completed" or "outcome" not in mark or not isinstance(loss, float):
         return None
-    return float(loss), mark["outcome"] == "pruned"
+    return loss, mark["outcome"] == "pruned"
 
 
 def _mark(run_dir: Path, **mark: Any) -> None:
