@@ -247,7 +247,9 @@ def with_callback(monkeypatch):
     return with_callback
 
 
-@pytest.mark.parametrize("content", ["null", "[]", "[1]", ""])
+@pytest.mark.parametrize(
+    "content", ["null", "[]", "[1]", "", pytest.param("[" * 100_000, id="deep")]
+)
 def test_a_summary_that_is_no_object_counts_for_nothing(tmp_path, content):
     (tmp_path / "summary.json").write_text(content)
     assert recorded(tmp_path) is None

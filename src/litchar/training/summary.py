@@ -48,8 +48,8 @@ def write_summary(run_dir: Path, **changes: Any) -> dict[str, Any]:
     """
     place = run_dir / "summary.json"
     summary = dict.fromkeys(KEYS)
-    # ValueError: a power cut emptied it; TypeError: it is no object.
-    with contextlib.suppress(FileNotFoundError, ValueError, TypeError):
+    # ValueError: a power cut emptied it; TypeError: it is no object; RecursionError: it is hostile.
+    with contextlib.suppress(FileNotFoundError, ValueError, TypeError, RecursionError):
         summary |= json.loads(place.read_text())
     for key, value in changes.items():
         if key not in summary:
