@@ -203,6 +203,19 @@ def test_a_second_signal_ends_a_run_that_waits_for_a_rank_for_ever(train, tmp_pa
     assert Checkpoint.load(tmp_path / "outputs/runs/run/checkpoints/last.ckpt").step == 10
 
 
+def test_a_second_signal_to_rank_0_keeps_it_waiting_for_no_rank(train, tmp_path, monkeypatch):
+    """Rank 1, which got none, waits in a collective that rank 0 never joins."""
+    monkeypatch.setattr(ranks, "NOTICE_SECONDS", 0.1)
+    again = (line.replace(".stop.", ".again.") for line in on_rank(0, 13, signal.SIGINT))
+    began = time.monotonic()
+    with pytest.raises(Interrupted):
+        train(*SETTING, *TWO, *on_rank(0, 13, signal.SIGINT), *again, name="run")
+    assert time.monotonic() - began < ranks.END_SECONDS
+    assert not children(os.getpid())
+    assert summary(tmp_path / "outputs/runs/run")["status"] == "interrupted"
+    assert Checkpoint.load(tmp_path / "outputs/runs/run/checkpoints/last.ckpt").step == 10
+
+
 @pytest.mark.parametrize("times", [1, 2])
 @pytest.mark.parametrize("heeded", [False, True])
 def test_a_signal_that_goes_unheeded_ends_the_run_and_one_that_is_heeded_only_if_repeated(

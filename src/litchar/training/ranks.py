@@ -148,7 +148,9 @@ class Leader:
         if kind is not None and not (self._begun and issubclass(kind, SystemExit)):
             for process in self._processes:  # they have nothing to save
                 process.kill()
-        deadline = time.monotonic() + END_SECONDS
+        # After a second signal, or one outside of training, they wait for this rank for ever.
+        seconds = END_SECONDS if kind is None else NOTICE_SECONDS
+        deadline = time.monotonic() + seconds
         try:
             self._leave.close()
             for process in self._processes:
