@@ -25,7 +25,7 @@ from litchar import cli
 from litchar.checkpoints import Checkpoint, load, save
 from litchar.errors import DivergedError, Interrupted, UserError, is_disk_full
 from litchar.overrides import quote
-from litchar.run_dir import is_busy, sole_owner
+from litchar.run_dir import is_busy, remove_traces, sole_owner
 from litchar.training.callbacks import Metrics
 from litchar.training.resolve import resolve_as_before
 from litchar.training.resume import redirect, run_of
@@ -792,6 +792,15 @@ def test_however_it_is_named_a_run_is_not_overwritten_and_gone_on_with(
     subdir = "hydra.output_subdir=.hydra/resumed-1"
     assert found == ["++resume=auto", line[0], subdir, *line[1:]]
     assert get_args_parser().parse_args(found).overrides == ["++resume=auto", line[0], subdir]
+
+
+def test_a_refused_resumption_leaves_what_was_recorded_before(tmp_path):
+    for number in (2, 10, 9):  # the latest record is not the one that was touched last
+        (tmp_path / f".hydra/resumed-{number}").mkdir(parents=True)
+    (tmp_path / "summary.json").touch()
+    remove_traces(tmp_path)
+    found = sorted(path.name for path in tmp_path.glob(".hydra/*"))
+    assert found == ["resumed-2", "resumed-9"]
 
 
 @pytest.mark.parametrize(
