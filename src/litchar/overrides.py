@@ -11,7 +11,12 @@ from typing import Any, NoReturn
 
 import hydra
 from hydra._internal.utils import get_args_parser
-from hydra.errors import MissingConfigException, OverrideParseException
+from hydra.errors import (
+    InstantiationException,
+    MissingConfigException,
+    OverrideParseException,
+)
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from litchar.errors import UserError, causes, reason
@@ -319,6 +324,23 @@ def _missing(key: str, typed: bool, conf: Path, config_name: str, chosen: DictCo
         names = list(keys) if chosen is None else [*groups, *_dotted(chosen)]
         return f"there is no such key{nearest(key, names)}"
     return f"the chosen {group} has no such key" if typed else f"is required; leave ~{key} out"
+
+
+def built(key: str, settings: DictConfig, **given: Any) -> Any:
+    """Return the object that the settings below `key` describe.
+
+    Args:
+        given: further arguments.
+
+    Raises:
+        UserError: it does not take one of its arguments, or lacks one.
+    """
+    try:
+        return instantiate(settings, **given)
+    except InstantiationException as error:
+        if not isinstance(cause := error.__cause__, TypeError):
+            raise
+        raise UserError(not_taken(key, settings, cause) or f"{key}: {cause}") from None
 
 
 def not_taken(group: str, settings: Mapping[Any, Any], error: BaseException) -> str | None:

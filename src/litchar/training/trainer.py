@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
-from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.callbacks import (
@@ -32,7 +31,7 @@ from omegaconf import DictConfig
 from litchar import signals
 from litchar.errors import UserError
 from litchar.launched import Place
-from litchar.overrides import not_taken
+from litchar.overrides import built
 from litchar.terminal import Terminal
 from litchar.training.callbacks import Metrics, Samples
 from litchar.training.checkpointing import AtomicCheckpointIO, Checkpoints
@@ -146,13 +145,8 @@ def entries(config: DictConfig, group: str, kind: type) -> list[Any]:
     for name, entry in (config.get(group) or {}).items():
         if entry is None:
             continue
-        try:
-            made.append(instantiate(entry) if isinstance(entry, DictConfig) else entry)
-        except InstantiationException as error:
-            if not isinstance(cause := error.__cause__, TypeError):
-                raise
-            key = f"{group}.{name}"
-            raise UserError(not_taken(key, entry, cause) or f"{key}: {cause}") from None
+        described = isinstance(entry, DictConfig)
+        made.append(built(f"{group}.{name}", entry) if described else entry)
         if not isinstance(made[-1], kind):
             raise UserError(
                 f"{group}.{name}: its _target_ must name a Lightning {kind.__name__}, or one of "

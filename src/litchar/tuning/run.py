@@ -11,8 +11,6 @@ from typing import Any
 import lightning as L
 import numpy as np
 import optuna
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
 from optuna.pruners import BasePruner
@@ -33,7 +31,7 @@ from litchar.errors import (
 )
 from litchar.errors import reason as said
 from litchar.launched import launched
-from litchar.overrides import literal, not_taken, without_passwords
+from litchar.overrides import built, literal, without_passwords
 from litchar.run_dir import is_busy
 from litchar.settings import read_json
 from litchar.terminal import Terminal
@@ -111,12 +109,7 @@ def _made(key: str, settings: DictConfig, kind: type, **given: Any) -> Any:
     Raises:
         UserError: they describe something else, or it does not take one of them, or lacks one.
     """
-    try:
-        made = instantiate(settings, **given)
-    except InstantiationException as error:
-        if not isinstance(cause := error.__cause__, TypeError):
-            raise
-        raise UserError(not_taken(key, settings, cause) or f"{key}: {cause}") from None
+    made = built(key, settings, **given)
     if not isinstance(made, kind):
         one = kind.__module__.rpartition("._")[0]  # optuna.samplers, of optuna.samplers._base
         raise UserError(f"{key}._target_={settings.get('_target_')}: must be one of {one}")
