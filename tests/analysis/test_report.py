@@ -468,21 +468,21 @@ def test_a_report_is_written_whole_or_not_at_all(hostile_run, tmp_path, monkeypa
     assert not list(run_dir.glob(".draft*"))
 
 
-@pytest.mark.parametrize(
-    ("limit", "part"),
-    [
-        ("limit_val_batches=2", "only on a part of the validation text"),
-        ("overfit_batches=1", "only on the batches that it was trained on"),
-    ],
-)
-def test_losses_on_a_part_of_the_split_are_not_given_as_those_on_unseen_text(
-    train, capsys, limit, part
-):
+@pytest.mark.parametrize("limit", ["limit_val_batches=2", "overfit_batches=1"])
+def test_losses_on_a_part_of_the_split_are_not_given_as_those_on_unseen_text(train, capsys, limit):
     run_dir = train(f"trainer.{limit}", "data.val_batch_size=4")
+    part = "only on a part of the validation text"
     assert f"{part} (trainer.{limit})" in " ".join(capsys.readouterr().out.split())
     page = run_report(Run.load(run_dir), None, "cpu")
     assert f"It was validated {part} (trainer.{limit})." in page
     assert "never saw" not in page
+
+
+def test_batches_to_learn_by_heart_are_not_called_overfitting(train, capsys):
+    run_dir = train("debug=overfit", "trainer.max_steps=40", "trainer.val_check_interval=20")
+    said = "of no meaning where 1 batch is learned by heart: look at the training loss"
+    assert f"the curve {said}" in " ".join(capsys.readouterr().out.split())
+    assert f"The curve: {said}." in run_report(Run.load(run_dir), None, "cpu")
 
 
 def test_a_run_ends_well_without_its_report(train, monkeypatch, capsys):

@@ -39,14 +39,14 @@ def history(*losses, train=None):
     ],
 )
 def test_the_verdict_says_what_the_curve_does(points, words):
-    assert words in verdict(points, None, [])
+    assert words in verdict(points, None, [], {})
 
 
 def test_a_short_run_is_not_told_that_more_steps_do_not_help():
     def said(bits):
         counted = (("uniform", 6.0), ("bigram", 3.5), ("8-gram", 2.0))
         yardsticks = [Yardstick(name, needed, needed) for name, needed in counted]
-        return verdict(history(3.6, 2.9, 2.71, 2.703, 2.70), bits, yardsticks)
+        return verdict(history(3.6, 2.9, 2.71, 2.703, 2.70), bits, yardsticks, {})
 
     assert "more steps (trainer.max_steps)" in said(2.70 / math.log(2))
     assert said(3.5).startswith("flat: more steps alone will not")  # a bigram model at its end
@@ -67,5 +67,5 @@ def test_a_file_needs_no_folds(capsys):
     summary = dict.fromkeys(KEYS) | {"unit": "character", "best_step": 0, "total_seconds": 1.0}
     summary |= dict.fromkeys(("characters_per_second", "train_seconds"), 1.0)
     yardsticks = [Yardstick(f"{n}-gram", 1.0, 1.0) for n in range(20)]
-    print_outcome(Terminal(), summary, [], "", yardsticks, Path("run"))
+    print_outcome(Terminal(), summary, [], "", yardsticks, Path("run"), {})
     assert re.search(r"0-gram 1.000, .*19-gram 1.000 bits per character\n", capsys.readouterr().out)

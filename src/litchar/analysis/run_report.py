@@ -168,7 +168,7 @@ def _sentences(run: Run, probed: Probed | None, yardsticks: Sequence[Yardstick])
             "diverged": f"It diverged: {summary.get('error')}.",
         }.get(status, f"It ended as {status}{reason}.")
     elif len(run.history) > 1:
-        yield f"The curve: {verdict(run.history, best, yardsticks)}."
+        yield f"The curve: {verdict(run.history, best, yardsticks, run.settings)}."
     if probed and probed.written and probed.held_out:
         yield _copies(probed.written, probed.held_out, probed.vocabulary.unit)
 

@@ -2,7 +2,7 @@
 
 import math
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from litchar.terminal import Terminal
 from litchar.text.store import boundaries
 from litchar.text.vocabulary import printable
 from litchar.text.yardsticks import Yardstick
+from litchar.training.validated import validated_on
 
 if TYPE_CHECKING:  # a report, which tells of an outcome as well, needs no Lightning
     from litchar.training.prepare import Setup
@@ -62,7 +63,10 @@ def _documents(splits: Splits) -> str:
 
 
 def verdict(
-    history: list[dict[str, float]], bits: float | None, yardsticks: Iterable[Yardstick]
+    history: list[dict[str, float]],
+    bits: float | None,
+    yardsticks: Iterable[Yardstick],
+    settings: Mapping[str, Any],
 ) -> str:
     """Say in words what the validation curve means.
 
@@ -76,7 +80,11 @@ def verdict(
         history: `step` and losses of each validation.
         bits: bits per character at the best validation, if known.
         yardsticks: of the same text, if known.
+        settings: of the run, flat.
     """
+    if batches := settings.get("trainer.overfit_batches"):
+        learned = "1 batch is" if batches == 1 else f"{batches} batches are"
+        return f"of no meaning where {learned} learned by heart: look at the training loss"
     if len(history) < 2:
         return f"validated {'once' if history else 'never'}: too rarely to show a trend"
     best = min(history, key=lambda point: point["val/loss"])
@@ -125,19 +133,19 @@ def print_outcome(
     sample: str,
     yardsticks: list[Yardstick],
     run_dir: Path,
+    settings: Mapping[str, Any],
     report: Path | None = None,
-    part: str | None = None,
 ) -> None:
     """Print the last sample, the metrics, where report and checkpoint are, and what to do next.
 
     Args:
-        part: see `validated_on`.
+        settings: of the run, flat.
     """
     if sample:  # empty if a finished run was resumed and had no step left
         terminal.print("\nA sample:", style="bold")
         terminal.print(Text(printable(sample)), soft_wrap=True)
 
-    figures = _figures(summary, history, yardsticks, part)
+    figures = _figures(summary, history, yardsticks, settings)
     table = terminal.table(("", ""), figures)
     table.columns[0].style = "bold"
     terminal.print()
@@ -165,7 +173,7 @@ def _figures(
     summary: dict[str, Any],
     history: list[dict[str, float]],
     yardsticks: list[Yardstick],
-    part: str | None,
+    settings: Mapping[str, Any],
 ) -> list[tuple[str, str]]:
     rows = []
     unit = summary["unit"]
@@ -182,7 +190,7 @@ def _figures(
     if summary["best_val_loss"] is not None:  # None if no best checkpoint was saved
         best = f"{in_bits('best_val')} at step {summary['best_step']:,}"
         rows.append(("best val loss", best))
-        if part is not None:
+        if part := validated_on(settings):
             rows.append(("validated", part))
     if summary["test_loss"] is not None:
         rows.append(("test loss", in_bits("test")))
@@ -199,7 +207,7 @@ def _figures(
     comparable = yardsticks if loss is None else ()
     return [
         *rows,
-        ("the curve", verdict(history, summary["best_val_bpc"], comparable)),
+        ("the curve", verdict(history, summary["best_val_bpc"], comparable, settings)),
         (
             "speed",
             f"{summary['characters_per_second']:,.0f} {unit}s per second; "

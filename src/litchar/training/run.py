@@ -47,7 +47,6 @@ from litchar.training.ranks import Leader, follow_runs
 from litchar.training.summary import final_metrics, write_summary
 from litchar.training.sweep import Outcome, recorded, swept_settings
 from litchar.training.trainer import make_trainer, quiet_libraries
-from litchar.training.validated import validated_on
 
 
 def main(config: DictConfig) -> float | Outcome | None:
@@ -92,9 +91,9 @@ def run(config: DictConfig, run_dir: Path, callbacks: Sequence[Callback] = ()) -
         data, history = ready.setup.data, ready.metrics.history
         yardsticks = quick_yardsticks(data.text, data.splits.store)
         report = _write_report(ready)
-        part = validated_on(dict(flatten(plain(ready.setup.config))))
+        settings = dict(flatten(plain(ready.setup.config)))
         sample = ready.samples.text
-        print_outcome(terminal, summary, history, sample, yardsticks, run_dir, report, part)
+        print_outcome(terminal, summary, history, sample, yardsticks, run_dir, settings, report)
     return cast(float | None, summary["best_val_loss"])
 
 

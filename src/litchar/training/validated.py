@@ -38,6 +38,4 @@ def validated_on(settings: Mapping[str, Any]) -> str | None:
     if not part_validated(settings):
         return None
     key, limit = validation_limit(settings)
-    overfits = key == "trainer.overfit_batches"
-    part = "the batches that it was trained on" if overfits else "a part of the validation text"
-    return f"only on {part} ({key}={limit})"
+    return f"only on a part of the validation text ({key}={limit})"
