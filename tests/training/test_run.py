@@ -506,6 +506,8 @@ CALLBACKS = "lightning.pytorch.callbacks"
         (["trainer.min_epochs=-1"], "trainer.min_epochs=-1: must be a number of at least 0"),
         (["trainer.min_steps=x"], "trainer.min_steps=x: must be a whole number"),
         (["trainer.overfit_batches=0.1"], "trainer.overfit_batches=0.1: must be a whole number"),
+        (["trainer.fast_dev_run=0.5"], "trainer.fast_dev_run=0.5: must be a whole number"),
+        (["trainer.fast_dev_run=x"], "trainer.fast_dev_run=x: must be a whole number"),
         (["data.seed=-1"], "data.seed=-1: must be a whole number"),
         (["data.seed=null"], "data.seed=None: must be a whole number"),
         (["data.seed=1.5"], "data.seed=1.5: must be a whole number"),

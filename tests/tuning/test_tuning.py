@@ -352,10 +352,10 @@ def test_another_search_under_the_same_name_is_refused(tune, tmp_path):
         (["trainer.overfit_batches=x"], "trainer.overfit_batches=x: must be a whole number"),
         (
             [
-                "trainer.fast_dev_run=x",
+                "trainer.fast_dev_run=3",
                 "+tune.space.data.val_batch_size={type:categorical,choices:[2,4]}",
             ],
-            "tune.space.data.val_batch_size: trainer.fast_dev_run=x",
+            "tune.space.data.val_batch_size: trainer.fast_dev_run=3",
         ),
         (
             ["+tune.space.data.val_fraction={type:float,low:0.1,high:0.5}"],

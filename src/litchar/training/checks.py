@@ -52,6 +52,8 @@ def check_settings(config: DictConfig) -> None:
 
 
 def _check_trainer(trainer: DictConfig) -> None:
+    if not isinstance(trainer.fast_dev_run, bool):
+        check_integer("trainer.fast_dev_run", trainer.fast_dev_run, 0)
     interval = trainer.val_check_interval
     if is_number(interval) and interval <= 0:
         raise UserError(
