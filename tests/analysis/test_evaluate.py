@@ -15,13 +15,57 @@ def test_a_loss_whose_perplexity_no_float_holds_is_shown_all_the_same():
     assert perplexity(1344.5) == math.inf
 
 
+def test_a_split_of_a_text_that_was_moved_is_scored(train, loss_of, text_file, tmp_path, capsys):
+    checkpoint = f"checkpoint={train('trainer.max_steps=2')}"
+    losses = {split: loss_of(checkpoint, f"split={split}") for split in ("train", "val")}
+    assert losses["val"] == loss_of(checkpoint) != losses["train"]
+    moved = text_file.rename(tmp_path / "moved.txt")
+    with pytest.raises(UserError, match=r"text.txt: no such file or directory$"):
+        loss_of(checkpoint)
+    capsys.readouterr()
+    for split, loss in losses.items():
+        assert loss_of(checkpoint, f"split={split}", f"data.path={moved}") == loss
+    assert "This is the text" not in capsys.readouterr().out
+    assert loss_of(checkpoint, f"data.path={moved}") not in losses.values()
+    assert "This is the text that the model was trained on" in capsys.readouterr().out
+    moved.write_text("another")
+    with pytest.raises(UserError, match=r"moved.txt is not the text that .* was trained on"):
+        loss_of(checkpoint, "split=val", f"data.path={moved}")
+
+
+def test_a_directory_that_was_moved_is_read_by_the_run_s_pattern(
+    train, loss_of, text_file, tmp_path
+):
+    text = text_file.read_text()
+    (directory := tmp_path / "texts").mkdir()
+    (directory / "one.md").write_text(text)
+    run_dir = train("trainer.max_steps=2", f"data.path={directory}", "data.pattern=*.md")
+    checkpoint = f"checkpoint={run_dir}"
+    loss = loss_of(checkpoint)
+    moved = directory.rename(tmp_path / "moved")
+    assert loss_of(checkpoint, "split=val", f"data.path={moved}") == loss
+
+
+@pytest.mark.parametrize(("least", "done"), [(0, "Left out"), (2, "Read as U+FFFD")])
+def test_what_the_model_never_saw_is_counted_also_where_it_is_replaced(
+    train, loss_of, text_file, tmp_path, capsys, least, done
+):
+    text_file.write_text(text_file.read_text() + "@")
+    run_dir = train("trainer.max_steps=2", f"data.min_count={least}")
+    other = tmp_path / "other.txt"
+    other.write_text("a" * 97 + "éß☃")
+    capsys.readouterr()
+    loss_of(f"checkpoint={run_dir}", f"data.path={other}")
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"{done}: 3 characters (3.00%) that the model never saw: 'ß'" in said
+
+
 @pytest.mark.parametrize(
     ("overrides", "reason"),
     [
         (["checkpoint=null"], "checkpoint=null: give a file, a run's directory, or latest"),
         (["split=tset"], "split=tset: must be one of train, val, test"),
         (["split=tset", "data.path=TEXT"], "split=tset: must be one of train, val, test"),
-        (["split=null"], "split=None: must be one of train, val, test"),
         (["data.field=text"], "data.field=text: has no data.path"),
         (["data.column=text"], "data.column=text: has no data.path"),
         (["data.pattern=*.md"], "data.pattern=*.md: has no data.path"),

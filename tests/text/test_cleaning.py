@@ -189,6 +189,8 @@ def test_characters_that_are_too_rare_and_those_never_seen_are_one_symbol(tmp_pa
     assert text_of(store) == "aabbcc \ufffd \ufffd"
     assert vocabulary.decode(vocabulary.encode("abxé😀\ufffd")) == "ab\ufffd\ufffd\ufffd\ufffd"
     assert vocabulary.unknown("xé") == ""
+    assert vocabulary.decode(vocabulary.encode("aé�b", "skip")) == "a�b"
+    assert vocabulary.decode(vocabulary.encode("aé�b", "c")) == "ac�b"
     assert Vocabulary.from_json(json.loads(json.dumps(vocabulary.to_json()))) == vocabulary
 
 

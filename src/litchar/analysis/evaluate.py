@@ -1,8 +1,9 @@
 """`scripts/evaluate.py`: the exact loss of a checkpoint on a text."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,15 +44,22 @@ def run(config: DictConfig) -> float:
     unit = checkpoint.vocabulary.unit
     place = check_place(config.documents, checkpoint.vocabulary.document)
     terminal = Terminal()
-    if config.data.path is None:
-        tokens, what = split_of(checkpoint, config.split), f"the {config.split} split"
+    if config.data.path is None or config.split is not None:
+        split = config.split or "val"
+        tokens, what = split_of(checkpoint, split, config.data), f"the {split} split"
     else:
         corpus = checkpoint.cleaning.of(Corpus.find(**config.data))
-        tokens, unknown, left_out, share = encode_known(checkpoint, corpus)
+        tokens, unknown, count, share = encode_known(checkpoint, corpus)
         what = str(corpus)
-        if left_out:
+        if corpus.fingerprint() == checkpoint.provenance["fingerprint"]:
             terminal.say(
-                f"Left out: {left_out:,} characters ({share:.2%}) that the model never saw: "
+                "This is the text that the model was trained on; split=val scores the part that "
+                "it was not trained on"
+            )
+        if count:
+            done = "Read as U+FFFD" if checkpoint.vocabulary.replaces else "Left out"
+            terminal.say(
+                f"{done}: {count:,} characters ({share:.2%}) that the model never saw: "
                 f"{describe(unknown)}"
             )
     if len(tokens) < 2:
@@ -84,7 +92,7 @@ def _check(config: DictConfig) -> None:
         UserError: `batch_size` or `split` is invalid, or a setting of `data` would be ignored.
     """
     check_integer("batch_size", config.batch_size, 1)
-    if config.split not in SPLITS:
+    if config.split not in (None, *SPLITS):
         raise UserError(f"split={config.split}: must be one of {', '.join(SPLITS)}")
     for key in stray(config.data):
         raise UserError(
@@ -92,26 +100,38 @@ def _check(config: DictConfig) -> None:
         )
 
 
-def split_of(checkpoint: Checkpoint, name: str) -> Tensor:
+def split_of(
+    checkpoint: Checkpoint, name: str, elsewhere: Mapping[str, Any] | None = None
+) -> Tensor:
     """Return a split of the text that `checkpoint` was trained on: (N,) ids.
+
+    Args:
+        elsewhere: see `splits_of`.
 
     Raises:
         UserError: the text is gone or has changed, or has no such split.
     """
-    splits = splits_of(checkpoint)
+    splits = splits_of(checkpoint, elsewhere)
     if name not in splits:
         raise UserError(f"split={name}: this run only has {', '.join(splits)}")
     return splits[name]
 
 
-def splits_of(checkpoint: Checkpoint) -> Splits:
+def splits_of(checkpoint: Checkpoint, elsewhere: Mapping[str, Any] | None = None) -> Splits:
     """Return the splits of the text that `checkpoint` was trained on.
+
+    Args:
+        elsewhere: the settings that name a copy of the text, if `path` is among them.
 
     Raises:
         UserError: the text is gone or has changed, or the checkpoint does not say which it was.
     """
+    moved = {}
+    if elsewhere is not None and elsewhere["path"] is not None:
+        moved = {key: at for key, at in elsewhere.items() if at not in (None, getattr(Text, key))}
+        moved |= dict.fromkeys(("source", "name"))
     try:
-        settings = dict(checkpoint.config["data"])
+        settings = dict(checkpoint.config["data"]) | moved
         if source := settings.pop("source", None):
             source = dict(source)
             try:
@@ -129,6 +149,11 @@ def splits_of(checkpoint: Checkpoint) -> Splits:
             "one by path: data.path=FILE"
         ) from None
     if splits.store.fingerprint != checkpoint.provenance["fingerprint"]:
+        if moved:
+            raise UserError(
+                f"{splits.text.corpus} is not the text that {checkpoint.path} was trained on; "
+                "leave split out to score all of it"
+            )
         raise UserError(
             f"{splits.text.corpus} has changed since {checkpoint.path} was trained on it; score it "
             "as a new text: data.path=FILE"
@@ -138,15 +163,16 @@ def splits_of(checkpoint: Checkpoint) -> Splits:
 
 def encode_known(checkpoint: Checkpoint, corpus: Corpus) -> tuple[Tensor, str, int, float]:
     """Return the ids of the characters of `corpus` that the model knows, the distinct characters
-    that it does not know, and how many occurrences of these were left out, also as a share."""
+    that it does not know, and how many occurrences of these were left out or, where the vocabulary
+    `replaces` them, replaced; also as a share."""
     vocabulary = checkpoint.vocabulary
     counts = count_codes(corpus, vocabulary.unit, vocabulary.document)
-    present = np.flatnonzero(counts)
-    unknown = present[vocabulary.lookup(present) == len(vocabulary)]
+    known = [ord(symbol) for symbol in vocabulary.symbols if symbol]
+    unknown = np.setdiff1d(np.flatnonzero(counts), known)
     pieces = [np.zeros(0, vocabulary.dtype), *encode_corpus(corpus, vocabulary)]
     tokens = torch.from_numpy(np.concatenate(pieces))
-    left_out = int(counts[unknown].sum())
-    return tokens, "".join(map(chr, unknown)), left_out, left_out / max(1, int(counts.sum()))
+    count = int(counts[unknown].sum())
+    return tokens, "".join(map(chr, unknown)), count, count / max(1, int(counts.sum()))
 
 
 def _overlap(stride: int | None, block_size: int) -> str:

@@ -287,7 +287,8 @@ def _local(entry: str, pattern: str) -> list[Path]:
             "neither a file nor a directory; a text is read several times, so save it to a file "
             "first"
             if exists
-            else f"no such file or directory (looked in {Path.cwd()})"
+            else "no such file or directory"
+            + (f" (looked in {Path.cwd()})" if not place.is_absolute() else "")
         )
         raise UserError(f"data.path={entry}: {wrong}")
     matches = _matches(place, pattern)

@@ -105,16 +105,20 @@ class Vocabulary:
         """Return the ids of `text`, one for each token, in `self.dtype`.
 
         Args:
-            unknown: what to do about characters outside the vocabulary: `error`, `skip` them, or
-                replace them with this character of the vocabulary.
+            unknown: what to do about characters outside the vocabulary: `error` (where rare ones
+                were replaced in training, replace them as well), `skip` them, or replace them with
+                this character of the vocabulary.
 
         Raises:
             UserError: the text has such characters and `unknown` is `error`; or the replacement is
                 itself outside the vocabulary.
         """
-        ids = self.lookup(self.codes(text))
-        if ids.size and ids.max() == len(self):
-            outside = ids == len(self)
+        codes = self.codes(text)
+        ids = self.lookup(codes)
+        outside = ids == len(self)
+        if self.replaces and unknown != "error":  # another way was asked for
+            outside = (ids == self.lookup(ord(REPLACEMENT))) & (codes != ord(REPLACEMENT))
+        if outside.any():
             if unknown == "skip":
                 ids = ids[~outside]
             elif unknown in self and len(unknown) == 1:
