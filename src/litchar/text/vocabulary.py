@@ -117,7 +117,7 @@ class Vocabulary:
         ids = self.lookup(codes)
         outside = ids == len(self)
         if self.replaces and unknown != "error":  # another way was asked for
-            outside = (ids == self.lookup(ord(REPLACEMENT))) & (codes != ord(REPLACEMENT))
+            outside = (ids == self._ids[ord(REPLACEMENT)]) & (codes != ord(REPLACEMENT))
         if outside.any():
             if unknown == "skip":
                 ids = ids[~outside]
