@@ -378,6 +378,22 @@ def refused(script, *arguments):
             "experiment=tune/nope",
             "experiment=tune/nope: there is no such file in conf/experiment; choose from cpu_fast",
         ),
+        (
+            "train",
+            "experiment=/home/me/mine.yaml",
+            "experiment=/home/me/mine.yaml: there is no such file in conf/experiment; give its",
+        ),
+        (
+            "train",
+            "experiment=./mine.yaml",
+            "experiment=./mine.yaml: there is no such file in conf/experiment; give its name",
+        ),
+        (
+            "train",
+            "callbacks.embeddings.foo=1",
+            "callbacks.embeddings.foo: there is no such key; did you mean "
+            "callbacks.embeddings._target_? (+callbacks.embeddings.foo passes it to its class)",
+        ),
         ("train", "~logger", "logger: is required; leave ~logger out"),
         (
             "train",

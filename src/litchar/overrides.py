@@ -277,14 +277,19 @@ def explain(error: Exception, conf: Path, config_name: str) -> str:
             )
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
-        while "/" in group and not (conf / group).is_dir():  # experiment=tune/NAME
+        # Of experiment=tune/NAME, or of a path.
+        while "/" in group and not (os.path.normpath(group) == group and (conf / group).is_dir()):
             group, _, part = group.rpartition("/")
             name = f"{part}/{name}"
         if not group:
             return f"--config-name={name}: there is no such file in conf; leave it out"
-        return f"{group}={name}: there is no such file in conf/{group}" + nearest(
-            name, [*(error.options or []), *_of_studies(group)]
-        )
+        refused = f"{group}={name}: there is no such file in conf/{group}"
+        if Path(name).is_absolute() or name.endswith(".yaml"):
+            return (
+                f"{refused}; give its name without .yaml, and if it lies in another directory's "
+                f"{group}/, add --config-dir=DIRECTORY"
+            )
+        return refused + nearest(name, [*(error.options or []), *_of_studies(group)])
     if isinstance(error, OverrideParseException):
         return (
             f"{error.override}: Hydra cannot parse this; write KEY=VALUE, "
@@ -322,7 +327,11 @@ def _missing(key: str, typed: bool, conf: Path, config_name: str, chosen: DictCo
     if key not in keys:
         groups = [name for name, is_group in keys.items() if is_group]
         names = list(keys) if chosen is None else [*groups, *_dotted(chosen)]
-        return f"there is no such key{nearest(key, names)}"
+        built = f"{key.rpartition('.')[0]}._target_"
+        further = ""
+        if typed and group not in CLOSED and built in names:
+            further = f" (+{key} passes it to its class)"
+        return f"there is no such key{nearest(key, names)}{further}"
     return f"the chosen {group} has no such key" if typed else f"is required; leave ~{key} out"
 
 

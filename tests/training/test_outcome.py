@@ -43,13 +43,15 @@ def test_the_verdict_says_what_the_curve_does(points, words):
 
 
 def test_a_short_run_is_not_told_that_more_steps_do_not_help():
-    def said(bits):
+    def said(bits, scheduler="wsd"):
+        settings = {"scheduler._target_": f"litchar.training.schedules.{scheduler}"}
         counted = (("uniform", 6.0), ("bigram", 3.5), ("8-gram", 2.0))
         yardsticks = [Yardstick(name, needed, needed) for name, needed in counted]
-        return verdict(history(3.6, 2.9, 2.71, 2.703, 2.70), bits, yardsticks, {})
+        return verdict(history(3.6, 2.9, 2.71, 2.703, 2.70), bits, yardsticks, settings)
 
     assert "more steps (trainer.max_steps)" in said(2.70 / math.log(2))
-    assert said(3.5).startswith("flat: more steps alone will not")  # a bigram model at its end
+    assert said(3.5).startswith("flat at the end, where the learning rate is low: a longer run")
+    assert said(3.5, "constant").startswith("flat: more steps alone will not")
 
 
 def test_a_sample_cannot_steer_the_terminal():

@@ -379,7 +379,7 @@ def test_another_setting_or_text_is_refused_and_named(train, text_file):
     with pytest.raises(UserError, match=r"optimizer.lr: 0.004 then, 0.1 now\); use the same, or"):
         train("resume=auto", "optimizer.lr=0.1", name="run")
     (run_dir / ".hydra").mkdir()
-    (run_dir / ".hydra/overrides.yaml").write_text("- data=text\n- data.path=a b\n")
+    (run_dir / ".hydra/overrides.yaml").write_text("- data=text\n- data.path=a b\n- run_dir=x\n")
     with pytest.raises(UserError, match=r"use the same \(data=text 'data.path=a b'\), or"):
         train("resume=auto", "optimizer.lr=0.1", name="run")
     text_file.write_text(text_file.read_text().replace("and", "dan"))

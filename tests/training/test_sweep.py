@@ -185,6 +185,7 @@ def test_another_value_within_a_group_that_has_a_list_is_refused(sweep):
         (["sweep.name=", "seed=1,2"], "sweep.name="),
         (["sweep.retry_failed=true,false", "seed=1,2"], "not a list"),
         (["sweep.retry_failed=perhaps", "seed=1,2"], "must be true or false"),
+        (["optimizer.lr=interval(0.1,1)"], "lr=interval(0.1,1): a sweep takes lists of values"),
         (["run_dir=here", "seed=1,2"], "sweep.name=NAME"),
         (["resume=here.ckpt", "seed=1,2"], "resumes its own jobs"),
         (["init_from=latest", "seed=1,2"], "from the previous one"),

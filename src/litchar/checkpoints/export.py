@@ -26,6 +26,7 @@ from litchar.terminal import Terminal
 FULL = os.strerror(errno.ENOSPC)
 MOST_ONNX_BYTES = 1_500_000_000  # of weights; beyond that torch moves some to a second file
 MOST_DIFFERENCE = 1e-4  # between the logits of an exported model and ours
+SUFFIXES = {".onnx": "onnx", ".pt2": "torch", ".safetensors": "huggingface"}  # of their formats
 Logits = Callable[[np.ndarray], np.ndarray]  # (B, T) int64 -> (B, T, V) float32
 
 
@@ -39,8 +40,13 @@ def run(config: DictConfig) -> None:
     if config.format not in FORMATS:
         raise UserError(f"format={config.format}: must be one of {', '.join(FORMATS)}")
     chosen = FORMATS[config.format]
-    checkpoint = Checkpoint.load(find(config.checkpoint, Path(config.outputs_dir)))
     output = Path(os.path.expanduser(config.output or chosen.output))
+    if SUFFIXES.get(output.suffix, config.format) != config.format:
+        raise UserError(
+            f"output={output}: format={config.format} is not what {output.suffix} stands for; set "
+            f"format={SUFFIXES[output.suffix]}, or choose another name"
+        )
+    checkpoint = Checkpoint.load(find(config.checkpoint, Path(config.outputs_dir)))
     try:
         output = Path(os.path.realpath(output)) if output.is_symlink() else output
         if output.is_symlink():

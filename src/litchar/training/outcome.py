@@ -73,8 +73,8 @@ def verdict(
     A last loss more than 1% above the best means overfitting, or too high a learning rate if the
     training loss rose as well. The curve is still improving if the loss fell by more than 1% of the
     best over the last fifth of the run, and otherwise flat, unless there were too few validations.
-    A run that was too short ends flat as well, since its learning rate decayed; it is recognised
-    by bigrams doing better.
+    A run that was too short ends flat as well if its learning rate decayed; where bigrams do
+    better, it surely was.
 
     Args:
         history: `step` and losses of each validation.
@@ -111,7 +111,12 @@ def verdict(
             "flat, though counting pairs does better: more steps (trainer.max_steps) or a higher "
             "optimizer.lr should lower the loss"
         )
-    return "flat: more steps alone will not help much; a larger model or more text may help"
+    if str(settings.get("scheduler._target_")).endswith(".constant"):
+        return "flat: more steps alone will not help much; a larger model or more text may help"
+    return (
+        "flat at the end, where the learning rate is low: a longer run (trainer.max_steps), a "
+        "larger model or more text may help"
+    )
 
 
 def together(history: list[dict[str, float]]) -> float | None:

@@ -195,14 +195,16 @@ def check_same_run(resumed: Checkpoint, settings: dict[str, Any], fingerprint: s
 
 
 def _as_typed(checkpoint: Path) -> str:
-    """Return, for a message, the overrides that a checkpoint's run began with, if known."""
+    """Return, for a message, the overrides that a checkpoint's run began with, if known; but not
+    its directory, which may have been moved."""
     try:
         typed = read_yaml(checkpoint.parent.parent / ".hydra" / "overrides.yaml")
     except (OSError, ValueError):
         return ""
     if not typed or not isinstance(typed, list):
         return ""
-    return f" ({without_passwords(shlex.join(map(str, typed)))})"
+    words = [str(word) for word in typed if not str(word).startswith("run_dir=")]
+    return f" ({without_passwords(shlex.join(words))})" if words else ""
 
 
 def _build_model(settings: DictConfig, vocab_size: int, block_size: int) -> torch.nn.Module:

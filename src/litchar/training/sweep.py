@@ -88,7 +88,8 @@ def check_command_line(overrides: dict[str, Override], config: DictConfig) -> No
 
     Raises:
         UserError: the sweep's name is not a valid directory name, a `sweep.` key has a list of
-            values, `sweep.retry_failed` is no flag, or `run_dir` or `resume` names a single run.
+            values, another has an interval, `sweep.retry_failed` is no flag, or `run_dir` or
+            `resume` names a single run.
     """
     name = Path(config.hydra.sweep.dir).name if config.sweep.name is None else config.sweep.name
     if not isinstance(name, str) or not re.fullmatch(r"(?!\.)[\w .+-]{1,100}", name):
@@ -100,6 +101,11 @@ def check_command_line(overrides: dict[str, Override], config: DictConfig) -> No
     for key, override in overrides.items():
         if key.startswith("sweep.") and override.is_sweep_override():
             raise UserError(f"{override.input_line}: a sweep takes one {key}, not a list")
+        if override.is_sweep_override() and not override.is_discrete_sweep():
+            raise UserError(
+                f"{override.input_line}: a sweep takes lists of values; to search an interval, use "
+                "scripts/tune.py"
+            )
     if "run_dir" in overrides:
         raise UserError("run_dir is for one run; name a sweep's directory with sweep.name=NAME")
     if "resume" in overrides and config.resume not in (None, "auto"):
