@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 import hydra
 from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import (
     InstantiationException,
     MissingConfigException,
@@ -96,10 +97,7 @@ def quote(argument: str, sweeps: bool = False) -> str:
         return f"{key}={','.join(paths)}"
     if name in PLACES:
         value = whole
-    # Hydra reads \" as a quote, and unescapes backslashes before one, too.
-    value = re.sub(r'(\\*)"', lambda match: match[1] * 2 + r"\"", literal(value))
-    value = re.sub(r"(\\+)\Z", lambda match: match[1] * 2, value)
-    return f'{key}="{value}"'
+    return f"{key}={QuotedString(literal(value), Quote.double).with_quotes()}"
 
 
 def literal(text: str) -> str:

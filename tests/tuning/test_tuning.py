@@ -130,7 +130,10 @@ def test_a_malformed_space_is_refused_by_its_key(leaf, reason):
         read_space({"model": {"x": leaf}})
 
 
-@pytest.mark.parametrize("value", ["it's", 'a "b"', "a\\", "x=y,z", "muon", "1e3", "null", "[1]"])
+TEXTS = ["it's", 'a "b"', "a\\", "a\\b", "x=y,z", "muon", "1e3", "null", "[1]"]
+
+
+@pytest.mark.parametrize("value", TEXTS)
 def test_a_text_of_the_space_reaches_the_configuration_unchanged(compose, value):
     assert compose(override("name", value)).name == value
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from hydra.core.override_parser.types import Quote, QuotedString
 from optuna import Trial
 from optuna.distributions import (
     BaseDistribution,
@@ -57,10 +58,8 @@ def override(key: str, value: Value) -> str:
     """Return the Hydra override that sets `key` to `value`."""
     if value is None:
         return f"{key}=null"
-    if isinstance(value, bool):
-        return f"{key}={str(value).lower()}"
     if isinstance(value, str):
-        return f"{key}='" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+        return f"{key}={QuotedString(value, Quote.single).with_quotes()}"
     return f"{key}={value}"
 
 
