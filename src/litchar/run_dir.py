@@ -3,6 +3,7 @@
 Nothing heavy is imported here; see `litchar.cli`.
 """
 
+import contextlib
 import shutil
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -38,6 +39,24 @@ def is_locked(file: Path) -> bool:
             return False
     except Timeout:
         return True
+
+
+def newest_first(outputs: Path, *patterns: str) -> list[Path]:
+    """Return the run directories below `outputs`, the one that was written to last first.
+
+    Args:
+        patterns: where they lie; by default those of runs and of the jobs of sweeps.
+    """
+    written: list[tuple[int, Path]] = []
+    for pattern in patterns or ("runs/*", "sweeps/*/*"):
+        for run_dir in outputs.glob(pattern):
+            times = []
+            for name in ("summary.json", "checkpoints/last.ckpt", "checkpoints/best.ckpt"):
+                with contextlib.suppress(OSError):  # there is none, or one may not look
+                    times.append((run_dir / name).stat().st_mtime_ns)
+            if times:
+                written.append((max(times), run_dir))
+    return [run_dir for _, run_dir in sorted(written, reverse=True)]
 
 
 def records(run_dir: Path) -> list[Path]:

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from litchar.cli import ArgumentParser, exit_codes, lasting_imports
 from litchar.errors import UserError
+from litchar.run_dir import newest_first
 from litchar.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -81,15 +82,15 @@ def find(name: str) -> Path:
     Raises:
         UserError: `name` is `latest`, and there is no run.
     """
+    from litchar.analysis.runs import is_run
     from litchar.checkpoints import default_outputs
 
     if name != "latest":
         return Path(os.path.expanduser(name))
     outputs = default_outputs()
-    places = ("runs/*/summary.json", "sweeps/*/*/summary.json")
-    runs = [summary.parent for place in places for summary in outputs.glob(place)]
-    if not runs:
+    newest = next(filter(is_run, newest_first(outputs)), None)
+    if newest is None:
         raise UserError(
             f"latest: there is no run under {outputs}; train one: python scripts/train.py"
         )
-    return max(runs, key=lambda run: (run / "summary.json").stat().st_mtime_ns)
+    return newest

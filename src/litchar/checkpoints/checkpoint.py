@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from litchar.checkpoints.files import load
 from litchar.errors import UserError, first_line
 from litchar.models.checks import MOST_BUFFER_BYTES
+from litchar.run_dir import newest_first
 from litchar.text import Vocabulary
 from litchar.text.cleaning import Cleaning
 
@@ -230,14 +231,8 @@ def find(checkpoint: str | os.PathLike[str] | None, outputs: Path, key: str = "c
 
 
 def trained(outputs: Path) -> list[Path]:
-    """Return the best checkpoint of each run and of each job of a sweep, the most recently saved
-    run's first."""
-    found: list[tuple[float, Path]] = []
-    for run_dir in (*outputs.glob("runs/*"), *outputs.glob("sweeps/*/*")):
-        if (best := best_of(run_dir)) is not None:
-            last = best.with_name("last.ckpt")
-            found.append(((last if last.is_file() else best).stat().st_mtime, best))
-    return [best for _, best in sorted(found, reverse=True)]
+    """Return the best checkpoint of each run and of each job of a sweep, the newest run's first."""
+    return [best for run in newest_first(outputs) if (best := best_of(run)) is not None]
 
 
 def best_of(run_dir: Path) -> Path | None:

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from litchar.errors import BusyError, UserError
 from litchar.overrides import parsed_line, quote
-from litchar.run_dir import is_busy, records
+from litchar.run_dir import is_busy, newest_first, records
 from litchar.settings import differences, plain, read_json, read_yaml
 
 
@@ -102,21 +102,20 @@ def run_of(checkpoint: Path) -> Path | None:
 def unfinished_runs(config: DictConfig) -> Iterator[Path]:
     """Yield the unfinished, idle runs with the same configuration, newest first."""
     wanted = plain(config)
-    runs = Path(config.outputs_dir).glob("runs/*/summary.json")
-    for place in sorted(runs, key=lambda run: run.stat().st_mtime_ns, reverse=True):
-        began = place.parent / ".hydra" / "config.yaml"
+    for run_dir in newest_first(Path(config.outputs_dir), "runs/*"):
+        began = run_dir / ".hydra" / "config.yaml"
         try:
-            status = read_json(place).get("status")
+            status = read_json(run_dir / "summary.json").get("status")
             if status in (None, "completed", "diverged") or not began.exists():
                 continue
             before = read_yaml(began)
             if differences(before, wanted, also=("data.path", "data.pattern", "init_from")):
                 continue
-            if is_busy(place.parent):
+            if is_busy(run_dir):
                 continue
         except (OSError, ValueError, LookupError, TypeError, AttributeError):
             continue  # not a run that can be resumed
-        yield place.parent.absolute()
+        yield run_dir.absolute()
 
 
 def _quoted(place: str | Path) -> str:
