@@ -20,7 +20,7 @@ from litchar.models import Transformer, evaluating
 from litchar.text import Vocabulary
 from litchar.training import process
 from litchar.training.loggers import TensorBoard
-from litchar.training.module import LanguageModel
+from litchar.training.module import LanguageModel, callbacks_of
 from litchar.training.sharding import full, is_sharded, unsharded
 from litchar.training.summary import write_summary
 
@@ -344,8 +344,7 @@ def tensorboards(trainer: L.Trainer) -> list[TensorBoard]:
 
 def metrics_of(trainer: L.Trainer) -> Metrics:
     """Return the run's `Metrics` callback."""
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
-    return next(callback for callback in callbacks if isinstance(callback, Metrics))
+    return callbacks_of(trainer, Metrics)[0]
 
 
 def language_model(trainer: L.Trainer) -> LanguageModel:

@@ -14,7 +14,7 @@ from litchar.data import TextDataModule
 from litchar.errors import first_line
 from litchar.losses import mean_loss
 from litchar.terminal import Terminal
-from litchar.training.module import LanguageModel
+from litchar.training.module import LanguageModel, callbacks_of
 from litchar.training.replay import Loss, ReplayedLoss
 
 
@@ -59,8 +59,8 @@ def can_replay(model: nn.Module, trainer: L.Trainer, device: torch.device) -> bo
     of a recurrent model, as it is the CPU that tells cuDNN what to drop.
     """
     one_gpu = isinstance(trainer.strategy, SingleDeviceStrategy) and device.type == "cuda"
-    schedules = (isinstance(c, GradientAccumulationScheduler) for c in trainer.callbacks)  # type: ignore[attr-defined]  # set by a connector
-    adds_up = trainer.accumulate_grad_batches > 1 or any(schedules)
+    schedules = callbacks_of(trainer, GradientAccumulationScheduler)
+    adds_up = trainer.accumulate_grad_batches > 1 or bool(schedules)
     scaled = getattr(trainer.precision_plugin, "scaler", None) is not None  # float16
     drops = any(isinstance(m, nn.RNNBase) and m.dropout for m in model.modules())
     return one_gpu and not (adds_up or scaled or trainer._detect_anomaly or drops)

@@ -1,11 +1,11 @@
 """The LightningModule: a model, its loss, its optimiser, and what its checkpoints carry."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import GradientAccumulationScheduler, WeightAveraging
+from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler, WeightAveraging
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -17,6 +17,8 @@ from litchar.models.causality import check_causal
 from litchar.text import Vocabulary
 from litchar.training.replay import Loss, ReplayedLoss
 from litchar.training.sharding import ShardedStrategy, shard
+
+C = TypeVar("C", bound=Callback)
 
 
 class LanguageModel(L.LightningModule):
@@ -87,9 +89,8 @@ class LanguageModel(L.LightningModule):
         """Look up the generator that dropout draws from on this device; and make the first step of
         a resumed run what it would be without the pause: set the learning rate for the run's
         present length, and the number of batches accumulated by now."""
-        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]  # set by a connector
-            if isinstance(callback, GradientAccumulationScheduler):  # acts as epochs begin
-                callback.on_train_epoch_start(self.trainer)
+        for callback in callbacks_of(self.trainer, GradientAccumulationScheduler):
+            callback.on_train_epoch_start(self.trainer)  # it acts as epochs begin
         steps, total_steps = self.trainer.global_step, self.trainer.estimated_stepping_batches
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = group["initial_lr"] * self.schedule(steps, total_steps)
@@ -224,11 +225,16 @@ class LanguageModel(L.LightningModule):
             batches["is_last_batch"] = False
             for count in (epochs["total"], epochs["current"]):
                 count["completed"] = count["processed"]
-        averages = any(isinstance(c, WeightAveraging) for c in self.trainer.callbacks)  # type: ignore[attr-defined]  # set by a connector
-        if self.trainer.state.fn == "fit" and not averages:
+        if self.trainer.state.fn == "fit" and not callbacks_of(self.trainer, WeightAveraging):
             checkpoint["state_dict"] = checkpoint.get(
                 "current_model_state", checkpoint["state_dict"]
             )
+
+
+def callbacks_of(trainer: L.Trainer, kind: type[C]) -> list[C]:
+    """Return the run's callbacks of this kind."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
+    return [callback for callback in callbacks if isinstance(callback, kind)]
 
 
 def dropout_seed(seed: int, stream: int) -> int:

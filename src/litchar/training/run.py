@@ -41,6 +41,7 @@ from litchar.training.checkpointing import Checkpoints, link_or_copy
 from litchar.training.compilation import compile_or_say_why_not, load_kernels
 from litchar.training.devices import settle_devices
 from litchar.training.loggers import MetricsCSV, TensorBoard, hyperparameters
+from litchar.training.module import callbacks_of
 from litchar.training.outcome import headline, print_outcome
 from litchar.training.prepare import Setup, prepare
 from litchar.training.ranks import Leader, follow_runs
@@ -281,7 +282,7 @@ def _record_failure(ready: Ready, error: BaseException) -> None:
         step, run_dir = ready.trainer.global_step, ready.setup.run_dir
         where = "nothing was saved"
         if (run_dir / "checkpoints" / "last.ckpt").exists():
-            saved = [c.saved_step for c in ready.trainer.callbacks if isinstance(c, Checkpoints)]  # type: ignore[attr-defined]  # set by a connector
+            saved = [callback.saved_step for callback in callbacks_of(ready.trainer, Checkpoints)]
             where = (
                 f"saved in {run_dir}"
                 if saved == [step]
