@@ -36,11 +36,10 @@ def redirect(arguments: list[str], conf: Path, config_name: str) -> list[str]:
     if any(options.values()):
         return arguments  # --help, --cfg, or a sweep, whose jobs have their own directories
     parsed = OverridesParser.create().parse_overrides(overrides)
-    given = {override.key_or_group: str(override.input_line) for override in parsed}
-    of_a_sweep = next((key for key in given if key.startswith("sweep.")), None)
-    if of_a_sweep:
-        raise UserError(f"{given[of_a_sweep]}: this is not a sweep; add -m and lists of values")
-    if not {"resume", "run_dir", "experiment"} & given.keys():
+    for given in parsed:
+        if given.key_or_group.startswith("sweep."):
+            raise UserError(f"{given.input_line}: this is not a sweep; add -m and lists of values")
+    if not {"resume", "run_dir", "experiment"} & {given.key_or_group for given in parsed}:
         return arguments
     if config_dir and not Path(config_dir).is_dir():
         return arguments  # Hydra will refuse it
@@ -51,24 +50,33 @@ def redirect(arguments: list[str], conf: Path, config_name: str) -> list[str]:
         config = hydra.compose(config_name, overrides)
     default, chosen = read_yaml(conf / f"{config_name}.yaml")["run_dir"], plain(config)["run_dir"]
     named = Path(config.run_dir).absolute() if chosen != default else None
-    run_dir = None
+    run_dir = _where_to_resume(config, named)
+    if run_dir is None:
+        return arguments
+    if is_busy(run_dir):
+        raise BusyError(run_dir)
+    added = [] if named else [f"run_dir={_quoted(run_dir)}"]
+    return [*arguments[:n], *added, *output_subdir(run_dir), *arguments[n:]]
+
+
+def _where_to_resume(config: DictConfig, named: Path | None) -> Path | None:
+    """Return the directory in which `config` resumes a run; None if it begins one.
+
+    Args:
+        named: `run_dir`, if it is given.
+    """
+    resumed = None
     if config.resume == "auto":
-        run_dir = named or next(unfinished_runs(config), None)
+        resumed = named or next(unfinished_runs(config), None)
     elif config.resume is not None:
-        run_dir = run_of(Path(os.path.expanduser(config.resume)))
-    stays = named and run_dir and named.resolve() == run_dir.resolve()
+        resumed = run_of(Path(os.path.expanduser(config.resume)))
+    stays = named and resumed and named.resolve() == resumed.resolve()
     if named and not stays and (named / ".hydra").exists():
         raise UserError(
             f"run_dir={config.run_dir} already holds a run; continue it (resume=auto), choose "
             "another directory, or delete it"
         )
-    if run_dir is None:
-        return arguments
-    added = [] if named else [f"run_dir={_quoted(run_dir)}"]
-    run_dir = named or run_dir
-    if is_busy(run_dir):
-        raise BusyError(run_dir)
-    return [*arguments[:n], *added, *output_subdir(run_dir), *arguments[n:]]
+    return resumed and (named or resumed)
 
 
 def output_subdir(run_dir: Path) -> list[str]:
