@@ -6,6 +6,7 @@ import math
 import threading
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -61,19 +62,7 @@ def make_trainer(
     checkpoints = Checkpoints(
         run_dir / "checkpoints", files, metrics, config.checkpoint.every_seconds, terminal
     )
-    configured = entries(config, "callbacks", Callback)
-    for callback in configured:
-        if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
-            # In the run's directory rather than the first logger's, where last.ckpt is the run's.
-            callback.dirpath = str(run_dir / "checkpoints")
-            callback.CHECKPOINT_NAME_LAST = "model_checkpoint_last"
-            if callback.filename in ("best", "last", "previous"):
-                raise UserError(
-                    f"callbacks: {callback.filename}.ckpt is the run's own checkpoint; give "
-                    "ModelCheckpoint another filename, or a dirpath"
-                )
-    # EarlyStopping goes first: others ask whether this validation is the last.
-    configured.sort(key=lambda callback: not isinstance(callback, EarlyStopping))
+    configured = _configured_callbacks(config, run_dir)
     has_bar = any(isinstance(callback, AnyProgressBar) for callback in configured)
     shows_bar = config.trainer.enable_progress_bar and not has_bar
     trainer = instantiate(
@@ -104,6 +93,23 @@ def make_trainer(
     # within whatever the signal interrupted.
     setattr(trainer._signal_connector, "register_signal_handlers", signals.install)  # noqa: B010
     return trainer, metrics, samples
+
+
+def _configured_callbacks(config: DictConfig, run_dir: Path) -> list[Callback]:
+    """Return the callbacks of the configuration in the order in which they are to run."""
+    configured = entries(config, "callbacks", Callback)
+    for callback in configured:
+        if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+            # In the run's directory rather than the first logger's, where last.ckpt is the run's.
+            callback.dirpath = str(run_dir / "checkpoints")
+            callback.CHECKPOINT_NAME_LAST = "model_checkpoint_last"
+            if callback.filename in ("best", "last", "previous"):
+                raise UserError(
+                    f"callbacks: {callback.filename}.ckpt is the run's own checkpoint; give "
+                    "ModelCheckpoint another filename, or a dirpath"
+                )
+    # EarlyStopping goes first: others ask whether this validation is the last.
+    return sorted(configured, key=lambda callback: not isinstance(callback, EarlyStopping))
 
 
 def _check_callback(callback: Callback, trainer: L.Trainer, settings: DictConfig) -> None:
