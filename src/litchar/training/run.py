@@ -208,32 +208,16 @@ def train(ready: Ready, sweep: Path | None = None) -> dict[str, Any]:
             page then shows the swept keys.
     """
     setup, trainer, metrics, terminal = ready.setup, ready.trainer, ready.metrics, ready.terminal
-    config, run_dir, data, module = setup.config, setup.run_dir, setup.data, setup.module
+    run_dir, module = setup.run_dir, setup.module
     settings = module.card["config"]
     shown = (
         hyperparameters(settings)
         if sweep is None
         else swept_settings(sweep, settings, HydraConfig.get().runtime.choices)
     )
-    summary = _record(
-        ready,
-        status="running",
-        error=None,
-        parameters=sum(parameter.numel() for parameter in module.model.parameters()),
-        flops_per_token=flops_per_token(module.model),
-        vocab_size=len(data.splits.store.vocabulary),
-        unit=data.splits.store.vocabulary.unit,
-        device=str(trainer.strategy.root_device),
-        precision=str(trainer.precision),
-        seed=config.seed,
-    )
-    environment.record(run_dir, module.card["provenance"])
-    OmegaConf.save(config, run_dir / "config.yaml", resolve=True)
-    terminal.say(headline(setup, ready.leader.place, summary))
-    terminal.say(str(run_dir))
-
+    _record_start(ready)
     try:
-        if setup.resumed is not None and config.trainer.enable_checkpointing:
+        if setup.resumed is not None and setup.config.trainer.enable_checkpointing:
             # The records are cut back to this checkpoint, so it is the last one from here on.
             with contextlib.suppress(OSError):  # a full disk: the next save tries again
                 link_or_copy(setup.resumed.path, run_dir / "checkpoints" / "last.ckpt")
@@ -270,6 +254,28 @@ def _record(ready: Ready, **figures: Any) -> dict[str, Any]:
     """Write figures and the peak memory so far into the summary; return it."""
     peak = process.peak_memory_bytes(ready.setup.device)
     return write_summary(ready.setup.run_dir, **figures, peak_memory_bytes=peak)
+
+
+def _record_start(ready: Ready) -> None:
+    """Record and print what is known before training: model, text, device, environment."""
+    setup, trainer = ready.setup, ready.trainer
+    model, vocabulary = setup.module.model, setup.data.splits.store.vocabulary
+    summary = _record(
+        ready,
+        status="running",
+        error=None,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        flops_per_token=flops_per_token(model),
+        vocab_size=len(vocabulary),
+        unit=vocabulary.unit,
+        device=str(trainer.strategy.root_device),
+        precision=str(trainer.precision),
+        seed=setup.config.seed,
+    )
+    environment.record(setup.run_dir, setup.module.card["provenance"])
+    OmegaConf.save(setup.config, setup.run_dir / "config.yaml", resolve=True)
+    ready.terminal.say(headline(setup, ready.leader.place, summary))
+    ready.terminal.say(str(setup.run_dir))
 
 
 def _record_failure(ready: Ready, error: BaseException) -> None:
