@@ -4,7 +4,7 @@ import contextlib
 import json
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -73,19 +73,7 @@ def run(config: DictConfig) -> None:
         raise UserError(f"tune.beat_seconds={beat}: must be a number above 0")
     directory = study_directory(config)
     search = Search.of(config)
-
-    def make_sampler(number: int) -> BaseSampler:
-        seed = sampler_seed(config.seed, number)
-        sampler: BaseSampler = _made("tune.sampler", tune.sampler, BaseSampler, seed=seed)
-        return sampler
-
-    name = str(tune.sampler.get("_target_")).rpartition(".")[2]
-    if name in ("GridSampler", "BruteForceSampler"):
-        raise UserError(
-            f"tune.sampler: {name} tries every combination; use a sweep for that: "
-            "python scripts/train.py -m KEY=1,2,3"
-        )
-    make_sampler(0)  # it rejects invalid settings, as the pruner does
+    make_sampler = sampler_maker(config)
     pruner = _made("tune.pruner", tune.pruner, BasePruner)
     trainer = search.compose({}).trainer
     check_pruner(pruner, settle_devices(trainer, device_of(trainer.accelerator)).world_size)
@@ -101,6 +89,30 @@ def run(config: DictConfig) -> None:
             _stop_if_all_are_refused(study)
     write_report(study, tune.trials, search, directory)
     print_report(study, tune.trials, directory, terminal)
+
+
+def sampler_maker(config: DictConfig) -> Callable[[int], BaseSampler]:
+    """Return a function that makes the sampler for a trial, given its index among the study's
+    slots.
+
+    Raises:
+        UserError: `tune.sampler` is invalid, or tries every combination.
+    """
+    settings = config.tune.sampler
+    name = str(settings.get("_target_")).rpartition(".")[2]
+    if name in ("GridSampler", "BruteForceSampler"):
+        raise UserError(
+            f"tune.sampler: {name} tries every combination; use a sweep for that: "
+            "python scripts/train.py -m KEY=1,2,3"
+        )
+
+    def make(number: int) -> BaseSampler:
+        seed = sampler_seed(config.seed, number)
+        sampler: BaseSampler = _made("tune.sampler", settings, BaseSampler, seed=seed)
+        return sampler
+
+    make(0)  # it rejects invalid settings
+    return make
 
 
 def _made(key: str, settings: DictConfig, kind: type, **given: Any) -> Any:
