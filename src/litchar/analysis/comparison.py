@@ -95,6 +95,18 @@ def compare(paths: Sequence[Path], at: At | None = None) -> Comparison:
         make_table(name, group, keys, swept, losses, opened.get(text, []), unopened, at)
         for name, (text, group) in zip(names, by_text.items(), strict=True)
     ]
+    tables.sort(key=lambda table: table.text)
+    return Comparison(at, tables, runs, reasons, _notes(runs, losses, tables, at))
+
+
+def _notes(
+    runs: list[Run], losses: dict[Path, float], tables: list[Table], at: At | None
+) -> list[str]:
+    """Return caveats about the figures of the tables.
+
+    Args:
+        losses: of the runs that are counted, by path.
+    """
     notes: list[str] = []
     if repeats := len(losses) - sum(row.n for table in tables for row in table.rows):
         notes.append(f"not counted again, as they repeat a seed of the same settings: {repeats}")
@@ -104,19 +116,16 @@ def compare(paths: Sequence[Path], at: At | None = None) -> Comparison:
             "their losses cannot be compared: each has its own table"
         )
     notes += revisions_of(runs)
-    stopped = sum(bool(run.known("seconds_to_target")) for run in runs if run.path in losses)
+    counted = [run for run in runs if run.path in losses]
+    stopped = sum(bool(run.known("seconds_to_target")) for run in counted)
     if stopped and at is None:
         notes.append(
             f"{stopped} of {len(losses)} runs stopped at their target_val_loss: by how much a loss "
             "passed it says little; compare their seconds"
         )
-    unfinished = [run for run in runs if run.path in losses and run.status != "completed"]
-    if unfinished:
-        notes.append(
-            f"counted although unfinished: {', '.join(run.path.name for run in unfinished)}"
-        )
-    tables.sort(key=lambda table: table.text)
-    return Comparison(at, tables, runs, reasons, notes)
+    if unfinished := [run.path.name for run in counted if run.status != "completed"]:
+        notes.append(f"counted although unfinished: {', '.join(unfinished)}")
+    return notes
 
 
 def find_runs(paths: Iterable[Path]) -> list[Path]:
