@@ -137,21 +137,21 @@ def inspect(text: Text, store: TokenStore) -> Inspected:
     if store.vocabulary.document:
         copied["documents"] = _copied(store, bounds, *documents)
     return Inspected(
-        store,
-        bounds,
-        count_tokens(tokens, vocab_size),
-        stops - starts,
-        documents[1] - documents[0],
-        {name: _shares_in(train, split, vocab_size) for name, split in held_out.items()},
-        copied,
-        {
+        store=store,
+        bounds=bounds,
+        counts=count_tokens(tokens, vocab_size),
+        lines=stops - starts,
+        documents=documents[1] - documents[0],
+        overlap={name: _shares_in(train, split, vocab_size) for name, split in held_out.items()},
+        copied=copied,
+        unseen={
             name: int(np.count_nonzero(count_tokens(split, vocab_size)[~known]))
             for name, split in held_out.items()
         },
-        windows,
-        repeated,
-        Repeats(tokens, alike, REPEATED),
-        bits,
+        windows=windows,
+        repeated=repeated,
+        repeats=Repeats(tokens, alike, REPEATED),
+        bits=bits,
     )
 
 
