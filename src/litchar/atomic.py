@@ -18,9 +18,9 @@ DRAFT = ".draft-"  # prefix of files that are being written
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a path beside `path` to write a file or a directory to, then rename it to `path`.
 
-    On an error the draft is removed, and `path` is left as it was. Several processes may write the
-    same file at once, on one machine or on several; the last one wins. Of a link, what it names is
-    replaced.
+    Its directory is created. On an error the draft is removed, and `path` is left as it was.
+    Several processes may write the same file at once, on one machine or on several; the last one
+    wins. Of a link, what it names is replaced.
 
     Raises:
         OSError: `path` is a device or a pipe, which renaming would destroy.
@@ -28,6 +28,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     path = Path(os.path.realpath(path))
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise OSError(errno.EINVAL, "a device or a pipe; give the name of a file", str(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f"{DRAFT}{secrets.token_hex(4)}-{path.name}")
     old = draft.with_name(f"{draft.name}-old")
     try:

@@ -114,7 +114,6 @@ def write_page(path: Path, title: str, body: str, style: str = "", policy: str =
         f"<title>{title}</title><style>{STYLE}{style}</style></head>\n<body><h1>{title}</h1>\n"
         f"{body}</body></html>\n"
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as draft:
         # A lone surrogate, which a command line may contain, is written as its escape sequence.
         draft.write_text(page, encoding="utf-8", errors="backslashreplace")

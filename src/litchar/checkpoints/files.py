@@ -29,7 +29,6 @@ def save(checkpoint: dict[str, Any], path: Path) -> None:
         OSError: the file cannot be written.
         UserError: `checkpoint` is not of plain data, so that it could not be loaded again.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as draft, open(draft, "w+b") as file:
         try:
             torch.save(checkpoint, file)

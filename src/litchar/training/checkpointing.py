@@ -247,7 +247,6 @@ def link_or_copy(file: Path, other: Path) -> None:
     """Atomically make `other` a hard link to (else a copy of) `file`, if `file` exists."""
     if not file.exists() or (other.exists() and file.samefile(other)):
         return
-    other.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(other) as draft:
         try:
             os.link(file, draft)

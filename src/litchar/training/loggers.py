@@ -131,7 +131,6 @@ class TensorBoard(TensorBoardLogger):
         }
         files["projector_config.pbtxt"] = text_format.MessageToString(config)
         with contextlib.suppress(OSError):  # e.g. disk full: the next call tries again
-            directory.mkdir(parents=True, exist_ok=True)
             for file, content in files.items():
                 with atomic_write(directory / file) as draft:
                     draft.write_text(content, encoding="utf-8", errors="backslashreplace")
@@ -294,7 +293,6 @@ class MetricsCSV(Logger):
                 raise
 
     def _rewrite(self, rows: list[dict[str, Any]], columns: list[str]) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         with (
             atomic_write(self.path) as draft,
             open(draft, "w", newline="", encoding="utf-8") as file,

@@ -55,7 +55,6 @@ def write_summary(run_dir: Path, **changes: Any) -> dict[str, Any]:
         if key not in summary:
             raise KeyError(key)
         summary[key] = value
-    run_dir.mkdir(parents=True, exist_ok=True)
     with atomic_write(place) as draft, open(draft, "w") as file:
         file.write(json.dumps(summary, indent=2) + "\n")
         file.flush()

@@ -202,6 +202,5 @@ def _named(plot: str) -> dict[str, str]:
 
 def _write(path: Path, content: bytes) -> None:
     """Write a file atomically: several workers may end at once."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as draft:
         draft.write_bytes(content)
