@@ -173,18 +173,18 @@ def check_whole_steps(trainer: DictConfig, batches: int, why: str) -> None:
                     f"trainer.{key}={epoch}: {multiple}, so that an epoch ends with a whole step"
                 )
     interval = trainer.val_check_interval
-    if isinstance(interval, float) and epoch is not None:
-        apart = max(1, int(epoch * interval))  # as Lightning computes it
-        said = f"is {apart} of an epoch's {epoch} batches, and"
-    elif isinstance(interval, int):
-        apart, said = interval, "counts batches and"
-    elif isinstance(interval, float):
-        return  # a fraction of an endless epoch, which Lightning refuses
-    else:
+    if not isinstance(interval, int | float):
         raise UserError(
             f"trainer.val_check_interval={interval}: counts time, but validation needs a whole "
             f"step, here {batches} batches ({why}); count batches instead"
         )
+    if isinstance(interval, int):
+        apart, said = interval, "counts batches and"
+    elif epoch is not None:
+        apart = max(1, int(epoch * interval))  # as Lightning computes it
+        said = f"is {apart} of an epoch's {epoch} batches, and"
+    else:
+        return  # a fraction of an endless epoch, which Lightning refuses
     if apart % batches:
         raise UserError(
             f"trainer.val_check_interval={interval}: {said} {multiple}: validation needs a whole "
