@@ -96,8 +96,7 @@ def convert(
             nanoGPT checkpoint.
     """
     vocabulary = Vocabulary(characters)
-    args, config = dict(theirs["model_args"]), dict(theirs.get("config", {}))
-    config = {key: value for key, value in config.items() if isinstance(value, str | int | float)}
+    args = dict(theirs["model_args"])
     weights: dict[str, Tensor] = {
         gpt2.ours(name.replace("_orig_mod.", "")): tensor  # added by torch.compile
         for name, tensor in theirs["model"].items()
@@ -120,21 +119,38 @@ def convert(
     order = torch.tensor([ids[character] for character in vocabulary.characters])
     for name in ("token_embedding.weight", "head.weight"):
         weights[name] = weights[name][order]
-    card = make_card(
+    return {
+        "state_dict": {f"model.{name}": tensor for name, tensor in weights.items()},
+        "global_step": int(theirs["iter_num"]),
+        "litchar": _card(vocabulary, settings, dict(theirs.get("config", {}))),
+    }
+
+
+def _card(
+    vocabulary: Vocabulary, settings: dict[str, Any], config: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the metadata of our checkpoint.
+
+    Args:
+        settings: of our model.
+        config: nanoGPT's.
+    """
+    plain = {key: value for key, value in config.items() if isinstance(value, str | int | float)}
+    return make_card(
         vocabulary,
         settings,
         {
             "model": settings,
             "data": {
-                "name": config.get("dataset"),
+                "name": plain.get("dataset"),
                 "unit": vocabulary.unit,
                 "block_size": settings["block_size"],
-                "batch_size": config.get("batch_size"),
+                "batch_size": plain.get("batch_size"),
             },
             "optimizer": {
                 "_target_": "torch.optim.AdamW",
-                "lr": config.get("learning_rate"),
-                "weight_decay": config.get("weight_decay"),
+                "lr": plain.get("learning_rate"),
+                "weight_decay": plain.get("weight_decay"),
             },
         },
         fingerprint=None,
@@ -142,11 +158,6 @@ def convert(
         litchar=__version__,
         torch=str(torch.__version__),
     )
-    return {
-        "state_dict": {f"model.{name}": tensor for name, tensor in weights.items()},
-        "global_step": int(theirs["iter_num"]),
-        "litchar": card,
-    }
 
 
 def read_meta(path: Path) -> list[str]:
