@@ -228,7 +228,7 @@ def test_unfinished_and_failed_runs_are_named_and_not_counted(made, tmp_path, ca
     report_on([tmp_path / "sweep"], None, None, Terminal())
     printed = capsys.readouterr().out
     assert "1 (+1 not)" in printed
-    assert "not counted: half: running at step 1,000" in printed
+    assert "not counted: half: running, or killed, at step 1,000" in printed
     assert "not counted: broken: failed: n_embd=9 is not divisible" in printed
 
 
@@ -345,8 +345,8 @@ def test_mixtures_of_other_weights_have_tables_of_their_own(made, tmp_path):
     made("b", 2.2, mixture(6, 2), seed=2)  # the same weights
     made("c", 1.0, mixture(1, 3), seed=1)
     comparison = compare([tmp_path / "sweep"])
-    tables = {table.text: len(table.rows) for table in comparison.tables}
-    assert tables == {"75.0% a.txt, 25.0% b.txt": 2, "25.0% a.txt, 75.0% b.txt": 1}
+    tables = {table.text: [row.n for row in table.rows] for table in comparison.tables}
+    assert tables == {"75.0% a.txt, 25.0% b.txt": [2], "25.0% a.txt, 75.0% b.txt": [1]}
     assert "mixture weights" in comparison.notes[0]
 
 
@@ -475,8 +475,8 @@ def test_dollars_begin_no_formula(made, tmp_path):
             made(f"{seed}-{lr}", 2, {"data.pattern": name, "optimizer.lr": lr}, text=f"$_{seed}$^")
     comparison = compare([tmp_path / "sweep"])
     write_plot(comparison, tmp_path / "sweep.png")  # which fails where a formula cannot be read
-    made("c", 2, {"data.pattern": "from $1_ to $2"}, sweep="other")
-    made("d", 2, {"data.pattern": "$a$"}, sweep="other")
+    made("c", 2, {"model.x": "from $1_ to $2"}, sweep="other")
+    made("d", 2, {"model.x": "$a$"}, sweep="other")
     (table,) = compare([tmp_path / "other"]).tables
     axes = Figure().subplots()
     panels_of(table)[0](axes)
@@ -584,6 +584,25 @@ def test_sizes_have_a_power_law_and_two_are_too_few(made, tmp_path):
     error = math.sqrt(((y - slope * x) ** 2).sum() / 3 / (x @ x))  # three degrees of freedom
     half = 3.182446 * error  # 97.5% of Student's t, from a printed table
     assert (law.low, law.high) == pytest.approx((-slope - half, -slope + half))
+
+
+def test_models_of_several_kinds_have_no_power_law(made, tmp_path):
+    for n in (1, 2, 3):
+        settings = {"model._target_": "litchar.models.Transformer", "model.n_layer": n}
+        made(f"r{n}", 2.0 - n / 10, settings, parameters=1000 * n)
+    assert compare([tmp_path / "sweep"]).tables[0].power_law is not None
+    made("other", 2.0, {"model._target_": "litchar.models.Recurrent"}, parameters=5000)
+    assert compare([tmp_path / "sweep"]).tables[0].power_law is None
+
+
+def test_runs_on_one_text_in_two_places_are_seeds_of_one_row(made, tmp_path):
+    for seed in range(4):
+        settings = {"data.path": f"/{'ab'[seed % 2]}/f1.txt", "data.block_size": 8 * (seed // 2)}
+        made(f"r{seed}", 2.0 + seed / 10, settings, seed)
+    made("other", 1.0, {"data.block_size": 0}, text="f2")
+    one, _ = compare([tmp_path / "sweep"]).tables
+    assert [row.settings for row in one.rows] == [{"data.block_size": 0}, {"data.block_size": 8}]
+    assert [row.n for row in one.rows] == [2, 2]
 
 
 @pytest.mark.parametrize("name", ["sweep.png", "report.html"])

@@ -14,6 +14,7 @@ from litchar.analysis.differences import (
     comparable_by,
     compared_keys,
     names_of_texts,
+    names_text,
     one_form,
     seeds_of,
     unlike,
@@ -34,8 +35,8 @@ class Table:
         unit: what a token is.
         keys: the settings in which the rows differ.
         rows: the best first; at least one.
-        power_law: fitted to the best row of each size; None with fewer than three sizes, or if all
-            had the same FLOPs.
+        power_law: fitted to the best row of each size; None with fewer than three sizes, for models
+            of several kinds, or if all had the same FLOPs.
     """
 
     text: str
@@ -154,6 +155,8 @@ def loss_of(run: Run, at: At | None) -> tuple[float, str]:
         reason = run.status
         if reason in ("failed", "diverged"):
             return math.nan, f"{reason}: {' '.join(str(run.summary.get('error')).split())}"
+        if reason == "running":
+            reason = "running, or killed,"
         return math.nan, f"{reason} at step {run.summary.get('steps') or 0:,}"
     costs = cost(run, at.kind)
     losses = np.array([row["val/loss"] for row in run.history])
@@ -187,6 +190,9 @@ def make_table(
     values = {
         run.path: {key: one_form(value_of(run, key)) for key in keys} for run in [*runs, *pending]
     }
+    named = {key: value for key, value in values[runs[0].path].items() if names_text(key)}
+    for run in [*runs, *opened]:
+        values[run.path] |= named  # it is the same text, wherever it lies
     groups: dict[str, list[Run]] = {}
     for run in runs:
         groups.setdefault(repr(values[run.path]), []).append(run)

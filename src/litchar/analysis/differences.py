@@ -108,6 +108,12 @@ def comparable_by(run: Run) -> tuple[Any, ...]:
     )
 
 
+def names_text(key: str) -> bool:
+    """Return whether a key names a text, or says how it is read or split: whether two runs were
+    trained on the same one, `comparable_by` tells."""
+    return within(key, ["data"]) and not within(key, [f"data.{name}" for name in BATCHED_BY])
+
+
 def weights_of(run: Run) -> dict[str, float]:
     """Return the weight of each corpus of a run's mixture; empty if it has none."""
     mixture = run.settings.get("data.mixture")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from mpmath import betainc, findroot
 
-from litchar.analysis.differences import short, shown
+from litchar.analysis.differences import short, shown, value_of
 from litchar.analysis.runs import Run
 from litchar.errors import UserError
 
@@ -201,8 +201,10 @@ def two_sided_t(degrees: int) -> float:
 
 
 def power_law(rows: list[Row]) -> PowerLaw | None:
-    """Fit loss against FLOPs to the best row of each size; None with fewer than three sizes, or if
-    all had the same FLOPs."""
+    """Fit loss against FLOPs to the best row of each size; None with fewer than three sizes, for
+    models of several kinds, or if all had the same FLOPs."""
+    if len({value_of(row.runs[0], "model._target_") for row in rows}) > 1:
+        return None
     best: dict[float, Row] = {}
     for row in rows:
         if row.figure("flops") > 0:
