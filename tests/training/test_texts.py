@@ -34,3 +34,35 @@ def test_any_text_trains_and_is_written_again(train, tmp_path, kind):
     new = [step.ids[0] for step in generate(checkpoint.build_model(), ids, 20)]
     assert set(checkpoint.vocabulary.decode(new)) <= set(text)
     assert checkpoint.vocabulary.decode(ids[0]) == prompt
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (
+            ["data.val_fraction=0.1"],
+            "the last 180 characters of the files, which are read in order",
+        ),
+        (["data.val_fraction=0.1", "data.test_fraction=0.2"], "the last 540 characters of the"),
+        (["data.document=file"], None),
+    ],
+)
+def test_which_file_is_held_out_is_said_where_there_are_several(
+    train, tmp_path, capsys, more, said
+):
+    (texts := tmp_path / "texts").mkdir()
+    for name in "cab":
+        (texts / f"{name}.txt").write_text(f"{name} is its name. " * 40)  # 600 characters
+    train(f"data.path={texts}", "trainer.max_steps=1", *more)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Held out")]
+    if said is None:
+        assert not lines
+    else:
+        (line,) = lines
+        assert line.startswith(f"Held out: {said}")
+        assert line.endswith("; the last is c.txt")
+
+
+def test_a_single_file_is_split_without_a_word(train, capsys):
+    train("trainer.max_steps=1")
+    assert "Held out" not in capsys.readouterr().out

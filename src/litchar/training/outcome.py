@@ -33,6 +33,7 @@ def headline(setup: "Setup", place: Place, summary: dict[str, Any]) -> str:
         f"a vocabulary of {len(store.vocabulary)}",
         *store.changes,
         *_mixture(splits),
+        *_held_out(splits),
         *([] if store.vocabulary.document is None else [_documents(splits)]),
         f"{type(setup.module.model).__name__}: {summary['parameters']:,} parameters; "
         f"{ranks}{device_name(setup.device)}, {summary['precision']}",
@@ -49,6 +50,19 @@ def _mixture(splits: Splits) -> list[str]:
     return [
         f"{name}: {weight:.1%} of the windows, {stop - start:,} {splits.text.unit}s to train on"
         for (name, weight), (start, stop) in zip(weights, splits.parts("train"), strict=False)
+    ]
+
+
+def _held_out(splits: Splits) -> list[str]:
+    """Return a line that says which files are not trained on, if there are several: the last ones
+    may be of another kind."""
+    files = splits.text.corpus.paths
+    if len(files) < 2 or splits.text.mixture or splits.store.vocabulary.document is not None:
+        return []
+    left = len(splits.store.tokens) - len(splits["train"])
+    return [
+        f"Held out: the last {left:,} {splits.store.vocabulary.unit}s of the files, which are read "
+        f"in order; the last is {files[-1].name}"
     ]
 
 
