@@ -121,6 +121,7 @@ def test_transformers_computes_and_writes_what_ours_does(saved, tmp_path, capsys
     export(path, output)
     assert "out: logits in transformers within" in capsys.readouterr().out
     assert {file.name for file in output.iterdir()} == FILES
+    assert len({file.stat().st_mode for file in output.iterdir()}) == 1
     assert [file for file in os.listdir(tmp_path) if file.startswith(".draft")] == []
     model = transformers.AutoModelForCausalLM.from_pretrained(output)
     tokenizer = transformers.AutoTokenizer.from_pretrained(output)

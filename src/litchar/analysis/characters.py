@@ -93,7 +93,7 @@ def oddity(character: str) -> str | None:
         return None
     category = unicodedata.category(character)
     if character == "\ufffd":
-        return "replaces what could not be read"
+        return "stands for what could not be read, or was rare (data.min_count)"
     kind = {
         "Cc": "control code",
         "Cf": "invisible",
@@ -103,7 +103,7 @@ def oddity(character: str) -> str | None:
         "Zs": "unusual space",
         "Zl": "unusual line end",
         "Zp": "unusual line end",
-        "Mn": "combines with the previous one",
+        "Mn": "combines with the previous one; data.normalize=NFC may compose them",
         "Me": "combines with the previous one",
     }.get(category)
     if kind is not None:

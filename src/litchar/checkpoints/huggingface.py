@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -102,6 +103,8 @@ def write_huggingface(
         model_input_names=["input_ids", "attention_mask"],
     ).save_pretrained(output)
     (output / "README.md").write_text(model_card(checkpoint, model), encoding="utf-8")
+    # safetensors lets nobody else read its file.
+    shutil.copymode(output / "README.md", output / "model.safetensors")
 
     opened = transformers.AutoModelForCausalLM.from_pretrained(output).eval()
     opened_tokenizer = transformers.AutoTokenizer.from_pretrained(output)
