@@ -390,6 +390,16 @@ def refused(script, *arguments):
         ),
         (
             "train",
+            "experiment=cpu_fats.yaml",
+            "experiment=cpu_fats.yaml: there is no such file in conf/experiment; did you mean cpu_",
+        ),
+        (
+            "train",
+            "data=texts/my.txt",
+            "data=texts/my.txt: there is no such file in conf/data; for a text of your own: data=t",
+        ),
+        (
+            "train",
             "callbacks.embeddings.foo=1",
             "callbacks.embeddings.foo: there is no such key; did you mean "
             "callbacks.embeddings._target_? (+callbacks.embeddings.foo passes it to its class)",

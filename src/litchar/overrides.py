@@ -55,6 +55,7 @@ LISTS = frozenset({"data.path", "stop"})  # which accept several
 PLACES = frozenset({"run_dir", "outputs_dir"})  # which Hydra itself creates
 # Groups that accept no new keys. What others accept is not known until they are composed: arguments
 # of the chosen target, which rejects unknown ones itself, and parts with names of the user's own.
+OF_OTHERS = frozenset({"callbacks", "logger", "optimizer", "scheduler"})  # with classes of others
 CLOSED = frozenset({"trainer", "tune", "by_device", "launcher"})
 
 
@@ -282,12 +283,15 @@ def explain(error: Exception, conf: Path, config_name: str) -> str:
         if not group:
             return f"--config-name={name}: there is no such file in conf; leave it out"
         refused = f"{group}={name}: there is no such file in conf/{group}"
-        if Path(name).is_absolute() or name.endswith(".yaml"):
+        if "/" in name and not name.startswith("tune/"):
+            if group == "data":
+                return f"{refused}; for a text of your own: data=text data.path={name}"
             return (
                 f"{refused}; give its name without .yaml, and if it lies in another directory's "
                 f"{group}/, add --config-dir=DIRECTORY"
             )
-        return refused + nearest(name, [*(error.options or []), *_of_studies(group)])
+        options = [*(error.options or []), *_of_studies(group)]
+        return refused + nearest(name.removesuffix(".yaml"), options)
     if isinstance(error, OverrideParseException):
         return (
             f"{error.override}: Hydra cannot parse this; write KEY=VALUE, "
@@ -327,7 +331,7 @@ def _missing(key: str, typed: bool, conf: Path, config_name: str, chosen: DictCo
         names = list(keys) if chosen is None else [*groups, *_dotted(chosen)]
         built = f"{key.rpartition('.')[0]}._target_"
         further = ""
-        if typed and group not in CLOSED and built in names:
+        if typed and group in OF_OTHERS and built in names:
             further = f" (+{key} passes it to its class)"
         return f"there is no such key{nearest(key, names)}{further}"
     return f"the chosen {group} has no such key" if typed else f"is required; leave ~{key} out"

@@ -346,7 +346,7 @@ def test_mixtures_of_other_weights_have_tables_of_their_own(made, tmp_path):
     made("c", 1.0, mixture(1, 3), seed=1)
     comparison = compare([tmp_path / "sweep"])
     tables = {table.text: [row.n for row in table.rows] for table in comparison.tables}
-    assert tables == {"75.0% a.txt, 25.0% b.txt": [2], "25.0% a.txt, 75.0% b.txt": [1]}
+    assert tables == {"75.0% a.txt, 25.0% b.txt": [1, 1], "25.0% a.txt, 75.0% b.txt": [1]}
     assert "mixture weights" in comparison.notes[0]
 
 
@@ -591,7 +591,8 @@ def test_models_of_several_kinds_have_no_power_law(made, tmp_path):
         settings = {"model._target_": "litchar.models.Transformer", "model.n_layer": n}
         made(f"r{n}", 2.0 - n / 10, settings, parameters=1000 * n)
     assert compare([tmp_path / "sweep"]).tables[0].power_law is not None
-    made("other", 2.0, {"model._target_": "litchar.models.Recurrent"}, parameters=5000)
+    other = {"model._target_": "litchar.models.Transformer", "model.cell": "gru"}
+    made("other", 2.0, other, parameters=5000)
     assert compare([tmp_path / "sweep"]).tables[0].power_law is None
 
 
@@ -600,9 +601,29 @@ def test_runs_on_one_text_in_two_places_are_seeds_of_one_row(made, tmp_path):
         settings = {"data.path": f"/{'ab'[seed % 2]}/f1.txt", "data.block_size": 8 * (seed // 2)}
         made(f"r{seed}", 2.0 + seed / 10, settings, seed)
     made("other", 1.0, {"data.block_size": 0}, text="f2")
+    made("half", 1.0, {"data.path": "/b/f1.txt", "data.block_size": 8}, 9, status="running")
+    killed = made("killed", 1.0, {"data.path": "/b/f1.txt", "data.block_size": 8}, 9, "failed")
+    (killed / "environment.json").unlink()
     one, _ = compare([tmp_path / "sweep"]).tables
     assert [row.settings for row in one.rows] == [{"data.block_size": 0}, {"data.block_size": 8}]
-    assert [row.n for row in one.rows] == [2, 2]
+    assert [(row.n, row.pending) for row in one.rows] == [(2, 0), (2, 2)]
+
+
+def test_runs_of_unknown_texts_are_not_taken_for_seeds(made, tmp_path):
+    for name in ("x", "y"):
+        (made(name, 2.0, {"data.path": f"/{name}.txt"}) / "environment.json").unlink()
+    (table,) = compare([tmp_path / "sweep"]).tables
+    assert [row.n for row in table.rows] == [1, 1]
+
+
+def test_choices_of_data_that_read_one_text_otherwise_stay_apart(made, tmp_path):
+    for name, starts in (("names", True), ("text", False)):
+        run = made(name, 2.0 + starts, {"data.start_at_document": starts})
+        chosen = {"hydra": {"runtime": {"choices": {"data": name}}}}
+        OmegaConf.save(OmegaConf.create(chosen), run / ".hydra/hydra.yaml")
+    (tmp_path / "sweep/sweep.json").write_text(json.dumps({"swept": ["data"]}))
+    (table,) = compare([tmp_path / "sweep"]).tables
+    assert [row.settings for row in table.rows] == [{"data": "text"}, {"data": "names"}]
 
 
 @pytest.mark.parametrize("name", ["sweep.png", "report.html"])

@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from conftest import ROOT, SMALL
 from litchar.analysis.evaluate import splits_of
 from litchar.checkpoints import Checkpoint
 from litchar.errors import UserError
@@ -29,7 +30,7 @@ def test_a_split_of_a_text_that_was_moved_is_scored(train, loss_of, text_file, t
     assert loss_of(checkpoint, f"data.path={moved}") not in losses.values()
     assert "This is the text that the model was trained on" in capsys.readouterr().out
     moved.write_text("another")
-    with pytest.raises(UserError, match=r"moved.txt is not the text that .* was trained on"):
+    with pytest.raises(UserError, match=r"moved.txt is not, byte for byte, the text that "):
         loss_of(checkpoint, "split=val", f"data.path={moved}")
 
 
@@ -46,9 +47,23 @@ def test_a_directory_that_was_moved_is_read_by_the_run_s_pattern(
     assert loss_of(checkpoint, "split=val", f"data.path={moved}") == loss
 
 
-@pytest.mark.parametrize(("least", "done"), [(0, "Left out"), (2, "Read as U+FFFD")])
+def test_a_named_text_is_found_elsewhere(train, loss_of, tmp_path):
+    run_dir = train("trainer.max_steps=1", *SMALL, "data=ml", only=True)
+    checkpoint = f"checkpoint={run_dir}"
+    copy = tmp_path / "copy.txt"
+    copy.write_bytes((ROOT / "src/litchar/text/ml.txt").read_bytes())
+    assert loss_of(checkpoint, "split=val", f"data.path={copy}") == loss_of(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("least", "done", "why"),
+    [
+        (0, "Left out", "that the model never saw"),
+        (2, "Read as U+FFFD", "that are not in the vocabulary"),
+    ],
+)
 def test_what_the_model_never_saw_is_counted_also_where_it_is_replaced(
-    train, loss_of, text_file, tmp_path, capsys, least, done
+    train, loss_of, text_file, tmp_path, capsys, least, done, why
 ):
     text_file.write_text(text_file.read_text() + "@")
     run_dir = train("trainer.max_steps=2", f"data.min_count={least}")
@@ -57,7 +72,7 @@ def test_what_the_model_never_saw_is_counted_also_where_it_is_replaced(
     capsys.readouterr()
     loss_of(f"checkpoint={run_dir}", f"data.path={other}")
     said = " ".join(capsys.readouterr().out.split())
-    assert f"{done}: 3 characters (3.00%) that the model never saw: 'ß'" in said
+    assert f"{done}: 3 characters (3.00%) {why}: 'ß'" in said
 
 
 @pytest.mark.parametrize(

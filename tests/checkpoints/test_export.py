@@ -70,8 +70,10 @@ def test_what_cannot_be_exported_is_refused_and_nothing_is_written(train, tmp_pa
     run_dir = train(*TINY)
     with pytest.raises(UserError, match=r"format=pickle: must be one of huggingface, onnx, torch"):
         export(run_dir, tmp_path / "m", format="pickle")
-    with pytest.raises(UserError, match=r"m.pt2: format=onnx is not .*; set format=torch, or"):
-        export(run_dir, tmp_path / "m.pt2", format="onnx")
+    with pytest.raises(UserError, match=r"m.PT2: format=onnx is not .*; set format=torch, or"):
+        export(run_dir, tmp_path / "m.PT2", format="onnx")
+    with pytest.raises(UserError, match=r"m.safetensors: name the directory that format=hugg"):
+        export(run_dir, tmp_path / "m.safetensors")
     with pytest.raises(UserError, match=r"output=.*nowhere.m.onnx: there is no directory"):
         export(run_dir, tmp_path / "nowhere" / "m.onnx")
     with pytest.raises(UserError, match=r"output=.*: is a directory"):

@@ -50,7 +50,9 @@ def test_a_short_run_is_not_told_that_more_steps_do_not_help():
         return verdict(history(3.6, 2.9, 2.71, 2.703, 2.70), bits, yardsticks, settings)
 
     assert "more steps (trainer.max_steps)" in said(2.70 / math.log(2))
-    assert said(3.5).startswith("flat at the end, where the learning rate is low: a longer run")
+    assert said(3.5).startswith(
+        "flat at the end, as it may be where the learning rate falls: a long"
+    )
     assert said(3.5, "constant").startswith("flat: more steps alone will not")
 
 

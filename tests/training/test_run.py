@@ -745,6 +745,10 @@ def test_a_text_is_refused_where_true_or_false_is_meant(compose, choice):
 
 def test_what_lightning_and_models_take_beside_true_and_false_is_taken(compose):
     check_settings(compose("trainer.deterministic=warn", "trainer.fast_dev_run=2", "model.bias=1"))
+    check_settings(compose("trainer.fast_dev_run=null"))
+    config = compose("trainer.fast_dev_run=2.0")
+    check_settings(config)
+    assert isinstance(config.trainer.fast_dev_run, int)
 
 
 def test_a_run_lies_where_the_newest_is_looked_for_whatever_its_name(compose, tmp_path):

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from litchar.analysis.differences import (
+    PLACES,
     SEEDS,
     comparable_by,
     compared_keys,
     names_of_texts,
-    names_text,
     one_form,
     seeds_of,
     unlike,
@@ -190,9 +190,15 @@ def make_table(
     values = {
         run.path: {key: one_form(value_of(run, key)) for key in keys} for run in [*runs, *pending]
     }
-    named = {key: value for key, value in values[runs[0].path].items() if names_text(key)}
-    for run in [*runs, *opened]:
-        values[run.path] |= named  # it is the same text, wherever it lies
+    if runs[0].environment.get("fingerprint"):  # of one text, wherever it lies
+        places = {
+            path: {key: value for key, value in settings.items() if key in PLACES}
+            for path, settings in values.items()
+        }
+        its = [places[run.path] for run in [*runs, *opened]]
+        for path, place in places.items():
+            if place in its:
+                values[path] |= its[0]
     groups: dict[str, list[Run]] = {}
     for run in runs:
         groups.setdefault(repr(values[run.path]), []).append(run)

@@ -13,6 +13,7 @@ from litchar.training.sweep import identity
 from litchar.training.validated import part_validated
 
 SEEDS = ("seed", "data.seed")
+PLACES = ("data.path", "data.pattern")  # of a text: its fingerprint tells whether it is the same
 
 
 def compared_keys(runs: list[Run], swept: list[str]) -> list[str]:
@@ -106,12 +107,6 @@ def comparable_by(run: Run) -> tuple[Any, ...]:
         weights,
         *part_validated(run.settings).values(),
     )
-
-
-def names_text(key: str) -> bool:
-    """Return whether a key names a text, or says how it is read or split: whether two runs were
-    trained on the same one, `comparable_by` tells."""
-    return within(key, ["data"]) and not within(key, [f"data.{name}" for name in BATCHED_BY])
 
 
 def weights_of(run: Run) -> dict[str, float]:

@@ -57,11 +57,10 @@ def run(config: DictConfig) -> float:
                 "it was not trained on"
             )
         if count:
-            done = "Read as U+FFFD" if checkpoint.vocabulary.replaces else "Left out"
-            terminal.say(
-                f"{done}: {count:,} characters ({share:.2%}) that the model never saw: "
-                f"{describe(unknown)}"
-            )
+            done, why = "Left out", "that the model never saw"
+            if checkpoint.vocabulary.replaces:  # rare ones in training, too
+                done, why = "Read as U+FFFD", "that are not in the vocabulary"
+            terminal.say(f"{done}: {count:,} characters ({share:.2%}) {why}: {describe(unknown)}")
     if len(tokens) < 2:
         raise UserError(f"{what} has {len(tokens)} {unit}s that the model knows; it needs 2")
     model = checkpoint.build_model(device)
@@ -132,6 +131,10 @@ def splits_of(checkpoint: Checkpoint, elsewhere: Mapping[str, Any] | None = None
         moved |= dict.fromkeys(("source", "name"))
     try:
         settings = dict(checkpoint.config["data"]) | moved
+        if moved and settings.get("mixture"):
+            raise UserError(
+                "data.path: cannot name the texts of a mixture; to score one, leave split out"
+            )
         if source := settings.pop("source", None):
             source = dict(source)
             try:
@@ -142,23 +145,24 @@ def splits_of(checkpoint: Checkpoint, elsewhere: Mapping[str, Any] | None = None
             settings["source"] = partial(function, **source)
         for name in (*stray(settings), *BATCHED_BY):  # older versions ignored what is stray
             settings.pop(name, None)
-        splits = Splits(Text(**settings))
+        text = Text(**settings)
+        same = text.corpus.fingerprint() == checkpoint.provenance["fingerprint"]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             f"{checkpoint.path}: it does not say which text it was trained on ({error!r}); name "
             "one by path: data.path=FILE"
         ) from None
-    if splits.store.fingerprint != checkpoint.provenance["fingerprint"]:
-        if moved:
-            raise UserError(
-                f"{splits.text.corpus} is not the text that {checkpoint.path} was trained on; "
-                "leave split out to score all of it"
-            )
+    if not same and moved:
         raise UserError(
-            f"{splits.text.corpus} has changed since {checkpoint.path} was trained on it; score it "
+            f"{text.corpus} is not, byte for byte, the text that {checkpoint.path} was trained on; "
+            "leave split out to score all of it"
+        )
+    if not same:
+        raise UserError(
+            f"{text.corpus} has changed since {checkpoint.path} was trained on it; score it "
             "as a new text: data.path=FILE"
         )
-    return splits
+    return Splits(text)
 
 
 def encode_known(checkpoint: Checkpoint, corpus: Corpus) -> tuple[Tensor, str, int, float]:

@@ -203,7 +203,7 @@ def two_sided_t(degrees: int) -> float:
 def power_law(rows: list[Row]) -> PowerLaw | None:
     """Fit loss against FLOPs to the best row of each size; None with fewer than three sizes, for
     models of several kinds, or if all had the same FLOPs."""
-    if len({value_of(row.runs[0], "model._target_") for row in rows}) > 1:
+    if len({_kind(row.runs[0]) for row in rows}) > 1:
         return None
     best: dict[float, Row] = {}
     for row in rows:
@@ -217,6 +217,13 @@ def power_law(rows: list[Row]) -> PowerLaw | None:
     half = two_sided_t(len(points) - 2) * math.sqrt(covariance[0, 0])
     exponent = -float(slope)
     return PowerLaw(math.exp(intercept), exponent, exponent - half, exponent + half, flops, losses)
+
+
+def _kind(run: Run) -> tuple[Any, ...]:
+    """Return what kind of model a run's is: a GRU and an LSTM are of one class."""
+    return run.choices.get("model"), *(
+        value_of(run, f"model.{key}") for key in ("_target_", "cell")
+    )
 
 
 def same_flops(rows: Iterable[Row]) -> bool:

@@ -26,7 +26,7 @@ from litchar.terminal import Terminal
 FULL = os.strerror(errno.ENOSPC)
 MOST_ONNX_BYTES = 1_500_000_000  # of weights; beyond that torch moves some to a second file
 MOST_DIFFERENCE = 1e-4  # between the logits of an exported model and ours
-SUFFIXES = {".onnx": "onnx", ".pt2": "torch", ".safetensors": "huggingface"}  # of their formats
+SUFFIXES = {".onnx": "onnx", ".pt2": "torch"}  # of their formats
 Logits = Callable[[np.ndarray], np.ndarray]  # (B, T) int64 -> (B, T, V) float32
 
 
@@ -41,10 +41,15 @@ def run(config: DictConfig) -> None:
         raise UserError(f"format={config.format}: must be one of {', '.join(FORMATS)}")
     chosen = FORMATS[config.format]
     output = Path(os.path.expanduser(config.output or chosen.output))
-    if SUFFIXES.get(output.suffix, config.format) != config.format:
+    suffix = output.suffix.lower()
+    if SUFFIXES.get(suffix, config.format) != config.format:
         raise UserError(
-            f"output={output}: format={config.format} is not what {output.suffix} stands for; set "
-            f"format={SUFFIXES[output.suffix]}, or choose another name"
+            f"output={output}: format={config.format} is not what {suffix} stands for; set "
+            f"format={SUFFIXES[suffix]}, or choose another name"
+        )
+    if suffix == ".safetensors":
+        raise UserError(
+            f"output={output}: name the directory that format=huggingface writes such a file to"
         )
     checkpoint = Checkpoint.load(find(config.checkpoint, Path(config.outputs_dir)))
     try:

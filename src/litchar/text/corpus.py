@@ -79,8 +79,8 @@ class Corpus:
         return cls(found, field, column)
 
     def __repr__(self) -> str:
-        first = str(self.paths[0])
-        return first if len(self.paths) == 1 else f"{first} and {len(self.paths) - 1} more files"
+        first, more = str(self.paths[0]), len(self.paths) - 1
+        return f"{first} and {more} more file{'s' * (more > 1)}" if more else first
 
     def fingerprint(self) -> str:
         """Return the corpus's identity: the SHA-256 of the files' bytes and lengths, and of how

@@ -52,7 +52,9 @@ def check_settings(config: DictConfig) -> None:
 
 
 def _check_trainer(trainer: DictConfig) -> None:
-    if not isinstance(trainer.fast_dev_run, bool):
+    if isinstance(trainer.fast_dev_run, float) and trainer.fast_dev_run.is_integer():
+        trainer.fast_dev_run = int(trainer.fast_dev_run)
+    if not isinstance(trainer.fast_dev_run, bool | None):
         check_integer("trainer.fast_dev_run", trainer.fast_dev_run, 0)
     interval = trainer.val_check_interval
     if is_number(interval) and interval <= 0:

@@ -128,8 +128,8 @@ def verdict(
     if str(settings.get("scheduler._target_")).endswith(".constant"):
         return "flat: more steps alone will not help much; a larger model or more text may help"
     return (
-        "flat at the end, where the learning rate is low: a longer run (trainer.max_steps), a "
-        "larger model or more text may help"
+        "flat at the end, as it may be where the learning rate falls: a longer run "
+        "(trainer.max_steps), a larger model or more text may help"
     )
 
 
