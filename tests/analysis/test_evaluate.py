@@ -4,7 +4,6 @@ import math
 
 import pytest
 
-from conftest import ROOT, SMALL
 from litchar.analysis.evaluate import splits_of
 from litchar.checkpoints import Checkpoint
 from litchar.errors import UserError
@@ -47,12 +46,13 @@ def test_a_directory_that_was_moved_is_read_by_the_run_s_pattern(
     assert loss_of(checkpoint, "split=val", f"data.path={moved}") == loss
 
 
-def test_a_named_text_is_found_elsewhere(train, loss_of, tmp_path):
-    run_dir = train("trainer.max_steps=1", *SMALL, "data=ml", only=True)
-    checkpoint = f"checkpoint={run_dir}"
-    copy = tmp_path / "copy.txt"
-    copy.write_bytes((ROOT / "src/litchar/text/ml.txt").read_bytes())
-    assert loss_of(checkpoint, "split=val", f"data.path={copy}") == loss_of(checkpoint)
+@pytest.mark.parametrize("key", ["name", "source"])
+def test_a_named_text_is_found_elsewhere(train, text_file, key):
+    checkpoint = Checkpoint.load(train("trainer.max_steps=1") / "checkpoints/best.ckpt")
+    named = {"name": "a/dataset", "source": {"_target_": "users.own", "_partial_": True}}
+    checkpoint.config["data"] |= {"path": None, key: named[key]}
+    elsewhere = {"path": str(text_file), "pattern": "**/*.txt"}
+    assert set(splits_of(checkpoint, elsewhere)) == {"train", "val"}
 
 
 @pytest.mark.parametrize(
