@@ -55,8 +55,8 @@ LISTS = frozenset({"data.path", "stop"})  # which accept several
 PLACES = frozenset({"run_dir", "outputs_dir"})  # which Hydra itself creates
 # Groups that accept no new keys. What others accept is not known until they are composed: arguments
 # of the chosen target, which rejects unknown ones itself, and parts with names of the user's own.
-OF_OTHERS = frozenset({"callbacks", "logger", "optimizer", "scheduler"})  # with classes of others
 CLOSED = frozenset({"trainer", "tune", "by_device", "launcher"})
+OF_OTHERS = frozenset({"callbacks", "logger", "optimizer", "scheduler"})  # of classes not ours
 
 
 def quote(argument: str, sweeps: bool = False) -> str:
@@ -329,10 +329,8 @@ def _missing(key: str, typed: bool, conf: Path, config_name: str, chosen: DictCo
     if key not in keys:
         groups = [name for name, is_group in keys.items() if is_group]
         names = list(keys) if chosen is None else [*groups, *_dotted(chosen)]
-        built = f"{key.rpartition('.')[0]}._target_"
-        further = ""
-        if typed and group in OF_OTHERS and built in names:
-            further = f" (+{key} passes it to its class)"
+        passed = typed and group in OF_OTHERS and f"{key.rpartition('.')[0]}._target_" in names
+        further = f" (+{key} passes it to its class)" if passed else ""
         return f"there is no such key{nearest(key, names)}{further}"
     return f"the chosen {group} has no such key" if typed else f"is required; leave ~{key} out"
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from litchar.analysis.differences import (
-    PLACES,
     SEEDS,
+    TEXT_PLACES,
     comparable_by,
     compared_keys,
     names_of_texts,
@@ -191,14 +191,11 @@ def make_table(
         run.path: {key: one_form(value_of(run, key)) for key in keys} for run in [*runs, *pending]
     }
     if runs[0].environment.get("fingerprint"):  # of one text, wherever it lies
-        places = {
-            path: {key: value for key, value in settings.items() if key in PLACES}
-            for path, settings in values.items()
-        }
-        its = [places[run.path] for run in [*runs, *opened]]
-        for path, place in places.items():
-            if place in its:
-                values[path] |= its[0]
+        its = {key: values[runs[0].path][key] for key in TEXT_PLACES if key in keys}
+        here = {_place(values[run.path]) for run in [*runs, *opened]}
+        for settings in values.values():
+            if _place(settings) in here:
+                settings |= its
     groups: dict[str, list[Run]] = {}
     for run in runs:
         groups.setdefault(repr(values[run.path]), []).append(run)
@@ -222,6 +219,10 @@ def make_table(
         for row, p in zip(rows, against_best([row.losses for row in rows]), strict=True)
     ]
     return Table(text, rows[0].runs[0].unit, kept, rows, power_law(rows))
+
+
+def _place(settings: dict[str, Any]) -> str:
+    return repr([settings.get(key) for key in TEXT_PLACES])
 
 
 def revisions_of(runs: list[Run]) -> list[str]:

@@ -13,7 +13,7 @@ from litchar.training.sweep import identity
 from litchar.training.validated import part_validated
 
 SEEDS = ("seed", "data.seed")
-PLACES = ("data.path", "data.pattern")  # of a text: its fingerprint tells whether it is the same
+TEXT_PLACES = ("data.path", "data.pattern")  # its fingerprint tells whether it is the same text
 
 
 def compared_keys(runs: list[Run], swept: list[str]) -> list[str]:

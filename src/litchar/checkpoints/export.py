@@ -26,7 +26,6 @@ from litchar.terminal import Terminal
 FULL = os.strerror(errno.ENOSPC)
 MOST_ONNX_BYTES = 1_500_000_000  # of weights; beyond that torch moves some to a second file
 MOST_DIFFERENCE = 1e-4  # between the logits of an exported model and ours
-SUFFIXES = {".onnx": "onnx", ".pt2": "torch"}  # of their formats
 Logits = Callable[[np.ndarray], np.ndarray]  # (B, T) int64 -> (B, T, V) float32
 
 
@@ -204,3 +203,4 @@ FORMATS = {
     "onnx": Format(write_onnx, "model.onnx", "onnxruntime", "onnx"),
     "torch": Format(write_torch, "model.pt2", "torch.export", ""),
 }
+SUFFIXES = {Path(FORMATS[name].output).suffix: name for name in ("onnx", "torch")}
