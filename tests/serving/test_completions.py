@@ -274,7 +274,7 @@ def test_an_unknown_model_is_not_found(complete):
         ("POST", "/v1/completions", b"{}", 400, "model: Field required"),
         ("POST", "/v1/completions", b" " * 5001, 413, ""),
         ("GET", "/v1/completions", b"", 405, "Method Not Allowed"),
-        ("POST", "/v1/chat/completions", b"{}", 404, "Not Found"),
+        ("POST", "/v1/chat/completions", b"{}", 404, "POST /v1/completions"),
     ],
 )
 def test_every_refusal_has_openais_shape(server, method, path, content, status, message):

@@ -123,9 +123,15 @@ def answer_errors(app: FastAPI) -> None:
         return refusal(f"{param or 'the body'}: {first['msg']}", HTTPStatus.BAD_REQUEST, param)
 
     @app.exception_handler(HTTPException)
-    async def http(_: Request, error: HTTPException) -> Response:
+    async def http(request: Request, error: HTTPException) -> Response:
         if error.__cause__:  # why FastAPI could not read the body
             return refusal(f"the body is not JSON: {error.__cause__}", error.status_code)
+        if error.status_code == HTTPStatus.NOT_FOUND:  # such as /v1/chat/completions
+            return refusal(
+                f"{request.url.path} is not served here; a model of characters continues texts: "
+                "POST /v1/completions",
+                error.status_code,
+            )
         return refusal(str(error.detail), error.status_code)
 
     @app.exception_handler(FullError)
