@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+from math import nan
 
 import numpy as np
 import pytest
@@ -139,12 +140,67 @@ def test_runs_that_stopped_at_a_target_are_not_told_apart_by_their_losses(made, 
     assert not compare([tmp_path / "sweep"], At("steps", 300)).notes
 
 
-def test_equal_losses_have_no_noise_and_any_difference_is_one(made, tmp_path):
+def test_losses_that_no_seed_changes_show_no_noise_to_measure_a_difference_by(made, tmp_path):
     for layers, loss in ((1, 2.0), (2, 2.0), (3, 2.5)):
         for seed in (1, 2):
             made(f"l{layers}s{seed}", loss, {"model.n_layer": layers}, seed)
-    (table,) = compare([tmp_path / "sweep"]).tables
-    assert [row.p for row in table.rows[1:]] == [1.0, 0.0]
+    comparison = compare([tmp_path / "sweep"])
+    assert [row.p for row in comparison.tables[0].rows[1:]] == [
+        1.0,
+        pytest.approx(nan, nan_ok=True),
+    ]
+    assert "nothing in those runs uses the seed" in comparison.notes[0]
+
+
+def test_a_setting_that_diverges_on_some_seeds_is_not_the_best_for_its_luckier_ones(
+    made, tmp_path, capsys
+):
+    for seed in range(1, 6):
+        made(f"low{seed}", 2.1 + seed / 1000, {"lr": 0.001}, seed)
+        status = "diverged" if seed > 2 else "completed"
+        made(f"high{seed}", 2.0 + seed / 1000, {"lr": 0.01}, seed, status)
+        made(f"none{seed}", 2.0, {"lr": 0.1}, seed, "diverged")
+    made("half", 2.0, {"lr": 0.01}, 6, "interrupted")
+    comparison = report_on([tmp_path / "sweep"], tmp_path / "sweep", None, Terminal())
+    (table,) = comparison.tables
+    assert [row.settings["lr"] for row in table.rows] == [0.001, 0.01]
+    assert math.isnan(table.rows[1].p)
+    printed = capsys.readouterr().out
+    assert "2 (3 diverged, +1 not)" in printed
+    assert "no run counts of: lr=0.1 (5 diverged)" in printed
+    said = " ".join(_sentences(table, comparison))
+    assert "lr=0.001 is best of 2" in said
+    assert "Of the next, lr=0.01: 3 of 5 runs diverged." in said
+    assert [row["diverged"] for row in read(tmp_path / "sweep/sweep.csv")] == ["0", "3"]
+    for low in (tmp_path / "sweep").glob("low[45]"):
+        summary = json.loads((low / "summary.json").read_text())
+        (low / "summary.json").write_text(json.dumps(summary | {"status": "diverged"}))
+    comparison = compare([tmp_path / "sweep"])
+    assert "lr=0.01 is best of 2" in " ".join(_sentences(comparison.tables[0], comparison))
+    assert " 3 of 5 runs diverged. " in " ".join(_sentences(comparison.tables[0], comparison))
+
+
+def test_runs_that_share_seeds_are_not_said_to_be_independent(made, tmp_path):
+    def notes(sweep, pairs):
+        for seed, windows in pairs:
+            loss = 2 + seed / 100 + windows / 1000
+            made(f"{seed}-{windows}", loss, {"data.seed": windows}, seed, sweep=sweep)
+        return compare([tmp_path / sweep]).notes
+
+    assert "not independent" in notes("crossed", [(1, 1), (1, 2), (2, 1), (2, 2)])[0]
+    assert notes("apart", [(1, 1), (2, 2), (3, 3)]) == []
+    assert notes("windows", [(1, 1), (1, 2), (1, 3)]) == []
+
+
+def test_rows_that_saw_unequal_amounts_of_text_are_pointed_out(made, tmp_path):
+    for size, seen in ((8, 2560), (64, 20_480), (65, 20_600)):
+        made(f"{size}", 2.0, {"data.block_size": size}, characters_seen=seen)
+    (note,) = compare([tmp_path / "sweep"]).notes
+    assert "trained on 2,560 to 20,600 characters" in note
+    assert note.endswith("--at characters=2560")
+    alike = [tmp_path / "sweep" / name for name in ("64", "65")]
+    assert compare(alike).notes == []
+    assert compare([tmp_path / "sweep"], At("steps", 300)).notes == []
 
 
 def test_runs_are_compared_at_equal_cost_by_interpolation(made, tmp_path):
@@ -230,6 +286,17 @@ def test_unfinished_and_failed_runs_are_named_and_not_counted(made, tmp_path, ca
     assert "1 (+1 not)" in printed
     assert "not counted: half: running, or killed, at step 1,000" in printed
     assert "not counted: broken: failed: n_embd=9 is not divisible" in printed
+
+
+def test_a_killed_run_is_named_with_the_last_step_that_it_recorded(made, tmp_path):
+    made("done", 2.0, {"x": 1})
+    made("early", 2.0, {"x": 1}, seed=2, status="running", steps=0)  # no validation counted yet
+    made("nan", 2.0, {"x": 1}, seed=3, best_val_loss=nan)
+    reasons = {path.name: why for path, why in compare([tmp_path / "sweep"]).reasons.items()}
+    assert reasons == {
+        "early": "running, or killed, at step 1,000",
+        "nan": "it was never validated",
+    }
 
 
 @pytest.mark.parametrize(
@@ -537,7 +604,9 @@ def test_a_difference_that_no_test_can_tell_is_not_explained(made, tmp_path):
     comparison = compare([tmp_path / "sweep"])
     assert not any("Welch" in line for line in in_words(comparison.tables[0]))
     (verdict,) = [one for one in _sentences(comparison.tables[0], comparison) if "next" in one]
-    assert verdict.endswith("above, which may be chance with so few seeds: give both more.")
+    assert verdict.endswith(
+        "above, which may be chance: two seeds of each are the least that can tell."
+    )
 
 
 def test_losses_of_parts_of_the_validation_text_have_tables_of_their_own(made, tmp_path):
@@ -584,6 +653,18 @@ def test_sizes_have_a_power_law_and_two_are_too_few(made, tmp_path):
     error = math.sqrt(((y - slope * x) ** 2).sum() / 3 / (x @ x))  # three degrees of freedom
     half = 3.182446 * error  # 97.5% of Student's t, from a printed table
     assert (law.low, law.high) == pytest.approx((-slope - half, -slope + half))
+
+
+def test_sizes_within_a_factor_of_two_have_no_power_law_and_labels_do_not_overlap(made, tmp_path):
+    for n, parameters in enumerate((1000, 1400, 1900)):
+        made(f"{n}", 2.0 - n / 10, {"n": n}, parameters=parameters)
+    assert compare([tmp_path / "sweep"]).tables[0].power_law is None
+    made("large", 1.5, {"n": 9}, parameters=8000)
+    (table,) = compare([tmp_path / "sweep"]).tables
+    axes = Figure().subplots()
+    panels_of(table)[-1](axes)
+    ticks = [round(tick / 64_000 / 6) for tick in axes.get_xticks()]
+    assert ticks == [1000, 1900, 8000]
 
 
 def test_models_of_several_kinds_have_no_power_law(made, tmp_path):

@@ -92,21 +92,25 @@ def compared(capsys, *arguments):
 def test_revisions_that_differ_by_more_than_seeds_do(repository, made, capsys):
     for seed in (1, 2, 3):
         made("old", seed, 2.0 + seed / 100)
-        made("new", seed, 1.9 + seed / 100, columns=["newer"])
+        made("new", seed, 1.99 + seed / 100 + (seed == 3) * 0.001, columns=["newer"])
     code, out, _ = compared(capsys, "old", "new")
     assert code == 0
     assert "old: 2.0200 (n=3, sd 0.0100)" in out
-    assert "-0.1000; they differ (Welch's t-test, p = 0.00026)" in " ".join(out.split())
+    # Less than seeds differ, but so at each: -0.0097 on average, 0.0097 / 0.000577 * 3 ** 0.5 = 29.
+    words = "seed by seed -0.0097, 95% interval -0.0111 to -0.0082; they differ (paired t-test, "
+    assert f"{words}p = 0.0012)" in " ".join(out.split())
     code, out, _ = compared(capsys, "old", "new", "--assert-equal", "--seeds", "2")
     assert code == 1
-    assert "first differ at seed 2: step 1: val/loss is 2.02 and 1.92" in out
+    assert "first differ at seed 2: step 1: val/loss is 2.02 and 2.01" in out
 
 
 def test_revisions_that_do_not(repository, made, capsys):
     for seed, (old, new) in enumerate([(2.0, 2.01), (2.04, 2.03), (1.97, 2.0)], 1):
         made("old", seed, old)
         made("new", seed, new)
-    assert "do not differ by more than seeds explain" in compared(capsys, "old", "new")[1]
+    out = " ".join(compared(capsys, "old", "new")[1].split())
+    # t = 0.01 / 0.02 * 3 ** 0.5, and with two degrees of freedom p = 1 - t / (t ** 2 + 2) ** 0.5.
+    assert "; this does not show that they differ (paired t-test, p = 0.48)" in out
 
 
 @pytest.mark.parametrize(

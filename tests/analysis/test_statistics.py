@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from litchar.analysis.statistics import two_sided_p, two_sided_t
+from litchar.analysis.statistics import paired, two_sided_p, two_sided_t
 
 
 @pytest.mark.parametrize("degrees", [1, 1.7, 2, 3.4, 10, 250])
@@ -30,3 +30,13 @@ def test_what_is_not_known_stays_unknown():
     assert math.isnan(two_sided_t(0))
     assert math.isnan(two_sided_p(math.nan, 3))
     assert two_sided_p(math.inf, 3) == 0
+
+
+def test_pairs_are_compared_by_their_differences():
+    """Student's own example (1908): hours of sleep gained by two drugs, ten patients each."""
+    one = np.array([0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0])
+    other = np.array([1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4])
+    assert paired(one, other) == pytest.approx(0.002833, abs=1e-6)  # as R's documentation prints
+    assert paired(one, one) == 1
+    assert paired(np.array([1.0, 2.0]), np.array([1.5, 2.5])) == 0
+    assert math.isnan(paired(one[:1], other[:1]))

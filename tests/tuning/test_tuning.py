@@ -292,8 +292,9 @@ def test_brackets_in_values_and_paths_are_shown(tune, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "name=[/b]" in printed
     assert "Report: /of [old]/tune/t1/report.html" in printed
-    again = "LITCHAR_OUTPUTS='/of [old]' python scripts/train.py experiment=tune/t1"
-    assert printed.endswith(f"Next:\n  {again}\n")
+    train = "LITCHAR_OUTPUTS='/of [old]' python scripts/train.py"
+    seeds = f"{train} -m experiment=tune/t1 seed=1,2,3 sweep.name=t1"
+    assert printed.endswith(f"Next:\n  {train} experiment=tune/t1\n  {seeds}\n")
 
 
 def test_the_report_needs_nothing_beside_it(finished):
@@ -363,6 +364,10 @@ def test_another_search_under_the_same_name_is_refused(tune, tmp_path):
         (
             ["+tune.space.data.val_fraction={type:float,low:0.1,high:0.5}"],
             "tune.space.data.val_fraction: losses on different texts cannot be compared",
+        ),
+        (
+            ["+tune.space.seed={type:categorical,choices:[1,2]}"],
+            "tune.space.seed: is chance, of which no choice is better",
         ),
         (
             ["+tune.space.data={type:categorical,choices:[ml,text]}"],

@@ -21,7 +21,15 @@ from litchar.analysis.differences import (
     value_of,
 )
 from litchar.analysis.runs import Run, is_run
-from litchar.analysis.statistics import At, PowerLaw, Row, against_best, cost, power_law
+from litchar.analysis.statistics import (
+    At,
+    PowerLaw,
+    Row,
+    against_best,
+    cost,
+    in_short,
+    power_law,
+)
 from litchar.errors import UserError
 from litchar.training.sweep import swept_keys
 
@@ -34,15 +42,16 @@ class Table:
         text: the name of the text they were trained on.
         unit: what a token is.
         keys: the settings in which the rows differ.
-        rows: the best first; at least one.
-        power_law: fitted to the best row of each size; None with fewer than three sizes, for models
-            of several kinds, or if all had the same FLOPs.
+        rows: the best first, but those of which runs diverged last; at least one.
+        uncounted: settings of which no run is counted, in words.
+        power_law: fitted to the best row of each size, see `statistics.power_law`.
     """
 
     text: str
     unit: str
     keys: list[str]
     rows: list[Row]
+    uncounted: list[str]
     power_law: PowerLaw | None
 
 
@@ -117,6 +126,15 @@ def _notes(
             "their losses cannot be compared: each has its own table"
         )
     notes += revisions_of(runs)
+    rows = [row for table in tables for row in table.rows]
+    if any(_crossed(row.runs) for row in rows):
+        notes.append(
+            "some rows give one seed several data.seed, and one data.seed several seeds: such runs "
+            "are not independent, so their intervals are too narrow and p is too low; give each "
+            "run a seed of its own"
+        )
+    if any(row.n > 1 and row.sd == 0 for row in rows):
+        notes.append("the losses of some rows do not vary: nothing in those runs uses the seed")
     counted = [run for run in runs if run.path in losses]
     stopped = sum(bool(run.known("seconds_to_target")) for run in counted)
     if stopped and at is None:
@@ -124,9 +142,27 @@ def _notes(
             f"{stopped} of {len(losses)} runs stopped at their target_val_loss: by how much a loss "
             "passed it says little; compare their seconds"
         )
+    elif at is None:
+        notes += [note for table in tables for note in _unequal(table)]
     if unfinished := [run.path.name for run in counted if run.status != "completed"]:
         notes.append(f"counted although unfinished: {', '.join(unfinished)}")
     return notes
+
+
+def _crossed(runs: list[Run]) -> bool:
+    """Return whether neither of the two seeds tells all runs of a row apart."""
+    return all(len(set(one)) < len(runs) for one in zip(*map(seeds_of, runs), strict=True))
+
+
+def _unequal(table: Table) -> list[str]:
+    """Return a note if the rows of a table saw different amounts of text."""
+    seen = [row.figure("characters_seen") for row in table.rows]
+    if not max(seen) > 1.01 * min(seen):  # or one of them is unknown
+        return []
+    return [
+        f"the rows were trained on {min(seen):,.0f} to {max(seen):,.0f} {table.unit}s of text; to "
+        f"compare them after equally many: --at characters={min(seen):.0f}"
+    ]
 
 
 def find_runs(paths: Iterable[Path]) -> list[Path]:
@@ -151,13 +187,17 @@ def loss_of(run: Run, at: At | None) -> tuple[float, str]:
     if at is None:
         if run.status == "completed":
             loss = run.summary.get("best_val_loss")
-            return (loss, "") if loss is not None else (math.nan, "it was never validated")
+            if loss is None or not math.isfinite(loss):
+                return math.nan, "it was never validated"
+            return float(loss), ""
         reason = run.status
         if reason in ("failed", "diverged"):
             return math.nan, f"{reason}: {' '.join(str(run.summary.get('error')).split())}"
         if reason == "running":
             reason = "running, or killed,"
-        return math.nan, f"{reason} at step {run.summary.get('steps') or 0:,}"
+        steps = run.summary.get("steps")  # known once a run was validated
+        last = steps or max((row["step"] for row in run.rows), default=0)
+        return math.nan, f"{reason} at step {last:,.0f}"
     costs = cost(run, at.kind)
     losses = np.array([row["val/loss"] for row in run.history])
     if not len(costs):
@@ -199,26 +239,40 @@ def make_table(
     groups: dict[str, list[Run]] = {}
     for run in runs:
         groups.setdefault(repr(values[run.path]), []).append(run)
+    others: dict[str, list[Run]] = {}
+    for run in pending:
+        others.setdefault(repr(values[run.path]), []).append(run)
     rows = []
     for group, same in groups.items():
         by_seeds = {seeds_of(run): run for run in reversed(same)}
         counted = [run for run in same if by_seeds[seeds_of(run)] is run]
+        left = others.get(group, [])
         rows.append(
             Row(
                 values[same[0].path],
                 counted,
                 np.array([losses[run.path] for run in counted]),
-                sum(repr(values[run.path]) == group for run in pending),
+                len(left),
+                _diverged(left),
                 at,
             )
         )
-    rows.sort(key=lambda row: row.mean)
+    rows.sort(key=lambda row: (row.diverged > 0, row.mean))
     kept = unlike([values[run.path] for run in [*runs, *opened]]) or swept
     rows = [
         replace(row, settings={key: row.settings[key] for key in kept}, p=p)
-        for row, p in zip(rows, against_best([row.losses for row in rows]), strict=True)
+        for row, p in zip(rows, against_best(rows), strict=True)
     ]
-    return Table(text, rows[0].runs[0].unit, kept, rows, power_law(rows))
+    uncounted = [
+        f"{in_short({key: values[left[0].path][key] for key in kept})} ({_diverged(left)} diverged)"
+        for group, left in others.items()
+        if group not in groups and _diverged(left)
+    ]
+    return Table(text, rows[0].runs[0].unit, kept, rows, uncounted, power_law(rows))
+
+
+def _diverged(runs: list[Run]) -> int:
+    return sum(run.status == "diverged" for run in runs)
 
 
 def _place(settings: dict[str, Any]) -> str:

@@ -225,10 +225,19 @@ def _law(axes: Axes, law: PowerLaw) -> None:
     axes.loglog(flops, law.factor * flops**-law.exponent, color=COLORS[0], linewidth=1.4)
     axes.loglog(law.flops, law.losses, "o", color=COLORS[0], markersize=5)
     axes.set_xlabel("training FLOPs")
-    sizes = law.flops if len(law.flops) <= 5 else law.flops[:: len(law.flops) - 1]
+    sizes = _spaced(law.flops, 0.2 * math.log(flops[-1] / flops[0]))
     axes.set_xticks(sizes, [f"{flops:.1e}" for flops in sizes])
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.yaxis.set_major_locator(MaxNLocator(5))
     axes.yaxis.set_major_formatter(ScalarFormatter())
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_title(f"loss ~ FLOPs^{-law.exponent:.3f}  ({-law.high:.3f} to {-law.low:.3f})")
+
+
+def _spaced(ascending: np.ndarray, least: float) -> list[float]:
+    """Return those of some numbers whose logarithms are at least `least` apart, from the first."""
+    kept = [float(ascending[0])]
+    for number in ascending[1:]:
+        if math.log(number / kept[-1]) >= least:
+            kept.append(float(number))
+    return kept

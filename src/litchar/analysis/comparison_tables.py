@@ -9,7 +9,7 @@ from rich.table import Table as RichTable
 
 from litchar.analysis.comparison import Comparison, Table
 from litchar.analysis.differences import seed_of, short, shown, value_of
-from litchar.analysis.statistics import LEVEL, Row, figure, same_flops
+from litchar.analysis.statistics import LEVEL, Row, apart, figure
 from litchar.atomic import write_csv
 from litchar.terminal import Terminal
 
@@ -47,19 +47,21 @@ def print_comparison(comparison: Comparison, console: Terminal) -> None:
 
 
 def in_words(table: Table) -> list[str]:
-    """Return a table's power law in words, and what its last columns mean."""
+    """Return a table's power law in words, what its last columns mean, and what has no row."""
     lines = []
+    if table.uncounted:
+        lines.append(f"no run counts of: {'; '.join(table.uncounted)}")
     if (law := table.power_law) is not None:
         lines.append(
             f"loss = {law.factor:.3g} * FLOPs^{-law.exponent:.4f}, the exponent's 95% interval "
             f"{-law.high:.4f} to {-law.low:.4f} (from the fit to {len(law.flops)} sizes)"
         )
-    elif len({row.figure("parameters") for row in table.rows}) == 2 and not same_flops(table.rows):
+    elif len({row.figure("parameters") for row in table.rows}) == 2 and apart(table.rows):
         lines.append("a power law of loss against FLOPs needs three sizes; there are two")
     if any(not math.isnan(row.p) for row in table.rows):
         lines.append(
             "differs: from the first row, by more than seeds explain (Welch's t-test at "
-            f"{LEVEL:.0%}, Holm's correction)"
+            f"{LEVEL:.0%}, Holm's correction); no: it was not shown to"
         )
     return lines
 
@@ -102,8 +104,10 @@ def _print_table(table: Table, console: Terminal) -> None:
 
 def _losses(row: Row, best: Row) -> list[str]:
     low, high = row.interval
+    others = [f"{row.diverged} diverged"] if row.diverged else []
+    others += [f"+{rest} not"] if (rest := row.pending - row.diverged) else []
     return [
-        f"{row.n} (+{row.pending} not)" if row.pending else f"{row.n}",
+        f"{row.n} ({', '.join(others)})" if others else f"{row.n}",
         _number(row.mean, ".4f"),
         _number(row.sd, ".4f"),
         f"{low:.4f} to {high:.4f}" if row.n > 1 else "",
@@ -141,7 +145,8 @@ def write_tables(comparison: Comparison, directory: Path) -> None:
             rows.append(
                 {"text": table.text, "unit": table.unit}
                 | {key: row.settings.get(key) for key in keys}
-                | {"n": row.n, "pending": row.pending, "loss": row.mean, "sd": row.sd}
+                | {"n": row.n, "pending": row.pending, "diverged": row.diverged}
+                | {"loss": row.mean, "sd": row.sd}
                 | {"low": low, "high": high, "p": row.p, "differs": differs(row)}
                 | {name: row.figure(name) for name in FIGURES}
                 | {"seeds": " ".join(map(seed_of, row.runs))}

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from litchar.analysis.statistics import LEVEL, Row, welch
+from litchar.analysis.statistics import LEVEL, Row, interval, paired
 from litchar.checkpoints import default_outputs, load
 from litchar.errors import UserError
 from litchar.terminal import Terminal
@@ -131,21 +131,26 @@ def _run(name: str, code: Path, arguments: list[str]) -> None:
 
 
 def verdict(one: Revision, other: Revision) -> str:
-    """Say whether the two differ by more than seeds explain."""
-    rows = [Row({}, [], np.array(revision.losses)) for revision in (one, other)]
-    difference = rows[1].mean - rows[0].mean
+    """Say whether the two differ by more than seeds explain, seed by seed: where the code draws the
+    same weights and batches, most of what a seed does is the same for both."""
+    losses = [np.array(revision.losses) for revision in (one, other)]
     parts = [
         f"{revision.name}: {row.mean:.4f} (n={row.n}, sd {row.sd:.4f})"
-        for revision, row in zip((one, other), rows, strict=True)
+        for revision, row in zip((one, other), (Row({}, [], each) for each in losses), strict=True)
     ]
-    p = welch(rows[0].losses, rows[1].losses)
-    if np.array_equal(rows[0].losses, rows[1].losses):
+    differences = losses[1] - losses[0]
+    if not differences.any():
         end = "the best validation losses are the same to the bit"
-    elif np.isnan(p):
-        end = f"{difference:+.4f}; one seed does not show how much seeds vary: give --seeds"
+    elif len(differences) < 2:
+        end = f"{differences[0]:+.4f}; one seed does not show how much seeds vary: give --seeds"
     else:
-        does = "differ" if p < LEVEL else "do not differ by more than seeds explain"
-        end = f"{difference:+.4f}; they {does} (Welch's t-test, p = {p:.2g})"
+        p = paired(*losses)
+        low, high = interval(differences)
+        does = "they differ" if p < LEVEL else "this does not show that they differ"
+        end = (
+            f"seed by seed {differences.mean():+.4f}, 95% interval {low:+.4f} to {high:+.4f}; "
+            f"{does} (paired t-test, p = {p:.2g})"
+        )
     return "; ".join([*parts, end])
 
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,22 +58,24 @@ class Row:
         runs: those that are counted.
         losses: of each counted run, at least one, in nats per token: (n,) float64.
         pending: number of runs with the same settings that are not counted, see `loss_of`.
+        diverged: number of those that diverged: the losses are then those of the lucky seeds.
         at: the cost at which the losses were read; None: the best loss of each run.
         p: of Welch's two-sided t-test against the table's best row, Holm-corrected for the number
-            of rows; nan for the best row, and where either side has fewer than two runs.
+            of rows; nan for the best row, and where it cannot be told, see `against_best`.
     """
 
     settings: dict[str, Any]
     runs: list[Run]
     losses: np.ndarray
     pending: int = 0
+    diverged: int = 0
     at: At | None = None
     p: float = math.nan
 
     @property
     def label(self) -> str:
         """The settings in words."""
-        return ", ".join(f"{short(k)}={shown(v)}" for k, v in self.settings.items()) or "all runs"
+        return in_short(self.settings)
 
     @property
     def n(self) -> int:
@@ -93,8 +95,7 @@ class Row:
     @property
     def interval(self) -> tuple[float, float]:
         """The 95% confidence interval of the mean, from Student's t; nan of a single run."""
-        half = two_sided_t(self.n - 1) * self.sd / math.sqrt(self.n)
-        return self.mean - half, self.mean + half
+        return interval(self.losses)
 
     def figure(self, name: str) -> float:
         """Return the mean over the runs of a figure of their summaries, at the row's cost if it has
@@ -158,10 +159,22 @@ def figure(run: Run, name: str, at: At | None = None) -> float | None:
     return math.prod(known) or None if known else None
 
 
-def against_best(losses: list[np.ndarray]) -> list[float]:
-    """Return the p-value of each sample of losses against the first, by Welch's t-test (Welch,
-    1947), with Holm's correction (Holm, 1979) for multiple comparisons; nan for the first."""
-    raw = [math.nan, *(welch(losses[0], other) for other in losses[1:])]
+def in_short(settings: dict[str, Any]) -> str:
+    """Return settings in words."""
+    return ", ".join(f"{short(k)}={shown(v)}" for k, v in settings.items()) or "all runs"
+
+
+def against_best(rows: Sequence[Row]) -> list[float]:
+    """Return the p-value of each row against the first, by Welch's t-test (Welch, 1947), with
+    Holm's correction (Holm, 1979) for multiple comparisons.
+
+    It is nan for the first, and where either row has fewer than two runs, or runs that diverged.
+    """
+    best = rows[0]
+    raw = [
+        math.nan if row is best or row.diverged or best.diverged else welch(best.losses, row.losses)
+        for row in rows
+    ]
     order = sorted((p, i) for i, p in enumerate(raw) if not math.isnan(p))
     adjusted, highest = list(raw), 0.0
     for rank, (p, i) in enumerate(order):
@@ -171,14 +184,36 @@ def against_best(losses: list[np.ndarray]) -> list[float]:
 
 
 def welch(one: np.ndarray, other: np.ndarray) -> float:
-    """Return the two-sided p-value for equal means; nan if either sample has fewer than two."""
+    """Return the two-sided p-value for equal means, of independent samples; nan if either has fewer
+    than two losses, or if the means differ but neither sample varies: then nothing tells by how
+    much chance would."""
     if min(len(one), len(other)) < 2:
         return math.nan
-    if one.std() == other.std() == 0:  # without variance, any difference counts
-        return float(one[0] == other[0])
+    if one.std() == other.std() == 0:
+        return 1.0 if one[0] == other[0] else math.nan
     a, b = (sample.var(ddof=1) / len(sample) for sample in (one, other))
     degrees = (a + b) ** 2 / (a**2 / (len(one) - 1) + b**2 / (len(other) - 1))
     return two_sided_p(float(one.mean() - other.mean()) / math.sqrt(a + b), degrees)
+
+
+def paired(one: np.ndarray, other: np.ndarray) -> float:
+    """Return the two-sided p-value for equal means, of losses in pairs, by the t-test on their
+    differences (Student, 1908); nan of a single pair."""
+    differences = other - one
+    if len(differences) < 2:
+        return math.nan
+    if not differences.any():
+        return 1.0
+    with np.errstate(divide="ignore"):  # a difference that is the same for all is infinitely clear
+        t = differences.mean() / (differences.std(ddof=1) / math.sqrt(len(differences)))
+    return two_sided_p(float(t), len(differences) - 1)
+
+
+def interval(losses: np.ndarray) -> tuple[float, float]:
+    """Return the 95% confidence interval of the mean, from Student's t; nan of a single loss."""
+    n = len(losses)
+    half = two_sided_t(n - 1) * losses.std(ddof=1) / math.sqrt(n) if n > 1 else math.nan
+    return float(losses.mean() - half), float(losses.mean() + half)
 
 
 def two_sided_p(t: float, degrees: float) -> float:
@@ -202,14 +237,14 @@ def two_sided_t(degrees: int) -> float:
 
 def power_law(rows: list[Row]) -> PowerLaw | None:
     """Fit loss against FLOPs to the best row of each size; None with fewer than three sizes, for
-    models of several kinds, or if all had the same FLOPs."""
+    models of several kinds, or if the FLOPs lie within a factor of two, which show no trend."""
     if len({_kind(row.runs[0]) for row in rows}) > 1:
         return None
     best: dict[float, Row] = {}
     for row in rows:
         if row.figure("flops") > 0:
             best.setdefault(row.figure("parameters"), row)
-    if len(best) < 3 or same_flops(best.values()):
+    if len(best) < 3 or not apart(best.values()):
         return None
     points = sorted((row.figure("flops"), row.mean) for row in best.values())
     flops, losses = np.array(points).T
@@ -226,7 +261,7 @@ def _kind(run: Run) -> tuple[Any, ...]:
     )
 
 
-def same_flops(rows: Iterable[Row]) -> bool:
-    """Return whether rows had the same FLOPs to within 1%: whole steps do not come closer."""
+def apart(rows: Iterable[Row]) -> bool:
+    """Return whether the FLOPs of rows differ by a factor of two or more."""
     flops = [row.figure("flops") for row in rows]
-    return max(flops) < 1.01 * min(flops)
+    return max(flops) >= 2 * min(flops)

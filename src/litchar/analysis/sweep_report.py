@@ -92,20 +92,32 @@ def _sentences(found: Table, comparison: Comparison) -> Iterator[str]:
     seeds = f" over {best.n} seeds" if best.n > 1 else ""
     loss = f"a validation loss of {best.mean:.4f}{at}{seeds}"
     yield f"{best.label} is best of {len(found.rows)}: {loss}."
+    if best.diverged:
+        yield f"{_share_diverged(best)}."
     if others:
-        second = others[0]
-        words = {
-            "yes": "more than seeds explain",
-            "no": "which seeds alone may explain",
-            "": "which may be chance with so few seeds: give both more",
-        }[differs(second)]
-        yield f"The next, {second.label}, is {second.mean - best.mean:.4f} above, {words}."
+        yield _beside(best, others[0])
         same = [row for row in others if differs(row) == "no"]
         if len(same) > 1:
             yield f"In all, {len(same)} of {len(others)} others may be as good."
     if comparison.reasons:
         count = f"{len(comparison.reasons)} of {len(comparison.runs)}"
         yield f"{count} runs are not counted; see below."
+
+
+def _beside(best: Row, second: Row) -> str:
+    """Return how far the second row is from the best, and whether seeds could explain it."""
+    if second.diverged:
+        return f"Of the next, {second.label}: {_share_diverged(second)}."
+    words = {
+        "yes": "more than seeds explain",
+        "no": "which does not show that they differ",
+        "": "which may be chance: two seeds of each are the least that can tell",
+    }[differs(second)]
+    return f"The next, {second.label}, is {second.mean - best.mean:.4f} above, {words}."
+
+
+def _share_diverged(row: Row) -> str:
+    return f"{row.diverged} of {row.n + row.diverged} runs diverged"
 
 
 def _tiles(found: Table) -> str:
@@ -117,6 +129,8 @@ def _tiles(found: Table) -> str:
     ]
     low, high = best.interval
     interval = "" if math.isnan(low) else f", 95% interval {low:.4f} to {high:.4f}"
+    if interval and len(found.rows) > 1:
+        interval += " (chosen as the best, they flatter themselves)"
     figures = [(f"{best.mean:.4f}", f"nats per {found.unit}, the best settings{interval}")]
     if bits:
         figures.append((f"{sum(bits) / len(bits):.3f}", "the same in bits per character"))

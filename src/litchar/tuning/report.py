@@ -58,6 +58,13 @@ def print_report(study: optuna.Study, total: int, directory: Path, terminal: Ter
     terminal.print(terminal.table(("# trial", "# best val loss", "settings"), best))
     terminal.say(f"\nReport: {directory / 'report.html'}")
     terminal.say(f"Next:\n  {_best_command(directory)}")
+    seeds = f"seed=1,2,3 sweep.name={directory.name}"
+    terminal.say(f"  {_best_command(directory, '-m')} {seeds}")
+    if len(completed) > 1:
+        terminal.say(
+            "The best of several losses with one seed flatters itself; the second command shows "
+            "what other seeds give"
+        )
 
 
 def best_place(directory: Path) -> Path:
@@ -66,10 +73,10 @@ def best_place(directory: Path) -> Path:
     return directory.parents[1] / "conf" / "experiment" / "tune" / f"{directory.name}.yaml"
 
 
-def _best_command(directory: Path) -> str:
+def _best_command(directory: Path, *options: str) -> str:
     """Return the command line that trains with the best settings of the study in `directory`."""
     outputs = directory.parents[1]
-    options = options_of({"hydra": HydraConfig.get()})
+    options += tuple(options_of({"hydra": HydraConfig.get()}))
     words = ["python", "scripts/train.py", *options, f"experiment=tune/{directory.name}"]
     command = shlex.join(words)
     if outputs != Path(os.environ["LITCHAR_OUTPUTS"]).absolute():  # where Hydra looks for it
@@ -104,14 +111,13 @@ def best_experiment(study: optuna.Study, search: Search) -> str:
             overridden.append({f"override /{key}": value})
         else:
             OmegaConf.update(values, key, value)
-    seed = best.params.get("seed", fixed.seed)
     defaults = [*taken["experiment"], *taken["debug"], *overridden]
     body = OmegaConf.create({"defaults": defaults} if defaults else {})
     return (
         "# @package _global_\n"
         f"# python scripts/train.py experiment=tune/{study.study_name}\n"
         f"# Trial {root(best)} of {study.user_attrs['command']}\n"
-        f"# Validation loss {best.value:.4f} nats per token, seed {seed}.\n"
+        f"# Validation loss {best.value:.4f} nats per token, seed {fixed.seed}.\n"
         f"{OmegaConf.to_yaml(OmegaConf.merge(body, values))}"
     )
 

@@ -17,6 +17,7 @@ from optuna import Study, create_study, load_study
 from optuna.distributions import BaseDistribution
 from optuna.storages import BaseStorage
 
+from litchar.analysis.differences import SEEDS
 from litchar.errors import UserError
 from litchar.settings import changes, differences, flatten, plain, within
 from litchar.text.split import BATCHED_BY, Text
@@ -136,8 +137,8 @@ def _check_line(parsed: Sequence[Override], space: Collection[str], name: str) -
 
 
 def _check_space(space: Mapping[str, BaseDistribution], fixed: DictConfig) -> None:
-    """Refuse to search keys that do not exist, null as a config group's choice, and keys that
-    change the text, or the part of it that is scored: such losses cannot be compared.
+    """Refuse to search keys that do not exist, null as a config group's choice, seeds, and keys
+    that change the text, or the part of it that is scored: such losses cannot be compared.
 
     Args:
         fixed: the training configuration, checked.
@@ -153,6 +154,10 @@ def _check_space(space: Mapping[str, BaseDistribution], fixed: DictConfig) -> No
             raise UserError(
                 f"tune.space.{key}: there is no such key to search; remove it from the space: "
                 f"~tune.space.{key}"
+            )
+        if key in SEEDS:
+            raise UserError(
+                f"tune.space.{key}: is chance, of which no choice is better; search other keys"
             )
         if within(key, ["data"]) and not within(key, [f"data.{name}" for name in BATCHED_BY]):
             raise UserError(
