@@ -38,3 +38,21 @@ def test_wsd_is_flat_then_decays_linearly():
     ]
     assert factors == pytest.approx([1, 1, 1, 0.5, 0.05, 0])
     assert wsd(90, 100, 0, 0.2, final_factor=0.5) == pytest.approx(0.75)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "said"),
+    [
+        # Of eleven steps to the peak, four; then both.
+        (["scheduler=constant", "scheduler.warmup_steps=10"], "36%"),
+        (["scheduler=wsd", "scheduler.warmup_steps=3", "scheduler.decay_fraction=1.0"], "38%"),
+        (["scheduler=wsd", "scheduler.warmup_steps=1"], None),
+        (["scheduler=constant"], None),
+    ],
+)
+def test_a_warm_up_that_is_long_for_the_run_is_pointed_out(train, capsys, schedule, said):
+    train("trainer.max_steps=4", "report=false", *schedule)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "warmup_steps" in line]
+    assert [line.partition(" of optimizer.lr: ")[0] for line in lines] == (
+        [f"The learning rate rises to {said}"] if said else []
+    )

@@ -37,6 +37,7 @@ def headline(setup: "Setup", place: Place, summary: dict[str, Any]) -> str:
         *([] if store.vocabulary.document is None else [_documents(splits)]),
         f"{type(setup.module.model).__name__}: {summary['parameters']:,} parameters; "
         f"{ranks}{device_name(setup.device)}, {summary['precision']}",
+        *_warmup(setup),
     ]
     if setup.resumed is not None:
         resumed = setup.resumed
@@ -74,6 +75,20 @@ def _documents(splits: Splits) -> str:
         f"{counts[name]:,} {name} ({(len(ids) - 1) / whole:.1%})" for name, ids in splits.items()
     )
     return f"{sum(counts.values()):,} documents: {', '.join(shares)}"
+
+
+def _warmup(setup: "Setup") -> list[str]:
+    """Return a line if the run is too short for its warm-up."""
+    steps, warmup = setup.config.trainer.max_steps, setup.config.scheduler.get("warmup_steps")
+    if steps < 1 or not warmup:
+        return []
+    peak = max(setup.module.schedule(step, steps) for step in range(0, steps, 1 + steps // 1000))
+    if peak > 0.75:
+        return []
+    return [
+        f"The learning rate rises to {peak:.0%} of optimizer.lr: scheduler.warmup_steps={warmup} "
+        f"is long for a run of {steps}"
+    ]
 
 
 def verdict(
