@@ -48,7 +48,7 @@ from litchar.overrides import (
     quote,
     readable,
 )
-from litchar.run_dir import remove_traces
+from litchar.run_dir import ROOT, default_outputs, remove_traces
 
 # Resolvers for configurations; here, so that a worker that unpickles a `Task` has them too.
 OmegaConf.register_new_resolver(  # keeps run directories distinct
@@ -166,12 +166,12 @@ def check_checkout(script: str) -> None:
         Path.cwd()
     except FileNotFoundError:
         exit_with("the current directory was deleted; change to another")
-    root, package = Path(script).resolve().parents[1], Path(__file__).resolve().parents[1]
-    if not ((root / "src/litchar").is_dir() and (package.parent / "conf").is_dir()):
+    root = Path(script).resolve().parents[1]
+    if not ((root / "src/litchar").is_dir() and (ROOT / "conf").is_dir()):
         return
-    if not package.samefile(root / "src"):
+    if not (ROOT / "src").samefile(root / "src"):
         exit_with(
-            f"{script} would run the code of another checkout, {package}; run it with "
+            f"{script} would run the code of another checkout, {ROOT / 'src'}; run it with "
             f"PYTHONPATH={shlex.quote(f'{root}/src')}, or install this one: pip install -e "
             f"{shlex.quote(str(root))}"
         )
@@ -314,7 +314,7 @@ class StudyExperiments(SearchPathPlugin):
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         """Add their directory as the last to be searched."""
-        conf = Path(os.environ["LITCHAR_OUTPUTS"]).absolute() / "conf"
+        conf = default_outputs().absolute() / "conf"
         if conf.is_dir():
             search_path.append("litchar", f"file://{conf}")
 

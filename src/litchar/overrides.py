@@ -21,6 +21,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from litchar.errors import UserError, causes, reason
+from litchar.run_dir import default_outputs
 from litchar.settings import read_yaml
 
 # Keys whose values are free text, which Hydra's grammar must not parse.
@@ -309,7 +310,7 @@ def explain(error: Exception, conf: Path, config_name: str) -> str:
 
 def _of_studies(group: str) -> list[str]:
     """Return the choices of a group that studies wrote, see `litchar.cli.StudyExperiments`."""
-    place = Path(os.environ.get("LITCHAR_OUTPUTS", "")) / "conf" / group
+    place = default_outputs() / "conf" / group
     return sorted(str(file.relative_to(place).with_suffix("")) for file in place.rglob("*.yaml"))
 
 

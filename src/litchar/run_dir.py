@@ -1,9 +1,10 @@
-"""A run's directory: one process at a time trains in it, and a refused run leaves none behind.
+"""Where runs lie. One process at a time trains in a run's directory; a refused run leaves none.
 
 Nothing heavy is imported here; see `litchar.cli`.
 """
 
 import contextlib
+import os
 import shutil
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -11,6 +12,13 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from litchar.errors import BusyError
+
+ROOT = Path(__file__).resolve().parents[2]  # of the checkout the package is installed from
+
+
+def default_outputs() -> Path:
+    """Return the directory of runs and sweeps: `$LITCHAR_OUTPUTS`, else the checkout's outputs/."""
+    return Path(os.environ.get("LITCHAR_OUTPUTS", ROOT / "outputs"))
 
 
 def sole_owner(run_dir: Path) -> AbstractContextManager[object]:

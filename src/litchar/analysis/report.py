@@ -11,7 +11,7 @@ from rich.text import Text
 
 from litchar.cli import ArgumentParser, exit_codes, lasting_imports
 from litchar.errors import UserError
-from litchar.run_dir import newest_first
+from litchar.run_dir import default_outputs, newest_first
 from litchar.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -83,7 +83,6 @@ def find(name: str) -> Path:
         UserError: `name` is `latest`, and there is no run.
     """
     from litchar.analysis.runs import is_run
-    from litchar.checkpoints import default_outputs
 
     if name != "latest":
         return Path(os.path.expanduser(name))

@@ -16,10 +16,11 @@ import numpy as np
 import torch
 
 from litchar.analysis.statistics import LEVEL, Row, interval, paired
-from litchar.checkpoints import default_outputs, load
+from litchar.checkpoints import load
 from litchar.errors import UserError
+from litchar.run_dir import ROOT, default_outputs
 from litchar.terminal import Terminal
-from litchar.training.environment import ROOT, git
+from litchar.training.environment import git
 
 
 @dataclass(frozen=True)

@@ -44,10 +44,10 @@ from litchar.errors import UserError
 from litchar.generation.scoring import characters
 from litchar.losses import perplexity
 from litchar.overrides import without_passwords
+from litchar.run_dir import ROOT
 from litchar.settings import flatten
 from litchar.text.vocabulary import printable
 from litchar.text.yardsticks import Yardstick
-from litchar.training.environment import ROOT
 from litchar.training.outcome import together, verdict
 from litchar.training.validated import validated_on
 

@@ -186,12 +186,6 @@ class Checkpoint:
             ) from None
 
 
-def default_outputs() -> Path:
-    """Return the directory of runs and sweeps: `$LITCHAR_OUTPUTS`, else the checkout's outputs/."""
-    checkout = Path(__file__).resolve().parents[3]
-    return Path(os.environ.get("LITCHAR_OUTPUTS", checkout / "outputs"))
-
-
 def find(checkpoint: str | os.PathLike[str] | None, outputs: Path, key: str = "checkpoint") -> Path:
     """Return the path of the checkpoint that `checkpoint` names.
 

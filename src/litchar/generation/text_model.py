@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from litchar.checkpoints import Checkpoint, default_outputs, find
+from litchar.checkpoints import Checkpoint, find
 from litchar.device import choose_device
 from litchar.errors import UserError
 from litchar.generation.readers import Prepared
 from litchar.generation.scoring import Score, log_probs_of
 from litchar.generation.writing import Settings, Writing, beginning, write
+from litchar.run_dir import default_outputs
 from litchar.text import Vocabulary
 
 

@@ -16,8 +16,8 @@ import torch
 
 from litchar.device import device_name
 from litchar.overrides import without_passwords
+from litchar.run_dir import ROOT
 
-ROOT = Path(__file__).resolve().parents[3]  # of the checkout the package is installed from
 CODE = ("src", "conf", "scripts")  # where a new file may change what a run does
 
 

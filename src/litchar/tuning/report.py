@@ -21,6 +21,7 @@ from litchar.analysis.page import escape, section, table, write_page
 from litchar.analysis.runs import options_of
 from litchar.atomic import atomic_write
 from litchar.overrides import literal
+from litchar.run_dir import default_outputs
 from litchar.terminal import Terminal
 from litchar.tuning.slots import filled, root
 from litchar.tuning.study import Search, training_overrides
@@ -79,7 +80,7 @@ def _best_command(directory: Path, *options: str) -> str:
     options += tuple(options_of({"hydra": HydraConfig.get()}))
     words = ["python", "scripts/train.py", *options, f"experiment=tune/{directory.name}"]
     command = shlex.join(words)
-    if outputs != Path(os.environ["LITCHAR_OUTPUTS"]).absolute():  # where Hydra looks for it
+    if outputs != default_outputs().absolute():  # where Hydra looks for it
         command = f"LITCHAR_OUTPUTS={shlex.quote(str(outputs))} {command}"
     return command
 
