@@ -18,9 +18,6 @@ from litchar.errors import UserError, check_flag, check_integer
 from litchar.overrides import not_taken
 from litchar.text import Text
 
-# uint8 is the only unsigned type that CUDA can index.
-INDEXED_AS = {torch.uint16: torch.int32, torch.uint32: torch.int64}
-
 
 class TextDataModule(L.LightningDataModule):
     """Batches of windows of a text: inputs and targets, (B, T) int64 each.
@@ -219,7 +216,8 @@ class TextDataModule(L.LightningDataModule):
         """Return tokens start to stop - 1 of a split, to gather windows from: a tensor on the
         accelerator if the split fits there, else a span of the memory-mapped file."""
         tokens = self.splits[name]
-        dtype = INDEXED_AS.get(tokens.dtype, tokens.dtype)
+        # uint8 is the only unsigned type that CUDA can index, and any id fits into an int32.
+        dtype = torch.uint8 if tokens.dtype == torch.uint8 else torch.int32
         if name not in self._resident and self._has_room(len(tokens) * dtype.itemsize):
             self._resident[name] = tokens.to(dtype).to(self.trainer.strategy.root_device)
         if name in self._resident:
