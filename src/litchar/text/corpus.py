@@ -175,6 +175,8 @@ class Corpus:
 class Row(Corpus):
     """One row of a file as a corpus of its own."""
 
+    _of_rows = True
+
     def __init__(self, text: str) -> None:
         super().__init__([])
         self.text = text
@@ -182,10 +184,6 @@ class Row(Corpus):
     def read(self) -> Iterator[str]:
         """Yield the text, unless it is empty."""
         return iter([self.text] if self.text else [])
-
-    def read_bytes(self) -> Iterator[bytes]:
-        """Yield the bytes of the text."""
-        return (text.encode() for text in self.read())
 
 
 def as_lines(rows: Iterable[str]) -> Iterator[str]:
