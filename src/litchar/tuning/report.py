@@ -4,6 +4,7 @@ import io
 import os
 import shlex
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +38,12 @@ PLOTS = {  # functions of `optuna.visualization`, and how many completed trials 
 
 def write_report(study: optuna.Study, total: int, search: Search, directory: Path) -> None:
     """Write `report.html` and `report.png` into the study's directory, and the best settings where
-    `experiment=tune/NAME` finds them; nothing if no trial has completed."""
+    `experiment=tune/NAME` finds them, see `litchar.cli.StudyExperiments`; nothing if no trial has
+    completed."""
     if not _completed(study):
         return
-    _write(best_place(directory), best_experiment(study, search).encode(errors="backslashreplace"))
+    place = directory.parents[1] / "conf" / "experiment" / "tune" / f"{directory.name}.yaml"
+    _write(place, best_experiment(study, search).encode(errors="backslashreplace"))
     # Plotly's script needs more than a page of ours may do.
     write_page(directory / "report.html", f"Study {directory.name}", _body(study, total), policy="")
     _write(directory / "report.png", _picture(study))
@@ -55,7 +58,7 @@ def print_report(study: optuna.Study, total: int, directory: Path, terminal: Ter
     completed = _completed(study)
     if not completed:
         return
-    best = ((str(root(trial)), f"{trial.value:.4f}", _settings(trial)) for trial in completed[:5])
+    best = ((str(root(t)), f"{t.value:.4f}", described(t.params)) for t in completed[:5])
     terminal.print(terminal.table(("# trial", "# best val loss", "settings"), best))
     terminal.say(f"\nReport: {directory / 'report.html'}")
     terminal.say(f"Next:\n  {_best_command(directory)}")
@@ -66,12 +69,6 @@ def print_report(study: optuna.Study, total: int, directory: Path, terminal: Ter
             "The best of several losses with one seed flatters itself; the second command shows "
             "what other seeds give"
         )
-
-
-def best_place(directory: Path) -> Path:
-    """Return the path of the best settings of the study in `directory`, an experiment file; see
-    `litchar.cli.StudyExperiments`."""
-    return directory.parents[1] / "conf" / "experiment" / "tune" / f"{directory.name}.yaml"
 
 
 def _best_command(directory: Path, *options: str) -> str:
@@ -129,12 +126,12 @@ def _completed(study: optuna.Study) -> list[FrozenTrial]:
     return sorted(done, key=lambda trial: (trial.value, trial.number))
 
 
-def _settings(trial: FrozenTrial) -> str:
-    return ", ".join(f"{key}={shown(value)}" for key, value in trial.params.items())
+def described(values: Mapping[str, object]) -> str:
+    """Return a trial's values of the search space, by key, formatted for people."""
+    return ", ".join(f"{key}={_shown(value)}" for key, value in values.items())
 
 
-def shown(value: object) -> str:
-    """Return a value of the search space formatted for people."""
+def _shown(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
@@ -153,7 +150,7 @@ def _body(study: optuna.Study, total: int) -> str:
             str(root(trial)),
             "" if trial.value is None else f"{trial.value:.4f}",
             str(trial.user_attrs.get("outcome", "running")),
-            *(shown(trial.params.get(key, "")) for key in keys),
+            *(_shown(trial.params.get(key, "")) for key in keys),
             str(trial.user_attrs.get("reason", "")),
         ]
         for trial in filled(study.get_trials(deepcopy=False), total)

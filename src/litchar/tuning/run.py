@@ -39,7 +39,7 @@ from litchar.training import run as training
 from litchar.training.callbacks import is_validation, metrics_of
 from litchar.training.devices import settle_devices
 from litchar.training.trainer import quiet_libraries
-from litchar.tuning.report import print_report, shown, write_report
+from litchar.tuning.report import described, print_report, write_report
 from litchar.tuning.slots import root
 from litchar.tuning.space import Value, suggest
 from litchar.tuning.storage import open_storage
@@ -92,8 +92,8 @@ def run(config: DictConfig) -> None:
 
 
 def sampler_maker(config: DictConfig) -> Callable[[int], BaseSampler]:
-    """Return a function that makes the sampler for a trial, given its index among the study's
-    slots.
+    """Return a function that makes the sampler for a trial, seeded by the study's seed and, its
+    argument, the trial's index among the study's slots.
 
     Raises:
         UserError: `tune.sampler` is invalid, or tries every combination.
@@ -107,8 +107,8 @@ def sampler_maker(config: DictConfig) -> Callable[[int], BaseSampler]:
         )
 
     def make(number: int) -> BaseSampler:
-        seed = sampler_seed(config.seed, number)
-        sampler: BaseSampler = _made("tune.sampler", settings, BaseSampler, seed=seed)
+        words = np.random.SeedSequence([config.seed, number]).generate_state(1)
+        sampler: BaseSampler = _made("tune.sampler", settings, BaseSampler, seed=int(words[0]))
         return sampler
 
     make(0)  # it rejects invalid settings
@@ -152,8 +152,7 @@ def run_trial(
         worker.finish(trial, "interrupted")
         raise UserError(f"tune.sampler: {said(error)}") from None
     slot = root(trial)
-    settings = ", ".join(f"{key}={shown(value)}" for key, value in values.items())
-    terminal.say(f"trial {slot}: {settings}")
+    terminal.say(f"trial {slot}: {described(values)}")
     about = {"study": trial.study.study_name, "trial": slot, "values": values}
     watch = Watch(trial, about)
     reason = None
@@ -231,11 +230,6 @@ class Watch(Callback):
         if not ends and (step == self._pruned_at or self.trial.should_prune()):
             self.pruned = trainer.should_stop = True
             _mark(Path(trainer.default_root_dir), **self.about, outcome="pruned", pruned_at=step)
-
-
-def sampler_seed(seed: int, number: int) -> int:
-    """Return the sampler's seed for place `number` in a study: it depends on nothing else."""
-    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
 
 
 def command_line() -> str:
