@@ -114,20 +114,16 @@ class Span:
         self.path = str(tokens.filename)
         self.start = start
         self.stop = stop
-        self.tokens = _tensor(tokens[start:stop])
+        with warnings.catch_warnings():
+            # torch has no read-only tensors, and the map is read-only; nothing here writes to it.
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+            self.tokens = torch.from_numpy(tokens[start:stop])
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path, "start": self.start, "stop": self.stop}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(np.load(state["path"], mmap_mode="r"), state["start"], state["stop"])  # type: ignore[misc]
-
-
-def _tensor(tokens: np.ndarray) -> Tensor:
-    with warnings.catch_warnings():
-        # torch has no read-only tensors, and the map is read-only; nothing here writes to it.
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.from_numpy(tokens)
 
 
 class _Windows(Dataset[Batch]):

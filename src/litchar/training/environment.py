@@ -30,7 +30,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         "platform": platform.platform(),
         "device": device_name(device),
         "cpu_threads": torch.get_num_threads(),
-        "revision": _revision(),
+        "revision": _git("rev-parse", "HEAD").decode().strip() or None,  # None: no checkout
         "uncommitted": bool(_difference()),
     }
 
@@ -47,11 +47,6 @@ def record(run_dir: Path, described: dict[str, Any]) -> None:
     (run_dir / "code.diff").unlink(missing_ok=True)  # left from before the run was resumed
     if described.get("uncommitted"):
         (run_dir / "code.diff").write_bytes(_difference())
-
-
-def _revision() -> str | None:
-    """Return the commit hash of the code, or None if it is not a git checkout."""
-    return _git("rev-parse", "HEAD").decode().strip() or None
 
 
 def _difference() -> bytes:
