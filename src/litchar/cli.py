@@ -101,11 +101,8 @@ class Task:
 
 
 def no_multirun(arguments: list[str], conf: Path, config_name: str) -> list[str]:
-    """Refuse `-m`, for a script that does not train, or whose single run does many trainings.
-
-    Raises:
-        UserError: `-m` or `--multirun` was given.
-    """
+    """Return `arguments`, or raise UserError if `-m` is among them: for a script that does not
+    train, or whose single run does many trainings."""
     if is_multirun(arguments):
         raise UserError(f"-m: {config_name} takes one value per key; leave -m out")
     return arguments

@@ -80,11 +80,7 @@ def is_number(value: object) -> TypeGuard[int | float]:
 
 
 def check_integer(name: str, value: object, least: int, most: int | None = None) -> None:
-    """Check that a value is an integer from `least` to `most` (None: no upper limit).
-
-    Raises:
-        UserError: the value is not an integer or out of range.
-    """
+    """Raise UserError unless a value is an integer from `least` to `most` (None: no limit)."""
     is_true_or_false = isinstance(value, bool)  # which Python counts as an integer
     number = int(value) if isinstance(value, Integral) and not is_true_or_false else None
     if number is None or number < least or (most is not None and number > most):
@@ -93,11 +89,7 @@ def check_integer(name: str, value: object, least: int, most: int | None = None)
 
 
 def check_flag(name: str, value: object) -> None:
-    """Check that a value is true or false.
-
-    Raises:
-        UserError: the value is not a boolean.
-    """
+    """Raise UserError unless a value is true or false."""
     if not isinstance(value, bool):
         raise UserError(f"{name}={value}: must be true or false")
 

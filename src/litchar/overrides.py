@@ -180,11 +180,7 @@ def _refuse(message: str) -> NoReturn:
 
 
 def _check_added(name: str, keys: dict[str, bool]) -> None:
-    """Refuse to add a key that nothing reads.
-
-    Raises:
-        UserError: nothing reads the key.
-    """
+    """Raise UserError if nothing reads the key `name`, which is to be added."""
     top, *parts = name.partition("/")[0].split(".")
     if top == "hydra":
         return
@@ -231,13 +227,10 @@ def readable(conf: Path, config_name: str) -> Known:
 
 
 def check_composed(config: DictConfig, known: Known, choices: Mapping[str, str | None]) -> None:
-    """Refuse keys that nothing reads, such as those from a user's own file.
+    """Raise UserError if nothing reads a key of `config`, such as one from a user's own file.
 
     Args:
         choices: the file chosen for each group.
-
-    Raises:
-        UserError: the configuration has such a key.
     """
     for key in map(str, config):
         if key not in known and key in choices:

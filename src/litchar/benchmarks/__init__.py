@@ -39,11 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def check(repeats: int, place: Path | None) -> None:
-    """Refuse options that would fail only after all measurements.
-
-    Raises:
-        UserError: `repeats` is below 1, or `place` cannot be written.
-    """
+    """Raise UserError if `repeats` is below 1 or `place` cannot be written: before measuring."""
     if repeats < 1:
         raise UserError(f"--repeats={repeats}: must be at least 1")
     if place is None:

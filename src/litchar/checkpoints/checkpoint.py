@@ -139,11 +139,7 @@ class Checkpoint:
         return self.cleaning(text)
 
     def check_model(self) -> None:
-        """Check that the weights fit the model, without allocating memory for its weights.
-
-        Raises:
-            UserError: the weights do not match the model's settings.
-        """
+        """Raise UserError unless the weights fit the model, which takes no memory for its own."""
         with self._fitting():
             layers = self.model_settings.get("n_layer")
             if isinstance(layers, int) and layers > max(MOST_SHARED, len(self.weights)):
@@ -286,11 +282,7 @@ class _Undrawn(TorchFunctionMode):
 
 
 def check_plain(name: str, tensor: object) -> None:
-    """Check that a weight is a plain tensor, backed by all the storage that its shape claims.
-
-    Raises:
-        ValueError: it is not a plain dense tensor, or claims more numbers than are stored.
-    """
+    """Raise ValueError unless a weight is a plain dense tensor of numbers that are all stored."""
     if (
         not isinstance(tensor, Tensor)
         or tensor.layout != torch.strided
@@ -303,12 +295,8 @@ def check_plain(name: str, tensor: object) -> None:
 
 
 def _check_weights(weights: dict[str, Tensor], model: nn.Module) -> None:
-    """Check that the weights fit `model`, which may be on the meta device.
-
-    Raises:
-        ValueError: a weight is missing or surplus, has another shape or kind of type, or is not
-            stored in full; or the model's buffers would take more than `MOST_BUFFER_BYTES`.
-    """
+    """Raise ValueError unless the weights fit `model`, which may be on the meta device, and are
+    stored in full, and its buffers take at most `MOST_BUFFER_BYTES`."""
     expected = model.state_dict()
     missing = expected.keys() - weights.keys()
     surplus = weights.keys() - expected.keys()

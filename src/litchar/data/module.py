@@ -115,11 +115,7 @@ class TextDataModule(L.LightningDataModule):
                     )
 
     def check_shared_by(self, world_size: int) -> None:
-        """Check that a batch divides evenly among the ranks.
-
-        Raises:
-            UserError: `batch_size` is not a multiple of `world_size`.
-        """
+        """Raise UserError unless a batch divides evenly among the ranks."""
         if self.batch_size % world_size:
             raise UserError(
                 f"data.batch_size={self.batch_size} cannot be shared by {world_size} devices; "

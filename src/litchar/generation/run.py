@@ -59,11 +59,7 @@ def run(config: DictConfig) -> None:
 
 
 def check(config: DictConfig) -> None:
-    """Check the settings.
-
-    Raises:
-        UserError: a setting is invalid, or more than one of prompts, score and prompt is given.
-    """
+    """Raise UserError if a setting is invalid, or two of prompts, score and prompt are given."""
     settings_of(config)
     check_integer("num_samples", config.num_samples, 1)
     check_flag("json", config.json)

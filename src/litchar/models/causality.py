@@ -10,7 +10,7 @@ WINDOWS = 4  # that are tried at once
 
 @torch.no_grad()
 def check_causal(model: nn.Module, idx: Tensor) -> None:
-    """Refuse a model that sees what it is to predict, and so has a loss that means nothing.
+    """Raise UserError if a model sees what it is to predict, and so has a loss that means nothing.
 
     Each window is read a second time with another id from some position on, a different one per
     window, and the logits before that position compared. They may differ by rounding, as those of
@@ -21,9 +21,6 @@ def check_causal(model: nn.Module, idx: Tensor) -> None:
     Args:
         model: in evaluation mode.
         idx: windows of a validation batch: (B, T) int64.
-
-    Raises:
-        UserError: the logits differ.
     """
     idx = idx[:WINDOWS]
     B, T = idx.shape  # noqa: N806

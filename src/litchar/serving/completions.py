@@ -72,11 +72,7 @@ class Completions:
         }
 
     def check(self, request: CompletionRequest) -> None:
-        """Refuse a request that cannot be served.
-
-        Raises:
-            RefusedError: a field is out of range or not supported.
-        """
+        """Raise RefusedError if a field of a request is out of range or not supported."""
         self.check_model(request.model)
         limits = self.limits
         if request.max_tokens is not None and request.max_tokens > limits.max_tokens:
@@ -113,11 +109,7 @@ class Completions:
             )
 
     def check_model(self, name: str) -> None:
-        """Refuse a request for another model.
-
-        Raises:
-            RefusedError: `name` is not the name of the served model.
-        """
+        """Raise RefusedError unless `name` is that of the served model."""
         if name != self.name:
             raise RefusedError(
                 f"model {name!r} is not served here; use {self.name!r}",

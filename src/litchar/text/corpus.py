@@ -103,11 +103,8 @@ class Corpus:
         return digest.hexdigest()
 
     def check_rows(self) -> None:
-        """Refuse files of rows unless a field or column is set to read the text from.
-
-        Raises:
-            UserError: neither is set; the message names those that the file has.
-        """
+        """Raise UserError if the files are of rows and no field or column is set to read the text
+        from; the message names those that have text."""
         if not self._of_rows:
             for path in self.paths:
                 next(self._rows(path) or iter(()), None)

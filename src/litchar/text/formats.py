@@ -177,11 +177,7 @@ def column_rows(column: "pyarrow.Array | pyarrow.ChunkedArray", what: str) -> It
 
 
 def check_column(schema: "pyarrow.Schema", column: str | None, where: str) -> None:
-    """Check that a table has the column and that it is text.
-
-    Raises:
-        UserError: the column is not set, missing or not text; the message names the text columns.
-    """
+    """Raise UserError unless the column is one of text; the message names those that are."""
     kinds = {field.name: field.type for field in schema}
     if column is None:
         wrong = "data.column is not set"

@@ -153,11 +153,7 @@ class Metrics(Callback):
         return losses
 
     def check_state(self, trainer: L.Trainer) -> None:
-        """Check that the losses and the weights are finite, before they are saved.
-
-        Raises:
-            DivergedError: a loss or a weight is not finite.
-        """
+        """Raise DivergedError unless losses and weights are finite, before they are saved."""
         self.check_finite(trainer)
         if not math.isfinite(total_norm(trainer.lightning_module.parameters())):
             raise DivergedError(

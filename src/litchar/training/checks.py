@@ -11,12 +11,9 @@ from litchar.settings import flatten, plain, within
 
 
 def check_settings(config: DictConfig) -> None:
-    """Refuse settings that would be misread, or would fail only once the run is under way.
+    """Raise UserError for settings that would be misread, or fail only once the run is under way.
 
     A float with an integer value, such as 1e4, is accepted as an integer and converted.
-
-    Raises:
-        UserError: a value has the wrong type or is out of range.
     """
     for key, least in WHOLE_NUMBERS.items():
         value = OmegaConf.select(config, key)

@@ -124,13 +124,10 @@ class LanguageModel(L.LightningModule):
             super().backward(loss, *args, **kwargs)
 
     def on_after_backward(self) -> None:
-        """Refuse a model of which this rank's batch did not use every parameter, under plain DDP.
+        """Raise UserError if this rank's batch did not use every parameter, under plain DDP.
 
         The other ranks would wait for the missing gradients, and this one for them in the next
         collective, for ever: DDP itself looks only as the next batch goes forward.
-
-        Raises:
-            UserError: a parameter was not used.
         """
         model = self.trainer.strategy.model
         if not isinstance(model, DistributedDataParallel):

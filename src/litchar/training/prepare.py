@@ -228,12 +228,8 @@ def _build_model(settings: DictConfig, vocab_size: int, block_size: int) -> torc
 
 
 def _check_checkpoints(model: torch.nn.Module, card: dict[str, Any]) -> None:
-    """Refuse a model, such as a user's own class, whose checkpoints could not be loaded again, or
-    which could not be sampled from at the first validation.
-
-    Raises:
-        UserError: a checkpoint of this model could not be loaded, or it has no `block_size`.
-    """
+    """Raise UserError if checkpoints of a model, such as a user's own class, could not be loaded
+    again, or it has no `block_size`, and so could not be sampled from at the first validation."""
     weights = {f"model.{name}": weight for name, weight in model.state_dict().items()}
     saved = {"litchar": card, "global_step": 0, "state_dict": weights}
     try:

@@ -129,11 +129,7 @@ def _made(key: str, settings: DictConfig, kind: type, **given: Any) -> Any:
 
 
 def check_pruner(pruner: BasePruner, world_size: int) -> None:
-    """Refuse to prune runs on several ranks, of which only the first would stop.
-
-    Raises:
-        UserError: the runs have several ranks and there is a pruner.
-    """
+    """Raise UserError if runs on several ranks are pruned, of which only the first would stop."""
     if world_size > 1 and not isinstance(pruner, optuna.pruners.NopPruner):
         raise UserError("a trial on several devices cannot be pruned; set tune/pruner=none")
 

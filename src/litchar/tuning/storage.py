@@ -43,11 +43,7 @@ def open_storage(url: str | None, directory: Path) -> BaseStorage:
 
 
 def _open_database(url: str) -> RDBStorage:
-    """Return the database at `url`.
-
-    Raises:
-        UserError: the database cannot be opened.
-    """
+    """Return the database at `url`, or raise UserError if it cannot be opened."""
     try:
         return _with_tables(url)
     except Exception as error:  # whatever a driver raises for a wrong address, network or login

@@ -210,11 +210,7 @@ def open_study(storage: BaseStorage, directory: Path, search: Search, command: s
 
 
 def check_same_search(study: Study, search: Search) -> None:
-    """Refuse to search something else under the same name.
-
-    Raises:
-        UserError: the searches differ; the message says how.
-    """
+    """Raise UserError, which says how they differ, if `study` is of another search."""
     then, now = json.loads(study.user_attrs["identity"]), json.loads(json.dumps(search.identity))
     changed = [
         f"tune.{part}.{line}"
