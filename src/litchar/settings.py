@@ -5,7 +5,7 @@ Nothing heavy is imported here; see `litchar.cli`.
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
 
@@ -95,12 +95,13 @@ def differences(then: dict[str, Any], now: dict[str, Any], also: tuple[str, ...]
     Args:
         also: keys to compare as well, although a resumed run may change them.
     """
-    found = changes(dict(flatten(then)), dict(flatten(now)))
+    found = changes(then, now)
     return [line for key, line in found.items() if within(key, also) or not within(key, MAY_CHANGE)]
 
 
 def changes(then: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
-    """Return the keys whose values differ, each with a description: `key: 1 then, 2 now`."""
+    """Return the dotted keys whose values differ, each with a line: `key: 1 then, 2 now`."""
+    then, now = flatten(then), flatten(now)
     return {
         key: f"{key}: {then.get(key, 'not set')} then, {now.get(key, 'not set')} now"
         for key in sorted(then.keys() | now.keys())
@@ -113,13 +114,13 @@ def within(key: str, parents: Iterable[str]) -> bool:
     return any(key == parent or key.startswith(f"{parent}.") for parent in parents)
 
 
-def flatten(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the values of nested dictionaries with their dotted keys."""
-    for key, value in node.items():
-        if isinstance(value, dict):
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+def flatten(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the values of nested dictionaries by their dotted keys."""
+    flat: dict[str, Any] = {}
+    for name, value in node.items():
+        key = f"{prefix}{name}"
+        flat |= flatten(value, f"{key}.") if isinstance(value, dict) else {key: value}
+    return flat
 
 
 def absolute_paths(data: dict[str, Any]) -> dict[str, Any]:

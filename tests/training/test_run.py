@@ -735,7 +735,7 @@ FILES = [f"{group}={file.stem}" for group in GROUPS for file in (ROOT / "conf" /
 def test_a_text_is_refused_where_true_or_false_is_meant(compose, choice):
     """Hydra reads `no` and `off` as strings, which are truthy in Python."""
     config = compose(choice)
-    for key, value in flatten(OmegaConf.to_container(config)):
+    for key, value in flatten(OmegaConf.to_container(config)).items():
         if isinstance(value, bool) and within(key, GROUPS):
             wrong = copy.deepcopy(config)
             OmegaConf.update(wrong, key, "off")

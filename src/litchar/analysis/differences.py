@@ -74,7 +74,7 @@ def one_form(value: Any) -> Any:
 
 def value_of(run: Run, key: str) -> Any:
     """Return a run's value of a key, or its choice of a group."""
-    settings = run.settings or dict(flatten(run.composed))
+    settings = run.settings or flatten(run.composed)
     if key in settings:
         return settings[key]
     if key in run.choices:
@@ -128,10 +128,11 @@ def names_of_texts(runs: Sequence[Run]) -> list[str]:
     names = [name_of_text(run) for run in runs]
     for name in {name for name in names if names.count(name) > 1}:
         same = [i for i, other in enumerate(names) if other == name]
+        texts = [flatten(runs[i].config.get("data", {})) for i in same]
         settings = [
-            {k: v for k, v in flatten(runs[i].config.get("data", {})) if not within(k, BATCHED_BY)}
+            {key: value for key, value in text.items() if not within(key, BATCHED_BY)}
             | part_validated(runs[i].settings)
-            for i in same
+            for i, text in zip(same, texts, strict=True)
         ]
         keys = unlike(settings)
         apart = [[f"{key}={shown(one.get(key))}" for key in keys] for one in settings]

@@ -466,8 +466,8 @@ def changed_settings(run: Run) -> list[tuple[str, str, str]] | None:
     begin = nullcontext() if begun else initialize_config_dir(str(conf), version_base="1.3")
     with begin:
         composed: Any = OmegaConf.to_container(compose("train"))
-    defaults = dict(flatten(composed))
-    here = dict(flatten(run.composed))
+    defaults = flatten(composed)
+    here = flatten(run.composed)
     device = str(run.summary.get("device")).partition(":")[0]
     elsewhere = {"cpu", "cuda", "mps"} - {device}
     places = ("run_dir", "outputs_dir", "resume", "name")

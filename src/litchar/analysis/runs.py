@@ -66,7 +66,7 @@ class Run:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """The values of `config`, by their dotted keys."""
-        return dict(flatten(self.config))
+        return flatten(self.config)
 
     @cached_property
     def choices(self) -> dict[str, Any]:

@@ -135,7 +135,7 @@ def _value(row: dict[str, Any], field: str | None, where: str) -> Any:
         if value is None:
             break
         if not isinstance(value, dict) or part not in value:
-            texts = (name for name, value in flatten(row) if isinstance(value, str))
+            texts = (name for name, value in flatten(row).items() if isinstance(value, str))
             names = ", ".join(texts) or "none"
             wrong = "data.field is not set" if field is None else f"data.field={field} not found"
             raise UserError(f"{where}: {wrong}; fields with text: {names}")

@@ -33,7 +33,7 @@ def check_settings(config: DictConfig) -> None:
             "run twice at once; leave one out"
         )
     trusted(config.model.get("_target_"), MODELS, "model._target_")
-    for key, value in flatten(plain(config)):
+    for key, value in flatten(plain(config)).items():
         if key.startswith("model.") and key.endswith("._target_") and key != "model._target_":
             raise UserError(
                 f"{key}={value}: a checkpoint stores a model's settings as plain data; pass a "

@@ -178,7 +178,7 @@ def hyperparameters(settings: dict[str, Any]) -> dict[str, Any]:
     """Return the settings of a run that the HParams page shows, by dotted key."""
     return {
         key: value
-        for key, value in flatten(settings)
+        for key, value in flatten(settings).items()
         if value is not None and within(key, HYPERPARAMETERS)
     }
 

@@ -64,7 +64,7 @@ def resolve_as_before(config: DictConfig, then: dict[str, Any], path: Path) -> N
         before = then.get("trainer", {})
         for key in ("max_steps", "max_time"):
             trainer[key] = _taken(f"trainer.{key}", before.get(key), path)
-    for key, value in flatten(then):
+    for key, value in flatten(then).items():
         kept = key in KEPT or not within(key, MAY_CHANGE)
         if value is not None and kept and OmegaConf.select(config, key, default=0) is None:
             OmegaConf.update(config, key, _taken(key, value, path))

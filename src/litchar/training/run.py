@@ -92,7 +92,7 @@ def run(config: DictConfig, run_dir: Path, callbacks: Sequence[Callback] = ()) -
         data, history = ready.setup.data, ready.metrics.history
         yardsticks = quick_yardsticks(data.text, data.splits.store)
         report = _write_report(ready)
-        settings = dict(flatten(plain(ready.setup.config)))
+        settings = flatten(plain(ready.setup.config))
         sample = ready.samples.text
         print_outcome(terminal, summary, history, sample, yardsticks, run_dir, settings, report)
     return cast(float | None, summary["best_val_loss"])

@@ -162,7 +162,7 @@ def identity(config: dict[str, Any], swept: frozenset[str] = frozenset()) -> dic
         config: as composed, before device defaults are filled in.
     """
     data = config.get("data") or {}
-    settings = dict(flatten(config | {"data": data | absolute_paths(data)}))
+    settings = flatten(config | {"data": data | absolute_paths(data)})
     return {
         key: value
         for key, value in settings.items()
@@ -233,7 +233,7 @@ def swept_settings(
     Args:
         choices: the option chosen in each config group.
     """
-    values = dict(flatten(settings))
+    values = flatten(settings)
     return {key: values.get(key, choices.get(key)) for key in sorted(swept_keys(directory))}
 
 

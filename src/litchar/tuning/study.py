@@ -75,12 +75,12 @@ class Search:
             )
         resolve_by_device(settings)
         search.identity.update(
-            space=dict(flatten(plain(config.tune.space, resolve=True))),
+            space=flatten(plain(config.tune.space, resolve=True)),
             pruner=plain(config.tune.pruner, resolve=True),
             sampler=plain(config.tune.sampler, resolve=True),
             settings={
                 key: value
-                for key, value in flatten(plain(settings, resolve=True))
+                for key, value in flatten(plain(settings, resolve=True)).items()
                 if key not in space
             },
         )
@@ -147,7 +147,7 @@ def _check_space(space: Mapping[str, BaseDistribution], fixed: DictConfig) -> No
         UserError: the space has such a key or choice.
     """
     groups = GlobalHydra.instance().config_loader().list_groups("")
-    settings = dict(flatten(plain(fixed, resolve=True)))
+    settings = flatten(plain(fixed, resolve=True))
     part, (limiting, limit) = part_validated(settings), validation_limit(settings)
     for key in space:
         if key not in groups and OmegaConf.select(fixed, key, default=groups) is groups:
@@ -215,7 +215,7 @@ def check_same_search(study: Study, search: Search) -> None:
     changed = [
         f"tune.{part}.{line}"
         for part in ("space", "sampler", "pruner")
-        for line in changes(dict(flatten(then[part])), dict(flatten(now[part]))).values()
+        for line in changes(then[part], now[part]).values()
     ] + differences(then["settings"], now["settings"], also=COMPARED)
     if then["text"] != now["text"]:
         changed.append("data: another text")
