@@ -21,6 +21,8 @@ from litchar.text.cleaning import Cleaning
 
 FORMAT = 1
 MODELS = "litchar.models."  # where a checkpoint's model may come from
+# What data of the wrong kind raises, such as a tensor in place of a number (RuntimeError).
+STRANGE = (LookupError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError)
 MOST_SHARED = 1000  # layers allowed even of a model with fewer weights: layers may share them
 
 
@@ -121,14 +123,7 @@ class Checkpoint:
                 },
                 resumable="optimizer_states" in data,
             )
-        except (
-            LookupError,
-            TypeError,
-            ValueError,
-            AttributeError,
-            OverflowError,
-            RuntimeError,  # from a tensor in place of a number
-        ) as error:
+        except STRANGE as error:
             raise UserError(f"{path}: not a checkpoint that litchar wrote ({error})") from None
 
     def cleaned(self, text: str) -> str:
@@ -176,7 +171,7 @@ class Checkpoint:
         """Turn a model's errors about its settings and weights into a UserError with the path."""
         try:
             yield
-        except (AttributeError, TypeError, ValueError, RuntimeError, OverflowError) as error:
+        except STRANGE as error:
             raise UserError(
                 f"{self.path}: its weights do not fit its settings: {first_line(error)}"
             ) from None
