@@ -78,7 +78,7 @@ def _check_trainer(trainer: DictConfig) -> None:
             "trainer.use_distributed_sampler: the data module distributes batches itself; leave "
             "this out"
         )
-    for key in ("val_check_interval", *LIMITS):
+    for key in BATCHES:
         batches = trainer[key]
         if isinstance(batches, bool):
             raise UserError(f"trainer.{key}={batches}: must be a number of batches, or a share")
@@ -118,7 +118,7 @@ FLAGS = (
     "trainer.sync_batchnorm",
 )
 OPEN_FLAGS = ("compile", "trainer.benchmark")  # flags that may be null
-LIMITS = ("limit_train_batches", "limit_val_batches", "limit_test_batches")
+BATCHES = ("val_check_interval", "limit_train_batches", "limit_val_batches", "limit_test_batches")
 
 # Keys of the above that may not be null.
 NEEDED = ("seed", "checkpoint.every_seconds", "trainer.accumulate_grad_batches")
