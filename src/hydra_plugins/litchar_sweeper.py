@@ -135,8 +135,7 @@ class ResumingSweeper(BasicSweeper):
     def _launch(self, plan: Plan, jobs: list[Path], outcomes: dict[Path, Outcome]) -> None:
         """Launch those of `jobs` that have no final outcome and that no other process trains."""
         for job in jobs:
-            outcome = recorded(job)
-            if outcome and (outcome.status == "completed" or not self.settings.sweep.retry_failed):
+            if outcome := recorded(job, self.settings.sweep.retry_failed):
                 outcomes[job] = outcome
         jobs = [job for job in jobs if job not in outcomes and not is_busy(job)]
         if not jobs:

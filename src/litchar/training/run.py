@@ -110,9 +110,9 @@ def run_job(config: DictConfig, run_dir: Path) -> Outcome:
     """
     try:
         with sole_owner(run_dir):
-            outcome = recorded(run_dir)
-            if outcome is None or (outcome.status != "completed" and config.sweep.retry_failed):
-                if outcome is not None and outcome.status == "diverged":
+            outcome = recorded(run_dir, config.sweep.retry_failed)
+            if outcome is None:
+                if (before := recorded(run_dir)) and before.status == "diverged":
                     shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
                 outcome = _run_job(config, run_dir)
     except BusyError as error:

@@ -237,10 +237,13 @@ def swept_settings(
     return {key: values.get(key, choices.get(key)) for key in sorted(swept_keys(directory))}
 
 
-def recorded(job: Path) -> Outcome | None:
-    """Return the outcome of the job in this directory, or None if it has not ended."""
+def recorded(job: Path, retry_failed: bool = False) -> Outcome | None:
+    """Return the outcome of the job in this directory; None if it has not ended, or is to be run
+    again since it failed."""
     summary = read_json(job / "summary.json")
     if (status := summary.get("status")) not in ("completed", "diverged", "failed"):
+        return None
+    if retry_failed and status != "completed":
         return None
     return Outcome(job.name, status, summary.get("best_val_loss"), summary.get("error"))
 
