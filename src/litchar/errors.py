@@ -3,7 +3,7 @@
 import contextlib
 import errno
 from collections.abc import Iterator
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TypeGuard
 
@@ -76,7 +76,7 @@ class Interrupted(SystemExit):
 
 def is_number(value: object) -> TypeGuard[int | float]:
     """Return whether a value is a number; booleans are not, although they are `int` in Python."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def check_integer(name: str, value: object, least: int, most: int | None = None) -> None:

@@ -2,14 +2,14 @@
 
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
+from numbers import Integral
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 
-from litchar.errors import UserError
+from litchar.errors import UserError, is_number
 from litchar.generation.ahead import Ahead
 from litchar.generation.cached import CachedTransformer
 from litchar.generation.readers import Prepared
@@ -44,7 +44,7 @@ class Sampling:
     def __post_init__(self) -> None:
         for name in ("temperature", "top_p", "min_p", "repetition_penalty"):
             value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, Real)):
+            if value is not None and not is_number(value):
                 raise UserError(f"{name}={value}: must be a number")
             try:
                 float(value or 0)
