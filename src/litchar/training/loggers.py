@@ -197,7 +197,7 @@ class MetricsCSV(Logger):
         super().__init__()
         self.path = Path(path)
         self._columns: list[str] = []  # of the file
-        self._rows: list[dict[str, Any]] = []  # not written yet; the last two may grow
+        self._rows: dict[int, dict[str, Any]] = {}  # not written yet; the last two may grow
         self._written = -1  # the last step in the file
 
     @property
@@ -217,13 +217,9 @@ class MetricsCSV(Logger):
         The row just before is kept back: some of Lightning's callbacks count steps from 0.
         """
         number = step or 0
-        row = next((row for row in self._rows if row["step"] == number), None)
-        if row is not None:
-            row |= metrics
-            return
-        self.save(number - 1)
-        self._rows.append({"step": number, **metrics})
-        self._rows.sort(key=lambda row: row["step"])
+        if number not in self._rows:
+            self.save(number - 1)
+        self._rows.setdefault(number, {"step": number}).update(metrics)
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
@@ -248,7 +244,7 @@ class MetricsCSV(Logger):
         Raises:
             OSError: the file cannot be written; the rows are kept.
         """
-        rows = [row for row in self._rows if row["step"] < before]
+        rows = [self._rows[step] for step in sorted(self._rows) if step < before]
         if not rows:
             return
         if not self.path.exists():
@@ -259,7 +255,7 @@ class MetricsCSV(Logger):
         else:
             self._append(rows)
         self._written = max(self._written, rows[-1]["step"])
-        self._rows = self._rows[len(rows) :]
+        self._rows = {step: row for step, row in self._rows.items() if step >= before}
 
     @rank_zero_only
     def cut(self, step: int) -> None:
