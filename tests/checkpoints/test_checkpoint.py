@@ -153,6 +153,13 @@ def test_a_file_of_something_else_is_refused(content, save, change, words):
         Checkpoint.load(save({key: value for key, value in content.items() if value is not None}))
 
 
+@pytest.mark.parametrize("name", ["_target_", "vocab_size", "block_size"])
+def test_a_model_without_its_size_or_class_is_refused(content, save, name):
+    del content["litchar"]["model"][name]
+    with pytest.raises(UserError, match=rf"model\.ckpt: .* \(its model has no {name}\)"):
+        Checkpoint.load(save(content))
+
+
 def test_a_home_directory_of_nobody_is_refused_like_a_missing_file(tmp_path):
     for place in ("~nobody-here.ckpt", find("~nobody-here.ckpt", tmp_path)):
         with pytest.raises(UserError, match=r"~nobody-here.ckpt: no such checkpoint"):

@@ -191,6 +191,7 @@ def test_what_is_too_large_is_not_fetched(server, monkeypatch):
         ("file:///etc/passwd", "not a supported kind of URL"),
         ("zip://a.txt::s3://bucket/a.zip", "not a supported kind of URL"),
         ("ftp://example.org/a.txt", "not a supported kind of URL"),
+        ("S3://bucket/a.txt", "not a supported kind of URL; choose from s3://"),
     ],
 )
 def test_what_cannot_be_read_is_said_in_one_line(memory, server, url, reason):

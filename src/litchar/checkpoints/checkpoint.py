@@ -100,6 +100,8 @@ class Checkpoint:
                     f"{FORMAT}; update litchar"
                 )
             vocabulary, settings = Vocabulary.from_json(card["vocabulary"]), dict(card["model"])
+            if missing := {"_target_", "vocab_size", "block_size"} - settings.keys():
+                raise ValueError(f"its model has no {min(missing)}")
             if len(vocabulary) != settings["vocab_size"]:
                 raise ValueError(
                     f"{len(vocabulary)} {vocabulary.unit}s, but a model for "

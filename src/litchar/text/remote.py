@@ -49,7 +49,7 @@ IDENTITY = frozenset(
         "versionid",
     }
 )
-_URL = re.compile(r"([a-z][a-z0-9+.-]*)://")
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 
 def is_remote(path: object) -> bool:
