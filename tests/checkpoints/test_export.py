@@ -9,12 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from omegaconf import OmegaConf
+from torch import nn
 
+import litchar.models
 from conftest import ROOT
-from litchar.checkpoints import Checkpoint
+from litchar.checkpoints import Checkpoint, save
+from litchar.checkpoints.checkpoint import make_card
 from litchar.checkpoints.export import run
 from litchar.errors import UserError
+from litchar.text import Vocabulary
 
 onnxruntime = pytest.importorskip("onnxruntime")
 TINY = ("trainer.max_steps=2", "trainer.val_check_interval=2")
@@ -140,3 +145,56 @@ def test_a_recurrent_layer_is_refused_where_its_length_would_be_fixed(train, tex
     with pytest.raises(UserError, match=r"fixes the input length of a Recurrent .*format=onnx"):
         export(run_dir, tmp_path / "m.pt2", format="torch")
     assert not list(tmp_path.glob("*m.pt2*"))
+
+
+class Looped(nn.Module):
+    """A model of one's own around `nn.RNN`, whose length torch writes down."""
+
+    def __init__(self, vocab_size, block_size):
+        super().__init__()
+        self.block_size = block_size
+        self.embedding = nn.Embedding(vocab_size, 4)
+        self.rnn = nn.RNN(4, 4, batch_first=True)
+        self.head = nn.Linear(4, vocab_size)
+
+    def forward(self, idx):
+        return self.head(self.rnn(self.embedding(idx))[0])
+
+
+class Biased(nn.Module):
+    """A model of one's own that torch traces otherwise at its longest length."""
+
+    def __init__(self, vocab_size, block_size):
+        super().__init__()
+        self.block_size = block_size
+        self.embedding = nn.Embedding(vocab_size, 4)
+        self.register_buffer("bias", torch.ones(block_size, block_size).tril().log())
+        self.head = nn.Linear(4, vocab_size)
+
+    def forward(self, idx):
+        x = self.embedding(idx)
+        bias = self.bias[: idx.shape[1], : idx.shape[1]].reshape(idx.shape[1], idx.shape[1])
+        return self.head(F.softmax(x @ x.mT + bias, dim=-1) @ x)
+
+
+@pytest.mark.parametrize(
+    ("model", "format", "words"),
+    [
+        (Looped, "onnx", r"torch cannot export a Looped \(model._target_=litchar.models.Looped\)"),
+        (Looped, "torch", "fixes the input length of a Looped"),
+        (Biased, "torch", "fixes the input length of a Biased"),
+    ],
+)
+def test_a_model_that_torch_cannot_export_is_refused(tmp_path, monkeypatch, model, format, words):
+    monkeypatch.setattr(model, "__module__", "litchar.models")
+    monkeypatch.setattr(litchar.models, model.__name__, model, raising=False)
+    sizes = {"vocab_size": 3, "block_size": 8}
+    weights = {f"model.{name}": weight for name, weight in model(**sizes).state_dict().items()}
+    settings = {"_target_": f"litchar.models.{model.__name__}", **sizes}
+    card = make_card(Vocabulary("abc"), settings, {"seed": 1}, fingerprint="f")
+    path = tmp_path / "own.ckpt"
+    save({"state_dict": weights, "global_step": 1, "litchar": card}, path)
+    with pytest.raises(UserError, match=words) as refusal:
+        export(path, tmp_path / "exported", format=format)
+    assert "\n" not in str(refusal.value)
+    assert list(tmp_path.iterdir()) == [path]

@@ -716,6 +716,34 @@ def test_auto_means_the_newest_unfinished_run_of_the_same_configuration(finished
     assert redirect(same, CONF, "train") == same
 
 
+@pytest.mark.parametrize(
+    ("its", "taken", "wanted", "found"),
+    [
+        ("null", 7, 8, True),
+        ("null", 7, 6, False),
+        ("9", 0, 9, True),
+        ("9", 0, 10, True),
+        ("9", 0, 8, False),
+        ("9", 7, "null", True),
+        ("9", 7, -1, True),
+    ],
+)
+def test_auto_cuts_no_longer_run_short(finished_like, its, taken, wanted, found):
+    run_dir = finished_like("2026-01-01_a", [f"trainer.max_steps={its}"], "interrupted")
+    (run_dir / "summary.json").write_text(f'{{"status": "interrupted", "steps": {taken}}}')
+    line = [f"trainer.max_steps={wanted}", "resume=auto"]
+    assert (redirect(line, CONF, "train") != line) == found
+
+
+def test_a_run_is_not_resumed_to_an_end_that_it_has_passed(train):
+    run_dir = train("trainer.max_steps=9", name="run")
+    kept = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match=r"last\.ckpt has taken 9 steps, more than the 8 asked for"):
+        train("trainer.max_steps=8", "resume=auto", name="run")
+    assert {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()} == kept
+    assert summary(train("trainer.max_steps=9", "resume=auto", name="run"))["steps"] == 9
+
+
 @pytest.mark.parametrize("content", ["", "{", "- a", "a", "\0", "data:\n- 1\n", "data"])
 def test_auto_passes_over_a_damaged_run(finished_like, content):
     wanted = finished_like("2026-01-01_a", [], "interrupted")

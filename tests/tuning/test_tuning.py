@@ -174,6 +174,7 @@ def finished(tmp_path_factory):
         "optimizer=muon",
         "tune.trials=7",
         "tune/pruner=hyperband",
+        "tune.space.scheduler.warmup_steps.high=300",  # of these trials two are completed
         "~tune.space.model",
         "+tune.space.model.n_head={type:categorical,choices:[1,2,3]}",
     )

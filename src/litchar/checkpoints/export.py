@@ -19,7 +19,7 @@ from torch import nn
 from litchar.atomic import atomic_write
 from litchar.checkpoints.checkpoint import Checkpoint, find
 from litchar.checkpoints.huggingface import check_place, write_huggingface
-from litchar.errors import UserError, extra
+from litchar.errors import UserError, extra, first_line
 from litchar.models import block_size_of
 from litchar.terminal import Terminal
 
@@ -104,17 +104,23 @@ def write_onnx(checkpoint: Checkpoint, model: nn.Module, output: Path) -> Logits
             f"format=onnx: weights of {size:,} bytes do not fit into one file; try format=torch"
         )
     idx, dynamic_shapes = any_size(model)
-    with warnings.catch_warnings(action="ignore"):  # torch's, about its own internals
-        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-        program: Any = torch.onnx.export(
-            model,
-            (idx,),
-            input_names=["ids"],
-            output_names=["logits"],
-            dynamic_shapes=dynamic_shapes,
-            dynamo=True,
-            verbose=False,
-        )
+    try:
+        with warnings.catch_warnings(action="ignore"):  # torch's, about its own internals
+            logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+            program: Any = torch.onnx.export(
+                model,
+                (idx,),
+                input_names=["ids"],
+                output_names=["logits"],
+                dynamic_shapes=dynamic_shapes,
+                dynamo=True,
+                verbose=False,
+            )
+    except torch.onnx.OnnxExporterError as error:  # of a model of one's own
+        raise UserError(
+            f"format=onnx: torch cannot export {_named(checkpoint, model)} for inputs of any "
+            f"length: {first_line(error.__cause__ or error)}"
+        ) from None
     # After a recurrent layer torch records the example's length, though any length works: drop the
     # recorded shapes, which onnxruntime infers. Stack traces would reveal paths of this machine.
     for node in program.model.graph.all_nodes():
@@ -138,14 +144,15 @@ def write_torch(checkpoint: Checkpoint, model: nn.Module, output: Path) -> Logit
     files hold what the ONNX file has as metadata, under the same names.
     """
     idx, dynamic_shapes = any_size(model)
+    fixed = (
+        f"format=torch: torch.export fixes the input length of {_named(checkpoint, model)}; try "
+        "format=onnx"
+    )
     try:
         with warnings.catch_warnings(action="ignore"):  # torch's, about its own internals
             program = torch.export.export(model, (idx,), dynamic_shapes=dynamic_shapes)
     except torch._dynamo.exc.UserError:  # from a recurrent layer, for instance
-        raise UserError(
-            f"format=torch: torch.export fixes the input length of a {type(model).__name__} "
-            f"(model._target_={checkpoint.model_settings['_target_']}); try format=onnx"
-        ) from None
+        raise UserError(fixed) from None
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # reveals paths of this machine
     content = io.BytesIO()  # since torch does not report why writing to a file failed
@@ -153,7 +160,19 @@ def write_torch(checkpoint: Checkpoint, model: nn.Module, output: Path) -> Logit
     output.write_bytes(content.getbuffer())
     with open(output, "rb") as file:
         loaded = torch.export.load(file).module()
-    return lambda ids: loaded(torch.from_numpy(ids)).detach().numpy()
+
+    def logits(ids: np.ndarray) -> np.ndarray:
+        try:
+            found: np.ndarray = loaded(torch.from_numpy(ids)).detach().numpy()
+        except AssertionError:  # lengths that the model treats differently, such as the longest
+            raise UserError(fixed) from None
+        return found
+
+    return logits
+
+
+def _named(checkpoint: Checkpoint, model: nn.Module) -> str:
+    return f"a {type(model).__name__} (model._target_={checkpoint.model_settings['_target_']})"
 
 
 def any_size(model: nn.Module) -> tuple[torch.Tensor, Any]:

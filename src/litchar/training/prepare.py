@@ -170,11 +170,12 @@ def _newest(directory: Path, terminal: Terminal) -> Checkpoint | None:
 
 
 def check_same_run(resumed: Checkpoint, settings: dict[str, Any], fingerprint: str) -> None:
-    """Refuse to resume a run with different settings or on a different text.
+    """Refuse to resume a run with different settings, on a different text, or to an end that it has
+    passed.
 
     Raises:
         UserError: the settings or the text differ (the message says how), the checkpoint holds
-            only weights, or its weights do not fit its model.
+            only weights, its weights do not fit its model, or it has taken more steps.
     """
     if not resumed.resumable:
         raise UserError(
@@ -190,6 +191,12 @@ def check_same_run(resumed: Checkpoint, settings: dict[str, Any], fingerprint: s
         raise UserError(
             f"resume: the text has changed since {resumed.path} was saved; restore it, or start a "
             "new run from its weights with init_from"
+        )
+    if 0 <= settings["trainer"]["max_steps"] < resumed.step:
+        raise UserError(
+            f"resume: {resumed.path} has taken {resumed.step:,} steps, more than the "
+            f"{settings['trainer']['max_steps']:,} asked for; raise trainer.max_steps (or "
+            "max_epochs), or begin another run"
         )
     resumed.check_model()
 

@@ -108,15 +108,21 @@ def run_of(checkpoint: Path) -> Path | None:
 
 
 def unfinished_runs(config: DictConfig) -> Iterator[Path]:
-    """Yield the unfinished, idle runs with the same configuration, newest first."""
+    """Yield the unfinished, idle runs with the same configuration, newest first. They may have been
+    meant to be shorter, but not longer."""
     wanted = plain(config)
     for run_dir in newest_first(Path(config.outputs_dir), "runs/*"):
         began = run_dir / ".hydra" / "config.yaml"
         try:
-            status = read_json(run_dir / "summary.json").get("status")
+            summary = read_json(run_dir / "summary.json")
+            status = summary.get("status")
             if status in (None, "completed", "diverged") or not began.exists():
                 continue
             before = read_yaml(began)
+            steps = wanted["trainer"]["max_steps"]
+            its = max(before["trainer"]["max_steps"] or 0, summary.get("steps") or 0)
+            if steps is not None and 0 <= steps < its:
+                continue  # a shorter run is another one, a longer one its continuation
             if differences(before, wanted, also=("data.path", "data.pattern", "init_from")):
                 continue
             if is_busy(run_dir):
