@@ -4,6 +4,7 @@ import errno
 import gc
 import io
 import os
+import pty
 import random
 import re
 import runpy
@@ -20,10 +21,11 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from conftest import ROOT, composed, summary, wait_until
+from litchar import signals
 from litchar.analysis import compare
 from litchar.checkpoints import Checkpoint
 from litchar.cli import check_checkout, hydra_main, lasting_imports
-from litchar.errors import UserError, is_users
+from litchar.errors import Interrupted, UserError, is_users
 from litchar.generation.run import prompts_of
 from litchar.overrides import check, check_composed, explain, quote, readable
 from litchar.training.resume import redirect
@@ -725,6 +727,7 @@ def endless(text_file, tmp_path):
     [
         signal.SIGTERM,
         pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param(signal.SIGHUP, marks=pytest.mark.slow),
         pytest.param(signal.SIGUSR2, marks=pytest.mark.slow),
     ],
 )
@@ -738,6 +741,38 @@ def test_a_signal_saves_and_ends_with_its_exit_code(endless, signum):
     assert figures["steps"] > 0
     assert Checkpoint.load(run_dir / "checkpoints/last.ckpt").step == figures["steps"]
     assert "Traceback" not in output
+
+
+def test_a_run_whose_terminal_is_closed_is_saved(text_file, tmp_path):
+    run_dir = tmp_path / "run"
+    setting = (*SMALL, f"data.path={text_file}", f"run_dir={run_dir}", "trainer.max_steps=1000000")
+    command = [sys.executable, ROOT / "scripts/train.py", *setting, "trainer.log_every_n_steps=1"]
+    pid, terminal = pty.fork()
+    if not pid:
+        os.execv(sys.executable, [*map(str, command), "trainer.val_check_interval=1000000"])
+    shown = b""
+    while not (run_dir / "metrics.csv").exists():
+        shown += os.read(terminal, 1 << 16)
+    os.close(terminal)
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 128 + signal.SIGHUP, shown
+    assert summary(run_dir)["status"] == "interrupted"
+    assert Checkpoint.load(run_dir / "checkpoints/last.ckpt").step == summary(run_dir)["steps"] > 0
+
+
+def test_nohup_is_left_to_work():
+    before = {signum: signal.getsignal(signum) for signum in signals.SIGNALS}
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signals.install()
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        signals.install()
+        with pytest.raises(Interrupted):
+            os.kill(os.getpid(), signal.SIGHUP)
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
 
 
 @pytest.mark.slow

@@ -11,7 +11,6 @@ import importlib
 import io
 import os
 import secrets
-import select
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -149,11 +148,11 @@ def hydra_main(
         if not isinstance(ended.__context__, BrokenPipeError):  # on which rich exits with 1
             raise
     except Exception as error:
-        if not (isinstance(error, BrokenPipeError) and _unread()):
+        if not (isinstance(error, BrokenPipeError) and signals.is_unread(signals.STDOUT)):
             _exit_on(error, task.started, conf, config_name)
     finally:
-        if _unread():  # else the interpreter would complain when it flushes at exit
-            os.dup2(os.open(os.devnull, os.O_WRONLY), _STDOUT)
+        if signals.is_unread(signals.STDOUT):  # the interpreter would complain when it flushes it
+            signals.discard(signals.STDOUT)
 
 
 def check_checkout(script: str) -> None:
@@ -264,16 +263,6 @@ class ArgumentParser(argparse.ArgumentParser):
         raise UserError(f"{message}; see {self.prog} --help")
 
 
-_STDOUT = 1
-
-
-def _unread() -> bool:
-    """Return whether standard output is a pipe whose reader is gone."""
-    poll = select.poll()
-    poll.register(_STDOUT, 0)
-    return any(event & select.POLLERR for _, event in poll.poll(0))
-
-
 def _function(target: str) -> Callable[..., Any]:
     """Return what `module:function` names."""
     module, _, name = target.partition(":")
@@ -324,5 +313,5 @@ def exit_with(message: str, code: int = 2) -> NoReturn:
     try:
         print(end="", flush=True)
     except OSError:  # its disk is full, or its reader gone: Python would fail again at exit, by 120
-        os.dup2(os.open(os.devnull, os.O_WRONLY), _STDOUT)
+        signals.discard(signals.STDOUT)
     sys.exit(code)

@@ -1,6 +1,8 @@
 """Signals that ask a run to end: it finishes the step and saves its state first."""
 
 import contextlib
+import os
+import select
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -8,16 +10,19 @@ from types import FrameType
 
 from litchar.errors import Interrupted
 
-# Sent by users, batch systems and cloud machines.
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+# Sent by users, terminals that close, batch systems and cloud machines.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+STDOUT, STDERR = 1, 2
 
 _state = {"deferred": False, "received": 0}
 
 
 def install() -> None:
-    """Handle `SIGNALS`. Outside of training the first one ends the program at once."""
+    """Handle `SIGNALS`, but not SIGHUP under `nohup`. Outside of training the first one ends the
+    program at once."""
     for signum in SIGNALS:
-        signal.signal(signum, _handle)
+        if signum != signal.SIGHUP or signal.getsignal(signum) != signal.SIG_IGN:
+            signal.signal(signum, _handle)
 
 
 def leave_to_parent(worker: int) -> None:
@@ -65,7 +70,22 @@ def noted() -> Iterator[Callable[[], list[int]]]:
         there.close()
 
 
+def is_unread(stream: int) -> bool:
+    """Return whether the pipe or terminal that a file descriptor writes to has no reader left."""
+    poll = select.poll()
+    poll.register(stream, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def discard(stream: int) -> None:
+    """Discard whatever is written to a file descriptor from now on."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+
+
 def _handle(signum: int, frame: FrameType | None) -> None:
+    if signum == signal.SIGHUP:
+        for stream in filter(is_unread, (STDOUT, STDERR)):  # where printing would fail
+            discard(stream)
     if _state["deferred"] and not _state["received"]:
         _state["received"] = signum
     else:

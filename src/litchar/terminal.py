@@ -1,12 +1,13 @@
 """Terminal output of runs, of sweeps and of the tools that inspect them."""
 
-import os
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+
+from litchar import signals
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -81,4 +82,4 @@ class Terminal(Console):
 
     def on_broken_pipe(self) -> None:
         """Discard all further output."""
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        signals.discard(sys.stdout.fileno())

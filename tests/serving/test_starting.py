@@ -107,9 +107,14 @@ def test_an_address_that_others_reach_is_said_to_be_one():
 
 
 @pytest.mark.parametrize(
-    "signals", [[signal.SIGTERM], pytest.param([signal.SIGINT] * 2, marks=pytest.mark.slow)]
+    ("signals", "code"),
+    [
+        ([signal.SIGTERM], 128 + signal.SIGTERM),
+        pytest.param([signal.SIGHUP], 128 + signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param([signal.SIGINT] * 2, 128 + signal.SIGINT, marks=pytest.mark.slow),
+    ],
 )
-def test_it_serves_until_a_signal_and_ends_with_its_exit_code(start, signals):
+def test_it_serves_until_a_signal_and_ends_with_its_exit_code(start, signals, code):
     process = subprocess.Popen(
         [
             sys.executable,
@@ -144,7 +149,7 @@ def test_it_serves_until_a_signal_and_ends_with_its_exit_code(start, signals):
                 with contextlib.suppress(httpx.HTTPError):
                     list(parts)
         _, errors = process.communicate(timeout=120)
-        assert process.returncode == 128 + signals[0]
+        assert process.returncode == code
         assert errors == ""
     finally:
         process.kill()

@@ -3,6 +3,7 @@
 import asyncio
 import ipaddress
 import logging
+import signal
 import socket
 from collections.abc import Callable
 
@@ -89,6 +90,8 @@ class Server(uvicorn.Server):
 
     def serve_until_signal(self) -> None:
         """Serve requests; call `close` however that ends."""
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # a closed terminal ends it, too
+            signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
         try:
             print(self.said, flush=True)  # the socket listens already, so early requests wait
             self.run(sockets=[self.listening])
