@@ -157,7 +157,8 @@ def test_a_script_runs_with_its_output_closed(monkeypatch):
 
 def test_what_is_piped_in_is_utf8_in_any_locale(monkeypatch, capsys):
     def piped(data: bytes) -> None:
-        stdin = io.TextIOWrapper(io.BytesIO(data), encoding="ascii", errors="surrogateescape")
+        like = {"encoding": "ascii", "errors": "surrogateescape", "newline": "\n"}  # Python's own
+        stdin = io.TextIOWrapper(io.BytesIO(data), **like)
         monkeypatch.setattr(sys, "stdin", stdin)
         monkeypatch.setattr(sys, "argv", ["generate.py"])
         hydra_main(str(ROOT / "scripts/generate.py"), "generate", "piped:run")
@@ -166,6 +167,9 @@ def test_what_is_piped_in_is_utf8_in_any_locale(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "piped", run)
     piped("für\n".encode())
     assert capsys.readouterr().out == "['für']\n"
+    for ended, prompt in ((b"a\r\n", "a"), (b"a\n\n", "a\n"), (b"a\r", "a\r")):
+        piped(ended)
+        assert capsys.readouterr().out == f"{[prompt]}\n"
     with pytest.raises(SystemExit) as ended:
         piped("für".encode("latin-1"))
     assert ended.value.code == 2

@@ -61,6 +61,7 @@ def test_a_checkpoint_is_enough_to_build_the_model_again(content, save):
     checkpoint = Checkpoint.load(save(content))
     assert checkpoint.step == 7
     assert checkpoint.vocabulary == Vocabulary("abcde")
+    assert len(repr(checkpoint)) < 500  # without its weights
     model = checkpoint.build_model()
     assert not model.training
     for name, tensor in model.state_dict().items():
@@ -185,6 +186,13 @@ def test_a_newer_format_is_refused(content, save):
 def test_only_the_projects_models_are_built(content, save, target):
     content["litchar"]["model"]["_target_"] = target
     with pytest.raises(UserError, match="it was not built"):
+        Checkpoint.load(save(content)).build_model()
+
+
+def test_a_model_whose_module_is_gone_is_said_to_be(content, save):
+    content["litchar"]["model"]["_target_"] = "litchar.models.mine.Mine"
+    words = r"litchar.models.mine.Mine cannot be imported \(No module named 'litchar.models.mine'\)"
+    with pytest.raises(UserError, match=words):
         Checkpoint.load(save(content)).build_model()
 
 

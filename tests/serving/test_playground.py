@@ -350,7 +350,9 @@ def test_more_texts_than_there_is_room_for_are_refused_until_one_ends(url):
         for page in "abc":  # two are written, one waits
             request = client.build_request("POST", f"{url}/write", data=endless | {"page": page})
             held.append(client.send(request, stream=True))
-        assert "too many texts are waiting; try again" in httpx.post(f"{url}/write", data=FORM).text
+        refusal = httpx.post(f"{url}/write", data=FORM)
+        assert "too many texts are waiting; try again" in refusal.text
+        assert refusal.status_code == 429
         for page in "abc":
             assert httpx.post(f"{url}/stop", data={"page": page}).status_code == 204
         assert all("Stopped." in answer.read().decode() for answer in held)

@@ -295,6 +295,14 @@ def test_a_directory_without_a_match_is_refused_with_path_and_pattern(tmp_path):
     assert f"data.path={empty}" in str(error.value)
 
 
+def test_a_link_to_nothing_among_the_files_is_not_passed_over(tmp_path):
+    (tmp_path / "a.txt").write_text("a")
+    (tmp_path / "b.txt").symlink_to("gone.txt")
+    with pytest.raises(UserError, match=r"b\.txt: is a link to gone\.txt, which does not exist"):
+        Corpus.find(str(tmp_path))
+    assert Corpus.find(str(tmp_path), "a*").paths == [tmp_path / "a.txt"]
+
+
 def test_an_empty_list_of_paths_is_refused():
     with pytest.raises(UserError, match="names no file"):
         Corpus.find([])

@@ -4,7 +4,7 @@ import contextlib
 import importlib
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -64,14 +64,14 @@ class Checkpoint:
     """
 
     path: Path
-    vocabulary: Vocabulary
+    vocabulary: Vocabulary = field(repr=False)
     model_settings: dict[str, Any]
-    config: dict[str, Any]
-    provenance: dict[str, Any]
-    cleaning: Cleaning
+    config: dict[str, Any] = field(repr=False)
+    provenance: dict[str, Any] = field(repr=False)
+    cleaning: Cleaning = field(repr=False)
     step: int
     losses: dict[str, float]
-    weights: dict[str, Tensor]
+    weights: dict[str, Tensor] = field(repr=False)
     resumable: bool
 
     @classmethod
@@ -249,9 +249,12 @@ def trusted(target: object, prefix: str, place: str | Path) -> Callable[..., Any
     """
     if isinstance(target, str) and target.startswith(prefix):
         module, _, name = target.rpartition(".")
-        found: Callable[..., Any] | None = None
-        with contextlib.suppress(ImportError):
-            found = getattr(importlib.import_module(module), name, None)
+        try:
+            found: Callable[..., Any] | None = getattr(importlib.import_module(module), name, None)
+        except ImportError as error:
+            raise UserError(
+                f"{place}: {target} cannot be imported ({first_line(error)}); it was not built"
+            ) from None
         own = getattr(found, "__module__", "").startswith(prefix.rstrip("."))
         if found is not None and own and not name.startswith("_"):
             return found

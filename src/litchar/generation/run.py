@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 import threading
 from collections.abc import Sequence
@@ -100,7 +101,7 @@ def prompts_of(config: DictConfig) -> list[str]:
         waiting.start()
         try:
             piped = sys.stdin.read().removeprefix("\ufeff")  # the byte-order mark of some editors
-            return [piped.removesuffix("\n")]  # added by echo
+            return [re.sub(r"\r?\n\Z", "", piped)]  # added by echo
         except UnicodeDecodeError as error:
             raise UserError(f"standard input: not UTF-8 at byte {error.start}") from None
         finally:

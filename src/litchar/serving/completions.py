@@ -291,7 +291,7 @@ def build(served: Completions) -> FastAPI:
     answer_errors(app)
 
     @app.get("/")
-    @app.get("/health")
+    @app.api_route("/health", methods=["GET", "HEAD"])
     async def health() -> dict[str, Any]:
         batcher = served.batcher
         counts = {"writing": batcher.n_writing, "waiting": batcher.n_waiting}

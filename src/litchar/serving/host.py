@@ -5,6 +5,7 @@ import ipaddress
 import logging
 import signal
 import socket
+import threading
 from collections.abc import Callable
 
 import uvicorn
@@ -90,7 +91,9 @@ class Server(uvicorn.Server):
 
     def serve_until_signal(self) -> None:
         """Serve requests; call `close` however that ends."""
-        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # a closed terminal ends it, too
+        handled = threading.current_thread() is threading.main_thread()
+        if handled and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            # A closed terminal ends it like SIGTERM, of which uvicorn takes care.
             signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
         try:
             print(self.said, flush=True)  # the socket listens already, so early requests wait

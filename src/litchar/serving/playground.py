@@ -344,7 +344,9 @@ def build(playground: Playground) -> FastAPI:
             (stream,) = playground.batcher.write([order])
         except (UserError, FullError, ClosedError, OSError) as error:
             shown = f'<p class="error" role="alert">{escaped(str(error))}</p>'
-            return HTMLResponse(head() + shown, HTTPStatus.BAD_REQUEST)
+            busy = isinstance(error, FullError)
+            status = HTTPStatus.TOO_MANY_REQUESTS if busy else HTTPStatus.BAD_REQUEST
+            return HTMLResponse(head() + shown, status)
         key = form.get("page", "") or secrets.token_hex(8)
         if key in playground.under_way:
             playground.under_way[key].stop()

@@ -297,11 +297,18 @@ def _local(entry: str, pattern: str) -> list[Path]:
 
 def _matches(directory: Path, pattern: str) -> list[Path]:
     try:
-        found = sorted(match for match in directory.glob(pattern) if match.is_file())
+        matches = sorted(directory.glob(pattern))
+        found = [match for match in matches if match.is_file()]
     except (ValueError, NotImplementedError, IndexError) as error:
         raise UserError(
             f"data.pattern={pattern}: not a valid file pattern ({error}); try '**/*.txt'"
         ) from None
+    for match in matches:
+        if match.is_symlink() and not match.exists():
+            raise UserError(
+                f"{match}: is a link to {os.readlink(match)}, which does not exist; mend the link "
+                "or delete it"
+            )
     # `glob` silently skips directories that it may not read.
     fixed = itertools.takewhile(lambda part: not set(part) & set("*?["), Path(pattern).parts)
     root = directory.joinpath(*fixed)
