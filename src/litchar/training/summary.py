@@ -1,12 +1,12 @@
 """`summary.json`: a run's settings and results at a glance, in one file."""
 
+import contextlib
 import json
 import os
 from pathlib import Path
 from typing import Any
 
 from litchar.atomic import atomic_write
-from litchar.settings import read_json
 
 # Its keys and their meaning; a value is null until it is known. All losses are in nats per token.
 KEYS = {
@@ -47,7 +47,10 @@ def write_summary(run_dir: Path, **changes: Any) -> dict[str, Any]:
         KeyError: a name is not one of the summary's keys.
     """
     place = run_dir / "summary.json"
-    summary = dict.fromkeys(KEYS) | read_json(place)
+    summary = dict.fromkeys(KEYS)
+    # ValueError: a power cut emptied it; TypeError: it is no object; RecursionError: it is hostile.
+    with contextlib.suppress(FileNotFoundError, ValueError, TypeError, RecursionError):
+        summary |= json.loads(place.read_text())
     for key, value in changes.items():
         if key not in summary:
             raise KeyError(key)
