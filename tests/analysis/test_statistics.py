@@ -39,4 +39,5 @@ def test_pairs_are_compared_by_their_differences():
     assert paired(one, other) == pytest.approx(0.002833, abs=1e-6)  # as R's documentation prints
     assert paired(one, one) == 1
     assert paired(np.array([1.0, 2.0]), np.array([1.5, 2.5])) == 0
+    assert math.isnan(paired(np.full(3, 1.9), np.full(3, 2.1)))
     assert math.isnan(paired(one[:1], other[:1]))

@@ -48,6 +48,8 @@ def test_wsd_is_flat_then_decays_linearly():
         (["scheduler=wsd", "scheduler.warmup_steps=3", "scheduler.decay_fraction=1.0"], "38%"),
         (["scheduler=wsd", "scheduler.warmup_steps=1"], None),
         (["scheduler=constant"], None),
+        # Half the rate at most, but the warm-up takes no more than half of the steps.
+        (["scheduler=wsd", "scheduler.warmup_steps=2", "scheduler.decay_fraction=1.0"], None),
     ],
 )
 def test_a_warm_up_that_is_long_for_the_run_is_pointed_out(train, capsys, schedule, said):

@@ -294,7 +294,7 @@ def test_brackets_in_values_and_paths_are_shown(tune, tmp_path, capsys):
     assert "name=[/b]" in printed
     assert "Report: /of [old]/tune/t1/report.html" in printed
     train = "LITCHAR_OUTPUTS='/of [old]' python scripts/train.py"
-    seeds = f"{train} -m experiment=tune/t1 seed=1,2,3 sweep.name=t1"
+    seeds = f"{train} -m experiment=tune/t1 seed=1,2,3"
     assert printed.endswith(f"Next:\n  {train} experiment=tune/t1\n  {seeds}\n")
 
 

@@ -29,6 +29,7 @@ from litchar.analysis.statistics import (
     cost,
     in_short,
     power_law,
+    varies,
 )
 from litchar.errors import UserError
 from litchar.training.sweep import swept_keys
@@ -133,7 +134,7 @@ def _notes(
             "are not independent, so their intervals are too narrow and p is too low; give each "
             "run a seed of its own"
         )
-    if any(row.n > 1 and row.sd == 0 for row in rows):
+    if any(row.n > 1 and not varies(row.losses) for row in rows):
         notes.append("the losses of some rows do not vary: nothing in those runs uses the seed")
     counted = [run for run in runs if run.path in losses]
     stopped = sum(bool(run.known("seconds_to_target")) for run in counted)
@@ -157,12 +158,12 @@ def _crossed(runs: list[Run]) -> bool:
 def _unequal(table: Table) -> list[str]:
     """Return a note if the rows of a table saw different amounts of text."""
     seen = [row.figure("characters_seen") for row in table.rows]
-    if not max(seen) > 1.01 * min(seen):  # or one of them is unknown
-        return []
-    return [
-        f"the rows were trained on {min(seen):,.0f} to {max(seen):,.0f} {table.unit}s of text; to "
-        f"compare them after equally many: --at characters={min(seen):.0f}"
-    ]
+    if not all(value > 0 for value in seen) or max(seen) < 1.01 * min(seen):
+        return []  # nothing is known, or there is nothing to say
+    validated = [cost(run, "characters") for row in table.rows for run in row.runs]
+    ends = [costs[-1] for costs in validated if len(costs)]
+    how = f"; to compare them after equally many: --at characters={min(ends):.0f}" if ends else ""
+    return [f"the rows saw {min(seen):,.0f} to {max(seen):,.0f} {table.unit}s of text{how}"]
 
 
 def find_runs(paths: Iterable[Path]) -> list[Path]:
@@ -195,9 +196,9 @@ def loss_of(run: Run, at: At | None) -> tuple[float, str]:
             return math.nan, f"{reason}: {' '.join(str(run.summary.get('error')).split())}"
         if reason == "running":
             reason = "running, or killed,"
-        steps = run.summary.get("steps")  # known once a run was validated
-        last = steps or max((row["step"] for row in run.rows), default=0)
-        return math.nan, f"{reason} at step {last:,.0f}"
+        # The summary's steps are those at the last validation, if the run was killed.
+        steps = [run.summary.get("steps") or 0, *(row["step"] for row in run.rows)]
+        return math.nan, f"{reason} at step {max(steps):,.0f}"
     costs = cost(run, at.kind)
     losses = np.array([row["val/loss"] for row in run.history])
     if not len(costs):
@@ -253,7 +254,7 @@ def make_table(
                 counted,
                 np.array([losses[run.path] for run in counted]),
                 len(left),
-                _diverged(left),
+                _diverged(left, counted),
                 at,
             )
         )
@@ -271,8 +272,10 @@ def make_table(
     return Table(text, rows[0].runs[0].unit, kept, rows, uncounted, power_law(rows))
 
 
-def _diverged(runs: list[Run]) -> int:
-    return sum(run.status == "diverged" for run in runs)
+def _diverged(runs: list[Run], counted: Sequence[Run] = ()) -> int:
+    """Return the number of seeds with which runs diverged, and none is counted."""
+    seeds = {seeds_of(run) for run in runs if run.status == "diverged"}
+    return len(seeds - set(map(seeds_of, counted)))
 
 
 def _place(settings: dict[str, Any]) -> str:

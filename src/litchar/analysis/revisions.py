@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import json
+import math
 import os
 import subprocess
 import sys
@@ -144,8 +145,9 @@ def verdict(one: Revision, other: Revision) -> str:
         end = "the best validation losses are the same to the bit"
     elif len(differences) < 2:
         end = f"{differences[0]:+.4f}; one seed does not show how much seeds vary: give --seeds"
+    elif math.isnan(p := paired(*losses)):
+        end = f"{differences.mean():+.4f}; no loss varies with the seed, so nothing tells chance"
     else:
-        p = paired(*losses)
         low, high = interval(differences)
         does = "they differ" if p < LEVEL else "this does not show that they differ"
         end = (

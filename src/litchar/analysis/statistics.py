@@ -189,21 +189,27 @@ def welch(one: np.ndarray, other: np.ndarray) -> float:
     much chance would."""
     if min(len(one), len(other)) < 2:
         return math.nan
-    if one.std() == other.std() == 0:
+    if not varies(one) and not varies(other):
         return 1.0 if one[0] == other[0] else math.nan
     a, b = (sample.var(ddof=1) / len(sample) for sample in (one, other))
     degrees = (a + b) ** 2 / (a**2 / (len(one) - 1) + b**2 / (len(other) - 1))
     return two_sided_p(float(one.mean() - other.mean()) / math.sqrt(a + b), degrees)
 
 
+def varies(losses: np.ndarray) -> bool:
+    """Return whether not all losses are the same to the bit; the standard deviation of such may be
+    a rounding error away from 0."""
+    return bool((losses != losses[0]).any())
+
+
 def paired(one: np.ndarray, other: np.ndarray) -> float:
     """Return the two-sided p-value for equal means, of losses in pairs, by the t-test on their
-    differences (Student, 1908); nan of a single pair."""
+    differences (Student, 1908); nan of a single pair, or as for `welch`."""
     differences = other - one
-    if len(differences) < 2:
-        return math.nan
     if not differences.any():
         return 1.0
+    if len(differences) < 2 or not (varies(one) or varies(other)):
+        return math.nan
     with np.errstate(divide="ignore"):  # a difference that is the same for all is infinitely clear
         t = differences.mean() / (differences.std(ddof=1) / math.sqrt(len(differences)))
     return two_sided_p(float(t), len(differences) - 1)
@@ -236,13 +242,16 @@ def two_sided_t(degrees: int) -> float:
 
 
 def power_law(rows: list[Row]) -> PowerLaw | None:
-    """Fit loss against FLOPs to the best row of each size; None with fewer than three sizes, for
-    models of several kinds, or if the FLOPs lie within a factor of two, which show no trend."""
+    """Fit loss against FLOPs to the best row of each size, without those of which runs diverged.
+
+    None with fewer than three sizes, for models of several kinds, or if the FLOPs lie within a
+    factor of two, which show no trend.
+    """
     if len({_kind(row.runs[0]) for row in rows}) > 1:
         return None
     best: dict[float, Row] = {}
     for row in rows:
-        if row.figure("flops") > 0:
+        if row.figure("flops") > 0 and not row.diverged:
             best.setdefault(row.figure("parameters"), row)
     if len(best) < 3 or not apart(best.values()):
         return None

@@ -91,9 +91,9 @@ def _sentences(found: Table, comparison: Comparison) -> Iterator[str]:
     at = f" at {comparison.at}" if comparison.at else ""
     seeds = f" over {best.n} seeds" if best.n > 1 else ""
     loss = f"a validation loss of {best.mean:.4f}{at}{seeds}"
-    yield f"{best.label} is best of {len(found.rows)}: {loss}."
+    yield f"{best.label} is best of {len(found.rows) + len(found.uncounted)}: {loss}."
     if best.diverged:
-        yield f"{_share_diverged(best)}."
+        yield f"But {_share_diverged(best)}."
     if others:
         yield _beside(best, others[0])
         same = [row for row in others if differs(row) == "no"]
@@ -107,11 +107,16 @@ def _sentences(found: Table, comparison: Comparison) -> Iterator[str]:
 def _beside(best: Row, second: Row) -> str:
     """Return how far the second row is from the best, and whether seeds could explain it."""
     if second.diverged:
-        return f"Of the next, {second.label}: {_share_diverged(second)}."
+        return (
+            f"Of the next, {second.label}, {_share_diverged(second)}; the others have a loss of "
+            f"{second.mean:.4f}."
+        )
+    single = min(best.n, second.n) < 2
     words = {
         "yes": "more than seeds explain",
         "no": "which does not show that they differ",
-        "": "which may be chance: two seeds of each are the least that can tell",
+        "": "which may be chance: "
+        + ("two seeds of each are the least that can tell" if single else "no loss here varies"),
     }[differs(second)]
     return f"The next, {second.label}, is {second.mean - best.mean:.4f} above, {words}."
 

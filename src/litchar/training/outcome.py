@@ -80,7 +80,7 @@ def _documents(splits: Splits) -> str:
 def _warmup(setup: "Setup") -> list[str]:
     """Return a line if the run is too short for its warm-up."""
     steps, warmup = setup.config.trainer.max_steps, setup.config.scheduler.get("warmup_steps")
-    if steps < 1 or not warmup:
+    if steps < 1 or not warmup or 2 * warmup <= steps:
         return []
     peak = max(setup.module.schedule(step, steps) for step in range(0, steps, 1 + steps // 1000))
     if peak > 0.75:

@@ -62,8 +62,7 @@ def print_report(study: optuna.Study, total: int, directory: Path, terminal: Ter
     terminal.print(terminal.table(("# trial", "# best val loss", "settings"), best))
     terminal.say(f"\nReport: {directory / 'report.html'}")
     terminal.say(f"Next:\n  {_best_command(directory)}")
-    seeds = f"seed=1,2,3 sweep.name={directory.name}"
-    terminal.say(f"  {_best_command(directory, '-m')} {seeds}")
+    terminal.say(f"  {_best_command(directory, '-m')} seed=1,2,3")
     if len(completed) > 1:
         terminal.say(
             "The best of several losses with one seed flatters itself; the second command shows "
