@@ -10,6 +10,7 @@ from math import nan
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.image import imread
 from omegaconf import OmegaConf
 
 from litchar.analysis.compare import main, report_on
@@ -538,6 +539,16 @@ def test_a_number_written_in_two_forms_is_one_line_of_a_plot(made, tmp_path):
         "dropout=0",
         "dropout=0.1",
     ]
+
+
+def test_texts_of_a_single_row_are_not_drawn_beside_comparisons(made, tmp_path):
+    heights = []
+    for name, rows in (("f1", 1), ("f2", 2), ("f3", 1)):
+        for i in range(rows):
+            made(f"{name}-{i}", 2.0, {"x": i}, text=name)
+        write_plot(compare([tmp_path / "sweep"]), tmp_path / "sweep.png")
+        heights.append(len(imread(tmp_path / "sweep.png")))
+    assert heights == [heights[0]] * 3
 
 
 def test_dollars_begin_no_formula(made, tmp_path):

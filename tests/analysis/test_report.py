@@ -425,6 +425,7 @@ def test_what_is_no_run_is_refused_with_one_line(tmp_path, capsys):
     for name, reason in (
         (str(tmp_path), "not a run's directory"),
         (str(tmp_path / "none"), "no such directory"),
+        (__file__, "is a file; name the run's directory"),
         ("latest", "there is no run"),
     ):
         with pytest.raises(SystemExit) as stopped:

@@ -663,6 +663,8 @@ CALLBACKS = "lightning.pytorch.callbacks"
             ["~optimizer", "+optimizer={_target_:builtins.id,_partial_:true}"],
             "a torch.optim.Optimizer, not int",
         ),
+        (["optimizer._partial_=false"], "optimizer: needs _partial_: true beside its _target_"),
+        (["~scheduler._partial_"], "scheduler: needs _partial_: true beside its _target_"),
         (
             ["~scheduler", "+scheduler={_target_:builtins.slice,_partial_:true}"],
             "scheduler: must be real number, not slice",

@@ -27,8 +27,9 @@ COLORS = ("#3b6fb6", "#d1603d", "#3f9b6c", "#9467bd", "#c49a2c", "#4aa3c2", "#b5
 
 
 def write_plot(comparison: Comparison, path: Path) -> None:
-    """Draw a row of panels for each table, of which there is at least one."""
-    tables = comparison.tables
+    """Draw a row of panels for each table, of which there is at least one; but none for those of a
+    single row, if others compare something."""
+    tables = [table for table in comparison.tables if len(table.rows) > 1] or comparison.tables
     settings = PLOT | {"grid.color": "0.92", "legend.fontsize": 8}
     with matplotlib.rc_context(settings), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")

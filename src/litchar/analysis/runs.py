@@ -49,6 +49,8 @@ class Run:
             UserError: `path` is not a run's directory.
         """
         if not is_run(path):
+            if path.is_file():
+                raise UserError(f"{path}: is a file; name the run's directory")
             what = "not a run's directory (it has no summary.json)"
             raise UserError(f"{path}: {what if path.is_dir() else 'no such directory'}")
         typed = records(path)[0]

@@ -38,7 +38,8 @@ def known_documents(checkpoint: Checkpoint, texts: Sequence[Writing]) -> str:
             names = dict.fromkeys(checkpoint.vocabulary.decode(ids) for ids in known)
             shown = ", ".join(printable(name[:MOST_SHOWN]).replace("\n", " ") for name in names)
             found.append(f"{len(known)} in the {name} split" + (f" ({shown})" if shown else ""))
-        said.append(f"Of {len(documents)} documents: {', '.join(found)}, {len(rest)} new.")
+        many = "s" * (len(documents) > 1)
+        said.append(f"Of {len(documents)} document{many}: {', '.join(found)}, {len(rest)} new.")
     return " ".join(said)
 
 

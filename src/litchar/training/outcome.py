@@ -195,12 +195,10 @@ def print_outcome(
         return
     checkpoint = _shortest(Path(summary["checkpoint"]))
     terminal.print("\nNext:", style="bold")
-    for command in (
-        f"python scripts/generate.py checkpoint={shlex.quote(checkpoint)}",
-        f"python scripts/evaluate.py checkpoint={shlex.quote(checkpoint)}",
-        f"tensorboard --logdir {shlex.quote(_shortest(run_dir))}",
-    ):
-        terminal.say(f"  {command}")
+    terminal.say(f"  python scripts/generate.py checkpoint={shlex.quote(checkpoint)}")
+    terminal.say(f"  python scripts/evaluate.py checkpoint={shlex.quote(checkpoint)}")
+    if (run_dir / "tensorboard").is_dir():  # not with a logger of one's own alone
+        terminal.say(f"  tensorboard --logdir {shlex.quote(_shortest(run_dir))}")
 
 
 def _figures(

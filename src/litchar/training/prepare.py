@@ -272,6 +272,12 @@ def _optimizer_and_schedule(
         UserError: either rejects its settings, or the schedule needs to know the total number of
             steps and the run has none.
     """
+    for key in ("optimizer", "scheduler"):
+        if not config[key].get("_partial_"):
+            raise UserError(
+                f"{key}: needs _partial_: true beside its _target_, as in conf/{key}: what it is "
+                "called with comes later"
+            )
     optimizer, schedule = instantiate(config.optimizer), instantiate(config.scheduler)
     # Hydra's partial would validate its target on every call, that is at every step.
     schedule = functools.partial(schedule.func, *schedule.args, **schedule.keywords)
