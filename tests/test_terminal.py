@@ -162,7 +162,12 @@ def test_a_path_is_shown_as_it_is(train, tmp_path, capsys):
     assert f"{directory}/x.txt: 8,000 characters" in shown
     assert f"\n{tmp_path}/outputs/runs/:car:\n" in shown
     assert f"  tensorboard --logdir {tmp_path}/outputs/runs/:car:\n" in shown
-    train("trainer.max_steps=2", quote(f"data.path={directory}/x.txt"), "~logger.tensorboard", name="bare")
+    train(
+        "trainer.max_steps=2",
+        quote(f"data.path={directory}/x.txt"),
+        "~logger.tensorboard",
+        name="bare",
+    )
     assert "tensorboard --logdir" not in capsys.readouterr().out
 
 

@@ -27,24 +27,28 @@ def summed_loss(model: nn.Module, idx: Tensor, targets: Tensor, sizes: Tensor) -
     Returns:
         (4,) float32
     """
-    logits = _flat_logits(model, idx)
+    logits = _flat_logits(model, idx, len(sizes) - 1)
     loss = F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORED, reduction="sum")
     return torch.cat((loss[None], (targets != IGNORED).sum()[None], sizes[targets].sum((0, 1))))
 
 
-def _flat_logits(model: nn.Module, idx: Tensor) -> Tensor:
+def _flat_logits(model: nn.Module, idx: Tensor, vocab_size: int | None = None) -> Tensor:
     """Return a model's logits in one row per target: (B, T) int64 -> (B T, V) float32.
+
+    Args:
+        vocab_size: V, if it is to be checked.
 
     Raises:
         UserError: the model, such as a user's own class, returns anything but (B, T, V).
     """
     logits = model(idx)
     shape = tuple(getattr(logits, "shape", ()))
-    if len(shape) != 3 or shape[:2] != idx.shape:
+    if len(shape) != 3 or shape[:2] != idx.shape or vocab_size not in (None, shape[2]):
         returned = f"a tensor of shape {shape}" if shape else f"a {type(logits).__name__}"
         raise UserError(
             f"model: {type(model).__name__}.forward returned {returned} for ids of shape "
-            f"{tuple(idx.shape)}; it must return logits (B, T, V) for ids (B, T) (docs/models.md)"
+            f"{tuple(idx.shape)}; it must return logits (B, T, V) for ids (B, T), with V the "
+            "vocab_size that it was given (docs/models.md)"
         )
     flat: Tensor = logits.flatten(0, 1).float()
     return flat

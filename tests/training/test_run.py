@@ -8,6 +8,7 @@ import os
 
 import pytest
 import torch
+import torch.nn.functional as F
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
@@ -815,6 +816,8 @@ class Own(nn.Module):
                 return logits[:, [-1]]
             case "the last in evaluation":
                 return logits if self.training else logits[:, [-1]]
+            case "one more":
+                return F.pad(logits, (0, 1))
             case "what follows":
                 return logits + logits.roll(-1, 1)
         return logits
@@ -866,6 +869,7 @@ def test_a_model_that_does_not_keep_its_block_size_is_refused_before_it_trains(o
         ("a pair", "a tuple"),
         ("the last", r"a tensor of shape \(8, 1, 15\)"),
         ("the last in evaluation", r"a tensor of shape \(\d+, 1, 15\)"),
+        ("one more", r"a tensor of shape \(\d+, 16, 16\)"),
     ],
 )
 def test_a_model_that_does_not_return_all_logits_is_refused(own, text_file, gives, what):
