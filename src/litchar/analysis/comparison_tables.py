@@ -61,7 +61,7 @@ def in_words(table: Table) -> list[str]:
     if any(not math.isnan(row.p) for row in table.rows):
         lines.append(
             "differs: from the first row, by more than seeds explain (Welch's t-test at "
-            f"{LEVEL:.0%}, Holm's correction); no: it was not shown to"
+            f"{LEVEL:.0%}, Holm's correction); no means not shown"
         )
     return lines
 
