@@ -226,6 +226,11 @@ def script(tmp_path):
     return script
 
 
+def hears_hangups() -> None:
+    """Make a process about to be started hear SIGHUP, even if the tests run under `nohup`."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 def wait_until(condition, process: subprocess.Popen, seconds: float = 120) -> None:
     """Wait until `condition` holds while `process` is running."""
     deadline = time.monotonic() + seconds

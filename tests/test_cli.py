@@ -1,6 +1,8 @@
 """The command line, run the way a user runs it."""
 
+import contextlib
 import errno
+import fcntl
 import gc
 import io
 import os
@@ -11,6 +13,7 @@ import runpy
 import signal
 import subprocess
 import sys
+import termios
 import types
 
 import hydra
@@ -20,7 +23,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from conftest import ROOT, composed, summary, wait_until
+from conftest import ROOT, composed, hears_hangups, summary, wait_until
 from litchar import signals
 from litchar.analysis import compare
 from litchar.checkpoints import Checkpoint
@@ -698,8 +701,16 @@ def endless(text_file, tmp_path):
     """Start a run that would never end, and wait until it is training."""
     processes = []
 
-    def endless(*arguments):
+    def endless(*arguments, terminal=None, **streams):
         run_dir = tmp_path / "run"
+
+        def is_training():
+            with contextlib.suppress(BlockingIOError):  # what nobody read would hold it up
+                if terminal is not None:
+                    os.read(terminal, 1 << 16)
+            return (run_dir / "metrics.csv").exists()
+
+        piped = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
         process = subprocess.Popen(
             [
                 sys.executable,
@@ -712,13 +723,12 @@ def endless(text_file, tmp_path):
                 "trainer.log_every_n_steps=1",
                 *arguments,
             ],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
+            **{"preexec_fn": hears_hangups, **piped, **streams},
         )
         processes.append(process)
-        wait_until((run_dir / "metrics.csv").exists, process)
+        wait_until(is_training, process)
         return process, run_dir
 
     yield endless
@@ -747,19 +757,20 @@ def test_a_signal_saves_and_ends_with_its_exit_code(endless, signum):
     assert "Traceback" not in output
 
 
-def test_a_run_whose_terminal_is_closed_is_saved(text_file, tmp_path):
-    run_dir = tmp_path / "run"
-    setting = (*SMALL, f"data.path={text_file}", f"run_dir={run_dir}", "trainer.max_steps=1000000")
-    command = [sys.executable, ROOT / "scripts/train.py", *setting, "trainer.log_every_n_steps=1"]
-    pid, terminal = pty.fork()
-    if not pid:
-        os.execv(sys.executable, [*map(str, command), "trainer.val_check_interval=1000000"])
-    shown = b""
-    while not (run_dir / "metrics.csv").exists():
-        shown += os.read(terminal, 1 << 16)
-    os.close(terminal)
-    _, status = os.waitpid(pid, 0)
-    assert os.waitstatus_to_exitcode(status) == 128 + signal.SIGHUP, shown
+def test_a_run_whose_terminal_is_closed_is_saved(endless):
+    ours, theirs = pty.openpty()
+    os.set_blocking(ours, False)
+
+    def in_a_terminal():
+        hears_hangups()
+        fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)
+
+    process, run_dir = endless(
+        terminal=ours, stdin=theirs, stdout=theirs, stderr=theirs, preexec_fn=in_a_terminal
+    )
+    os.close(theirs)
+    os.close(ours)
+    assert process.wait(timeout=120) == 128 + signal.SIGHUP
     assert summary(run_dir)["status"] == "interrupted"
     assert Checkpoint.load(run_dir / "checkpoints/last.ckpt").step == summary(run_dir)["steps"] > 0
 

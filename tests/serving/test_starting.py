@@ -14,7 +14,7 @@ import httpx
 import pytest
 from servers import save, untrained
 
-from conftest import ROOT, composed
+from conftest import ROOT, composed, hears_hangups
 from litchar import serving
 from litchar.errors import UserError
 from litchar.overrides import quote
@@ -127,6 +127,7 @@ def test_it_serves_until_a_signal_and_ends_with_its_exit_code(start, signals, co
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=hears_hangups,
     )
     try:
         assert "best.ckpt, step 7" in process.stdout.readline()
