@@ -50,7 +50,7 @@ def test_every_page_shows_what_a_run_wrote(train, request, tmp_path):
     def shoot(name: str) -> None:
         page.screenshot(path=shots / f"{name}.png")
 
-    best = f"{summary(run_dir)['best_val_loss']:.4f}"
+    best = f"{summary(run_dir)['best_val_loss']:.4f}".rstrip("0")  # as TensorBoard has it
     open_page("timeseries", "?tagFilter=val/loss")
     expect(page.locator("scalar-card", has_text="val/loss")).to_contain_text(best)
     shoot("timeseries")

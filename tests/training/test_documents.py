@@ -32,7 +32,8 @@ def path(tmp_path):
 def named(train, path):
     """A run trained well enough to repeat some of the names."""
     more = ("optimizer.lr=1e-2", "trainer.max_steps=100", "trainer.val_check_interval=50")
-    return train(f"data.path={path}", *SETTINGS, *more, dashboard=True)
+    warmup = "scheduler.warmup_steps=50"
+    return train(f"data.path={path}", *SETTINGS, *more, warmup, dashboard=True)
 
 
 def splits_of(path) -> dict[str, np.ndarray]:

@@ -32,6 +32,15 @@ def test_cosine_is_nanogpts_schedule():
         assert 1e-3 * cosine(step, 5000, 100, 0.1) == pytest.approx(nanogpt(step))
 
 
+@pytest.mark.parametrize(
+    ("total_steps", "warmup_steps"), [(10, 0), (400, 20), (419, 20), (1000, 50), (9000, 50)]
+)
+def test_wsd_warms_up_for_a_twentieth_of_the_run_but_at_most_50_steps(total_steps, warmup_steps):
+    factors = [wsd(step, total_steps) for step in range(warmup_steps + 1)]
+    expected = [(step + 1) / (warmup_steps + 1) for step in range(warmup_steps + 1)]
+    assert factors == pytest.approx(expected)
+
+
 def test_wsd_is_flat_then_decays_linearly():
     factors = [
         wsd(step, 100, warmup_steps=0, decay_fraction=0.2) for step in (0, 50, 80, 90, 99, 100)

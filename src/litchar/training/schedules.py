@@ -34,18 +34,21 @@ def cosine(
 def wsd(
     step: int,
     total_steps: float,
-    warmup_steps: int = 50,
+    warmup_steps: int | None = None,
     decay_fraction: float = 0.5,
     final_factor: float = 0.0,
 ) -> float:
     """Warm up linearly, stay at 1, decay linearly to `final_factor` (Hu et al., 2024).
 
     Args:
-        warmup_steps: steps over which the learning rate rises.
+        warmup_steps: steps over which the learning rate rises; by default a twentieth of all, but
+            at most 50.
         decay_fraction: the fraction of all steps, at the end, over which it decays.
         final_factor: the multiplier after the last step.
     """
     _check(decay_fraction=decay_fraction, final_factor=final_factor)
+    if warmup_steps is None:
+        warmup_steps = min(50, int(total_steps / 20))
     decay_steps = max(1, round(decay_fraction * total_steps))
     left = min(1.0, (total_steps - step) / decay_steps)
     return _warmup(step, warmup_steps) * (final_factor + (1 - final_factor) * max(0.0, left))
