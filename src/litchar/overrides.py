@@ -391,3 +391,17 @@ def _dotted(node: DictConfig, prefix: str = "") -> Iterator[str]:
             child = node._get_node(key)
             if isinstance(child, DictConfig):
                 yield from _dotted(child, f"{prefix}{key}.")
+
+
+def options_of(recorded: Any) -> list[str]:
+    """Return the arguments of a command line that name a config directory, if any.
+
+    Args:
+        recorded: Hydra's record of that command line, with its own settings under `hydra`.
+    """
+    try:
+        sources = recorded["hydra"]["runtime"]["config_sources"]
+        found = [source["path"] for source in sources if source["provider"] == "command-line"]
+    except (KeyError, TypeError):  # damaged, or another tool's
+        return []
+    return ["--config-dir", found[0]] if found else []

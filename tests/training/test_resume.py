@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import json
 import os
 import random
 import re
@@ -381,6 +382,11 @@ def test_another_setting_or_text_is_refused_and_named(train, text_file):
     (run_dir / ".hydra").mkdir()
     (run_dir / ".hydra/overrides.yaml").write_text("- data=text\n- data.path=a b\n- run_dir=x\n")
     with pytest.raises(UserError, match=r"use the same \(data=text 'data.path=a b'\), or"):
+        train("resume=auto", "optimizer.lr=0.1", name="run")
+    sources = {"config_sources": [{"provider": "command-line", "path": "/of/mine"}]}
+    recorded = json.dumps({"hydra": {"runtime": sources}})
+    (run_dir / ".hydra/hydra.yaml").write_text(recorded)
+    with pytest.raises(UserError, match=r"use the same \(--config-dir /of/mine data=text 'data"):
         train("resume=auto", "optimizer.lr=0.1", name="run")
     text_file.write_text(text_file.read_text().replace("and", "dan"))
     with pytest.raises(UserError, match="the text has changed"):

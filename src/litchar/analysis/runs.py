@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from litchar.errors import UserError
+from litchar.overrides import options_of
 from litchar.run_dir import records
 from litchar.settings import flatten, read_json, read_yaml
 from litchar.text import Vocabulary
@@ -125,20 +126,6 @@ def _overrides(path: Path) -> list[str]:
         for override in map(str, _yaml(place / "overrides.yaml", list)):
             typed[override.partition("=")[0].lstrip("+")] = override
     return list(typed.values())
-
-
-def options_of(recorded: Any) -> list[str]:
-    """Return the arguments of a command line that name a config directory, if any.
-
-    Args:
-        recorded: Hydra's record of that command line, with its own settings under `hydra`.
-    """
-    try:
-        sources = recorded["hydra"]["runtime"]["config_sources"]
-        found = [source["path"] for source in sources if source["provider"] == "command-line"]
-    except (KeyError, TypeError):  # damaged, or another tool's
-        return []
-    return ["--config-dir", found[0]] if found else []
 
 
 def _summary(path: Path) -> dict[str, Any]:

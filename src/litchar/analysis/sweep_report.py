@@ -26,9 +26,9 @@ from litchar.analysis.page import (
     tiles,
     write_page,
 )
-from litchar.analysis.runs import REPORT, Run, options_of
+from litchar.analysis.runs import REPORT, Run
 from litchar.analysis.statistics import Row
-from litchar.overrides import without_passwords
+from litchar.overrides import options_of, without_passwords
 from litchar.settings import read_yaml
 from litchar.text.vocabulary import printable
 

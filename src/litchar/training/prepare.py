@@ -1,5 +1,6 @@
 """Prepare a run: resolve the configuration, open the text, build the model."""
 
+import contextlib
 import functools
 import math
 import os
@@ -25,7 +26,7 @@ from litchar.device import set_matmul_precision
 from litchar.errors import UserError, is_out_of_memory
 from litchar.launched import Place
 from litchar.models import block_size_of
-from litchar.overrides import literal, not_taken, without_passwords
+from litchar.overrides import literal, not_taken, options_of, without_passwords
 from litchar.settings import differences, plain, read_yaml
 from litchar.terminal import Terminal
 from litchar.text import Vocabulary
@@ -204,13 +205,13 @@ def check_same_run(resumed: Checkpoint, settings: dict[str, Any], fingerprint: s
 def _as_typed(checkpoint: Path) -> str:
     """Return, for a message, the overrides that a checkpoint's run began with, if known; but not
     its directory, which may have been moved."""
-    try:
-        typed = read_yaml(checkpoint.parent.parent / ".hydra" / "overrides.yaml")
-    except (OSError, ValueError):
-        return ""
+    record, typed, options = checkpoint.parent.parent / ".hydra", None, []
+    with contextlib.suppress(OSError, ValueError):
+        typed = read_yaml(record / "overrides.yaml")
+        options = options_of(read_yaml(record / "hydra.yaml"))
     if not typed or not isinstance(typed, list):
         return ""
-    words = [str(word) for word in typed if not str(word).startswith("run_dir=")]
+    words = options + [str(word) for word in typed if not str(word).startswith("run_dir=")]
     return f" ({without_passwords(shlex.join(words))})" if words else ""
 
 

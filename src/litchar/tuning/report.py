@@ -19,9 +19,8 @@ from omegaconf import OmegaConf
 from optuna.trial import FrozenTrial, TrialState
 
 from litchar.analysis.page import escape, section, table, write_page
-from litchar.analysis.runs import options_of
 from litchar.atomic import atomic_write
-from litchar.overrides import literal
+from litchar.overrides import literal, options_of
 from litchar.run_dir import default_outputs
 from litchar.terminal import Terminal
 from litchar.tuning.slots import filled, root
