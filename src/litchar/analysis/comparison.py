@@ -265,9 +265,9 @@ def make_table(
         for row, p in zip(rows, against_best(rows), strict=True)
     ]
     uncounted = [
-        f"{in_short({key: values[left[0].path][key] for key in kept})} ({_diverged(left)} diverged)"
+        f"{in_short({key: values[left[0].path][key] for key in kept})} ({count} diverged)"
         for group, left in others.items()
-        if group not in groups and _diverged(left)
+        if group not in groups and (count := _diverged(left))
     ]
     return Table(text, rows[0].runs[0].unit, kept, rows, uncounted, power_law(rows))
 
