@@ -301,6 +301,8 @@ def test_a_link_to_nothing_among_the_files_is_not_passed_over(tmp_path):
     with pytest.raises(UserError, match=r"b\.txt: is a link to gone\.txt, which does not exist"):
         Corpus.find(str(tmp_path))
     assert Corpus.find(str(tmp_path), "a*").paths == [tmp_path / "a.txt"]
+    (tmp_path / "b.txt").rename(tmp_path / ".#a.txt")  # as Emacs marks a file that it is editing
+    assert Corpus.find(str(tmp_path)).paths == [tmp_path / "a.txt"]
 
 
 def test_an_empty_list_of_paths_is_refused():

@@ -304,7 +304,8 @@ def _matches(directory: Path, pattern: str) -> list[Path]:
             f"data.pattern={pattern}: not a valid file pattern ({error}); try '**/*.txt'"
         ) from None
     for match in matches:
-        if match.is_symlink() and not match.exists():
+        hidden = match.name.startswith(".")  # such as the lock of an editor
+        if match.is_symlink() and not match.exists() and not hidden:
             raise UserError(
                 f"{match}: is a link to {os.readlink(match)}, which does not exist; mend the link "
                 "or delete it"
