@@ -59,6 +59,14 @@ def test_each_run_multiplies_as_it_is_told(train):
         train("float32_matmul_precision=tf32", name="refused")
 
 
+def test_evaluation_multiplies_as_fast_as_float32_allows(train, loss_of, monkeypatch):
+    run_dir = train("trainer.max_steps=1")
+    torch.set_float32_matmul_precision("highest")
+    monkeypatch.setattr(device, "_fastest_float32", lambda _: "medium")
+    loss_of(f"checkpoint={run_dir}/checkpoints/last.ckpt")
+    assert torch.get_float32_matmul_precision() == "medium"
+
+
 @pytest.mark.parametrize("name", ["NVIDIA H100 80GB HBM3", "NVIDIA H200"])
 def test_the_peak_of_a_gpu_is_found_by_the_name_its_driver_gives_it(name, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: name)

@@ -15,7 +15,7 @@ from litchar.checkpoints import Checkpoint, find
 from litchar.checkpoints.checkpoint import trusted
 from litchar.data.splits import Splits
 from litchar.data.windows import SequentialWindows
-from litchar.device import choose_device
+from litchar.device import choose_device, set_matmul_precision
 from litchar.errors import UserError, check_integer
 from litchar.losses import bits, perplexity, size_table, summed_loss
 from litchar.models import block_size_of
@@ -40,6 +40,7 @@ def run(config: DictConfig) -> float:
     """
     _check(config)
     device = choose_device(config.device)
+    set_matmul_precision(None, device)
     checkpoint = Checkpoint.load(find(config.checkpoint, Path(config.outputs_dir)))
     unit = checkpoint.vocabulary.unit
     place = check_place(config.documents, checkpoint.vocabulary.document)
