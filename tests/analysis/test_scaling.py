@@ -19,6 +19,7 @@ from litchar.analysis.scaling import (
     main,
     ring_bytes,
     simulate,
+    table,
 )
 
 MODEL = Model(12, 768, 512)
@@ -66,6 +67,14 @@ def test_a_fast_link_hides_but_for_the_last_layer_and_a_slow_one_is_all_there_is
 def test_sharding_sends_half_as_much_again():
     whole, sharded = (simulate(MODEL, 16_384, 8, IDLE, sharded) for sharded in (False, True))
     assert sharded.link == pytest.approx(1.5 * whole.link)
+
+
+def test_sharding_divides_the_state_among_the_devices():
+    for sharded, share in ((False, 1), (True, 1 / 8)):
+        *_, alone, of_eight = table(H100, 16_384, sharded, (1, 8))  # of the largest model
+        gigabytes = float(alone["state GB"])
+        assert gigabytes > 100
+        assert float(of_eight["state GB"]) == pytest.approx(share * gigabytes, abs=0.06)
 
 
 @pytest.mark.parametrize(

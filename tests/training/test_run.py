@@ -38,6 +38,8 @@ def test_a_run_directory_tells_the_whole_story(train, text_file):
     assert figures["status"] == "completed"
     assert figures["steps"] == figures["best_step"] == 20
     assert figures["characters_seen"] == 20 * 8 * 16
+    per_second = figures["characters_seen"] / figures["train_seconds"]
+    assert figures["characters_per_second"] == pytest.approx(per_second)
     assert figures["vocab_size"] == 15
     assert figures["device"] == "cpu"
     assert figures["best_val_bpc"] == pytest.approx(figures["best_val_loss"] / math.log(2))
