@@ -28,7 +28,9 @@ def test_a_split_of_a_text_that_was_moved_is_scored(train, loss_of, text_file, t
     assert "This is the text" not in capsys.readouterr().out
     assert loss_of(checkpoint, f"data.path={moved}") not in losses.values()
     assert "This is the text that the model was trained on" in capsys.readouterr().out
-    moved.write_text("another")
+    moved.write_text("another and another\n")
+    loss_of(checkpoint, f"data.path={moved}")
+    assert "This is the text" not in capsys.readouterr().out
     with pytest.raises(UserError, match=r"moved.txt is not, byte for byte, the text that "):
         loss_of(checkpoint, "split=val", f"data.path={moved}")
 
