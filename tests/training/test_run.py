@@ -400,6 +400,25 @@ def test_init_from_another_kind_of_model_says_what_to_set(train, text_file):
         train(*line, name="child", only=True)
 
 
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        (
+            "model.n_embd=32",
+            r"has shape \(15, 16\) there and \(15, 32\) here; leave the model's sizes and",
+        ),
+        (
+            "model.n_layer=3",
+            r"differs from this one in blocks\.2\..* \(model.n_layer=2 there, 3 here\)$",
+        ),
+    ],
+)
+def test_init_from_a_model_of_another_size_says_what_differs(train, size, message):
+    parent = train("trainer.max_steps=1", name="parent")
+    with pytest.raises(UserError, match=message):
+        train(f"init_from={parent}", size, name="child")
+
+
 def test_init_from_a_text_of_other_characters_alone_takes_over_the_rest(train, tmp_path, capsys):
     parent = train(name="parent")
     other = tmp_path / "other.txt"
