@@ -45,6 +45,7 @@ def test_a_text_is_taken_apart(inspected):
     (odd,) = sections["Odd characters"].rows
     assert odd == ("unusual space", "2", "U+00A0 NO-BREAK SPACE")
     assert sections["Line ends in the files"].rows == [("\\n", "891")]
+    assert not sections["Line ends in the files"].note
     assert sections["Lengths in characters"].rows[0][:3] == ("lines", "891", "16")
     twice = sections["Longest repeated passages"].rows[0]
     assert twice[2] == f"{text.index('line 0001') - 1:,}, {text.rindex('line 0001') - 1:,}"
@@ -52,6 +53,13 @@ def test_a_text_is_taken_apart(inspected):
     assert overlap[0] == "val"
     assert float(overlap[2].rstrip("%")) > 90
     assert overlap[-1] == "0"
+
+
+def test_mixed_line_ends_are_told(inspected):
+    sections, _ = inspected("one line\r\n" * 30 + "another\n" * 20)
+    ends = sections["Line ends in the files"]
+    assert sorted(ends.rows) == [("\\n", "20"), ("\\r\\n", "30")]
+    assert ends.note == r"mixed; all are read as \n"
 
 
 def test_lines_of_validation_are_looked_for_whole(inspected):
@@ -129,7 +137,13 @@ def test_a_share_of_no_windows_is_not_shown(inspected):
 
 def test_without_a_page_the_terminal_is_all(text_file, tmp_path, capsys):
     sections = run(composed("inspect", "data=text", f"data.path={text_file}", "page=null"))
-    assert sections[-1].note.split("\n")[0] in " ".join(capsys.readouterr().out.split())
+    printed = " ".join(capsys.readouterr().out.split())
+    assert sections[-1].note.split("\n")[0] in printed
+    for section in sections:
+        assert section.title in printed
+        for row in section.rows[: section.most]:
+            assert " ".join(" ".join(row).split()) in printed
+    assert "Odd characters none" in printed
     assert not (tmp_path / "outputs").exists()
 
 
