@@ -372,15 +372,18 @@ def test_a_table_is_cut_on_no_terminal(made, tmp_path, monkeypatch, capsys, widt
                 "model.n_layer": n_layer,
                 "optimizer.lr": lr,
                 "model.dropout": n_layer / 100,
+                "model.activation": f"activation{n_layer}",
             }
-            made(f"{i}{n_layer}", settings=settings | {"model.activation": f"activation{n_layer}"})
-            made(f"{i}{n_layer}b", settings=settings, seed=2)
+            made(f"{i}{n_layer}", 2.0, settings)
+            made(f"{i}{n_layer}b", 2.1, settings, seed=2)
     console = Terminal()
     console.width = width
     report_on([tmp_path / "sweep"], None, None, console)
     printed = capsys.readouterr().out
     for cell in ("0.0001", "0.0003", "n_layer", "dropout", "95% interval", "parameters"):
         assert cell in printed
+    low, high = compare([tmp_path / "sweep"]).tables[0].rows[0].interval
+    assert f"{low:.4f} to {high:.4f}" in " ".join(printed.split())
     assert "\u2026" not in printed
 
 

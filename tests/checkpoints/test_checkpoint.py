@@ -57,6 +57,18 @@ def test_a_tensor_that_the_meta_device_lacks_is_saved(save, content):
     assert torch.equal(checkpoints.load(path)["callbacks"]["Mine"]["kept"][1], torch.ones(3))
 
 
+def test_a_file_of_several_parts_is_sealed_as_a_whole(content, save):
+    path = save(content | {"callbacks": {"Mine": {"kept": torch.arange(600_000)}}})  # 4.8 MB
+    assert torch.equal(checkpoints.load(path)["callbacks"]["Mine"]["kept"], torch.arange(600_000))
+    whole = bytearray(path.read_bytes())
+    for place in range(500_000, len(whole), 1 << 20):
+        damaged = whole.copy()
+        damaged[place] ^= 1
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match="its checksum does not match"):
+            checkpoints.load(path)
+
+
 def test_a_checkpoint_is_enough_to_build_the_model_again(content, save):
     checkpoint = Checkpoint.load(save(content))
     assert checkpoint.step == 7

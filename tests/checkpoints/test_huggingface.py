@@ -243,6 +243,13 @@ def test_the_card_says_who_trained_it(saved, provenance, maker):
     assert f"It was trained with {maker}. " in model_card(checkpoint, checkpoint.build_model())
 
 
+@pytest.mark.parametrize("data", [{"lowercase": True}, {"normalize": "NFC"}, {}], ids=str)
+def test_the_card_says_what_is_done_to_texts(saved, data):
+    checkpoint = Checkpoint.load(saved(data=data))
+    card = model_card(checkpoint, checkpoint.build_model())
+    assert ("normalises text as the training text was" in card) == bool(data)
+
+
 def test_hubs_read_the_card_of_a_checkpoint_without_losses(saved):
     checkpoint = dataclasses.replace(Checkpoint.load(saved()), losses={})
     card = ModelCard(model_card(checkpoint, checkpoint.build_model()))
