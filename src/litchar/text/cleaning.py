@@ -141,8 +141,11 @@ class Changes:
         if before == after:
             return
         old, new = codepoints(before), codepoints(after)
-        if np.array_equal(np.sort(old), np.sort(new)):  # combining marks in another order
-            old, new = old[old != new], new[:0]
+        if len(old) == len(new):
+            differ = old != new  # few, and the others cancel out
+            old, new = old[differ], new[differ]
+            if np.array_equal(np.sort(old), np.sort(new)):  # combining marks in another order
+                new = new[:0]
         count_into(counts, old, -1)
         count_into(counts, new)
 
