@@ -140,14 +140,16 @@ def make_plan(
         )
     swept = frozenset(_key(key) for key, one in overrides.items() if one.is_sweep_override())
     named = frozenset(map(_key, overrides))
+    ever_swept = swept | swept_keys(directory)
+    places = reversed([*directory.glob("*_*")])  # so that the first of each digest is kept
+    by_digest = {place.name.rpartition("_")[2]: place for place in places}
     jobs: dict[Path, list[str]] = {}
     for job_overrides, config in grid:
         # Sorted, so that two terminals starting at once agree on the name: neither sees the
         # other's directory yet.
         shown = sorted(text for text in job_overrides if _key(text) in (swept or named))
-        name = job_name(shown, identity(config, swept | swept_keys(directory)))
-        digest = name.rpartition("_")[2]
-        job = next(directory.glob(f"*_{digest}"), directory / name)
+        name = job_name(shown, identity(config, ever_swept))
+        job = by_digest.get(name.rpartition("_")[2], directory / name)
         jobs.setdefault(job, job_overrides)
     return Plan(directory, swept, named, identity(shared, swept), jobs)
 
