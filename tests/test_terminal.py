@@ -221,3 +221,21 @@ def test_a_comparison_and_a_report_that_nobody_reads_are_written(train, tmp_path
     for place, result in ((tmp_path, compared), (run_dir, reported)):
         assert (result.returncode, result.stderr) == (0, "")
         assert (place / "report.html").exists()
+
+
+def test_rows_are_printed_as_a_table_of_names_and_figures(capsys):
+    rows = [
+        {"what": "a", "ms/step": 1.23456, "steps": 1000, "ratio": None},
+        {"what": "longer", "ms/step": 20_000.0, "steps": 7, "ratio": 0.5},
+    ]
+    litchar.terminal.Terminal().print_rows(rows)
+    heads, *figures = (
+        [cell[1:-1] for cell in re.split("[┃│]", line)[1:-1]]
+        for line in capsys.readouterr().out.splitlines()
+        if line[0] in "┃│"
+    )
+    assert [head.strip() for head in heads] == [*rows[0]]
+    assert figures == [
+        ["a     ", "  1.235", " 1000", "     "],
+        ["longer", " 20,000", "    7", "  0.5"],
+    ]

@@ -22,8 +22,11 @@ def visible(text: str) -> str:
 
 
 def _cell(value: object) -> str:
-    """Return a figure with four significant digits, a name as it is, and nothing for None."""
-    return f"{value:,.4g}" if isinstance(value, float) else "" if value is None else str(value)
+    """Return a figure with at least four significant digits, never as 2e+04; a name as it is; and
+    nothing for None."""
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return "" if value is None else str(value)
 
 
 class Terminal(Console):

@@ -23,7 +23,7 @@ from litchar.generation import Sampling, generate
 from litchar.generation.readers import Prepared
 from litchar.serving.completions import Completions, Limits, build
 from litchar.serving.pieces import token_name
-from litchar.serving.protocol import RefusedError
+from litchar.serving.protocol import RefusedError, refusal
 from litchar.text import ByteVocabulary, Vocabulary
 
 LETTERS = Vocabulary("abcdefgh \n")
@@ -521,3 +521,20 @@ def test_a_prompt_that_is_too_long_is_refused_before_it_is_cleaned(server, monke
     monkeypatch.setattr(served, "cleaned", lambda text: "a")  # marks take time with their square
     with pytest.raises(RefusedError, match="101 tokens, but this server reads at most 100"):
         served.encode("a" * 101)
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (400, "invalid_request_error"),
+        (404, "invalid_request_error"),
+        (429, "rate_limit_error"),
+        (500, "server_error"),
+        (503, "server_error"),
+    ],
+)
+def test_an_error_is_of_the_kind_that_its_status_says(status, kind):
+    answer = refusal("why", status)
+    assert answer.status_code == status
+    error = {"message": "why", "type": kind, "param": None, "code": None}
+    assert json.loads(answer.body) == {"error": error}
