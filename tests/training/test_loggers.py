@@ -12,7 +12,7 @@ from torch.utils.tensorboard import FileWriter
 
 from conftest import scalars
 from litchar.training import loggers
-from litchar.training.loggers import MetricsCSV, TensorBoard
+from litchar.training.loggers import MetricsCSV, TensorBoard, hyperparameters
 from litchar.training.trainer import quiet_libraries
 
 
@@ -34,6 +34,18 @@ def test_a_step_has_one_row_whatever_was_logged_for_it(tmp_path):
         {"step": "10", "train/loss": "1.5", "val/loss": "1.75"},
         {"step": "15", "train/loss": "1.25", "val/loss": ""},
     ]
+
+
+def test_the_hparams_page_shows_the_settings_by_which_runs_are_compared():
+    settings = {
+        "seed": 1,
+        "run_dir": "/somewhere",
+        "model": {"n_layer": 2, "n_hidden": None},
+        "data": {"block_size": 8, "num_workers": 0},
+        "trainer": {"max_steps": 3, "log_every_n_steps": 5},
+    }
+    shown = {"seed": 1, "model.n_layer": 2, "data.block_size": 8, "trainer.max_steps": 3}
+    assert hyperparameters(settings) == shown
 
 
 def test_a_callback_that_counts_from_0_adds_no_row_out_of_order(tmp_path):
