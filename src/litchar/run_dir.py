@@ -1,4 +1,5 @@
-"""Where runs lie. One process at a time trains in a run's directory; a refused run leaves none.
+"""Where runs lie. One process at a time trains in a run's directory; a run that ends before it
+trains leaves none.
 
 Nothing heavy is imported here; see `litchar.cli`.
 """
@@ -76,8 +77,8 @@ def records(run_dir: Path) -> list[Path]:
 
 
 def remove_traces(run_dir: Path) -> None:
-    """Delete what Hydra wrote for a refused run: its directory, or only the latest record if the
-    directory is an earlier run's."""
+    """Delete what Hydra wrote for a run that did not begin: its directory, or only the latest
+    record if the directory is an earlier run's."""
     if {entry.name for entry in run_dir.iterdir()} <= {".hydra", ".lock", "train.log"}:
         shutil.rmtree(run_dir)
     elif (latest := records(run_dir)[0]).name != ".hydra":

@@ -1008,8 +1008,16 @@ def test_a_wrong_setting_is_the_users_error(train, tmp_path, setting):
     assert not (tmp_path / "outputs/runs/run").exists()
 
 
-@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied", "a"), MemoryError()])
-def test_a_run_that_the_system_refuses_leaves_nothing(train, tmp_path, monkeypatch, error):
+@pytest.mark.parametrize(
+    "error",
+    [
+        PermissionError(13, "Permission denied", "a"),
+        MemoryError(),
+        RuntimeError("of a model of one's own"),
+        Interrupted(15),
+    ],
+)
+def test_a_run_that_ends_before_training_leaves_nothing(train, tmp_path, monkeypatch, error):
     def refuse(*_):
         raise error
 

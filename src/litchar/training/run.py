@@ -84,9 +84,10 @@ def run(config: DictConfig, run_dir: Path, callbacks: Sequence[Callback] = ()) -
     with sole_owner(run_dir), contextlib.ExitStack() as leaving:
         try:
             ready = leaving.enter_context(made_ready(config, run_dir, terminal, callbacks))
-        except Exception as error:
-            if is_users(error) or isinstance(error, PermissionError) or is_out_of_memory(error):
-                remove_traces(run_dir)
+        except RankError:
+            raise  # train.log may hold that rank's traceback
+        except BaseException:
+            remove_traces(run_dir)
             raise
         summary = train(ready)
         data, history = ready.setup.data, ready.metrics.history
