@@ -22,6 +22,7 @@ from pathlib import Path
 # imported, which reads it once; subprocesses inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as in a run; also read once
+os.environ["DISABLE_MPS"] = "1"  # train on the CPU of a Mac
 
 import hydra
 import pytest
@@ -56,6 +57,11 @@ SMALL = (
     "trainer.log_every_n_steps=5",
     "trainer.val_check_interval=10",
 )
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("linux") and sys.platform != "linux":
+        pytest.skip("needs Linux")
 
 
 @pytest.fixture(autouse=True)

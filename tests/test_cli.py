@@ -345,7 +345,7 @@ def test_train_generate_and_evaluate_from_any_directory(
         (["--=1"], "ambiguous option: --=1 could match"),
         (["seed=1", "--max_steps", "5"], "--max_steps: there is no such option"),
         (["optimizer.lr=["], "optimizer.lr=[: Hydra cannot parse this"),
-        (["run_dir=/proc/nowhere"], "/proc/nowhere"),
+        (["run_dir=/dev/null/nowhere"], "/dev/null/nowhere"),
         (["--config-name", "mine"], "--config-name=mine: there is no such file in conf; leave it"),
     ],
 )

@@ -3,6 +3,7 @@
 import argparse
 import errno
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from litchar import benchmarks, cli
+from litchar import benchmarks, cli, signals
 from litchar.analysis import compare, report, scaling
 
 
@@ -63,6 +64,28 @@ def test_output_that_has_no_room_changes_no_exit_code(tmp_path):
             check=False,
         )
     assert (ended.returncode, ended.stderr) == (2, b"error: no room\n")
+
+
+class MacsPoll:
+    """`select.poll` of macOS, for a pipe without a reader."""
+
+    def register(self, stream, events):
+        self.events = events
+
+    def poll(self, timeout):
+        return [(1, select.POLLHUP)] if self.events else []
+
+
+def test_a_pipe_that_nobody_reads_is_known_on_linux_and_macos(monkeypatch):
+    reader, writer = os.pipe()
+    try:
+        assert not signals.is_unread(writer)
+        os.close(reader)
+        assert signals.is_unread(writer)
+        monkeypatch.setattr(select, "poll", MacsPoll)
+        assert signals.is_unread(writer)
+    finally:
+        os.close(writer)
 
 
 def test_a_directory_that_is_gone_is_named_in_one_line(tmp_path, monkeypatch, capsys):

@@ -25,24 +25,6 @@ def choose_device(name: str | None) -> torch.device:
     return device
 
 
-def device_of(accelerator: str) -> torch.device:
-    """Return the device that `trainer.accelerator` selects on this machine.
-
-    Raises:
-        UserError: the machine has no such device.
-    """
-    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
-        return torch.device("cuda")
-    if accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
-        return torch.device("mps")
-    if accelerator in ("gpu", "cuda", "mps"):
-        raise UserError(
-            f"trainer.accelerator={accelerator}: torch finds no such device on this machine; "
-            "try trainer.accelerator=auto"
-        )
-    return torch.device("cpu")
-
-
 def device_name(device: torch.device) -> str:
     """Return a human-readable name of the device."""
     if device.type == "cuda":

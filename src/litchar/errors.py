@@ -20,13 +20,17 @@ def is_disk_full(error: OSError) -> bool:
     return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
+# Of a CPU, and of an Apple GPU: of all its memory, and of more than one buffer may have.
+OUT_OF_MEMORY = ("can't allocate memory", "MPS backend out of memory", "Invalid buffer size")
+
+
 def is_out_of_memory(error: BaseException | None) -> bool:
     """Return whether memory ran out. torch, which takes seconds to import and so is not imported
-    here, has an exception of its own for GPU memory and none for CPU memory."""
+    here, has an exception of its own for the memory of CUDA GPUs only."""
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
-        or "can't allocate memory" in str(error)
+        or any(words in str(error) for words in OUT_OF_MEMORY)
     )
 
 

@@ -73,8 +73,9 @@ def noted() -> Iterator[Callable[[], list[int]]]:
 def is_unread(stream: int) -> bool:
     """Return whether the pipe or terminal that a file descriptor writes to has no reader left."""
     poll = select.poll()
-    poll.register(stream, 0)
-    return any(event & select.POLLERR for _, event in poll.poll(0))
+    poll.register(stream, select.POLLOUT)  # macOS tells nothing to who asks for nothing
+    gone = select.POLLERR | select.POLLHUP  # of a pipe, Linux sets the first, macOS the second
+    return any(event & gone for _, event in poll.poll(0))
 
 
 def discard(stream: int) -> None:

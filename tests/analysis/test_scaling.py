@@ -97,6 +97,7 @@ def test_the_table_has_a_row_for_each_model_and_number_of_devices(capsys):
     assert capsys.readouterr().out.count("12 x 768") == 2
 
 
+@pytest.mark.linux
 @pytest.mark.slow
 def test_a_measurement_ends_when_all_of_its_processes_are_told_to():
     command = [sys.executable, str(ROOT / "scripts/scaling.py"), "--measure", "--steps", "100000"]

@@ -107,10 +107,13 @@ def test_what_cannot_be_read_now_is_not_called_damaged(content, save, monkeypatc
         Checkpoint.load(path)
 
 
-def test_a_file_system_that_cannot_flush_a_directory_is_saved_to(content, save, monkeypatch):
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP])
+def test_a_file_system_that_cannot_flush_a_directory_is_saved_to(
+    content, save, monkeypatch, number
+):
     def flush(descriptor):
         if stat.S_ISDIR(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EINVAL, "Invalid argument")
+            raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "fsync", flush)
     assert Checkpoint.load(save(content)).step == 7

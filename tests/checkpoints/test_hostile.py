@@ -104,6 +104,7 @@ def test_a_compiled_torchscript_archive_is_refused(tmp_path):
     refused(path)
 
 
+@pytest.mark.linux
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -165,6 +166,7 @@ class Masked(torch.nn.Module):
         self.register_buffer("mask", torch.ones(block_size, block_size), persistent=False)
 
 
+@pytest.mark.linux
 def test_buffers_that_would_take_too_much_memory_are_refused(content, tmp_path, monkeypatch):
     monkeypatch.setattr(Masked, "__module__", "litchar.models")
     monkeypatch.setattr(litchar.models, "Masked", Masked, raising=False)
@@ -178,6 +180,7 @@ def test_buffers_that_would_take_too_much_memory_are_refused(content, tmp_path, 
     assert peak_kilobytes() - before < 200_000
 
 
+@pytest.mark.linux
 def test_weights_that_claim_more_than_is_stored_are_refused(content, tmp_path):
     sizes = SIZES | {"n_embd": 2**13}
     with torch.device("meta"):

@@ -51,6 +51,7 @@ def memory(name: str) -> int:
     return int(status.split(f"{name}:")[1].split()[0]) * 1024
 
 
+@pytest.mark.linux
 def test_a_store_of_20_gb_trains_in_the_memory_of_its_batches(train, big_store):
     train("trainer.max_steps=2", name="first")  # whatever a first run loads
     before = memory("VmRSS")
@@ -85,6 +86,7 @@ class Weighing(RandomWindows):
         return memory("RssAnon") + memory("RssShmem")
 
 
+@pytest.mark.linux
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_no_worker_has_a_copy_of_the_tokens(tmp_path, method):

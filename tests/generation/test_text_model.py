@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
+from torch.overrides import TorchFunctionMode
 
 import litchar
 from conftest import ROOT, summary
@@ -22,6 +23,23 @@ from litchar.generation.scoring import Score, log_probs_of
 from litchar.generation.text_model import TextModel
 from litchar.generation.writing import Settings, write
 from litchar.text import ByteVocabulary
+
+
+class AppleGPU(TorchFunctionMode):
+    """Refuses float64 as Apple's GPUs do, except for what was moved to the CPU before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.moved: list[torch.Tensor] = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is torch.Tensor.double and not any(args[0] is tensor for tensor in self.moved):
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+        result = function(*args, **(kwargs or {}))
+        if function is torch.Tensor.cpu:
+            self.moved.append(result)
+        return result
+
 
 TINY = ("trainer.max_steps=2", "trainer.val_check_interval=1")
 
@@ -117,7 +135,8 @@ def test_a_document_is_scored_behind_its_boundary_as_the_evaluation_does(train, 
     model = litchar.load(train(*text, *sizes, *TINY, only=True), device="cpu")
     ids = model.encode("11 and 22").astype(np.int64)
     closed = torch.from_numpy(np.concatenate(([0], ids, [0])))
-    whole = document_losses(model.model, closed, 1, torch.device("cpu"))
+    with AppleGPU():
+        whole = document_losses(model.model, closed, 1, torch.device("cpu"))
     score = model.score("11 and 22")
     end = log_probs_of(model.model, closed.numpy())[-1]  # which a score does not count
     assert -score.log_probs.sum() - end == pytest.approx(whole.item(), abs=1e-4)

@@ -269,6 +269,7 @@ def test_a_browser_takes_no_longer_prompt_than_the_server(url):
     assert 'name="prompt" rows="4" maxlength="16384"' in httpx.get(url).text
 
 
+@pytest.mark.linux
 def test_a_run_whose_name_is_no_text_is_left_out(url, directory):
     run = directory / "outputs/runs" / os.fsdecode(b"bad\xff")
     shutil.copytree(directory / "outputs/runs/letters", run)

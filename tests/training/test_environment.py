@@ -147,3 +147,13 @@ def test_the_next_run_of_a_process_is_another_one_at_weights_and_biases(monkeypa
     process.begin()
     assert wandb.run is None
     process.begin()  # nothing is under way
+
+
+def test_a_sweeps_job_has_no_peak_that_may_be_an_earlier_ones(tmp_path, monkeypatch):
+    cpu = torch.device("cpu")
+    monkeypatch.setitem(process._started, "jobs", 2)
+    assert process.peak_memory_bytes(cpu) > 1e7
+    monkeypatch.setattr(process, "Path", lambda name: tmp_path / name.lstrip("/"))  # as on macOS
+    assert process.peak_memory_bytes(cpu) is None
+    monkeypatch.setitem(process._started, "jobs", 1)
+    assert process.peak_memory_bytes(cpu) > 1e7

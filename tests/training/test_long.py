@@ -24,6 +24,7 @@ class Watch(Callback):
             )
 
 
+@pytest.mark.linux
 @pytest.mark.slow
 def test_twenty_thousand_steps_grow_nothing(train):
     Watch.seen.clear()

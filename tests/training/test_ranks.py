@@ -21,6 +21,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
+from lightning.fabric.accelerators import MPSAccelerator
 from omegaconf import OmegaConf
 from torch.distributed import HashStore
 from torch.distributed.fsdp import FSDPModule
@@ -31,7 +32,7 @@ from litchar.checkpoints import Checkpoint, load
 from litchar.errors import DivergedError, Interrupted, RankError, UserError
 from litchar.launched import Place, launched
 from litchar.training import ranks
-from litchar.training.devices import settle_devices
+from litchar.training.devices import device_of, settle_devices
 
 SETTING = ("scheduler=constant", "trainer.max_steps=20", "trainer.val_check_interval=10")
 TWO = ("trainer=ddp", "trainer.devices=2")
@@ -177,6 +178,7 @@ def test_a_failed_rank_says_why(train, tmp_path):
     assert summary(tmp_path / "outputs/runs/zero")["error"] == "lost the thread"
 
 
+@pytest.mark.linux
 def test_a_second_signal_ends_a_run_that_waits_for_a_rank_for_ever(train, tmp_path, monkeypatch):
     """Rank 0 is in a collective, where Python handles no signal; rank 1 never joins it."""
     monkeypatch.setattr(ranks, "NOTICE_SECONDS", 0.1)
@@ -203,6 +205,7 @@ def test_a_second_signal_ends_a_run_that_waits_for_a_rank_for_ever(train, tmp_pa
     assert Checkpoint.load(tmp_path / "outputs/runs/run/checkpoints/last.ckpt").step == 10
 
 
+@pytest.mark.linux
 def test_a_second_signal_to_rank_0_keeps_it_waiting_for_no_rank(train, tmp_path, monkeypatch):
     """Rank 1, which got none, waits in a collective that rank 0 never joins."""
     monkeypatch.setattr(ranks, "NOTICE_SECONDS", 0.1)
@@ -373,6 +376,25 @@ def test_what_devices_cannot_run_is_refused(compose, overrides, device, words):
         settle_devices(compose(*overrides).trainer, torch.device(device))
 
 
+@pytest.mark.parametrize(
+    ("processor", "disabled", "chosen"),
+    [("arm", "0", "mps"), ("arm", "1", "cpu"), ("i386", "0", "cpu")],
+)
+def test_an_apple_gpu_is_chosen_where_lightning_trains_on_it(
+    monkeypatch, processor, disabled, chosen
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr("platform.processor", lambda: processor)
+    monkeypatch.setenv("DISABLE_MPS", disabled)
+    MPSAccelerator.is_available.cache_clear()
+    try:
+        assert device_of("auto") == torch.device(chosen)
+    finally:
+        monkeypatch.undo()
+        MPSAccelerator.is_available.cache_clear()
+
+
 def test_a_signal_before_the_run_has_begun_waits_for_no_rank(monkeypatch):
     follower = Mock(stdin=None, poll=Mock(return_value=None))
     monkeypatch.setattr(ranks, "_start", lambda *_: follower)
@@ -521,6 +543,7 @@ def state(pid: int) -> str:
         return ""
 
 
+@pytest.mark.linux
 @pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_no_rank_outlives_the_first(command, tmp_path, signum):

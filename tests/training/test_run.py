@@ -953,11 +953,19 @@ def test_lightnings_csv_files_stand_beside_tensorboard(train):
     assert list(run_dir.glob("tensorboard/events*"))
 
 
-def test_out_of_memory_names_a_batch_size_that_may_fit(train, monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 9.05 GiB, max allowed: 9.07 GiB)"),
+        RuntimeError("Invalid buffer size: 20.00 GiB"),  # of MPS too
+    ],
+)
+def test_out_of_memory_names_a_batch_size_that_may_fit(train, monkeypatch, error):
     from litchar.training import module
 
     def exhausted(*_):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        raise error
 
     monkeypatch.setattr(module, "mean_loss", exhausted)
     with pytest.raises(UserError, match=r"out of memory at step 0; try data\.batch_size=4 "):

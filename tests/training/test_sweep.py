@@ -129,6 +129,7 @@ def test_a_place_that_can_be_no_directory_is_named_in_one_line(sweep, tmp_path):
     assert swept.err.count("\n") == 1
 
 
+@pytest.mark.linux
 @pytest.mark.slow
 def test_a_text_whose_name_is_no_utf8_is_swept_and_compared(sweep, text_file):
     named = text_file.with_name(os.fsdecode(b"caf\xe9.txt"))
@@ -502,6 +503,7 @@ def trained(directory):
     return len(list(directory.glob("*/tensorboard/events*")))
 
 
+@pytest.mark.linux
 @pytest.mark.slow
 def test_memory_and_files_stay_as_they_were_after_the_first_jobs(sweep, monkeypatch):
     resident, files = [], []

@@ -309,6 +309,7 @@ def test_the_report_needs_nothing_beside_it(finished):
     assert not list(study.rglob(".draft*")) + list((study / "workers").iterdir())
 
 
+@pytest.mark.linux
 def test_a_text_whose_name_is_no_utf8_is_searched(tune, text_file, tmp_path, monkeypatch):
     monkeypatch.setattr(tuning, "write_report", report.write_report)
     named = text_file.rename(text_file.with_name(os.fsdecode(b"caf\xe9.txt")))

@@ -55,7 +55,7 @@ def document_losses(
         loss = F.cross_entropy(
             logits.transpose(1, 2), targets, ignore_index=IGNORED, reduction="none"
         )
-        np.add.at(losses, documents[batch], loss.sum(1).double().cpu().numpy())
+        np.add.at(losses, documents[batch], loss.sum(1).cpu().double().numpy())
     return losses
 
 

@@ -13,14 +13,18 @@ from litchar.benchmarks import spread
 from litchar.errors import UserError
 
 MEASURED = """
-import os, sys, time
+import os, resource, sys, time
 from pathlib import Path
 from litchar.text import Corpus, open_store
 began = time.perf_counter()
 store = open_store(Corpus([Path(sys.argv[1])]))
 seconds = time.perf_counter() - began
-status = Path("/proc/self/status").read_text()
-print(seconds, int(status.split("VmHWM:")[1].split()[0]) / 1024)
+try:
+    status = Path("/proc/self/status").read_text()
+    peak = int(status.split("VmHWM:")[1].split()[0]) / 1024
+except OSError:  # on macOS, in bytes; on Linux it would count the parent's memory
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+print(seconds, peak)
 """
 
 

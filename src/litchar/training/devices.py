@@ -1,13 +1,31 @@
-"""The number of devices of a run: which a configuration may ask for, and how many it means."""
+"""The devices of a run: which kind and how many its configuration means."""
 
 from typing import Any
 
 import torch
-from lightning.pytorch.accelerators import CPUAccelerator, CUDAAccelerator
+from lightning.pytorch.accelerators import CPUAccelerator, CUDAAccelerator, MPSAccelerator
 from omegaconf import DictConfig, OmegaConf
 
 from litchar.errors import UserError, check_integer
 from litchar.launched import Place, launched
+
+
+def device_of(accelerator: str) -> torch.device:
+    """Return the device that `trainer.accelerator` selects on this machine.
+
+    Raises:
+        UserError: the machine has no such device.
+    """
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return torch.device("cuda")
+    if accelerator in ("auto", "gpu", "mps") and MPSAccelerator.is_available():
+        return torch.device("mps")
+    if accelerator in ("gpu", "cuda", "mps"):
+        raise UserError(
+            f"trainer.accelerator={accelerator}: torch finds no such device on this machine; "
+            "try trainer.accelerator=auto"
+        )
+    return torch.device("cpu")
 
 
 def settle_devices(trainer: DictConfig, device: torch.device) -> Place:

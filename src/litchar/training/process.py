@@ -50,13 +50,16 @@ def seconds_since_start() -> float:
         return time.monotonic() - _started["at"]
 
 
-def peak_memory_bytes(device: torch.device) -> int:
-    """Return the peak memory: allocated on a CUDA device, else resident in this process."""
+def peak_memory_bytes(device: torch.device) -> int | None:
+    """Return the peak memory of a run: allocated on a CUDA device, else resident in this process;
+    None if that of an earlier run may have been higher."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:
         status = Path("/proc/self/status").read_text()
         return int(status.split("VmHWM:")[1].split()[0]) * 1024
-    except (OSError, IndexError):
+    except (OSError, IndexError):  # no /proc outside Linux
+        if _started["jobs"] > 1:
+            return None
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024

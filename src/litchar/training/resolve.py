@@ -11,11 +11,11 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from litchar.checkpoints import Checkpoint, find
-from litchar.device import device_of
 from litchar.errors import UserError
 from litchar.overrides import literal
 from litchar.settings import MAY_CHANGE, absolute_paths, flatten, plain, within
 from litchar.training.checks import check_epochs, check_whole_steps
+from litchar.training.devices import device_of
 
 
 def resolve_by_device(config: DictConfig) -> torch.device:

@@ -19,7 +19,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from litchar import signals
 from litchar.checkpoints.checkpoint import best_of
-from litchar.device import device_of
 from litchar.errors import (
     BusyError,
     DivergedError,
@@ -39,7 +38,7 @@ from litchar.training import environment, process
 from litchar.training.callbacks import Metrics, Samples, flops_per_token, tensorboards
 from litchar.training.checkpointing import Checkpoints, link_or_copy
 from litchar.training.compilation import compile_or_say_why_not, load_kernels
-from litchar.training.devices import settle_devices
+from litchar.training.devices import device_of, settle_devices
 from litchar.training.loggers import MetricsCSV, TensorBoard, hyperparameters
 from litchar.training.module import callbacks_of
 from litchar.training.outcome import headline, print_outcome

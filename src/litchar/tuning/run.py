@@ -17,7 +17,6 @@ from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 
 from litchar.atomic import atomic_write
-from litchar.device import device_of
 from litchar.errors import (
     BusyError,
     DivergedError,
@@ -37,7 +36,7 @@ from litchar.settings import read_json
 from litchar.terminal import Terminal
 from litchar.training import run as training
 from litchar.training.callbacks import is_validation, metrics_of
-from litchar.training.devices import settle_devices
+from litchar.training.devices import device_of, settle_devices
 from litchar.training.trainer import quiet_libraries
 from litchar.tuning.report import described, print_report, write_report
 from litchar.tuning.slots import root
