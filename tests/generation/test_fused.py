@@ -76,9 +76,9 @@ def test_a_long_cache_is_attended_to_in_parts(monkeypatch, position):
     torch.testing.assert_close(y, expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.filterwarnings("ignore:All-NaN")  # of the interpreter
+@pytest.mark.filterwarnings("ignore:All-NaN", "ignore:invalid value")  # of the interpreter
 @pytest.mark.parametrize("V", [1, 64, 70])
-@pytest.mark.parametrize("temperature", [1.0, 0.3, 1e-3, 0.0])
+@pytest.mark.parametrize("temperature", [np.inf, 1.0, 0.3, 1e-3, 0.0])
 def test_a_gpu_chooses_what_the_cpu_would(temperature, V):  # noqa: N803
     """At 1e-3 most probabilities are 0, which no uniform number may select."""
     B, N = 40, 4  # noqa: N806

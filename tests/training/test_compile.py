@@ -7,7 +7,7 @@ from functools import partial
 import lightning as L
 import pytest
 import torch._inductor.config
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelPruning
 
 import litchar.models
 from conftest import summary
@@ -93,6 +93,7 @@ def test_a_copy_of_a_model_has_no_graph_of_its_own():
         ({"callbacks": [GradientAccumulationScheduler({0: 2})]}, False),
         ({"strategy": "ddp", "devices": 1}, False),
         ({"detect_anomaly": True}, False),
+        ({"callbacks": [ModelPruning("l1_unstructured", amount=0.3)]}, False),
     ],
 )
 def test_a_graph_is_replayed_where_its_gradients_may_be_overwritten(settings, replayed):

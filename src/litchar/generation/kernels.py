@@ -255,7 +255,8 @@ def sample(
         chosen = tl.min(tl.where(logits == best, v, BLOCK_V), 0)
         chosen = tl.where(chosen < V, chosen, 0)  # no logit is a number
     else:
-        probs = tl.exp((logits.to(tl.float64) - best) / temperature)
+        # Lanes beyond V hold -inf: divided by an infinite temperature it would not be a number.
+        probs = tl.where(v < V, tl.exp((logits.to(tl.float64) - best) / temperature), 0.0)
         cumulative = tl.cumsum(probs, 0)
         chosen = tl.sum((cumulative <= uniform * tl.sum(probs, 0)).to(tl.int32), 0)
         # Rounding could select an id of probability 0.

@@ -1,5 +1,7 @@
 """Recurrent models: torch's GRU or LSTM between an embedding and a linear head."""
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor, nn
 
@@ -83,5 +85,10 @@ class Recurrent(nn.Module):
             idx: (B, T) int64
             state: the state that `step` returned for the preceding ids, or None to start a text.
         """
-        hidden, state = self.layers(self.dropout(self.token_embedding(idx)), state)
+        embedded = self.dropout(self.token_embedding(idx))
+        # Under autocast, even to bfloat16, cuDNN would compute in float16, in which gradients
+        # vanish unless the loss is scaled.
+        as_they_are = torch.autocast("cuda", enabled=False) if idx.is_cuda else nullcontext()
+        with as_they_are:
+            hidden, state = self.layers(embedded, state)
         return self.head(self.dropout(hidden)), state

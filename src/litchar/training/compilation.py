@@ -6,7 +6,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelPruning
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import nn
 
@@ -55,15 +55,16 @@ def can_replay(model: nn.Module, trainer: L.Trainer, device: torch.device) -> bo
     """Return whether a batch's loss and gradients may come from a CUDA graph.
 
     A graph repeats the same operations in the same memory. That rules out gradient accumulation,
-    several ranks, a loss scale that changes and anomaly detection; and dropout between the layers
-    of a recurrent model, as it is the CPU that tells cuDNN what to drop.
+    several ranks, a loss scale that changes, pruning and anomaly detection; and dropout between the
+    layers of a recurrent model, as it is the CPU that tells cuDNN what to drop.
     """
     one_gpu = isinstance(trainer.strategy, SingleDeviceStrategy) and device.type == "cuda"
     schedules = callbacks_of(trainer, GradientAccumulationScheduler)
     adds_up = trainer.accumulate_grad_batches > 1 or bool(schedules)
     scaled = getattr(trainer.precision_plugin, "scaler", None) is not None  # float16
+    prunes = bool(callbacks_of(trainer, ModelPruning))
     drops = any(isinstance(m, nn.RNNBase) and m.dropout for m in model.modules())
-    return one_gpu and not (adds_up or scaled or trainer._detect_anomaly or drops)
+    return one_gpu and not (adds_up or scaled or prunes or trainer._detect_anomaly or drops)
 
 
 def load_kernels(module: LanguageModel, trainer: L.Trainer) -> None:
@@ -79,7 +80,7 @@ def load_kernels(module: LanguageModel, trainer: L.Trainer) -> None:
             parameter.grad = torch.zeros_like(parameter)
         torch.nn.utils.clip_grad_norm_(trial.parameters(), 1.0)
         optimizer.step()
-        torch.cuda.synchronize()  # before its tensors are freed
+        torch.cuda.synchronize(trainer.strategy.root_device)  # before its tensors are freed
 
 
 def compiled_loss(device: torch.device) -> Loss:

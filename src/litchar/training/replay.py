@@ -49,7 +49,9 @@ class ReplayedLoss:
     def __call__(self, model: nn.Module, idx: Tensor, targets: Tensor) -> Tensor:
         """Return the loss of a batch: () float32."""
         if self._trained() != self._captured:  # e.g. a layer has been frozen
-            self._capture()
+            del self.graph, self.loss, self.gradients  # there may be no room for two
+            with torch.random.fork_rng([self.device]):  # warming up must not change what is dropped
+                self._capture()
         self.idx.copy_(idx)
         self.targets.copy_(targets)
         self.graph.replay()
@@ -77,6 +79,7 @@ class ReplayedLoss:
 
         def forget() -> None:
             self.model.zero_grad(set_to_none=True)
+            torch.clear_autocast_cache()  # or the graph would not cast the weights again
             torch.cuda.empty_cache()  # or the graph's memory would come on top of the warm-up's
 
         forget()
