@@ -16,12 +16,13 @@ import numpy as np
 import openai
 import pytest
 import torch
+from omegaconf import OmegaConf
 from servers import running, save, untrained
 
 from litchar.checkpoints import Checkpoint
 from litchar.generation import Sampling, generate
 from litchar.generation.readers import Prepared
-from litchar.serving.completions import Completions, Limits, build
+from litchar.serving.completions import Completions, build
 from litchar.serving.pieces import token_name
 from litchar.serving.protocol import RefusedError, refusal
 from litchar.text import ByteVocabulary, Vocabulary
@@ -46,7 +47,7 @@ def serving(directory, vocabulary, name, data=None, **limits):
     model = untrained(vocabulary)
     checkpoint = Checkpoint.load(save(directory / f"{name}.ckpt", vocabulary, model, **data or {}))
     prepared = Prepared(checkpoint.build_model())
-    served = Completions(checkpoint, prepared, name, Limits(**(LIMITS | limits)))
+    served = Completions(checkpoint, prepared, name, OmegaConf.create(LIMITS | limits))
     try:
         with running(build(served), served.batcher.close) as url:
             yield url, served

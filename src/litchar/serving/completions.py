@@ -5,7 +5,6 @@ import json
 import secrets
 import time
 from collections.abc import AsyncIterator, Sequence, Sized
-from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
 from typing import Any, TypeVar
@@ -13,6 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 from fastapi import FastAPI, Request
 from fastapi.responses import Response, StreamingResponse
+from omegaconf import DictConfig
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -31,29 +31,16 @@ CLIENT_CLOSED_REQUEST = 499  # as in nginx's log
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """Limits on each request and on all of them together.
+class Completions:
+    """A model and the batcher that answers requests for it.
 
-    Attributes:
-        max_tokens: longest text, in tokens.
-        max_prompt: longest prompt, in tokens.
-        at_once: texts generated together.
-        waiting: texts that may be queued.
-        body_bytes: size of a request's body.
+    Args:
+        limits: on each request and on all of them together, see `conf/serve.yaml`.
     """
 
-    max_tokens: int
-    max_prompt: int
-    at_once: int
-    waiting: int
-    body_bytes: int
-
-
-class Completions:
-    """A model and the batcher that answers requests for it."""
-
-    def __init__(self, checkpoint: Checkpoint, model: Prepared, name: str, limits: Limits) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, model: Prepared, name: str, limits: DictConfig
+    ) -> None:
         self.vocabulary = checkpoint.vocabulary
         self.cleaned = checkpoint.cleaned
         self.model = model

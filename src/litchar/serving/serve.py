@@ -1,6 +1,5 @@
 """`scripts/serve.py`: serve a trained model over the OpenAI completions protocol."""
 
-from dataclasses import fields
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -19,17 +18,17 @@ def run(config: DictConfig) -> None:
     Raises:
         UserError: the checkpoint, the address or a limit is invalid.
     """
-    names = [field.name for field in fields(completions.Limits)]
-    for name in (*names, "shutdown_seconds"):
-        check_integer(name, config[name], least=0 if name in ("waiting", "shutdown_seconds") else 1)
-    limits = completions.Limits(**{name: config[name] for name in names})
+    for name in ("max_tokens", "max_prompt", "at_once", "body_bytes"):
+        check_integer(name, config[name], least=1)
+    for name in ("waiting", "shutdown_seconds"):
+        check_integer(name, config[name], least=0)
     device = choose_device(config.device)
     with host.bind(config.host, config.port) as listening:
         path = find(config.checkpoint, Path(config.outputs_dir))
         checkpoint = Checkpoint.load(path)
         model = Prepared(checkpoint.build_model(device))
         name = str(config.name or model_name(path))
-        served = completions.Completions(checkpoint, model, name, limits)
+        served = completions.Completions(checkpoint, model, name, config)
         url = host.address(listening)
         said = f"{path}, step {checkpoint.step:,}\nmodel {name} at {url}/v1, Ctrl-C ends"
         app, close = completions.build(served), served.batcher.close
