@@ -226,7 +226,7 @@ def test_an_archive_that_unpacks_to_more_than_its_size_is_refused(content, tmp_p
     ],
 )
 def test_a_data_source_from_a_checkpoint_is_the_projects_own(content, tmp_path, target):
-    from litchar.analysis.evaluate import split_of
+    from litchar.analysis.evaluate import splits_of
 
     content["litchar"]["config"]["data"] = {
         "_target_": "litchar.data.TextDataModule",
@@ -235,7 +235,7 @@ def test_a_data_source_from_a_checkpoint_is_the_projects_own(content, tmp_path, 
     path = tmp_path / "hostile.ckpt"
     torch.save(content, path)
     with pytest.raises(UserError, match="it was not built; name its text by path"):
-        split_of(Checkpoint.load(path), "val")
+        splits_of(Checkpoint.load(path))
 
 
 def writes(file):

@@ -45,23 +45,7 @@ def run(config: DictConfig) -> float:
     unit = checkpoint.vocabulary.unit
     place = check_place(config.documents, checkpoint.vocabulary.document)
     terminal = Terminal()
-    if config.data.path is None or config.split is not None:
-        split = config.split or "val"
-        tokens, what = split_of(checkpoint, split, config.data), f"the {split} split"
-    else:
-        corpus = checkpoint.cleaning.of(Corpus.find(**config.data))
-        tokens, unknown, count, share = encode_known(checkpoint, corpus)
-        what = str(corpus)
-        if corpus.fingerprint() == checkpoint.provenance["fingerprint"]:
-            terminal.say(
-                "This is the text that the model was trained on; split=val scores the part that "
-                "it was not trained on"
-            )
-        if count:
-            done, why = "Left out", "that the model never saw"
-            if checkpoint.vocabulary.replaces:  # rare ones in training, too
-                done, why = "Read as U+FFFD", "that are not in the vocabulary"
-            terminal.say(f"{done}: {count:,} characters ({share:.2%}) {why}: {describe(unknown)}")
+    tokens, what = _text(config, checkpoint, terminal)
     if len(tokens) < 2:
         raise UserError(f"{what} has {len(tokens)} {unit}s that the model knows; it needs 2")
     model = checkpoint.build_model(device)
@@ -100,21 +84,31 @@ def _check(config: DictConfig) -> None:
         )
 
 
-def split_of(
-    checkpoint: Checkpoint, name: str, elsewhere: Mapping[str, Any] | None = None
-) -> Tensor:
-    """Return a split of the text that `checkpoint` was trained on: (N,) ids.
-
-    Args:
-        elsewhere: see `splits_of`.
+def _text(config: DictConfig, checkpoint: Checkpoint, terminal: Terminal) -> tuple[Tensor, str]:
+    """Return the ids to score, (N,), and their name; print what there is to know about them.
 
     Raises:
-        UserError: the text is gone or has changed, or has no such split.
+        UserError: the text cannot be read, or has no such split.
     """
-    splits = splits_of(checkpoint, elsewhere)
-    if name not in splits:
-        raise UserError(f"split={name}: this run only has {', '.join(splits)}")
-    return splits[name]
+    if config.data.path is None or config.split is not None:
+        split = config.split or "val"
+        splits = splits_of(checkpoint, config.data)
+        if split not in splits:
+            raise UserError(f"split={split}: this run only has {', '.join(splits)}")
+        return splits[split], f"the {split} split"
+    corpus = checkpoint.cleaning.of(Corpus.find(**config.data))
+    tokens, unknown, count, share = encode_known(checkpoint, corpus)
+    if corpus.fingerprint() == checkpoint.provenance["fingerprint"]:
+        terminal.say(
+            "This is the text that the model was trained on; split=val scores the part that "
+            "it was not trained on"
+        )
+    if count:
+        done, why = "Left out", "that the model never saw"
+        if checkpoint.vocabulary.replaces:  # rare ones in training, too
+            done, why = "Read as U+FFFD", "that are not in the vocabulary"
+        terminal.say(f"{done}: {count:,} characters ({share:.2%}) {why}: {describe(unknown)}")
+    return tokens, str(corpus)
 
 
 def splits_of(checkpoint: Checkpoint, elsewhere: Mapping[str, Any] | None = None) -> Splits:
