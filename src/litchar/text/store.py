@@ -186,25 +186,16 @@ def _encode_to(path: Path, corpus: Corpus, vocabulary: Vocabulary, shuffle: bool
 
 def _save(path: Path, dtype: np.dtype, pieces: Iterable[np.ndarray]) -> None:
     """Write a one-dimensional array in the .npy format, piece by piece."""
-
-    def write_header(length: int) -> None:
-        file.seek(0)
-        np.lib.format.write_array_header_1_0(
-            file,
-            {
-                "descr": np.lib.format.dtype_to_descr(dtype),
-                "fortran_order": False,
-                "shape": (length,),
-            },
-        )
-
-    with open(path, "wb") as file:  # not through a memory map: its pages would count as this
-        write_header(0)  # process's memory
+    header = np.lib.format.header_data_from_array_1_0(np.empty(0, dtype))
+    # Not through a memory map, whose pages would count as this process's memory.
+    with open(path, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
         length = 0
         for piece in pieces:
             file.write(piece.data)
             length += len(piece)
-        write_header(length)  # numpy's header has room for any length
+        file.seek(0)  # numpy's header has room for any length
+        np.lib.format.write_array_header_1_0(file, header | {"shape": (length,)})
         file.flush()
         os.fsync(file.fileno())
 
