@@ -53,28 +53,33 @@ def check(repeats: int, place: Path | None) -> None:
 
 
 def run_training(directory: Path, *overrides: str) -> dict[str, Any]:
-    """Run `train.py` in a subprocess, with its cache in `directory`; return its summary.
-
-    Raises:
-        UserError: `train.py` refuses `overrides`.
-    """
+    """Run `train.py` in a subprocess, with its cache in `directory`; return its summary."""
     script = Path(sys.argv[0]).resolve().with_name("train.py")
     run_dir = directory / f"run{len(list(directory.glob('run*')))}"
     command = [sys.executable, str(script), f"run_dir={run_dir}", *overrides]
     environment = os.environ | {"LITCHAR_CACHE": str(directory / "cache")}
-    finished = subprocess.run(
-        [*command, "trainer.enable_progress_bar=false"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if finished.returncode == 2:  # invalid input, reported in one line
+    output_of([*command, "trainer.enable_progress_bar=false"], env=environment)
+    summary: dict[str, Any] = json.loads((run_dir / "summary.json").read_text())
+    return summary
+
+
+def output_of(command: list[str], **options: Any) -> str:
+    """Return what a command prints.
+
+    Args:
+        options: of `subprocess.run`.
+
+    Raises:
+        UserError: it refused its input: its exit code is 2, its last line says why.
+        SystemExit: it failed.
+    """
+    finished = subprocess.run(command, capture_output=True, text=True, check=False, **options)
+    if finished.returncode == 2:
         raise UserError(finished.stderr.strip().rpartition("\n")[2].removeprefix("error: "))
     if finished.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{finished.stderr[-2000:]}")
-    summary: dict[str, Any] = json.loads((run_dir / "summary.json").read_text())
-    return summary
+    output: str = finished.stdout
+    return output
 
 
 def spread(figure: str, measured: Sequence[float]) -> dict[str, float]:

@@ -2,14 +2,13 @@
 
 import argparse
 import os
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from litchar.benchmarks import spread
+from litchar.benchmarks import output_of, spread
 from litchar.errors import UserError
 
 MEASURED = """
@@ -78,9 +77,8 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
 def _build(path: Path, cache: Path) -> tuple[float, float]:
     """Build the store in a subprocess; return its seconds and peak resident memory in MB."""
     environment = os.environ | {"LITCHAR_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", MEASURED, str(path)]
-    output = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    seconds, peak = map(float, output.stdout.split())
+    output = output_of([sys.executable, "-c", MEASURED, str(path)], env=environment)
+    seconds, peak = map(float, output.split())
     return seconds, peak
 
 

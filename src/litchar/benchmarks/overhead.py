@@ -6,7 +6,6 @@ import csv
 import itertools
 import operator
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from omegaconf import DictConfig
 
-from litchar.benchmarks import run_training, spread
+from litchar.benchmarks import output_of, run_training, spread
 from litchar.errors import UserError
 
 if TYPE_CHECKING:
@@ -96,12 +95,7 @@ def _under_the_trainer(options: argparse.Namespace) -> float:
 
 def _bare(options: argparse.Namespace, form: str) -> float:
     command = [sys.executable, "-m", __name__, sys.argv[0], options.experiment, form]
-    finished = subprocess.run(
-        [*command, str(options.steps)], capture_output=True, text=True, check=False
-    )
-    if finished.returncode:
-        raise SystemExit(f"{' '.join(command)} failed:\n{finished.stderr[-2000:]}")
-    return float(finished.stdout)
+    return float(output_of([*command, str(options.steps)]))
 
 
 def time_bare_loop(script: str, experiment: str, form: str, steps: int) -> float:

@@ -5,7 +5,6 @@ import os
 import pickle
 import re
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -14,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from litchar.benchmarks import run_training, spread
+from litchar.benchmarks import output_of, run_training, spread
 from litchar.errors import UserError
 from litchar.text import Corpus, Vocabulary
 
@@ -144,7 +143,7 @@ def _nanogpt(peer: Path, text: Path, directory: Path, seed: int, device: str) ->
     last, settings = SETTINGS[device]
     command = [sys.executable, "train.py", "config/train_shakespeare_char.py", *settings]
     began = time.perf_counter()
-    output = _run([*command, f"--max_iters={last}", "--log_interval=1"], folder)
+    output = output_of([*command, f"--max_iters={last}", "--log_interval=1"], cwd=folder)
     seconds = time.perf_counter() - began
     steps = [float(ms) for ms in re.findall(r"^iter \d+: .* time ([\d.]+)ms", output, re.MULTILINE)]
     evaluated = range(0, len(steps), 250)  # these times include the evaluation before the step
@@ -153,15 +152,8 @@ def _nanogpt(peer: Path, text: Path, directory: Path, seed: int, device: str) ->
     return {
         "steps": mean * last / 1e3,
         "all": seconds,
-        "loss": float(_run([sys.executable, "-c", EXACT_LOSS], folder).split()[-1]),
+        "loss": float(output_of([sys.executable, "-c", EXACT_LOSS], cwd=folder).split()[-1]),
     }
-
-
-def _run(command: list[str], folder: Path) -> str:
-    finished = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    if finished.returncode:
-        raise SystemExit(f"error: {' '.join(command[:3])} failed:\n{finished.stderr[-2000:]}")
-    return finished.stdout
 
 
 def _row(what: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
