@@ -93,38 +93,32 @@ def open_store(corpus: Corpus, encoding: Encoding = Encoding()) -> TokenStore:
     place = _place(fingerprint, encoding)
     make_cache(place.parent)
     with FileLock(f"{place}.lock"):
-        if not _is_whole(place):
-            _build(corpus, place, fingerprint, encoding)
-    return _load(place, fingerprint)
+        return _load(place, fingerprint) or _build(corpus, place, fingerprint, encoding)
 
 
 def find_store(fingerprint: str, encoding: Encoding) -> TokenStore | None:
     """Return the token store of the corpus with this fingerprint if it is in the cache."""
     if not fingerprint.isalnum():  # it may come from a checkpoint: allow no paths
         return None
-    place = _place(fingerprint, encoding)
-    return _load(place, fingerprint) if _is_whole(place) else None
+    return _load(_place(fingerprint, encoding), fingerprint)
 
 
 def _place(fingerprint: str, encoding: Encoding) -> Path:
     return cache_dir() / "tokens" / f"{fingerprint[:32]}-{encoding.name}"
 
 
-def _load(place: Path, fingerprint: str) -> TokenStore:
-    meta = json.loads((place / "meta.json").read_text())
+def _load(place: Path, fingerprint: str) -> TokenStore | None:
+    """Return the store at `place`; None if there is none or its checksum does not match."""
+    try:
+        meta = json.loads((place / "meta.json").read_text())
+        if meta.pop("sha256") != _seal(known_sha256(place / "tokens.npy"), meta):
+            return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
     tokens = np.load(place / "tokens.npy", mmap_mode="r")
     vocabulary = Vocabulary.from_json(meta["vocabulary"])
     ranges = {name: [(start, stop) for start, stop in at] for name, at in meta["ranges"].items()}
     return TokenStore(tokens, vocabulary, fingerprint, meta["changes"], ranges)
-
-
-def _is_whole(place: Path) -> bool:
-    """Return whether there is a store at `place` and its checksum matches."""
-    try:
-        meta = json.loads((place / "meta.json").read_text())
-        return bool(meta.pop("sha256") == _seal(known_sha256(place / "tokens.npy"), meta))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
 
 
 def _seal(tokens_sha256: str, meta: dict[str, Any]) -> str:
@@ -132,7 +126,7 @@ def _seal(tokens_sha256: str, meta: dict[str, Any]) -> str:
     return hashlib.sha256(f"{tokens_sha256}{json.dumps(meta)}".encode()).hexdigest()
 
 
-def _build(corpus: Corpus, place: Path, fingerprint: str, encoding: Encoding) -> None:
+def _build(corpus: Corpus, place: Path, fingerprint: str, encoding: Encoding) -> TokenStore:
     """Encode `corpus` into the directory `place`, which appears whole or not at all.
 
     Raises:
@@ -166,6 +160,8 @@ def _build(corpus: Corpus, place: Path, fingerprint: str, encoding: Encoding) ->
         if corpus.fingerprint() != fingerprint:
             raise UserError(f"{corpus}: the text changed while it was being read; try again")
         os.rename(draft, place)
+        tokens = np.load(place / "tokens.npy", mmap_mode="r")
+        return TokenStore(tokens, vocabulary, fingerprint, changes, ranges)
     except OSError as error:
         if is_disk_full(error):
             raise unwritable(place.parent, error) from None
