@@ -512,7 +512,7 @@ def test_a_key_that_nothing_reads_is_not_added(script, argument, line):
         ("# @package _global_\nrun: 3", "run: there is no such key or group; "),  # not ${run_dir}
         (
             "# @package _global_\ncheckpoint: {every: 1}",
-            "checkpoint.every: there is no such key; did you mean checkpoint.every_seconds?",
+            "checkpoint.every: there is no such key; choose from every_seconds",
         ),
     ],
 )

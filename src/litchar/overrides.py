@@ -5,7 +5,7 @@ import difflib
 import functools
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -144,9 +144,8 @@ def check(arguments: list[str], conf: Path, config_name: str) -> None:
             raise UserError(f"{argument}: not a key for command lines; {SET_HERE[name]}")
         if re.fullmatch(r"\++\w+=[\w/]+", argument) and _keys(conf, config_name).get(name):
             raise UserError(f"{argument}: this group is there; write {argument.lstrip('+')}")
-        top, *below = name.split(".")
-        if "+" in prefix and top != "hydra" and "/" not in name:
-            check_read(top, below[:1], readable(conf, config_name))
+        if "+" in prefix:
+            _check_added(name, _keys(conf, config_name))
 
 
 def is_multirun(arguments: list[str]) -> bool:
@@ -178,6 +177,22 @@ SET_HERE = {
 
 def _refuse(message: str) -> NoReturn:
     raise UserError(message)
+
+
+def _check_added(name: str, keys: dict[str, bool]) -> None:
+    """Raise UserError if nothing reads the key `name`, which is to be added."""
+    top, *parts = name.partition("/")[0].split(".")
+    if top == "hydra":
+        return
+    if top not in keys:
+        tops = [key for key in keys if "." not in key]
+        raise UserError(f"{top}: there is no such key or group{nearest(top, tops)}")
+    parent = top
+    for part in parts:
+        key = f"{parent}.{part}"
+        if key not in keys and (parent in CLOSED or not keys[top]):
+            raise UserError(f"{key}: there is no such key{nearest(key, list(keys))}")
+        parent = key
 
 
 # The top-level keys of a configuration, and the keys below each; None: up to the group's files.
@@ -224,21 +239,14 @@ def check_composed(config: DictConfig, known: Known, choices: Mapping[str, str |
                 "first line must be # @package _global_"
             )
         used = rf"\$\{{\s*{re.escape(key)}\s*[}}.\[]"  # in an interpolation
-        if key in known or not re.search(used, OmegaConf.to_yaml(config)):
-            node = config._get_node(key)
-            check_read(key, map(str, node) if isinstance(node, DictConfig) else (), known)
-
-
-def check_read(key: str, below: Iterable[str], known: Known) -> None:
-    """Raise UserError if nothing reads a top-level key, or one of those directly below it."""
-    if key not in known:
-        raise UserError(f"{key}: there is no such key or group{nearest(key, list(known))}")
-    if (names := known[key]) is None:
-        return
-    for name in below:
-        if name not in names:
-            near = nearest(f"{key}.{name}", [f"{key}.{one}" for one in sorted(names)])
-            raise UserError(f"{key}.{name}: there is no such key{near}")
+        if key not in known and not re.search(used, OmegaConf.to_yaml(config)):
+            raise UserError(f"{key}: there is no such key or group{nearest(key, list(known))}")
+        below, node = known.get(key), config._get_node(key)
+        if below is not None and isinstance(node, DictConfig):
+            for name in map(str, node):
+                if name not in below:
+                    near = nearest(name, sorted(below))
+                    raise UserError(f"{key}.{name}: there is no such key{near}")
 
 
 def _groups(conf: Path) -> list[str]:
