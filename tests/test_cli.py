@@ -598,6 +598,16 @@ def test_a_file_without_the_rights_for_it_ends_with_2_and_one_line(monkeypatch, 
     assert said.count("\n") == 1
 
 
+def test_a_signal_while_packages_are_imported_leaves_nothing_behind(main, tmp_path, monkeypatch):
+    def imported(target):
+        raise Interrupted(signal.SIGTERM)
+
+    monkeypatch.setattr("litchar.cli._function", imported)
+    code, *_ = main(f"run_dir={tmp_path / 'run'}")
+    assert code == 128 + signal.SIGTERM
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_unfit_text_ends_with_2_and_one_line(main, tmp_path):
     path = write(tmp_path / "text.txt", b"good text \xff here")
     code, _, said = main(*SMALL, f"data.path={path}")

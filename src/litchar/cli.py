@@ -83,17 +83,19 @@ class Task:
         """Return the result of the function, or the exception it raised."""
         self.started = True
         try:
-            self._check(config)
-            return _function(self.target)(config)
+            return self._checked(config)(config)
         except Exception as error:
             self.failure = self.failure or error
             return error
 
-    def _check(self, config: DictConfig) -> None:
+    def _checked(self, config: DictConfig) -> Callable[..., Any]:
+        """Return the function to call, if `config` is valid; importing it takes seconds, in which
+        a signal may come."""
         hydra_config = HydraConfig.get()
         try:
             check_composed(config, self.known, hydra_config.runtime.choices)
-        except UserError:
+            return _function(self.target)
+        except BaseException:
             if hydra_config.output_subdir is not None:
                 remove_traces(Path(hydra_config.runtime.output_dir))
             raise

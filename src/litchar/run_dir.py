@@ -1,5 +1,4 @@
-"""Where runs lie. One process at a time trains in a run's directory; a run that ends before it
-trains leaves none.
+"""Where runs lie, and what there is in a run's directory. One process at a time trains there.
 
 Nothing heavy is imported here; see `litchar.cli`.
 """
@@ -76,10 +75,21 @@ def records(run_dir: Path) -> list[Path]:
     return [*last_first, run_dir / ".hydra"]
 
 
+def holds_a_run(run_dir: Path) -> bool:
+    """Return whether a run has begun in `run_dir`: the first that it writes is its summary."""
+    return any((run_dir / name).exists() for name in ("summary.json", "checkpoints"))
+
+
 def remove_traces(run_dir: Path) -> None:
-    """Delete what Hydra wrote for a run that did not begin: its directory, or only the latest
-    record if the directory is an earlier run's."""
-    if {entry.name for entry in run_dir.iterdir()} <= {".hydra", ".lock", "train.log"}:
-        shutil.rmtree(run_dir)
-    elif (latest := records(run_dir)[0]).name != ".hydra":
-        shutil.rmtree(latest)
+    """Delete what Hydra wrote for a run that did not begin: its record and, if nothing else is in
+    it, the directory."""
+    latest = records(run_dir)[0]
+    if latest.name == ".hydra" and holds_a_run(run_dir):
+        return  # a run's own record
+    shutil.rmtree(latest, ignore_errors=True)
+    with contextlib.suppress(OSError):  # such as a mount point; why the run ended matters more
+        for file in (run_dir / ".lock", run_dir / "train.log"):
+            if file.exists() and not file.stat().st_size:
+                file.unlink()
+        if not run_dir.samefile(Path.cwd()):
+            run_dir.rmdir()  # if it is empty

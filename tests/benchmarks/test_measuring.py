@@ -41,6 +41,9 @@ def test_what_cannot_be_is_refused_before_anything_is_measured(refused, tmp_path
     assert "is empty" in refused("encode", "--file", str(text))
     text.write_bytes("naïve".encode("latin-1"))
     assert "not UTF-8 at byte 2" in refused("encode", "--file", str(text))
+    text.write_bytes(b"aaa")
+    one = ("--file", str(text), "--megabytes", "1")
+    assert "one distinct character" in refused("encode", *one)
 
     peer = ("--peer", str(tmp_path))
     assert "there is no model.py" in refused("generate", *peer, "--device", "cpu")

@@ -828,6 +828,15 @@ def test_however_it_is_named_a_run_is_not_overwritten_and_gone_on_with(
     assert get_args_parser().parse_args(found).overrides == ["++resume=auto", line[0], subdir]
 
 
+@pytest.mark.parametrize("part", [".hydra", "checkpoints", "summary.json"])
+def test_a_directory_with_a_part_of_a_run_is_left_as_it_is(tmp_path, part):
+    line = [f"run_dir='{tmp_path / 'run'}'"]
+    assert redirect(line, CONF, "train") == line
+    (tmp_path / "run" / part).mkdir(parents=True)
+    with pytest.raises(UserError, match="already holds a run"):
+        redirect(line, CONF, "train")
+
+
 def test_a_refused_resumption_leaves_what_was_recorded_before(tmp_path):
     for number in (2, 10, 9):  # the latest record is not the one that was touched last
         (tmp_path / f".hydra/resumed-{number}").mkdir(parents=True)
@@ -835,6 +844,45 @@ def test_a_refused_resumption_leaves_what_was_recorded_before(tmp_path):
     remove_traces(tmp_path)
     found = sorted(path.name for path in tmp_path.glob(".hydra/*"))
     assert found == ["resumed-2", "resumed-9"]
+    shutil.rmtree(tmp_path / ".hydra")
+    (tmp_path / ".hydra").mkdir()  # of the run itself
+    remove_traces(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".hydra", "summary.json"]
+
+
+def test_only_what_hydra_wrote_is_removed(tmp_path, monkeypatch):
+    def left(*names):
+        run_dir = tmp_path / "run"
+        shutil.rmtree(run_dir, ignore_errors=True)
+        (run_dir / ".hydra").mkdir(parents=True)
+        (run_dir / ".lock").touch()
+        for name in names:
+            (run_dir / name).write_text("mine")
+        remove_traces(run_dir)
+        return run_dir.exists() and sorted(path.name for path in run_dir.iterdir())
+
+    assert left() is False
+    assert left("notes.txt") == ["notes.txt"]
+    assert left("train.log") == ["train.log"]  # why a rank failed, say
+    (tmp_path / "own/.hydra").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("own")
+    remove_traces(tmp_path / "link")
+    assert list((tmp_path / "link").iterdir()) == []
+    monkeypatch.chdir(tmp_path / "own")
+    (tmp_path / "own/.hydra").mkdir()
+    remove_traces(tmp_path / "own")
+    assert list(Path.cwd().iterdir()) == []
+    remove_traces(tmp_path / "gone")
+
+
+def test_a_signal_as_training_is_about_to_begin_is_recorded(train, tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise Interrupted(signal.SIGTERM)
+
+    monkeypatch.setattr("litchar.training.run.environment.record", interrupted)
+    with pytest.raises(Interrupted):
+        train()
+    assert summary(tmp_path / "outputs/runs/run")["status"] == "interrupted"
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,14 @@ from litchar.errors import UserError
 MEASURED = """
 import os, resource, sys, time
 from pathlib import Path
+from litchar.errors import UserError
 from litchar.text import Corpus, open_store
 began = time.perf_counter()
-store = open_store(Corpus([Path(sys.argv[1])]))
+try:
+    store = open_store(Corpus([Path(sys.argv[1])]))
+except UserError as error:
+    print(error, file=sys.stderr)
+    sys.exit(2)
 seconds = time.perf_counter() - began
 try:
     status = Path("/proc/self/status").read_text()

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from litchar.errors import BusyError, UserError
 from litchar.overrides import parsed_line, quote
-from litchar.run_dir import is_busy, newest_first, records
+from litchar.run_dir import holds_a_run, is_busy, newest_first, records
 from litchar.settings import differences, plain, read_json, read_yaml
 
 
@@ -71,7 +71,7 @@ def _where_to_resume(config: DictConfig, named: Path | None) -> Path | None:
     elif config.resume is not None:
         resumed = run_of(Path(os.path.expanduser(config.resume)))
     stays = named and resumed and named.resolve() == resumed.resolve()
-    if named and not stays and (named / ".hydra").exists():
+    if named and not stays and ((named / ".hydra").exists() or holds_a_run(named)):
         raise UserError(
             f"run_dir={config.run_dir} already holds a run; continue it (resume=auto), choose "
             "another directory, or delete it"

@@ -83,8 +83,6 @@ def run(config: DictConfig, run_dir: Path, callbacks: Sequence[Callback] = ()) -
     with sole_owner(run_dir), contextlib.ExitStack() as leaving:
         try:
             ready = leaving.enter_context(made_ready(config, run_dir, terminal, callbacks))
-        except RankError:
-            raise  # train.log may hold that rank's traceback
         except BaseException:
             remove_traces(run_dir)
             raise
@@ -215,8 +213,8 @@ def train(ready: Ready, sweep: Path | None = None) -> dict[str, Any]:
         if sweep is None
         else swept_settings(sweep, settings, HydraConfig.get().runtime.choices)
     )
-    _record_start(ready)
     try:
+        _record_start(ready)
         if setup.resumed is not None and setup.config.trainer.enable_checkpointing:
             # The records are cut back to this checkpoint, so it is the last one from here on.
             with contextlib.suppress(OSError):  # a full disk: the next save tries again
