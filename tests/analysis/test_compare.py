@@ -858,6 +858,28 @@ def test_a_sweeps_report_shows_its_runs_in_a_browser(made, tmp_path, page):
     assert all(url.startswith("file://") for url in asked)
 
 
+def test_runs_of_different_code_are_no_seeds_of_one_row(made, tmp_path):
+    for name, seed, code in (("a", 1, "one"), ("b", 1, "one+1"), ("c", 2, "one+1"), ("d", 1, None)):
+        environment = {"fingerprint": "f", "revision": "0123456789abc"}
+        environment |= {} if code is None else {"code": code}
+        (made(name, 2.0, seed=seed) / "environment.json").write_text(json.dumps(environment))
+    (table,) = compare([tmp_path / "sweep"]).tables
+    found = {(row.settings["code"], tuple(run.path.name for run in row.runs)) for row in table.rows}
+    assert found == {("one", ("a",)), ("one+1", ("b", "c")), ("None", ("d",))}
+
+
+def test_curves_are_drawn_over_what_runs_are_compared_at(made, tmp_path):
+    made("a", curve=[(100, 2.5), (200, 2.0)])
+    at = At("characters", 9000.0)
+    (table,) = compare([tmp_path / "sweep"], at).tables
+    axes = Figure().subplots()
+    panels_of(table, at)[-1](axes)
+    curve, mark = axes.lines
+    assert list(curve.get_xdata()) == list(cost(table.rows[0].runs[0], "characters")) != [100, 200]
+    assert set(mark.get_xdata()) == {9000}
+    assert axes.get_xlabel() == "characters of text"
+
+
 def test_runs_of_code_that_was_changed_without_a_commit_are_told_apart(made, tmp_path):
     for name, changes in (("a", None), ("b", "-1\n+2\n"), ("c", "-1\n+3\n"), ("d", "-1\n+3\n")):
         run = made(name, seed=ord(name))

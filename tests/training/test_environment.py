@@ -54,6 +54,29 @@ def test_the_difference_rebuilds_the_code_with_its_new_files(checkout, tmp_path)
     assert not (root / "my.txt").exists()
 
 
+def test_code_is_the_same_until_the_source_changes(checkout):
+    root, git = checkout
+
+    def code():
+        return environment.describe(torch.device("cpu"))["code"]
+
+    found = [code()]
+    assert found[0] == git("rev-parse", "HEAD").decode()[:9]
+    (root / "README.md").write_text("what else it is\n")
+    assert code() == found[0]
+    git("commit", "-qam", "Another file.")
+    assert code() == found[0]
+    for name in ("old.py", "é.py"):
+        (root / "src" / name).write_text("changed = 1\n")
+        (root / "README.md").write_text(name)
+        found.append(code())
+        assert found[-1].startswith(f"{found[0]}+")
+    git("add", ".")
+    git("commit", "-qm", "Both.")
+    found.append(code())
+    assert len(set(found)) == 4
+
+
 def test_git_writes_nothing_into_a_checkout_that_may_be_anothers(checkout):
     """Without write permission, git would silently leave out new files."""
     root, _ = checkout

@@ -17,11 +17,17 @@ from litchar.analysis.comparison import Comparison, Table
 from litchar.analysis.curves import whole_steps
 from litchar.analysis.differences import short, shown
 from litchar.analysis.page import PLOT
-from litchar.analysis.statistics import PowerLaw, Row, cost
+from litchar.analysis.statistics import At, PowerLaw, Row, cost
 from litchar.atomic import atomic_write
 from litchar.errors import is_number
 
 Panel = Callable[[Axes], None]
+AXES = {
+    "steps": "step",
+    "characters": "characters of text",
+    "seconds": "seconds of steps",
+    "flops": "training FLOPs",
+}
 MOST_LINES = 8  # of one panel that get colours of their own
 COLORS = ("#3b6fb6", "#d1603d", "#3f9b6c", "#9467bd", "#c49a2c", "#4aa3c2", "#b5547f", "#7a7a7a")
 
@@ -33,7 +39,7 @@ def write_plot(comparison: Comparison, path: Path) -> None:
     settings = PLOT | {"grid.color": "0.92", "legend.fontsize": 8}
     with matplotlib.rc_context(settings), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")
-        panels = [panels_of(table) for table in tables]
+        panels = [panels_of(table, comparison.at) for table in tables]
         columns = max(map(len, panels))
         figure = Figure(figsize=(4.3 * columns, 3.7 * len(tables)), layout="constrained", dpi=130)
         grid = figure.subplots(len(tables), columns, squeeze=False)
@@ -55,7 +61,7 @@ def label_of_losses(table: Table, comparison: Comparison) -> str:
     return f"validation loss, {measure}nats per {table.unit}"
 
 
-def panels_of(table: Table) -> list[Panel]:
+def panels_of(table: Table, at: At | None = None) -> list[Panel]:
     """Return the functions that draw a table's panels.
 
     Each key has a panel, but two keys share one if the second has at most `MOST_LINES` values. The
@@ -65,7 +71,7 @@ def panels_of(table: Table) -> list[Panel]:
     lines = keys[1:] if len(keys) == 2 and len(_values(table, keys[1])) <= MOST_LINES else []
     across = keys[:1] if lines or not keys else keys
     made: list[Panel] = [partial(_losses, table=table, key=key, lines=lines) for key in across]
-    made.append(partial(_curves, table=table))
+    made.append(partial(_curves, table=table, at=at))
     if table.power_law:
         made.append(partial(_law, law=table.power_law))
     return made
@@ -184,9 +190,14 @@ def _label(text: str, most: int) -> str:
     return _cut(text, most).replace("$", r"\$")
 
 
-def _curves(axes: Axes, table: Table) -> None:
-    """Draw each run's validation curve, in the colour of its row; the best on top."""
+def _curves(axes: Axes, table: Table, at: At | None) -> None:
+    """Draw each run's validation curve, in the colour of its row; the best on top.
+
+    Args:
+        at: the cost at which the runs are compared; None: the curves are those over steps.
+    """
     rows = table.rows
+    kind = at.kind if at else "steps"
     for i, row in reversed(list(enumerate(rows))):
         named = i < MOST_LINES - 1 or len(rows) <= MOST_LINES
         color = COLORS[i % len(COLORS)] if named else "0.75"
@@ -195,7 +206,7 @@ def _curves(axes: Axes, table: Table) -> None:
             values = ", ".join(_cut(shown(value), 18) for value in row.settings.values())
             label = _label(values or "all runs", 42) if named and j == 0 else None
             axes.plot(
-                cost(run, "steps"),
+                cost(run, kind),
                 losses,
                 color=color,
                 marker="." if len(losses) == 1 else None,
@@ -215,8 +226,11 @@ def _curves(axes: Axes, table: Table) -> None:
         handles[::-1], labels[::-1], loc="upper right", title=_cut(names, 42), title_fontsize=8
     )
     legend.set_in_layout(False)  # do not shrink the axes for it
-    axes.set_xlabel("step")
-    whole_steps(axes)
+    axes.set_xlabel(AXES[kind])
+    if at:
+        axes.axvline(at.value, color="0.6", linewidth=0.8)
+    if kind == "steps":
+        whole_steps(axes)
     axes.set_title("validation loss, best row first")
 
 

@@ -13,11 +13,12 @@ from litchar.training.sweep import identity
 from litchar.training.validated import part_validated
 
 SEEDS = ("seed", "data.seed")
+CODE = "code"  # not a setting, but told apart like one; see `training.environment`
 TEXT_PLACES = ("data.path", "data.pattern")  # its fingerprint tells whether it is the same text
 
 
 def compared_keys(runs: list[Run], swept: list[str]) -> list[str]:
-    """Return the keys that tell runs apart, seeds excepted.
+    """Return the keys that tell runs apart, seeds excepted, and `code` if their code differs.
 
     Args:
         swept: the keys of a sweep, always included. Other keys count only if they differ between
@@ -27,6 +28,8 @@ def compared_keys(runs: list[Run], swept: list[str]) -> list[str]:
     for run in runs:
         alike.setdefault(repr([one_form(value_of(run, key)) for key in swept]), []).append(run)
     more = {key for group in alike.values() for key in differing(group)}
+    if any(len({value_of(run, CODE) for run in group}) > 1 for group in alike.values()):
+        more.add(CODE)
     return sorted({*swept, *more}.difference(SEEDS))
 
 
@@ -74,6 +77,8 @@ def one_form(value: Any) -> Any:
 
 def value_of(run: Run, key: str) -> Any:
     """Return a run's value of a key, or its choice of a group."""
+    if key == CODE:
+        return str(run.environment.get(CODE))
     settings = run.settings or flatten(run.composed)
     if key in settings:
         return settings[key]

@@ -64,7 +64,7 @@ def _sections(directory: Path, comparison: Comparison) -> Iterator[str]:
 
 def _top(found: Table, comparison: Comparison, titled: bool) -> str:
     title = f"<h2>{escape(shown(found.text))}</h2>" if titled else ""
-    first, *others = panels_of(found)
+    first, *others = panels_of(found, comparison.at)
     drawn = _drawing(first, label_of_losses(found, comparison)) + "".join(map(_drawing, others))
     sentence = escape(" ".join(_sentences(found, comparison)))
     return (

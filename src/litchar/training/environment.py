@@ -1,5 +1,6 @@
 """The environment of a run: versions, hardware and the state of the code."""
 
+import hashlib
 import json
 import os
 import platform
@@ -22,7 +23,12 @@ CODE = ("src", "conf", "scripts")  # where a new file may change what a run does
 
 
 def describe(device: torch.device) -> dict[str, Any]:
-    """Return versions, device and git revision as plain data."""
+    """Return versions, device and the state of the code as plain data.
+
+    `revision` is the commit that is checked out, `code` the last that changed `src`, followed by a
+    hash of what is not committed there: runs of the same `code` computed the same.
+    """
+    difference = _difference()
     names = ("litchar", "torch", "lightning", "hydra-core", "omegaconf", "numpy")
     return {
         "python": platform.python_version(),
@@ -31,8 +37,16 @@ def describe(device: torch.device) -> dict[str, Any]:
         "device": device_name(device),
         "cpu_threads": torch.get_num_threads(),
         "revision": _git("rev-parse", "HEAD").decode().strip() or None,  # None: no checkout
-        "uncommitted": bool(_difference()),
+        "uncommitted": bool(difference),
+        "code": _code(difference),
     }
+
+
+def _code(difference: bytes) -> str | None:
+    commit = _git("log", "-1", "--format=%H", "--", "src").decode()[:9] or None
+    files = (b"\n" + difference).split(b"\ndiff --git ")
+    changed = b"".join(file for file in files if file.startswith((b"a/src/", b'"a/src/')))
+    return f"{commit}+{hashlib.sha256(changed).hexdigest()[:6]}" if changed else commit
 
 
 def record(run_dir: Path, described: dict[str, Any]) -> None:
