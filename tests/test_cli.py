@@ -447,6 +447,9 @@ def refused(script, *arguments):
         ("train", "hydra/sweeper=basic", "hydra/sweeper=basic: not a key for command lines; "),
         ("generate", "hydra.mode=MULTIRUN", "hydra.mode=MULTIRUN: not a key for command lines; "),
         ("train", "model.n_layers=3", "model.n_layers: there is no such key; did you mean model.n"),
+        ("train", str(ROOT), f"{ROOT}: write KEY=VALUE: data=text data.path={ROOT}"),
+        ("generate", str(ROOT), f"{ROOT}: write KEY=VALUE: checkpoint={ROOT}"),
+        ("train", "nowhere.txt", "nowhere.txt: Hydra cannot parse this; write KEY=VALUE, "),
     ],
 )
 def test_a_group_that_cannot_be_is_not_proposed_again(script, argument, line):

@@ -286,7 +286,14 @@ def explain(error: Exception, conf: Path, config_name: str) -> str:
             )
         options = [*(error.options or []), *_of_studies(group)]
         return refused + nearest(name.removesuffix(".yaml"), options)
+    if package := re.match(r"Requirement '(wandb|mlflow)", reason(error)):
+        name = package[1]
+        return f'logger={name}: needs the package {name}: pip install -e ".[{name}]"'
     if isinstance(error, OverrideParseException):
+        keys = _keys(conf, config_name)
+        meant = "data=text data.path" if keys.get("data") else "checkpoint"
+        if {"data", "checkpoint"} & keys.keys() and os.path.exists(str(error.override)):
+            return f"{error.override}: write KEY=VALUE: {meant}={error.override}"
         return (
             f"{error.override}: Hydra cannot parse this; write KEY=VALUE, "
             "quoting special characters"

@@ -2,9 +2,12 @@
 
 import copy
 import csv
+import itertools
 import json
 import math
 import os
+import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,6 +23,7 @@ from litchar.checkpoints import Checkpoint, load
 from litchar.errors import Interrupted, UserError, is_users
 from litchar.models import Transformer
 from litchar.settings import flatten, within
+from litchar.training import progress
 from litchar.training.callbacks import sample
 from litchar.training.checks import check_settings
 from litchar.training.resolve import (
@@ -272,6 +276,24 @@ def test_early_stopping_ends_a_run_that_gets_no_better(train, capsys):
     assert figures["steps"] == 30  # the first validation, and two that are no better
     said = capsys.readouterr().out
     assert "Stopped early: Monitored metric val/loss did not improve in the last 2 records." in said
+
+
+def test_a_log_tells_what_a_run_will_do_and_how_long_it_takes(train, capsys, monkeypatch):
+    looks = itertools.count()  # ten seconds pass from one to the next
+    clock = SimpleNamespace(monotonic=lambda: 10.0 * next(looks))
+    monkeypatch.setattr(progress, "time", clock)
+    train("trainer.val_check_interval=20", "model.dropout=0.1")
+    lines = capsys.readouterr().out.splitlines()
+    assert any(
+        "parameters (n_layer=2, n_head=2, n_embd=16, dropout=0.1); CPU" in text for text in lines
+    )
+    assert "20 steps of 8 windows of 16 characters: 0.4 passes over the text" in lines
+    *logged, validated = (line for line in lines if line.startswith("step "))
+    time = r"\d:\d\d:\d\d"
+    assert len(logged) == 3  # one a minute
+    for line in logged:
+        assert re.fullmatch(rf"step +\d+   loss [\d.]+  chars/s [\d,]+   {time}, {time} left", line)
+    assert re.match(rf"step +20   train .* val .*   {time}   ", validated)
 
 
 def test_a_progress_bar_of_ones_own_takes_the_place_of_ours(train, capsys):

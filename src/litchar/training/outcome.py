@@ -20,11 +20,12 @@ from litchar.training.validated import validated_on
 if TYPE_CHECKING:  # a report, which tells of an outcome as well, needs no Lightning
     from litchar.training.prepare import Setup
 
+SIZES = ("n_layer", "n_head", "n_embd", "dropout", "noise")
 ENOUGH = 5  # validations needed to call a curve flat
 
 
 def headline(setup: "Setup", place: Place, summary: dict[str, Any]) -> str:
-    """Return the lines printed when training begins: text, model, device and precision."""
+    """Return the lines printed when training begins: text, model, device, precision, length."""
     splits = setup.data.splits
     store = splits.store
     ranks = f"{place.world_size} ranks, each on " if place.world_size > 1 else ""
@@ -35,8 +36,9 @@ def headline(setup: "Setup", place: Place, summary: dict[str, Any]) -> str:
         *_mixture(splits),
         *_held_out(splits),
         *([] if store.vocabulary.document is None else [_documents(splits)]),
-        f"{type(setup.module.model).__name__}: {summary['parameters']:,} parameters; "
-        f"{ranks}{device_name(setup.device)}, {summary['precision']}",
+        f"{type(setup.module.model).__name__}: {summary['parameters']:,} parameters"
+        f"{_sizes(setup)}; {ranks}{device_name(setup.device)}, {summary['precision']}",
+        *_length(setup),
         *_warmup(setup),
     ]
     if setup.resumed is not None:
@@ -75,6 +77,27 @@ def _documents(splits: Splits) -> str:
         f"{counts[name]:,} {name} ({(len(ids) - 1) / whole:.1%})" for name, ids in splits.items()
     )
     return f"{sum(counts.values()):,} documents: {', '.join(shares)}"
+
+
+def _sizes(setup: "Setup") -> str:
+    """Return the model's sizes and dropout in brackets: the defaults depend on device and text."""
+    model = setup.config.model
+    chosen = ((key, model.get(key)) for key in SIZES)
+    sizes = ", ".join(f"{key}={value}" for key, value in chosen if value)
+    return sizes and f" ({sizes})"
+
+
+def _length(setup: "Setup") -> list[str]:
+    """Return a line with the number of steps and what it amounts to, unless time ends the run."""
+    data, trainer = setup.data, setup.config.trainer
+    if trainer.max_steps < 1:
+        return []
+    windows = data.batch_size * trainer.accumulate_grad_batches
+    passes = trainer.max_steps * windows * data.block_size / len(data.splits["train"])
+    return [
+        f"{trainer.max_steps:,} steps of {windows:,} windows of {data.block_size:,} "
+        f"{data.text.unit}s: {passes:,.{0 if passes >= 10 else 1}f} passes over the text"
+    ]
 
 
 def _warmup(setup: "Setup") -> list[str]:

@@ -2,6 +2,7 @@
 
 import os
 import time
+from datetime import timedelta
 from typing import Any
 
 import lightning as L
@@ -15,6 +16,7 @@ from litchar.text.vocabulary import printable
 from litchar.training.callbacks import Samples, is_validation, language_model
 
 REFRESH_SECONDS = 0.25
+SILENT_SECONDS = 60.0  # of which a log, where no bar is redrawn, has a line at least
 
 
 class ProgressBar(ProgressBarCallback):
@@ -32,6 +34,7 @@ class ProgressBar(ProgressBarCallback):
         self._bar: Progress | None = None
         self._shown: dict[str, float] = {}
         self._refresh_at = 0.0
+        self._began = (0, 0.0)  # at which step, and when
 
     def show(self, metrics: dict[str, float]) -> None:
         """Update the figures to show."""
@@ -43,6 +46,8 @@ class ProgressBar(ProgressBarCallback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Draw the bar."""
+        self._began = trainer.global_step, time.monotonic()
+        self._refresh_at = time.monotonic() + SILENT_SECONDS
         if redraws(self.console) and trainer.is_global_zero:
             total = trainer.max_steps if trainer.max_steps > 0 else None
             self._bar = Progress(
@@ -57,12 +62,13 @@ class ProgressBar(ProgressBarCallback):
             )
             self._bar.add_task("", total=total, completed=trainer.global_step, figures="")
             self._bar.start()
+            self._refresh_at = 0.0
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        """Update the bar, a few times a second."""
-        if self._bar is None or time.monotonic() < self._refresh_at:
+        """Update the bar, a few times a second, or print a line if there has long been none."""
+        if time.monotonic() < self._refresh_at:
             return
-        self._refresh_at = time.monotonic() + REFRESH_SECONDS
+        self._refresh_at = time.monotonic() + (REFRESH_SECONDS if self._bar else SILENT_SECONDS)
         shown = {
             "loss": ("train/loss", "{:.3f}"),
             "val": ("val/loss", "{:.3f}"),
@@ -73,6 +79,10 @@ class ProgressBar(ProgressBarCallback):
             for label, (key, form) in shown.items()
             if key in self._shown
         )
+        if self._bar is None:
+            line = f"step {trainer.global_step:>6,}   {figures}   {self._time(trainer)}"
+            self.console.print(line, soft_wrap=True)
+            return
         task = self._bar.task_ids[0]
         self._bar.update(task, completed=trainer.global_step, figures=figures, refresh=True)
 
@@ -85,13 +95,25 @@ class ProgressBar(ProgressBarCallback):
         if "train/eval_loss" in losses:
             figures += f"   train {losses['train/eval_loss']:.4f}"
         figures += f"   val {losses['val/loss']:.4f} ({losses['val/bpc']:.3f} bpc)"
+        width = self.console.width if self.console.is_terminal else 100
+        if self._bar is None:
+            spent = f"   {self._time(trainer)}"
+            figures += spent if len(figures + spent) <= width else ""
+            self._refresh_at = time.monotonic() + SILENT_SECONDS
         text = printable(" ".join(self.samples.text.split()))
-        width = self.console.width if self.console.is_terminal else 80
         room = max(0, width - len(figures) - 6)
         if cell_len(text) > room:
             text = set_cell_size(text, room - 3) + "..." if room > 10 else ""
         line = Text(figures).append(f"   {text}" if text else "", "dim")
         self.console.print(line, soft_wrap=True)  # in one call: the bar redraws after each
+
+    def _time(self, trainer: L.Trainer) -> str:
+        """Return the time since training began and, if there are steps left, what they may take."""
+        step, at = self._began
+        passed = time.monotonic() - at
+        done, left = trainer.global_step - step, trainer.max_steps - trainer.global_step
+        rest = f", {_clock(passed * left / done)} left" if done > 0 and left > 0 else ""
+        return f"{_clock(passed)}{rest}"
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         """Remove the bar, and show the cursor that it hides."""
@@ -102,6 +124,10 @@ class ProgressBar(ProgressBarCallback):
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+def _clock(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))
 
 
 def redraws(console: Console) -> bool:
