@@ -56,6 +56,20 @@ def test_a_short_run_is_not_told_that_more_steps_do_not_help():
     assert said(3.5, "constant").startswith("flat: more steps alone will not")
 
 
+@pytest.mark.parametrize(
+    ("limits", "what"),
+    [
+        ({"max_steps": 1000, "max_time": None}, "more steps (trainer.max_steps)"),
+        ({"max_steps": -1, "max_time": "00:00:00:20"}, "more time (trainer.max_time)"),
+        ({"max_steps": 1000, "max_time.seconds": 20}, "more time (trainer.max_time)"),
+        ({"max_steps": 500, "max_time": "00:00:00:20"}, "more steps (trainer.max_steps)"),
+    ],
+)
+def test_more_is_advised_of_what_ended_the_run(limits, what):
+    settings = {f"trainer.{key}": value for key, value in limits.items()}
+    assert f": {what} should" in verdict(history(3.0, 2.5, 2.2, 2.0, 1.9), None, [], settings)
+
+
 def test_a_sample_cannot_steer_the_terminal():
     assert printable("a\x1b[2Jb\x07\n\tc\u202e") == "a\\x1b[2Jb\\x07\n\tc\\x202e"
 

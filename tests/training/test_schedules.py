@@ -1,8 +1,9 @@
+import functools
 import math
 
 import pytest
 
-from litchar.training.schedules import constant, cosine, wsd
+from litchar.training.schedules import constant, cosine, share_without_total, wsd
 
 
 def test_constant_rises_linearly_and_stays():
@@ -47,6 +48,29 @@ def test_wsd_is_flat_then_decays_linearly():
     ]
     assert factors == pytest.approx([1, 1, 1, 0.5, 0.05, 0])
     assert wsd(90, 100, 0, 0.2, final_factor=0.5) == pytest.approx(0.75)
+
+
+def test_wsd_is_the_same_before_the_decay_whether_or_not_the_total_is_known():
+    for step in range(801):
+        assert wsd(step, math.inf, 50, 0.2) == wsd(step, 1000, 50, 0.2)
+    assert wsd(19, math.inf) == wsd(19, 400) < 1 == wsd(20, math.inf) == wsd(20, 400)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "share"),
+    [
+        (constant, 1),
+        (cosine, 0),
+        (wsd, 0.5),
+        (functools.partial(wsd, decay_fraction=0.25), 0.75),
+        (functools.partial(wsd, decay_fraction=0), 1),
+        (functools.partial(wsd, decay_fraction=1), 0),
+        (functools.partial(wsd, final_factor=1), 1),
+        (lambda step, total, decay_fraction=0.5: 1 - step / total, 0),  # not what it says
+    ],
+)
+def test_the_total_is_needed_from_where_the_decay_begins(schedule, share):
+    assert share_without_total(schedule) == share
 
 
 @pytest.mark.parametrize(

@@ -28,8 +28,8 @@ class LanguageModel(L.LightningModule):
         model: maps ids (B, T) to logits (B, T, V).
         vocabulary: says how much text an id stands for.
         optimizer: builds the optimiser of a model.
-        schedule: maps the step and the total number of steps (infinite if only time ends the run)
-            to a factor on the learning rate.
+        schedule: maps the step and the total number of steps (infinite while it is unknown) to a
+            factor on the learning rate.
         card: plain data that makes a checkpoint self-contained; saved under `litchar`.
         seed: with the batch and the rank, determines the dropout masks.
         mixture: each corpus's share of the training windows; empty for a single text.
@@ -76,9 +76,8 @@ class LanguageModel(L.LightningModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Return the optimiser and its schedule, stepped once per optimiser step."""
         optimizer = self.optimizer(self.model)
-        total_steps = self.trainer.estimated_stepping_batches
-        scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: self.schedule(step, total_steps)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(  # the total may become known under way
+            optimizer, lambda step: self.schedule(step, self.trainer.estimated_stepping_batches)
         )
         return {
             "optimizer": optimizer,

@@ -11,6 +11,7 @@ from rich.text import Text
 from litchar.data.splits import Splits
 from litchar.device import device_name
 from litchar.launched import Place
+from litchar.settings import within
 from litchar.terminal import Terminal
 from litchar.text.store import boundaries
 from litchar.text.vocabulary import printable
@@ -152,22 +153,26 @@ def verdict(
             f"overfitting since step {best['step']:,.0f}: stop there, or try more text, more "
             "model.dropout or a smaller model"
         )
+    limits = [value for key, value in settings.items() if within(key, ["trainer.max_time"])]
+    in_time = limits not in ([], [None]) and last["step"] != settings["trainer.max_steps"]
+    key, what = ("trainer.max_time", "time") if in_time else ("trainer.max_steps", "steps")
+    more = f"more {what} ({key})"
     before = [p for p in history[:-1] if p["step"] <= 0.8 * last["step"]] or history[:1]
     if before[-1]["val/loss"] - last["val/loss"] > margin:
-        return "still improving: more steps (trainer.max_steps) should lower the loss further"
+        return f"still improving: {more} should lower the loss further"
     if len(history) < ENOUGH:
         return f"validated {len(history)} times: too rarely to tell whether it has begun to fall"
     pairs = (row.bits_per_character for row in yardsticks if row.name == "bigram")
     if bits is not None and any(bits > 1.01 * needed for needed in pairs):
         return (
-            "flat, though counting pairs does better: more steps (trainer.max_steps) or a higher "
-            "optimizer.lr should lower the loss"
+            f"flat, though counting pairs does better: {more} or a higher optimizer.lr should "
+            "lower the loss"
         )
     if str(settings.get("scheduler._target_")).endswith(".constant"):
-        return "flat: more steps alone will not help much; a larger model or more text may help"
+        return f"flat: more {what} alone will not help much; a larger model or more text may help"
     return (
         "flat at the end, as it may be where the learning rate falls: a longer run "
-        "(trainer.max_steps), a larger model or more text may help"
+        f"({key}), a larger model or more text may help"
     )
 
 

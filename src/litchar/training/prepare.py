@@ -42,6 +42,7 @@ from litchar.training.resolve import (
     resolve_paths,
     resolve_steps,
 )
+from litchar.training.schedules import share_without_total
 
 
 @dataclass(frozen=True)
@@ -306,10 +307,11 @@ def _optimizer_and_schedule(
         given = "".join(f", {key}={value}" for key, value in schedule.keywords.items())
         line = not_taken("scheduler", config.scheduler, error)
         raise UserError(line or f"scheduler{given}: {error}") from None
-    if config.trainer.max_steps < 0 and not _goes_on_for_ever(schedule):
+    if config.trainer.max_steps < 0 and not share_without_total(schedule):
         raise UserError(
-            "scheduler: it needs to know the number of steps; set trainer.max_steps along with "
-            "trainer.max_time (whichever comes first ends the run), or scheduler=constant"
+            "scheduler: it needs to know the number of steps from the first on; use scheduler=wsd, "
+            "which learns it before scheduler.decay_fraction of the time (less than all) is left, "
+            "or set trainer.max_steps along with trainer.max_time (whichever comes first)"
         )
     return optimizer, schedule
 
@@ -325,11 +327,3 @@ def _of_parameters(
 ) -> torch.optim.Optimizer:
     """Build an optimiser of torch's, which takes parameters instead of a model."""
     return optimizer(model.parameters())
-
-
-def _goes_on_for_ever(schedule: Callable[[int, float], float]) -> bool:
-    """Return whether the schedule is independent of the total number of steps."""
-    try:
-        return schedule(10**6, 10**6) == schedule(10**6, math.inf)
-    except (OverflowError, ValueError):  # it computes with the infinite total
-        return False

@@ -49,7 +49,6 @@ class ProgressBar(ProgressBarCallback):
         self._began = trainer.global_step, time.monotonic()
         self._refresh_at = time.monotonic() + SILENT_SECONDS
         if redraws(self.console) and trainer.is_global_zero:
-            total = trainer.max_steps if trainer.max_steps > 0 else None
             self._bar = Progress(
                 BarColumn(bar_width=None),
                 MofNCompleteColumn(),
@@ -60,6 +59,7 @@ class ProgressBar(ProgressBarCallback):
                 transient=True,
                 expand=True,
             )
+            total = trainer.max_steps if trainer.max_steps > 0 else None
             self._bar.add_task("", total=total, completed=trainer.global_step, figures="")
             self._bar.start()
             self._refresh_at = 0.0
@@ -84,7 +84,8 @@ class ProgressBar(ProgressBarCallback):
             self.console.print(line, soft_wrap=True)
             return
         task = self._bar.task_ids[0]
-        self._bar.update(task, completed=trainer.global_step, figures=figures, refresh=True)
+        steps, total = trainer.global_step, max(trainer.max_steps, 0) or None  # which may be new
+        self._bar.update(task, total=total, completed=steps, figures=figures, refresh=True)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Print a line: step, losses, and the beginning of a sample."""

@@ -15,6 +15,7 @@ from litchar.errors import UserError
 from litchar.overrides import literal
 from litchar.settings import MAY_CHANGE, absolute_paths, flatten, plain, within
 from litchar.training.checks import check_epochs, check_whole_steps
+from litchar.training.deadline import seconds_of
 from litchar.training.devices import device_of
 
 
@@ -158,7 +159,9 @@ def resolve_steps(
     of characters in the training split; batches are still drawn at random. By default a run
     validates ten times, or less often where that would take longer than training, but at least
     twice; a very short run, as often as whole steps allow. A training step (forward and backward)
-    is taken to cost three times as much per character as validation.
+    is taken to cost three times as much per character as validation. If only time ends the run, it
+    validates whenever a tenth of the time has passed; where that may be within a step or differ
+    between ranks, every 500 steps.
 
     Args:
         by_default: whether `trainer.max_steps` is the device's default, which is lowered for a
@@ -197,6 +200,11 @@ def resolve_steps(
             affordable = 3 * trainer.max_steps * characters // val_characters
             steps = math.ceil(trainer.max_steps / min(10, max(2, affordable)))
         trainer.val_check_interval = steps * trainer.accumulate_grad_batches
+        alone = trainer.devices == trainer.num_nodes == trainer.accumulate_grad_batches == 1
+        if trainer.max_steps < 0 and trainer.max_time is not None and alone:
+            s = max(1, round(seconds_of(trainer.max_time) / 10))
+            clock = f"{s // 3600 % 24:02}:{s // 60 % 60:02}:{s % 60:02}"
+            trainer.val_check_interval = f"{s // 86400:02}:{clock}"
     check_whole_steps(trainer, trainer.accumulate_grad_batches, "trainer.accumulate_grad_batches")
     check_epochs(trainer)
 
@@ -206,7 +214,8 @@ def resolve_dropout(config: DictConfig, train_characters: int, vocab_size: int) 
 
     A model with more weights than the training split has characters memorises the text in time: its
     dropout is 0.1 from 5 passes on, and 0.2 from 20 passes on. If it has at least 20 times as many
-    weights and sees 20 passes, its input noise is 0.05 as well.
+    weights and sees 20 passes, its input noise is 0.05 as well. If only time ends the run, a minute
+    is taken to suffice for the device's default number of steps.
     """
     left_open = [key for key in BY_TEXT if config.model.get(key, 0.0) is None]
     if not left_open:
@@ -219,7 +228,10 @@ def resolve_dropout(config: DictConfig, train_characters: int, vocab_size: int) 
     except InstantiationException:
         return  # building the model will say why
     weights = sum(parameter.numel() for parameter in model.parameters())
-    steps = config.trainer.max_steps if config.trainer.max_steps > 0 else math.inf  # time ends it
+    steps = config.trainer.max_steps if config.trainer.max_steps > 0 else math.inf
+    if steps == math.inf and config.trainer.max_time is not None:
+        by_device = config.by_device[device_of(config.trainer.accelerator).type]
+        steps = by_device.trainer.max_steps * seconds_of(config.trainer.max_time) / 60
     passes = steps * characters_of_a_step(config) / train_characters
     chosen = {"dropout": 0.0, "noise": 0.0}
     if weights > train_characters:

@@ -37,10 +37,12 @@ from litchar.terminal import Terminal
 from litchar.training.callbacks import Metrics, Samples
 from litchar.training.checkpointing import AtomicCheckpointIO, Checkpoints
 from litchar.training.checks import check_whole_steps, is_endless
+from litchar.training.deadline import Deadline, seconds_of
 from litchar.training.prepare import Setup
 from litchar.training.profile import Profile
 from litchar.training.progress import ProgressBar
 from litchar.training.ranks import Environment
+from litchar.training.schedules import share_without_total
 from litchar.training.sharding import ShardedStrategy
 
 
@@ -65,6 +67,10 @@ def make_trainer(
     configured = _configured_callbacks(config, run_dir)
     has_bar = any(isinstance(callback, AnyProgressBar) for callback in configured)
     shows_bar = config.trainer.enable_progress_bar and not has_bar
+    deadline: list[Callback] = []
+    if config.trainer.max_time is not None and config.trainer.max_steps < 0:
+        share = share_without_total(setup.module.schedule)
+        deadline = [Deadline(seconds_of(config.trainer.max_time), share, terminal)]
     trainer = instantiate(
         config.trainer,
         _convert_="all",  # max_time may be a dictionary
@@ -73,6 +79,7 @@ def make_trainer(
         profiler=config.trainer.profiler or NoProfiler(),
         logger=entries(config, "logger", Logger),
         callbacks=[
+            *deadline,  # first: others ask whether this step is the last
             metrics,
             samples,
             *([ProgressBar(terminal, samples)] if shows_bar else []),
@@ -87,6 +94,11 @@ def make_trainer(
     interval = config.trainer.val_check_interval
     if trainer._val_check_time_interval is not None and trainer._val_check_time_interval <= 0:
         raise UserError(f"trainer.val_check_interval={interval}: must be above zero")
+    if trainer._val_check_time_interval is not None and place.world_size > 1:
+        raise UserError(  # settle_devices refuses a new run
+            f"trainer.val_check_interval={interval}: this run validates by time, and ranks have "
+            "their own clocks; resume it on one device"
+        )
     for callback in trainer.callbacks:
         _check_callback(callback, trainer, config.trainer)
     # Lightning's own handlers exit with code 0, and with several ranks would communicate from
