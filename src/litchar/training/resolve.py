@@ -209,13 +209,16 @@ def resolve_steps(
     check_epochs(trainer)
 
 
+DEFAULT_SECONDS = 45  # of a run of the default number of steps, on two CPU cores
+
+
 def resolve_dropout(config: DictConfig, train_characters: int, vocab_size: int) -> None:
     """Fill in the model's dropout and input noise where they are left open.
 
     A model with more weights than the training split has characters memorises the text in time: its
     dropout is 0.1 from 5 passes on, and 0.2 from 20 passes on. If it has at least 20 times as many
-    weights and sees 20 passes, its input noise is 0.05 as well. If only time ends the run, a minute
-    is taken to suffice for the device's default number of steps.
+    weights and sees 20 passes, its input noise is 0.05 as well. If only time ends the run, the
+    device's default number of steps is taken to need `DEFAULT_SECONDS`.
     """
     left_open = [key for key in BY_TEXT if config.model.get(key, 0.0) is None]
     if not left_open:
@@ -231,7 +234,7 @@ def resolve_dropout(config: DictConfig, train_characters: int, vocab_size: int) 
     steps = config.trainer.max_steps if config.trainer.max_steps > 0 else math.inf
     if steps == math.inf and config.trainer.max_time is not None:
         by_device = config.by_device[device_of(config.trainer.accelerator).type]
-        steps = by_device.trainer.max_steps * seconds_of(config.trainer.max_time) / 60
+        steps = by_device.trainer.max_steps * seconds_of(config.trainer.max_time) / DEFAULT_SECONDS
     passes = steps * characters_of_a_step(config) / train_characters
     chosen = {"dropout": 0.0, "noise": 0.0}
     if weights > train_characters:
