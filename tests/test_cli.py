@@ -18,6 +18,7 @@ import types
 
 import hydra
 import pytest
+from filelock import FileLock
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
@@ -609,6 +610,18 @@ def test_a_signal_while_packages_are_imported_leaves_nothing_behind(main, tmp_pa
     code, *_ = main(f"run_dir={tmp_path / 'run'}")
     assert code == 128 + signal.SIGTERM
     assert not (tmp_path / "run").exists()
+
+
+def test_a_signal_leaves_alone_what_another_process_trains_in_by_now(main, tmp_path, monkeypatch):
+    with contextlib.ExitStack() as another:
+
+        def imported(target):
+            another.enter_context(FileLock(tmp_path / "run/.lock"))
+            raise Interrupted(signal.SIGTERM)
+
+        monkeypatch.setattr("litchar.cli._function", imported)
+        main(f"run_dir={tmp_path / 'run'}")
+        assert {".hydra", ".lock"} <= {path.name for path in (tmp_path / "run").iterdir()}
 
 
 def test_an_unfit_text_ends_with_2_and_one_line(main, tmp_path):

@@ -26,6 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from litchar import signals
 from litchar.errors import (
+    BusyError,
     DivergedError,
     JobsFailedError,
     RankError,
@@ -47,7 +48,7 @@ from litchar.overrides import (
     quote,
     readable,
 )
-from litchar.run_dir import ROOT, default_outputs, remove_traces
+from litchar.run_dir import ROOT, default_outputs, remove_traces, sole_owner
 
 # Resolvers for configurations; here, so that a worker that unpickles a `Task` has them too.
 OmegaConf.register_new_resolver(  # keeps run directories distinct
@@ -97,7 +98,9 @@ class Task:
             return _function(self.target)
         except BaseException:
             if hydra_config.output_subdir is not None:
-                remove_traces(Path(hydra_config.runtime.output_dir))
+                run_dir = Path(hydra_config.runtime.output_dir)
+                with contextlib.suppress(BusyError), sole_owner(run_dir):
+                    remove_traces(run_dir)
             raise
 
 

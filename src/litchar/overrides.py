@@ -5,6 +5,7 @@ import difflib
 import functools
 import os
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -293,7 +294,8 @@ def explain(error: Exception, conf: Path, config_name: str) -> str:
         keys = _keys(conf, config_name)
         meant = "data=text data.path" if keys.get("data") else "checkpoint"
         if {"data", "checkpoint"} & keys.keys() and os.path.exists(str(error.override)):
-            return f"{error.override}: write KEY=VALUE: {meant}={error.override}"
+            words = f"{meant}={shlex.quote(str(error.override))}"
+            return f"{error.override}: write KEY=VALUE: {words}"
         return (
             f"{error.override}: Hydra cannot parse this; write KEY=VALUE, "
             "quoting special characters"

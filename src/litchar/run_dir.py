@@ -84,8 +84,11 @@ def remove_traces(run_dir: Path) -> None:
     """Delete what Hydra wrote for a run that did not begin: its record and, if nothing else is in
     it, the directory."""
     latest = records(run_dir)[0]
-    if latest.name == ".hydra" and holds_a_run(run_dir):
-        return  # a run's own record
+    if latest.name != ".hydra":  # there was a run before
+        shutil.rmtree(latest, ignore_errors=True)
+        return
+    if holds_a_run(run_dir):
+        return  # whose own record it is
     shutil.rmtree(latest, ignore_errors=True)
     with contextlib.suppress(OSError):  # such as a mount point; why the run ended matters more
         for file in (run_dir / ".lock", run_dir / "train.log"):

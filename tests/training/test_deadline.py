@@ -119,6 +119,7 @@ def test_rank_0_decides_when_the_plan_is_made():
         (("trainer.max_time=00:00:00:03",), "00:00:00:01"),
         (("trainer.max_time={days:20,hours:15,seconds:50}",), "02:01:30:05"),
         (("trainer.accumulate_grad_batches=2",), 1000),
+        (("+callbacks.more={_target_:GradientAccumulationScheduler}",), 500),
         (("trainer.devices=2",), 500),
         (("trainer.max_steps=50",), 5),
     ],
@@ -128,6 +129,17 @@ def test_a_tenth_of_the_time_passes_between_validations(compose, setting, interv
     resolve_by_device(config)
     resolve_steps(config, 10**6, 10**4)
     assert config.trainer.val_check_interval == interval
+
+
+def test_what_looks_at_the_interval_between_validations_works_with_a_time(train, clock):
+    stopping = ("callbacks=early_stopping", "trainer.val_check_interval=null")
+    assert summary(train(*TIMED, *stopping))["steps"] == 20
+
+
+def test_a_timer_of_ones_own_is_refused_where_there_is_one(train):
+    timer = "{_target_:lightning.pytorch.callbacks.Timer,duration:'00:00:00:02'}"
+    with pytest.raises(UserError, match="has a Timer already; leave out your own"):
+        train(*TIMED, f"+callbacks.timer={timer}")
 
 
 def test_a_run_that_validates_by_time_is_not_gone_on_with_by_several_ranks(train, clock):

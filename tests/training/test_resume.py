@@ -840,10 +840,12 @@ def test_a_directory_with_a_part_of_a_run_is_left_as_it_is(tmp_path, part):
 def test_a_refused_resumption_leaves_what_was_recorded_before(tmp_path):
     for number in (2, 10, 9):  # the latest record is not the one that was touched last
         (tmp_path / f".hydra/resumed-{number}").mkdir(parents=True)
-    (tmp_path / "summary.json").touch()
+    for name in ("summary.json", ".lock"):
+        (tmp_path / name).touch()
     remove_traces(tmp_path)
     found = sorted(path.name for path in tmp_path.glob(".hydra/*"))
     assert found == ["resumed-2", "resumed-9"]
+    (tmp_path / ".lock").unlink()  # fails if it is gone: another process may hold it
     shutil.rmtree(tmp_path / ".hydra")
     (tmp_path / ".hydra").mkdir()  # of the run itself
     remove_traces(tmp_path)

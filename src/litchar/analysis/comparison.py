@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from litchar.analysis.differences import (
+    CODE,
     SEEDS,
     TEXT_PLACES,
     comparable_by,
@@ -293,7 +294,13 @@ def revisions_of(runs: list[Run]) -> list[str]:
 
 
 def _revision_of(run: Run) -> str:
-    """Return a name for a run's code: its revision, and a hash of uncommitted changes if any."""
+    """Return a name for a run's code: its revision, a hash of uncommitted changes if any, and the
+    hash by which tables tell it apart if it is known."""
+    code = run.environment.get(CODE)
+    return _committed(run) + (f" (code {code})" if code else "")
+
+
+def _committed(run: Run) -> str:
     revision = str(run.environment.get("revision"))[:9]
     try:
         changes = (run.path / "code.diff").read_bytes()

@@ -28,7 +28,8 @@ def compared_keys(runs: list[Run], swept: list[str]) -> list[str]:
     for run in runs:
         alike.setdefault(repr([one_form(value_of(run, key)) for key in swept]), []).append(run)
     more = {key for group in alike.values() for key in differing(group)}
-    if any(len({value_of(run, CODE) for run in group}) > 1 for group in alike.values()):
+    codes = ({run.environment.get(CODE) for run in group} - {None} for group in alike.values())
+    if any(len(found) > 1 for found in codes):
         more.add(CODE)
     return sorted({*swept, *more}.difference(SEEDS))
 

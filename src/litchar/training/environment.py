@@ -1,5 +1,6 @@
 """The environment of a run: versions, hardware and the state of the code."""
 
+import functools
 import hashlib
 import json
 import os
@@ -25,10 +26,8 @@ CODE = ("src", "conf", "scripts")  # where a new file may change what a run does
 def describe(device: torch.device) -> dict[str, Any]:
     """Return versions, device and the state of the code as plain data.
 
-    `revision` is the commit that is checked out, `code` the last that changed `src`, followed by a
-    hash of what is not committed there: runs of the same `code` computed the same.
+    `revision` is the commit that is checked out, `code` a hash of the files in `src`.
     """
-    difference = _difference()
     names = ("litchar", "torch", "lightning", "hydra-core", "omegaconf", "numpy")
     return {
         "python": platform.python_version(),
@@ -37,16 +36,18 @@ def describe(device: torch.device) -> dict[str, Any]:
         "device": device_name(device),
         "cpu_threads": torch.get_num_threads(),
         "revision": _git("rev-parse", "HEAD").decode().strip() or None,  # None: no checkout
-        "uncommitted": bool(difference),
-        "code": _code(difference),
+        "uncommitted": bool(_difference()),
+        "code": _code(),
     }
 
 
-def _code(difference: bytes) -> str | None:
-    commit = _git("log", "-1", "--format=%H", "--", "src").decode()[:9] or None
-    files = (b"\n" + difference).split(b"\ndiff --git ")
-    changed = b"".join(file for file in files if file.startswith((b"a/src/", b'"a/src/')))
-    return f"{commit}+{hashlib.sha256(changed).hexdigest()[:6]}" if changed else commit
+@functools.cache  # all jobs of a sweep run what was imported, whatever is edited meanwhile
+def _code() -> str:
+    digest = hashlib.sha256()
+    for path in sorted((ROOT / "src").rglob("*.py")):
+        digest.update(f"{path.relative_to(ROOT)}\0{path.stat().st_size}\0".encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:8]
 
 
 def record(run_dir: Path, described: dict[str, Any]) -> None:

@@ -89,9 +89,10 @@ def _sizes(setup: "Setup") -> str:
 
 
 def _length(setup: "Setup") -> list[str]:
-    """Return a line with the number of steps and what it amounts to, unless time ends the run."""
+    """Return a line with the number of steps and what it amounts to, unless time ends the run or it
+    is for one batch."""
     data, trainer = setup.data, setup.config.trainer
-    if trainer.max_steps < 1:
+    if trainer.max_steps < 1 or trainer.overfit_batches:
         return []
     windows = data.batch_size * trainer.accumulate_grad_batches
     passes = trainer.max_steps * windows * data.block_size / len(data.splits["train"])

@@ -16,6 +16,7 @@ from litchar.text.vocabulary import printable
 from litchar.training.callbacks import Samples, is_validation, language_model
 
 REFRESH_SECONDS = 0.25
+MOST_SECONDS = 1e9  # that are worth telling
 SILENT_SECONDS = 60.0  # of which a log, where no bar is redrawn, has a line at least
 
 
@@ -113,8 +114,8 @@ class ProgressBar(ProgressBarCallback):
         step, at = self._began
         passed = time.monotonic() - at
         done, left = trainer.global_step - step, trainer.max_steps - trainer.global_step
-        rest = f", {_clock(passed * left / done)} left" if done > 0 and left > 0 else ""
-        return f"{_clock(passed)}{rest}"
+        rest = passed * left / done if done > 0 and left > 0 else 0.0
+        return _clock(passed) + (f", {_clock(rest)} left" if 0 < rest < MOST_SECONDS else "")
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         """Remove the bar, and show the cursor that it hides."""

@@ -169,12 +169,13 @@ def resolve_steps(
     """
     trainer = config.trainer
     characters = characters_of_a_step(config)
+    accumulates_more = any(
+        str(entry.get("_target_")).endswith("GradientAccumulationScheduler")
+        for entry in (config.callbacks or {}).values()
+        if isinstance(entry, DictConfig)
+    )
     for key in ("max_epochs", "min_epochs"):
-        if trainer[key] and any(
-            str(entry.get("_target_")).endswith("GradientAccumulationScheduler")
-            for entry in (config.callbacks or {}).values()
-            if entry
-        ):
+        if trainer[key] and accumulates_more:
             raise UserError(
                 f"trainer.{key}={trainer[key]}: needs a fixed number of characters per step, "
                 "which GradientAccumulationScheduler changes; count steps instead"
@@ -201,7 +202,8 @@ def resolve_steps(
             steps = math.ceil(trainer.max_steps / min(10, max(2, affordable)))
         trainer.val_check_interval = steps * trainer.accumulate_grad_batches
         alone = trainer.devices == trainer.num_nodes == trainer.accumulate_grad_batches == 1
-        if trainer.max_steps < 0 and trainer.max_time is not None and alone:
+        at_any_moment = alone and not accumulates_more
+        if trainer.max_steps < 0 and trainer.max_time is not None and at_any_moment:
             s = max(1, round(seconds_of(trainer.max_time) / 10))
             clock = f"{s // 3600 % 24:02}:{s // 60 % 60:02}:{s % 60:02}"
             trainer.val_check_interval = f"{s // 86400:02}:{clock}"

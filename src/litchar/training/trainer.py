@@ -69,6 +69,8 @@ def make_trainer(
     shows_bar = config.trainer.enable_progress_bar and not has_bar
     deadline: list[Callback] = []
     if config.trainer.max_time is not None and config.trainer.max_steps < 0:
+        if any(isinstance(callback, Timer) for callback in configured):
+            raise UserError("callbacks: trainer.max_time has a Timer already; leave out your own")
         share = share_without_total(setup.module.schedule)
         deadline = [Deadline(seconds_of(config.trainer.max_time), share, terminal)]
     trainer = instantiate(
@@ -92,8 +94,10 @@ def make_trainer(
     if isinstance(name := config.trainer.profiler, str):  # else to a log that nobody sees
         trainer.profiler.dirpath, trainer.profiler.filename = str(run_dir / "profile"), name
     interval = config.trainer.val_check_interval
-    if trainer._val_check_time_interval is not None and trainer._val_check_time_interval <= 0:
-        raise UserError(f"trainer.val_check_interval={interval}: must be above zero")
+    if trainer._val_check_time_interval is not None:
+        trainer.val_check_interval = None  # Lightning leaves it out, but EarlyStopping asks for it
+        if trainer._val_check_time_interval <= 0:
+            raise UserError(f"trainer.val_check_interval={interval}: must be above zero")
     if trainer._val_check_time_interval is not None and place.world_size > 1:
         raise UserError(  # settle_devices refuses a new run
             f"trainer.val_check_interval={interval}: this run validates by time, and ranks have "
