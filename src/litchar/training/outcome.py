@@ -37,8 +37,8 @@ def headline(setup: "Setup", place: Place, summary: dict[str, Any]) -> str:
         *_mixture(splits),
         *_held_out(splits),
         *([] if store.vocabulary.document is None else [_documents(splits)]),
-        f"{type(setup.module.model).__name__}: {summary['parameters']:,} parameters"
-        f"{_sizes(setup)}; {ranks}{device_name(setup.device)}, {summary['precision']}",
+        f"{type(setup.module.model).__name__}: {summary['parameters']:,} parameters{_sizes(setup)}",
+        f"{ranks}{device_name(setup.device)}, {summary['precision']}",
         *_length(setup),
         *_warmup(setup),
     ]
