@@ -98,11 +98,11 @@ def make_trainer(
         trainer.val_check_interval = None  # Lightning leaves it out, but EarlyStopping asks for it
         if trainer._val_check_time_interval <= 0:
             raise UserError(f"trainer.val_check_interval={interval}: must be above zero")
-    if trainer._val_check_time_interval is not None and place.world_size > 1:
-        raise UserError(  # settle_devices refuses a new run
-            f"trainer.val_check_interval={interval}: this run validates by time, and ranks have "
-            "their own clocks; resume it on one device"
-        )
+        if place.world_size > 1:  # settle_devices refuses a new run
+            raise UserError(
+                f"trainer.val_check_interval={interval}: this run validates by time, and ranks "
+                "have their own clocks; resume it on one device"
+            )
     for callback in trainer.callbacks:
         _check_callback(callback, trainer, config.trainer)
     # Lightning's own handlers exit with code 0, and with several ranks would communicate from
