@@ -624,6 +624,16 @@ def test_a_signal_leaves_alone_what_another_process_trains_in_by_now(main, tmp_p
         assert {".hydra", ".lock"} <= {path.name for path in (tmp_path / "run").iterdir()}
 
 
+def test_a_lock_that_cannot_be_had_hides_no_signal(main, tmp_path, monkeypatch):
+    def imported(target):
+        (tmp_path / "run/.lock").mkdir()
+        raise Interrupted(signal.SIGTERM)
+
+    monkeypatch.setattr("litchar.cli._function", imported)
+    code, *_ = main(f"run_dir={tmp_path / 'run'}")
+    assert code == 128 + signal.SIGTERM
+
+
 def test_an_unfit_text_ends_with_2_and_one_line(main, tmp_path):
     path = write(tmp_path / "text.txt", b"good text \xff here")
     code, _, said = main(*SMALL, f"data.path={path}")

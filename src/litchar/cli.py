@@ -99,7 +99,7 @@ class Task:
         except BaseException:
             if hydra_config.output_subdir is not None:
                 run_dir = Path(hydra_config.runtime.output_dir)
-                with contextlib.suppress(BusyError), sole_owner(run_dir):
+                with contextlib.suppress(BusyError, OSError), sole_owner(run_dir):
                     remove_traces(run_dir)
             raise
 
